@@ -1,0 +1,155 @@
+"""Join guidance and scheduler update to the denoiser, and make the small graphs around it.
+
+The result `denoise` computes one denoising call: state in, next state out. Knows the tensor contract of
+`engines/README.md`; knows nothing of schedulers, whose coefficients are an input.
+"""
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from latentrt.runtime.errors import ExportError
+
+REGISTERS = 6
+F32 = ir.DataType.FLOAT
+
+
+class _Ops(Tape):
+    """A tape with short forms for the few operators used here."""
+
+    def const(self, values: list[int] | list[float] | float, dtype: type = np.int64) -> ir.Value:
+        name = f"const_{len(self.initializers):02d}_{'_'.join(str(v) for v in np.ravel(values)).replace('-', 'm')}"
+        return self.initializer(ir.tensor(np.array(values, dtype), name=name), name)
+
+    def unsqueeze(self, value: ir.Value, *axes: int) -> ir.Value:
+        return self.op("Unsqueeze", [value, self.const(list(axes))])
+
+    def mean(self, value: ir.Value, *axes: int) -> ir.Value:
+        return self.op("ReduceMean", [value, self.const(list(axes))], {"keepdims": 1})
+
+    def weighted_sum(self, values: ir.Value, weights: ir.Value, axis: int, *, keepdims: int) -> ir.Value:
+        """Mul + ReduceSum, never a MatMul, which TensorRT would round to TF32."""
+        product = self.op("Mul", [values, weights])
+        return self.op("ReduceSum", [product, self.const([axis])], {"keepdims": keepdims})
+
+    def dims(self, value: ir.Value, start: int, end: int | None = None) -> ir.Value:
+        """Dimensions [start, end) of a tensor, as a 1-D integer tensor."""
+        return self.op("Shape", [value], {"start": start} if end is None else {"start": start, "end": end})
+
+
+def tensor(name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
+    """A graph input."""
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+
+def fuse_denoise(loop: ir.Model, *, channels: int) -> ir.Model:
+    """UNet -> UNet + guidance + scheduler update, in place.
+
+    Inputs: `state` (B, R, C, h, w), `coefficients` (B, R, R+2), `guidance` (B, G), `guidance_rescale` (B,),
+    `noise` (B, C, h, w), all float32, then what the cut left: `time_features` (B*G, F), `key_*`, `value_*` (B*G, S, …).
+    Output: `next_state` (B, R, C, h, w) float32.
+
+    With x = state[:, 0], m_g = UNet(x) for each guidance group, m = sum_g guidance_g m_g (rescaled towards the standard
+    deviation of the last group's by Lin et al. 2023, eq. 15-16, where guidance_rescale > 0):
+    next_state_r = sum_k coefficients[r, k] [state_0 … state_{R-1}, m, noise]_k.
+    """
+    graph = loop.graph
+    sample = next((v for v in graph.inputs if v.name == "sample"), None)
+    if sample is None or len(graph.outputs) != 1:
+        raise ExportError("the denoiser must have an input 'sample' and one output")
+    latent = [channels, "h", "w"]
+    state = tensor("state", F32, ["B", REGISTERS, *latent])
+    coefficients = tensor("coefficients", F32, ["B", REGISTERS, REGISTERS + 2])
+    guidance = tensor("guidance", F32, ["B", "G"])
+    rescale = tensor("guidance_rescale", F32, ["B"])
+    noise = tensor("noise", F32, ["B", *latent])
+
+    before = _Ops()
+    x = before.op("Gather", [state, before.const(0)], {"axis": 1})
+    image = before.dims(x, 1)
+    grouped = before.op("Concat", [before.dims(guidance, 0), image], {"axis": 0})
+    repeated = before.op("Expand", [before.unsqueeze(x, 1), grouped])
+    flat = before.op("Reshape", [repeated, before.op("Concat", [before.const([-1]), image], {"axis": 0})])
+    if sample.dtype != F32:
+        flat = before.op("Cast", [flat], {"to": int(sample.dtype or F32)})
+    flat.dtype, flat.shape = sample.dtype, sample.shape
+
+    after = _Ops()
+    output = graph.outputs[0]
+    if output.dtype != F32:
+        output = after.op("Cast", [output], {"to": int(F32)})
+    predictions = after.op("Reshape", [output, grouped])
+    weights = after.unsqueeze(guidance, 2, 3, 4)
+    guided = after.weighted_sum(predictions, weights, 1, keepdims=1)
+    m = _rescaled(after, guided, predictions, rescale)
+    everything = after.op("Concat", [state, m, after.unsqueeze(noise, 1)], {"axis": 1})
+    rows = after.unsqueeze(coefficients, 3, 4, 5)
+    next_state = after.weighted_sum(after.unsqueeze(everything, 1), rows, 2, keepdims=0)
+    next_state.name, next_state.dtype, next_state.shape = "next_state", F32, state.shape
+
+    rest = [v for v in graph.inputs if v is not sample]
+    ir.convenience.replace_all_uses_with(sample, flat)
+    graph.inputs[:] = [state, coefficients, guidance, rescale, noise, *rest]
+    graph.insert_before(graph[0], before.nodes)
+    graph.extend(after.nodes)
+    for value in (*before.initializers, *_renamed(after.initializers, "after")):
+        graph.register_initializer(value)
+    graph.outputs[:] = [next_state]
+    for value in rest:
+        assert value.shape is not None
+        value.shape = ir.Shape(["B*G", *list(value.shape)[1:]])
+    graph.sort()
+    return loop
+
+
+def _rescaled(ops: _Ops, guided: ir.Value, predictions: ir.Value, rescale: ir.Value) -> ir.Value:
+    """guided * (1 + r (std_last / std_guided - 1)); exactly `guided` where r = 0, whatever the deviations are."""
+    last = ops.op("Gather", [predictions, ops.const([-1])], {"axis": 1})
+    ratio = ops.op("Sqrt", [ops.op("Div", [_variance(ops, last), _variance(ops, guided)])])
+    one, zero = ops.const(1.0, np.float32), ops.const(0.0, np.float32)
+    r = ops.unsqueeze(rescale, 1, 2, 3, 4)
+    factor = ops.op("Add", [one, ops.op("Mul", [r, ops.op("Sub", [ratio, one])])])
+    factor = ops.op("Where", [ops.op("Greater", [r, zero]), factor, one])
+    return ops.op("Mul", [guided, factor])
+
+
+def _variance(ops: _Ops, value: ir.Value) -> ir.Value:
+    centred = ops.op("Sub", [value, ops.mean(value, 2, 3, 4)])
+    return ops.mean(ops.op("Mul", [centred, centred]), 2, 3, 4)
+
+
+def _renamed(values: "tuple[ir.Value, ...] | list[ir.Value]", prefix: str) -> list[ir.Value]:
+    for value in values:
+        value.name = f"{prefix}_{value.name}"
+    return list(values)
+
+
+def blend_model(*, channels: int, opset: int) -> ir.Model:
+    """The graph `blend`: puts known latents back into row 0 of the state where the mask is 0.
+
+    row 0 = mask * state_0 + (1 - mask) * (blend_0 * clean + blend_1 * noise); the other rows pass through.
+    """
+    latent = [channels, "h", "w"]
+    state = tensor("state", F32, ["B", REGISTERS, *latent])
+    mask = tensor("mask", F32, ["B", 1, "h", "w"])
+    clean, noise = tensor("clean", F32, ["B", *latent]), tensor("noise", F32, ["B", *latent])
+    blend = tensor("blend", F32, ["B", 2])
+    ops = _Ops()
+    sizes = ops.const([1, REGISTERS - 1])
+    current, history = ops.op_multi_out("Split", [state, sizes], {"axis": 1}, num_outputs=2)
+    pair = ops.op("Concat", [ops.unsqueeze(clean, 1), ops.unsqueeze(noise, 1)], {"axis": 1})
+    known = ops.weighted_sum(pair, ops.unsqueeze(blend, 2, 3, 4), 1, keepdims=1)
+    inside = ops.unsqueeze(mask, 1)
+    outside = ops.op("Sub", [ops.const(1.0, np.float32), inside])
+    row = ops.op("Add", [ops.op("Mul", [inside, current]), ops.op("Mul", [outside, known])])
+    next_state = ops.op("Concat", [row, history], {"axis": 1})
+    next_state.name, next_state.dtype, next_state.shape = "next_state", F32, state.shape
+    graph = ir.Graph(
+        [state, mask, clean, noise, blend],
+        [next_state],
+        nodes=ops.nodes,
+        initializers=ops.initializers,
+        opset_imports={"": opset},
+        name="blend",
+    )
+    return ir.Model(graph, ir_version=10, producer_name="latentrt")

@@ -1,0 +1,162 @@
+"""Export a torch module to ONNX and simplify the graph, keeping track of every parameter.
+
+Knows tensors and graphs; knows nothing of Stable Diffusion. PyTorch's exporter transposes linear weights and merges
+equal ones, which leaves anonymous initializers behind. Here a parameter keeps its name, one initializer each, so that
+LoRA and refitting find their way back.
+"""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import torch
+from onnxscript import optimizer
+
+from latentrt.runtime.errors import ExportError
+
+TRANSPOSED = ".transposed"
+OPSETS = (18, 23)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInput:
+    """One input of a module to export: an example tensor, and the names of its dynamic dimensions by index."""
+
+    name: str
+    example: torch.Tensor
+    dynamic: Mapping[int, str]
+
+
+def onnx_from_module(
+    module: torch.nn.Module, inputs: Sequence[TensorInput], outputs: Sequence[str], *, opset: int
+) -> ir.Model:
+    """Export `module` and return its simplified ONNX graph.
+
+    Args:
+        module: takes `inputs` in order and returns a tensor, or a tuple of them, named `outputs`. Put it in eval mode.
+        opset: 23 keeps attention and group normalization as single nodes, 18 is read by more runtimes.
+
+    Each initializer is a parameter of the module under its own name, or its transpose with `.transposed` appended, or
+    a constant. Every dynamic dimension stays dynamic: an export that would fix one raises `ExportError`.
+    """
+    if opset not in OPSETS:
+        raise ExportError(f"opset {opset} is not supported: choose one of {', '.join(map(str, OPSETS))}")
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            tuple(i.example for i in inputs),
+            dynamo=True,
+            opset_version=opset,
+            optimize=False,
+            verbose=False,
+            input_names=[i.name for i in inputs],
+            output_names=list(outputs),
+            dynamic_shapes=tuple({axis: torch.export.Dim.DYNAMIC for axis in i.dynamic} for i in inputs),
+        )
+    if program is None:
+        raise ExportError("torch.onnx.export returned nothing; run it with verbose=True to see why")
+    model: ir.Model = program.model
+    _name_dimensions(model.graph, {i.name: i.dynamic for i in inputs})
+    simplify(model)
+    return model
+
+
+def simplify(model: ir.Model) -> None:
+    """Fold constants and remove dead or repeated nodes, in place; parameters keep their names.
+
+    Parameters are held as graph inputs meanwhile, so that the optimizer can neither fold nor merge them.
+    """
+    graph = model.graph
+    passes.InlinePass()(model)
+    _fold_transposes(graph)
+    parameters = [v for v in graph.initializers.values() if v.uses()]
+    tensors = [v.const_value for v in parameters]
+    own_inputs = len(graph.inputs)
+    graph.initializers.clear()
+    for value in parameters:
+        value.const_value = None
+        graph.inputs.append(value)
+    with _quiet():
+        optimizer.optimize_ir(model)
+    del graph.inputs[own_inputs:]
+    for value, tensor in zip(parameters, tensors, strict=True):
+        if value.uses():
+            value.const_value = tensor
+            graph.register_initializer(value)
+    passes.ClearMetadataAndDocStringPass()(model)
+
+
+def _fold_transposes(graph: ir.Graph) -> None:
+    """Replace Transpose(parameter) by an initializer that holds the transposed matrix."""
+    folded: dict[str, ir.Value] = {}
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "Transpose" else None
+        if source is None or source.name not in graph.initializers or source.const_value is None:
+            continue
+        tensor, perm = source.const_value, list(node.attributes["perm"].as_ints())
+        if perm != [1, 0]:
+            continue
+        name = source.name + TRANSPOSED
+        if name not in folded:
+            rows, columns = tensor.shape.numpy()
+            shape = ir.Shape([columns, rows])
+            value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape)
+            value.const_value = ir.LazyTensor(
+                lambda t=tensor: ir.tensor(np.ascontiguousarray(t.numpy().T)), tensor.dtype, shape, name=name
+            )
+            graph.register_initializer(value)
+            folded[name] = value
+        ir.convenience.replace_all_uses_with(node.outputs[0], folded[name])
+        graph.remove(node, safe=True)
+
+
+def _name_dimensions(graph: ir.Graph, dynamic: Mapping[str, Mapping[int, str]]) -> None:
+    """Rename the exporter's symbols (`s27`) to the given names everywhere; refuse a dimension that became fixed."""
+    names: dict[str, str] = {}
+    for value in graph.inputs:
+        assert value.shape is not None
+        for axis, name in dynamic.get(value.name or "", {}).items():
+            dimension = value.shape[axis]
+            if isinstance(dimension, int):
+                raise ExportError(
+                    f"dimension {axis} ({name!r}) of input {value.name!r} was fixed to {dimension} by the export; "
+                    "the module's code depends on its value"
+                )
+            names.setdefault(str(dimension.value), name)
+    for value in _values(graph):
+        if value.shape is not None:
+            value.shape = ir.Shape([d if isinstance(d, int) else _renamed(d.value, names) for d in value.shape])
+
+
+def _renamed(symbol: str | None, names: Mapping[str, str]) -> str | None:
+    return None if symbol is None else re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), symbol)
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's notes about its own internals do not help anyone who exports a checkpoint."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

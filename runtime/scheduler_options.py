@@ -1,0 +1,166 @@
+"""Tables of the options of diffusers' schedulers (0.42): keys, defaults, choices, and what a plan cannot express.
+
+Data only; `scheduler_config` reads it.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+_BASE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "steps_offset": 0,
+}
+_LATENT_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+_LEADING = {"timestep_spacing": "leading"}
+_LINSPACE = {"timestep_spacing": "linspace"}
+_ZERO_SNR = {"rescale_betas_zero_snr": False}
+_THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+# Only some constructors have sigma_min and sigma_max, but `from_config` hands them on to every class that respaces.
+_RESPACED = {
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "sigma_min": None,
+    "sigma_max": None,
+}
+_FLOW = {
+    "use_flow_sigmas": False,
+    "flow_shift": 1.0,
+    "use_dynamic_shifting": False,
+    "time_shift_type": "exponential",
+}
+_DPM = {
+    "solver_order": 2,
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "lower_order_final": True,
+    "final_sigmas_type": "zero",
+    "lambda_min_clipped": -np.inf,
+    "variance_type": None,
+}
+_CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
+_CONSISTENCY = {
+    **_LATENT_BETAS,
+    "beta_schedule": "scaled_linear",
+    "original_inference_steps": 50,
+    "timestep_scaling": 10.0,
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+    "set_alpha_to_one": True,
+}
+
+# Constructor defaults of the classes that Stable Diffusion is used with: a key's presence says that the class reads it.
+OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "DDIMScheduler": _BASE | _LEADING | _ZERO_SNR | _THRESHOLD | _CLIP | {"set_alpha_to_one": True},
+        "DDPMScheduler": _BASE | _LEADING | _ZERO_SNR | _THRESHOLD | _CLIP | {"variance_type": "fixed_small"},
+        "PNDMScheduler": _BASE | _LEADING | {"skip_prk_steps": False, "set_alpha_to_one": False},
+        "LCMScheduler": _BASE | _LEADING | _ZERO_SNR | _THRESHOLD | _CONSISTENCY,
+        "TCDScheduler": _BASE | _LEADING | _ZERO_SNR | _THRESHOLD | _CONSISTENCY,
+        "LMSDiscreteScheduler": _BASE | _LINSPACE | _RESPACED,
+        "EulerDiscreteScheduler": _BASE
+        | _LINSPACE
+        | _ZERO_SNR
+        | _RESPACED
+        | {"interpolation_type": "linear", "timestep_type": "discrete", "final_sigmas_type": "zero"},
+        "EulerAncestralDiscreteScheduler": _BASE | _LINSPACE | _ZERO_SNR,
+        "HeunDiscreteScheduler": _BASE | _LATENT_BETAS | _LINSPACE | _RESPACED | _CLIP | {"clip_sample": False},
+        "KDPM2DiscreteScheduler": _BASE | _LATENT_BETAS | _LINSPACE | _RESPACED,
+        "KDPM2AncestralDiscreteScheduler": _BASE | _LATENT_BETAS | _LINSPACE | _RESPACED,
+        "DPMSolverSDEScheduler": _BASE | _LATENT_BETAS | _LINSPACE | _RESPACED | {"noise_sampler_seed": None},
+        "DPMSolverMultistepScheduler": _BASE
+        | _LINSPACE
+        | _ZERO_SNR
+        | _THRESHOLD
+        | _RESPACED
+        | _FLOW
+        | _DPM
+        | {"euler_at_final": False, "use_lu_lambdas": False},
+        "DPMSolverSinglestepScheduler": {k: v for k, v in _BASE.items() if k != "steps_offset"}
+        | _THRESHOLD
+        | _RESPACED
+        | _FLOW
+        | _DPM
+        | {"lower_order_final": False},
+        "DEISMultistepScheduler": _BASE
+        | _LINSPACE
+        | _THRESHOLD
+        | _RESPACED
+        | _FLOW
+        | {"solver_order": 2, "algorithm_type": "deis", "solver_type": "logrho", "lower_order_final": True},
+        "UniPCMultistepScheduler": _BASE
+        | _LINSPACE
+        | _ZERO_SNR
+        | _THRESHOLD
+        | _RESPACED
+        | _FLOW
+        | {
+            "solver_order": 2,
+            "predict_x0": True,
+            "solver_type": "bh2",
+            "lower_order_final": True,
+            "disable_corrector": [],
+            "solver_p": None,
+            "final_sigmas_type": "zero",
+            "shift_terminal": None,
+        },
+    }
+)
+# Keys that a switch may leave behind from classes which are not offered here.
+_OTHER_KEYS = frozenset(
+    {"predictor_order", "corrector_order", "tau_func", "sigma_data", "sigma_schedule", "rho", "noise_sampler_seed"}
+)
+KNOWN_KEYS = frozenset().union(*OPTIONS.values()) | _OTHER_KEYS
+
+CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+        "prediction_type": ("epsilon", "v_prediction", "sample"),
+        "timestep_spacing": ("leading", "linspace", "trailing"),
+        "timestep_type": ("discrete", "continuous"),
+        "interpolation_type": ("linear", "log_linear"),
+        "final_sigmas_type": ("zero", "sigma_min"),
+    }
+)
+CLASS_CHOICES: Mapping[str, Mapping[str, tuple[Any, ...]]] = MappingProxyType(
+    {
+        "DPMSolverMultistepScheduler": {
+            "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"),
+            "solver_type": ("midpoint", "heun"),
+            "solver_order": (1, 2, 3),
+        },
+    }
+)
+# Values of other classes that a class reads as one of its own.
+ALIASES: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType(
+    {
+        "DPMSolverMultistepScheduler": {
+            "algorithm_type": {"deis": "dpmsolver++"},
+            "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
+        },
+    }
+)
+_CLIPS = (
+    "limits the predicted latents to a range, which is not linear, so it cannot be compiled to a plan. It is meant for "
+    'models of pixels: set "{key}": false in the scheduler config, as Stable Diffusion checkpoints do'
+)
+_LEARNED = 'is for models that predict their variance, which Stable Diffusion does not: set "variance_type": null'
+# (option, value) -> why it is refused and what to do instead.
+REFUSED: Mapping[tuple[str, Any], str] = MappingProxyType(
+    {
+        ("clip_sample", True): _CLIPS.format(key="clip_sample"),
+        ("thresholding", True): _CLIPS.format(key="thresholding"),
+        ("variance_type", "learned"): _LEARNED,
+        ("variance_type", "learned_range"): _LEARNED,
+        ("use_beta_sigmas", True): "is not available: use_karras_sigmas and use_exponential_sigmas are",
+        ("use_flow_sigmas", True): "is for flow-matching models, not for Stable Diffusion: set it to false",
+    }
+)
