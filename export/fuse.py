@@ -4,6 +4,8 @@ The result `denoise` computes one denoising call: state in, next state out. Know
 `engines/README.md`; knows nothing of schedulers, whose coefficients are an input.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
@@ -37,7 +39,7 @@ class _Ops(Tape):
         return self.op("Shape", [value], {"start": start} if end is None else {"start": start, "end": end})
 
 
-def tensor(name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
+def tensor(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
     """A graph input."""
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
@@ -57,7 +59,7 @@ def fuse_denoise(loop: ir.Model, *, channels: int) -> ir.Model:
     sample = next((v for v in graph.inputs if v.name == "sample"), None)
     if sample is None or len(graph.outputs) != 1:
         raise ExportError("the denoiser must have an input 'sample' and one output")
-    latent = [channels, "h", "w"]
+    latent: list[int | str] = [channels, "h", "w"]
     state = tensor("state", F32, ["B", REGISTERS, *latent])
     coefficients = tensor("coefficients", F32, ["B", REGISTERS, REGISTERS + 2])
     guidance = tensor("guidance", F32, ["B", "G"])
@@ -72,7 +74,7 @@ def fuse_denoise(loop: ir.Model, *, channels: int) -> ir.Model:
     flat = before.op("Reshape", [repeated, before.op("Concat", [before.const([-1]), image], {"axis": 0})])
     if sample.dtype != F32:
         flat = before.op("Cast", [flat], {"to": int(sample.dtype or F32)})
-    flat.dtype, flat.shape = sample.dtype, sample.shape
+    flat.type, flat.shape = sample.type, sample.shape
 
     after = _Ops()
     output = graph.outputs[0]
@@ -118,7 +120,7 @@ def _variance(ops: _Ops, value: ir.Value) -> ir.Value:
     return ops.mean(ops.op("Mul", [centred, centred]), 2, 3, 4)
 
 
-def _renamed(values: "tuple[ir.Value, ...] | list[ir.Value]", prefix: str) -> list[ir.Value]:
+def _renamed(values: Sequence[ir.Value], prefix: str) -> list[ir.Value]:
     for value in values:
         value.name = f"{prefix}_{value.name}"
     return list(values)
@@ -129,7 +131,7 @@ def blend_model(*, channels: int, opset: int) -> ir.Model:
 
     row 0 = mask * state_0 + (1 - mask) * (blend_0 * clean + blend_1 * noise); the other rows pass through.
     """
-    latent = [channels, "h", "w"]
+    latent: list[int | str] = [channels, "h", "w"]
     state = tensor("state", F32, ["B", REGISTERS, *latent])
     mask = tensor("mask", F32, ["B", 1, "h", "w"])
     clean, noise = tensor("clean", F32, ["B", *latent]), tensor("noise", F32, ["B", *latent])

@@ -59,7 +59,7 @@ def onnx_from_module(
             verbose=False,
             input_names=[i.name for i in inputs],
             output_names=list(outputs),
-            dynamic_shapes=tuple({axis: torch.export.Dim.DYNAMIC for axis in i.dynamic} for i in inputs),
+            dynamic_shapes=tuple(dict.fromkeys(i.dynamic, torch.export.Dim.DYNAMIC) for i in inputs),
         )
     if program is None:
         raise ExportError("torch.onnx.export returned nothing; run it with verbose=True to see why")
@@ -96,26 +96,30 @@ def simplify(model: ir.Model) -> None:
 
 def _fold_transposes(graph: ir.Graph) -> None:
     """Replace Transpose(parameter) by an initializer that holds the transposed matrix."""
-    folded: dict[str, ir.Value] = {}
     for node in list(graph):
         source = node.inputs[0] if node.op_type == "Transpose" else None
         if source is None or source.name not in graph.initializers or source.const_value is None:
             continue
-        tensor, perm = source.const_value, list(node.attributes["perm"].as_ints())
-        if perm != [1, 0]:
+        if list(node.attributes["perm"].as_ints()) != [1, 0]:
             continue
-        name = source.name + TRANSPOSED
-        if name not in folded:
-            rows, columns = tensor.shape.numpy()
-            shape = ir.Shape([columns, rows])
-            value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape)
-            value.const_value = ir.LazyTensor(
-                lambda t=tensor: ir.tensor(np.ascontiguousarray(t.numpy().T)), tensor.dtype, shape, name=name
-            )
-            graph.register_initializer(value)
-            folded[name] = value
-        ir.convenience.replace_all_uses_with(node.outputs[0], folded[name])
+        name = f"{source.name}{TRANSPOSED}"
+        if name not in graph.initializers:
+            graph.register_initializer(_transposed(source.const_value, name))
+        ir.convenience.replace_all_uses_with(node.outputs[0], graph.initializers[name])
         graph.remove(node, safe=True)
+
+
+def _transposed(tensor: ir.TensorProtocol, name: str) -> ir.Value:
+    """An initializer that is transposed when it is written, so that no copy is held until then."""
+    rows, columns = tensor.shape.numpy()
+    shape = ir.Shape([columns, rows])
+
+    def transpose() -> ir.TensorProtocol:
+        return ir.tensor(np.ascontiguousarray(tensor.numpy().T))
+
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape)
+    value.const_value = ir.LazyTensor(transpose, tensor.dtype, shape, name=name)
+    return value
 
 
 def _name_dimensions(graph: ir.Graph, dynamic: Mapping[str, Mapping[int, str]]) -> None:

@@ -1,9 +1,9 @@
-"""Cut a denoiser graph in three by data dependency: what depends on the timestep alone, on the text alone, and the rest.
+"""Cut a denoiser graph in three by data dependency: what the timestep decides, what the text decides, and the rest.
 
 Knows dependencies only, no layer names: any denoiser is cut the same way, whatever its blocks are called.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,11 +151,10 @@ def _loop_model(
     split_values = tape.op_multi_out("Split", [features, sizes], {"axis": 1}, num_outputs=len(widths))
     for number, (value, piece) in enumerate(zip(time_cut, split_values, strict=True)):
         old = pieces[value.name]
-        assert old.shape is not None
-        shape = np.array([-1, *old.shape.numpy()[1:]] if len(old.shape) == 1 else [-1, *_trailing(old)], np.int64)
-        target = tape.initializer(ir.tensor(shape), f"time_feature_shape_{number:02d}")
+        shape = ir.tensor(np.array([-1, *_trailing(old)], np.int64))
+        target = tape.initializer(shape, f"time_feature_shape_{number:02d}")
         unpacked = tape.op("Reshape", [piece, target])
-        unpacked.dtype, unpacked.shape = old.dtype, old.shape
+        unpacked.type, unpacked.shape = old.type, old.shape
         graph.inputs.remove(old)
         ir.convenience.replace_all_uses_with(old, unpacked)
     first = graph[0]
@@ -212,10 +211,3 @@ def _model(model: ir.Model, graph: ir.Graph) -> ir.Model:
     result = ir.Model(graph, ir_version=model.ir_version, producer_name="latentrt")
     passes.RemoveUnusedNodesPass()(result)
     return result
-
-
-def values_of(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Inputs and all node outputs of a graph."""
-    yield from graph.inputs
-    for node in graph:
-        yield from node.outputs

@@ -229,7 +229,7 @@ class Bundle:
         return self.manifest.graphs[name]
 
     def altered_files(self, progress: Callable[[int], object] = lambda _: None) -> list[str]:
-        """Names of files whose sha256 is not the manifest's; `progress` gets the number of bytes read so far by each."""
+        """Names of files whose sha256 is not the manifest's; `progress` gets the size of each piece that was read."""
         return [n for n, e in self.manifest.files.items() if sha256_of_file(self.file(n), progress) != e.sha256]
 
 

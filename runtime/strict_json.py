@@ -76,9 +76,8 @@ def _decode_dataclass(cls: type, data: object, where: str) -> Any:
     for key in items:
         if key not in names:
             near = difflib.get_close_matches(key, names, 1)
-            raise StrictJSONError(
-                f"{where} has the unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {names}")
-            )
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {names}"
+            raise StrictJSONError(f"{where} has the unknown key {key!r}; {hint}")
     missing = [name for name in names if name not in items]
     if missing:
         raise StrictJSONError(f"{where} lacks {', '.join(map(repr, missing))}")

@@ -1,0 +1,279 @@
+"""Check exported graphs against PyTorch, at two shapes each, and make the bundle's golden outputs.
+
+Runs as a child process of the export (`python -m latentrt.export.parity`, request as JSON on stdin, the golden's
+record as the last line of stdout). The reference is the checkpoint's own module in float32, with the weights as the
+precision rounds them. Exit status 3 means that a graph is wrong; the last line of stderr says which and by how much.
+"""
+
+import gc
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from latentrt.runtime.bundle import Defaults, Golden, Model
+from latentrt.runtime.errors import ParityError, SchedulerError
+from latentrt.runtime.noise import TorchGenerator
+from latentrt.runtime.scheduler import Plan, resolve
+from latentrt.runtime.strict_json import decode, encode
+from latentrt.runtime.tokenizer import Tokenizer
+
+from .checkpoint import Checkpoint
+from .fuse import REGISTERS
+from .precision import dtype_of
+from .storage import float32_twin
+from .text_encoder import TextEncoderGraph
+from .vae import VAEDecoderGraph, VAEEncoderGraph
+
+Array = NDArray[Any]
+GOLDEN_FILE = "golden/golden.safetensors"
+# Largest error, relative to the largest value; for bytes, levels of 255.
+TOLERANCE = {"fp32": 2e-4, "fp16": 3e-2, "bf16": 5e-2}
+BYTE_LEVELS = {"fp32": 1, "fp16": 8, "bf16": 32}
+# What a runtime must reach when it replays the golden: relative errors of embedding and latents, PSNR in dB.
+GOLDEN_LIMITS = {"fp32": (1e-3, 1e-3, 50.0), "fp16": (3e-2, 1e-1, 30.0), "bf16": (1e-1, 3e-1, 20.0)}
+# Weights of the groups, for each number of groups that is checked.
+GUIDANCE = {1: (1.0,), 2: (-3.0, 4.0)}
+# Models above this many UNet parameters make a small golden, so that an export stays a matter of minutes.
+_LARGE = 100_000_000
+_EMBEDDING_SLICE = 16
+
+
+class _Check:
+    """Runs graphs of the folder with ONNX Runtime and compares them; keeps nothing between graphs."""
+
+    def __init__(self, folder: Path, precision: str) -> None:
+        self.folder, self.precision = folder, precision
+
+    def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One run of a graph; bf16 graphs as their float32 twins, which a CPU can execute."""
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        path = self.folder / f"{graph}.onnx"
+        with tempfile.TemporaryDirectory() as temporary:
+            if self.precision == "bf16":
+                path = Path(temporary) / path.name
+                float32_twin(self.folder / f"{graph}.onnx", path)
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            names = [o.name for o in session.get_outputs()]
+            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+    def compare(self, graph: str, name: str, got: Array, expected: Array) -> None:
+        """Raise `ParityError` unless `got` is within the tolerance of `expected`."""
+        if got.shape != expected.shape:
+            raise ParityError(f"{graph}: {name} has the shape {got.shape} instead of {expected.shape}")
+        difference = np.abs(got.astype(np.float64) - expected.astype(np.float64)).max()
+        if expected.dtype == np.uint8:
+            error, limit, unit = difference, float(BYTE_LEVELS[self.precision]), "levels of 255"
+        else:
+            error, limit, unit = difference / np.abs(expected).max(), TOLERANCE[self.precision], "of the largest value"
+        if not error <= limit:
+            raise ParityError(
+                f"{graph}: {name} {got.shape} differs from PyTorch by {error:.3g} {unit}, the tolerance is {limit:.3g} "
+                f"at {self.precision}"
+            )
+
+
+def check_and_make_golden(request: Mapping[str, Any]) -> Golden:
+    """Check every graph of the folder in `request`, write the golden's file there, and return its record."""
+    checkpoint = Checkpoint.open(request["checkpoint"])
+    model: Model = decode(Model, request["model"], "model")
+    check = _Check(Path(request["folder"]), request["precision"])
+    dtype = dtype_of(request["precision"])
+    golden = _GoldenMaker(checkpoint, model, decode(Defaults, request["defaults"], "defaults"), request["prompt"])
+    with torch.inference_mode():
+        text = checkpoint.load_text_encoder(dtype).float()
+        _check_text_encoder(check, text, model)
+        golden.encode(text, check.folder)
+        del text
+        gc.collect()
+        unet = checkpoint.load_unet(dtype).float()
+        size = sum(p.numel() for p in unet.parameters())
+        references = _unet_references(unet, checkpoint.configs["unet"])
+        golden.denoise(unet, small=size > _LARGE)
+        del unet
+        gc.collect()
+        for inputs, expected in references:
+            check.compare("denoise", "next_state", _run_denoise(check, inputs), expected)
+        del references
+        _check_blend(check, model)
+        vae: Any = checkpoint.load_vae(dtype).float()
+        _check_vae(check, vae, model)
+        golden.decode(vae)
+    return golden.write(check.folder, GOLDEN_LIMITS[request["precision"]])
+
+
+def _check_text_encoder(check: _Check, module: torch.nn.Module, model: Model) -> None:
+    facts = model.text_encoders[0]
+    random = np.random.default_rng(1)
+    for n in (2, 3):
+        ids = random.integers(0, facts.bos, (n, facts.max_length))
+        ids[:, 0], ids[:, -1] = facts.bos, facts.eos
+        expected = TextEncoderGraph(module)(torch.from_numpy(ids)).numpy()
+        got = check.run("text_encoder", {"input_ids": ids})["hidden_states"]
+        check.compare("text_encoder", "hidden_states", got, expected)
+
+
+def _unet_references(unet: Any, config: Mapping[str, Any]) -> list[tuple[dict[str, Array], Array]]:
+    """Random inputs of `time`, `context` and `denoise` at two shapes, and the next state that PyTorch gives."""
+    stride = 2 ** (len(config["down_block_types"]) - 1)
+    channels, width = config.get("in_channels", 4), config["cross_attention_dim"]
+    random = np.random.default_rng(2)
+
+    def normal(*shape: int) -> Array:
+        return random.standard_normal(shape, np.float32)
+
+    results = []
+    for batch, groups, height, columns, tokens in ((2, 2, 2 * stride, 3 * stride, 77), (3, 1, stride + 1, stride, 154)):
+        guidance = np.tile(np.array(GUIDANCE[groups], np.float32), (batch, 1))
+        inputs: dict[str, Array] = {
+            "state": normal(batch, REGISTERS, channels, height, columns),
+            "coefficients": normal(batch, REGISTERS, REGISTERS + 2),
+            "guidance": guidance,
+            "guidance_rescale": np.linspace(0, 0.7, batch, dtype=np.float32),
+            "noise": normal(batch, channels, height, columns),
+            "timesteps": np.repeat(random.uniform(0, 999, batch), groups).astype(np.float32),
+            "hidden_states": normal(batch * groups, tokens, width),
+        }
+        sample = np.repeat(inputs["state"][:, 0], groups, 0)
+        arguments = [torch.from_numpy(a) for a in (sample, inputs["timesteps"], inputs["hidden_states"])]
+        predictions = unet(*arguments, return_dict=False)[0].numpy().reshape(batch, groups, *sample.shape[1:])
+        results.append((inputs, next_state(inputs, predictions)))
+    return results
+
+
+def next_state(inputs: Mapping[str, Array], predictions: Array) -> Array:
+    """What `denoise` computes after the UNet, in numpy and float64: guidance, its rescaling, the scheduler's sum.
+
+    Args:
+        predictions: (B, G, C, h, w), the UNet's outputs.
+    """
+    guided = np.einsum("bg,bgchw->bchw", inputs["guidance"].astype(np.float64), predictions)
+    ratio = predictions[:, -1].std((1, 2, 3)) / guided.std((1, 2, 3))
+    guided *= (1 + inputs["guidance_rescale"] * (ratio - 1))[:, None, None, None]
+    columns = np.concatenate([inputs["state"], guided[:, None], inputs["noise"][:, None]], 1)
+    return np.asarray(np.einsum("brk,bkchw->brchw", inputs["coefficients"], columns))
+
+
+def _run_denoise(check: _Check, inputs: dict[str, Array]) -> Array:
+    features = check.run("time", {"timesteps": inputs["timesteps"]})
+    keys = check.run("context", {"hidden_states": inputs["hidden_states"]})
+    own = {k: v for k, v in inputs.items() if k not in ("timesteps", "hidden_states")}
+    return check.run("denoise", {**own, **features, **keys})["next_state"]
+
+
+def _check_blend(check: _Check, model: Model) -> None:
+    random = np.random.default_rng(3)
+    for batch, height, width in ((2, 6, 10), (3, 5, 4)):
+        latent = (batch, model.latent_channels, height, width)
+        state = random.standard_normal((batch, REGISTERS, *latent[1:]), np.float32)
+        clean, noise = random.standard_normal((2, *latent), np.float32)
+        mask = random.uniform(0, 1, (batch, 1, height, width)).astype(np.float32)
+        blend = random.standard_normal((batch, 2), np.float32)
+        expected = state.copy()
+        known = clean * blend[:, 0, None, None, None] + noise * blend[:, 1, None, None, None]
+        expected[:, 0] = mask * state[:, 0] + (1 - mask) * known
+        inputs = {"state": state, "mask": mask, "clean": clean, "noise": noise, "blend": blend}
+        check.compare("blend", "next_state", check.run("blend", inputs)["next_state"], expected)
+
+
+def _check_vae(check: _Check, vae: Any, model: Model) -> None:
+    random = np.random.default_rng(4)
+    factor = model.vae_scale_factor
+    for batch, height, width in ((2, 8, 10), (1, 9, 6)):
+        latents = random.standard_normal((batch, model.latent_channels, height, width), np.float32)
+        latents *= model.scaling_factor
+        images, _ = VAEDecoderGraph(vae)(torch.from_numpy(latents))
+        got = check.run("vae_decoder", {"latents": latents})
+        check.compare("vae_decoder", "images", got["images"], images.numpy())
+        check.compare("vae_decoder", "nonfinite + 1", got["nonfinite"] + 1, np.ones(batch, np.int32))
+        pixels = random.uniform(-1, 1, (batch, height * factor, width * factor, 3)).astype(np.float32)
+        moments = check.run("vae_encoder", {"images": pixels})
+        expected = VAEEncoderGraph(vae)(torch.from_numpy(pixels))
+        for name, value in zip(("mean", "logvar"), expected, strict=True):
+            check.compare("vae_encoder", name, moments[name], value.numpy())
+
+
+class _GoldenMaker:
+    """Draws one picture with PyTorch's modules, keeping what a runtime must reproduce on the way."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Model, defaults: Defaults, prompt: str) -> None:
+        self.checkpoint, self.model, self.defaults, self.prompt = checkpoint, model, defaults, prompt
+        self.arrays: dict[str, Array] = {}
+        self.size, self.steps = (defaults.height, defaults.width), defaults.num_inference_steps
+        self.hidden: Array = np.empty(0)
+
+    def encode(self, text_encoder: torch.nn.Module, folder: Path) -> None:
+        """ids (2, 77) of [negative, positive], and the first channels of what the UNet gets."""
+        facts = self.model.text_encoders[0]
+        ids = Tokenizer.from_bundle_files(folder, facts).encode(["", self.prompt]).ids
+        self.hidden = TextEncoderGraph(text_encoder)(torch.from_numpy(ids))[:, 0].numpy()
+        self.arrays["input_ids"] = ids
+        self.arrays["embedding"] = np.ascontiguousarray(self.hidden[:, :, :_EMBEDDING_SLICE])
+
+    def denoise(self, unet: Any, *, small: bool) -> None:
+        """Noise, plan and final latents. A large model draws few steps of a small picture."""
+        if small:
+            stride = 2 ** (len(self.checkpoint.configs["unet"]["down_block_types"]) - 1)
+            factor = self.model.vae_scale_factor
+            self.size, self.steps = (stride * factor, 2 * stride * factor), 4
+        plan = self._plan()
+        height, width = (side // self.model.vae_scale_factor for side in self.size)
+        generator = TorchGenerator(0)
+        shape = (self.model.latent_channels, height, width)
+        noise = np.stack([generator.randn(shape) for _ in range(1 + int(plan.draws.sum()))])
+        draws = iter(noise[1:])
+        scale = self.defaults.guidance_scale
+        weights = np.array([1 - scale, scale] if scale > 1 else [0, 1], np.float32)
+        text = torch.from_numpy(self.hidden)
+
+        def predict(x: Array, timestep: np.float32) -> Array:
+            sample = torch.from_numpy(np.stack([x, x]))
+            return np.tensordot(weights, unet(sample, float(timestep), text, return_dict=False)[0].numpy(), 1)
+
+        self.arrays |= {"noise": noise, "latents": plan.replay(predict, noise[0], draw=lambda: next(draws))}
+        self.arrays |= {f"plan.{name}": array for name, array in plan.to_arrays().items()}
+
+    def _plan(self) -> Plan:
+        config = self.checkpoint.configs["scheduler"]
+        try:
+            return Plan.from_config(config, self.steps)
+        except SchedulerError:
+            return Plan.from_config(resolve("ddim", config), self.steps)
+
+    def decode(self, vae: Any) -> None:
+        """The picture, (8h, 8w, 3) uint8."""
+        images, _ = VAEDecoderGraph(vae)(torch.from_numpy(self.arrays["latents"][None]))
+        self.arrays["image"] = images[0].numpy()
+
+    def write(self, folder: Path, limits: tuple[float, float, float]) -> Golden:
+        """Write the arrays, and return the record for the manifest."""
+        (folder / GOLDEN_FILE).parent.mkdir()
+        save_file({k: np.ascontiguousarray(v) for k, v in self.arrays.items()}, folder / GOLDEN_FILE)
+        scale = self.defaults.guidance_scale
+        return Golden(GOLDEN_FILE, self.prompt, "", 0, *self.size, self.steps, scale, *limits)
+
+
+def main(read: Callable[[], str] = sys.stdin.read) -> int:
+    """The child process."""
+    logging.disable(logging.WARNING)
+    try:
+        golden = check_and_make_golden(json.loads(read()))
+    except ParityError as error:
+        print(error, file=sys.stderr)
+        return 3
+    print(json.dumps(encode(golden)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Save a graph with its weights beside it, and make float32 twins of graphs that a CPU cannot run."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+_FLOATS = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+# Below this many elements nothing is gained by storing a weight apart or smaller.
+_SMALL = 256
+
+
+def save_graph(model: ir.Model, path: Path, *, compact: bool) -> None:
+    """Write `path` and `path.data`, each weight above 1 MiB at a multiple of 4096 bytes, so that it can be mapped.
+
+    Args:
+        compact: store float32 weights that float16 holds exactly as float16 and a Cast. Nothing is lost; runtimes fold
+            the Cast when they load the graph, at the price of a copy.
+    """
+    if compact:
+        _store_exact_halves(model.graph)
+    has_weights = any(
+        v.const_value is not None and v.const_value.nbytes > _SMALL for v in model.graph.initializers.values()
+    )
+    ir.save(
+        model,
+        path,
+        external_data=f"{path.name}.data" if has_weights else None,
+        size_threshold_bytes=_SMALL,
+        alignment=4096,
+    )
+
+
+def _store_exact_halves(graph: ir.Graph) -> None:
+    casts = []
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < _SMALL:
+            continue
+        full = tensor.numpy()
+        with np.errstate(over="ignore"):
+            half = full.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), full):
+            continue
+        name = str(value.name)
+        cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=f"{name}.cast")
+        full_value = cast.outputs[0]
+        full_value.name, full_value.shape, full_value.type = f"{name}.float32", value.shape, value.type
+        for node, index in list(value.uses()):
+            if node is not cast:
+                node.replace_input_with(index, full_value)
+        value.dtype, value.const_value = ir.DataType.FLOAT16, ir.tensor(half, name=name)
+        casts.append(cast)
+    if casts:
+        graph.insert_before(graph[0], casts)
+
+
+def float32_twin(path: Path, out: Path) -> None:
+    """Write a copy of a graph in which every float16 or bfloat16 tensor is float32, weights and casts included.
+
+    ONNX Runtime's CPU kernels know no bfloat16; the twin shows that the graph computes the right thing.
+    """
+    model = ir.load(path)
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.dtype in _FLOATS:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+            value.dtype = ir.DataType.FLOAT
+    for value in (*model.graph.inputs, *(o for node in model.graph for o in node.outputs)):
+        if value.dtype in _FLOATS:
+            value.dtype = ir.DataType.FLOAT
+    for node in model.graph:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() in {int(d) for d in _FLOATS}:
+            node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
+    ir.save(model, out, external_data=f"{out.name}.data")

@@ -1,0 +1,299 @@
+"""Write a bundle: export every graph, check it against PyTorch, then put the folder in place at once.
+
+Nothing is left behind by a failure or an interrupt: all work happens in a temporary folder beside the target.
+"""
+
+import errno
+import gc
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from latentrt.runtime import bundle as manifest
+from latentrt.runtime.errors import ExportError, ParityError
+from latentrt.runtime.strict_json import decode, encode
+
+from . import text_encoder, unet, vae
+from .checkpoint import Checkpoint
+from .fuse import REGISTERS, blend_model, fuse_denoise
+from .onnx_export import TRANSPOSED, onnx_from_module
+from .precision import dtype_of, keep_unet_islands, vae_dtype
+from .split import split
+from .storage import save_graph
+
+STAGES = ("text encoder", "UNet", "VAE decoder", "VAE encoder", "tokenizer", "parity with PyTorch", "hashes")
+_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What a user chooses about an export; None means what the checkpoint says, else diffusers' default."""
+
+    precision: str = "fp16"
+    opset: int = 23
+    compact: bool = False
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    golden_prompt: str = "a photo of an astronaut riding a horse on mars"
+    overwrite: bool = False
+
+
+def export_bundle(
+    checkpoint_path: Path | str,
+    out: Path | str,
+    options: ExportOptions | None = None,
+    *,
+    progress: Callable[[str], object] = lambda _: None,
+) -> manifest.Bundle:
+    """Export a diffusers checkpoint folder to the bundle `out`.
+
+    Args:
+        progress: called with each of `STAGES` as it begins.
+
+    Raises `CheckpointError` for a checkpoint that cannot be read, `ParityError` where a graph does not compute what
+    PyTorch computes, `ExportError` otherwise; then nothing is left of the new bundle, and an old one is untouched.
+    """
+    options = options or ExportOptions()
+    out = Path(out)
+    dtype = dtype_of(options.precision)
+    if out.exists() and not options.overwrite:
+        raise ExportError(f"{out} exists already. Choose another folder, or replace it with --overwrite.")
+    checkpoint = Checkpoint.open(checkpoint_path)
+    with _folder_put_in_place(out) as folder:
+        writer = _Writer(checkpoint, folder, options, dtype)
+        for stage, work in zip(STAGES, writer.stages(), strict=True):
+            progress(stage)
+            work()
+            gc.collect()
+    return manifest.Bundle.open(out)
+
+
+class _Writer:
+    """The state of one export: what has been written so far."""
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, dtype: torch.dtype) -> None:
+        self.checkpoint, self.folder, self.options, self.dtype = checkpoint, folder, options, dtype
+        self.graphs: dict[str, manifest.Graph] = {}
+        self.weights: dict[str, list[manifest.Weight]] = {}
+        self.golden: manifest.Golden | None = None
+
+    def stages(self) -> Iterator[Callable[[], None]]:
+        """The work behind each of `STAGES`, in order."""
+        yield self.text_encoder
+        yield self.unet
+        yield self.vae_decoder
+        yield self.vae_encoder
+        yield self.tokenizer
+        yield self.parity
+        yield self.write_manifest
+
+    def text_encoder(self) -> None:
+        config = self.checkpoint.configs["text_encoder"]
+        module = text_encoder.TextEncoderGraph(self.checkpoint.load_text_encoder(self.dtype))
+        inputs = text_encoder.inputs(config["max_position_embeddings"])
+        model = onnx_from_module(module, inputs, ["hidden_states"], opset=self.options.opset)
+        shape = ["n", config["num_hidden_layers"], config["max_position_embeddings"], config["hidden_size"]]
+        self._save("text_encoder", model, module, {"hidden_states": shape})
+
+    def unet(self) -> None:
+        config = self.checkpoint.configs["unet"]
+        unet_module: Any = self.checkpoint.load_unet(self.dtype)
+        keep_unet_islands(unet_module)
+        module = unet.UNetGraph(unet_module)
+        max_length = self.checkpoint.configs["text_encoder"]["max_position_embeddings"]
+        inputs = unet.inputs(config, self.dtype, max_length)
+        model = onnx_from_module(module, inputs, ["prediction"], opset=self.options.opset)
+        cut = split(model, time_inputs={"timesteps"}, context_inputs={"hidden_states"})
+        channels = config.get("in_channels", 4)
+        self._save("context", cut.context, module, {})
+        self._save("time", cut.time, module, {})
+        self._save("denoise", fuse_denoise(cut.loop, channels=channels), module, {})
+        self._save("blend", blend_model(channels=channels, opset=self.options.opset), None, {})
+
+    def vae_decoder(self) -> None:
+        config = self.checkpoint.configs["vae"]
+        module = vae.VAEDecoderGraph(self._load_vae())
+        outputs = ["images", "nonfinite"]
+        model = onnx_from_module(module, vae.decoder_inputs(config), outputs, opset=self.options.opset)
+        factor = vae.scale_factor(config)
+        self._save("vae_decoder", model, module, {"images": ["B", f"{factor}*h", f"{factor}*w", 3]})
+
+    def vae_encoder(self) -> None:
+        config = self.checkpoint.configs["vae"]
+        module = vae.VAEEncoderGraph(self._load_vae())
+        model = onnx_from_module(module, vae.encoder_inputs(config), ["mean", "logvar"], opset=self.options.opset)
+        factor, latents = vae.scale_factor(config), ["B", config.get("latent_channels", 4), "h", "w"]
+        images = ["B", f"{factor}*h", f"{factor}*w", 3]
+        self._save("vae_encoder", model, module, {"images": images, "mean": latents, "logvar": latents})
+
+    def tokenizer(self) -> None:
+        source, target = self.checkpoint.path, self.folder
+        (target / "tokenizer").mkdir()
+        backend = json.loads(self.checkpoint.load_tokenizer().backend_tokenizer.to_str())
+        text = json.dumps(backend, ensure_ascii=False, separators=(",", ":"))
+        (target / "tokenizer" / "tokenizer.json").write_text(text, encoding="utf-8")
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copyfile(source / "tokenizer" / name, target / "tokenizer" / name)
+        (target / "scheduler").mkdir()
+        # Byte for byte: saving it again with diffusers would bake in defaults that change other schedulers.
+        config = Path("scheduler") / "scheduler_config.json"
+        shutil.copyfile(source / config, target / config)
+
+    def parity(self) -> None:
+        """In a child process: its PyTorch memory and ONNX Runtime's never add up with the export's own."""
+        request = {
+            "checkpoint": str(self.checkpoint.path.resolve()),
+            "folder": str(self.folder.resolve()),
+            "precision": self.options.precision,
+            "prompt": self.options.golden_prompt,
+            "model": encode(self._model()),
+            "defaults": encode(self._defaults()),
+        }
+        command = [sys.executable, "-m", "latentrt.export.parity"]
+        child = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+        if child.returncode == 0:
+            self.golden = decode(manifest.Golden, json.loads(child.stdout.splitlines()[-1]), "golden")
+            return
+        message = child.stderr.strip()
+        if child.returncode == 3:
+            raise ParityError(message.splitlines()[-1])
+        raise ExportError(f"the parity check ended with status {child.returncode}:\n{message[-2000:]}")
+
+    def write_manifest(self) -> None:
+        files = {
+            file.relative_to(self.folder).as_posix(): manifest.File(file.stat().st_size, manifest.sha256_of_file(file))
+            for file in sorted(self.folder.rglob("*"))
+            if file.is_file()
+        }
+        versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+        content = manifest.Manifest(
+            format=manifest.FORMAT,
+            producer=manifest.Producer(importlib.metadata.version("latentrt"), versions),
+            checkpoint=manifest.Checkpoint(self.checkpoint.path.resolve().name, self.checkpoint.sha256()),
+            recipe=manifest.Recipe(self.options.precision, self.options.opset, self.options.compact),
+            model=self._model(),
+            defaults=self._defaults(),
+            scheduler="scheduler/scheduler_config.json",
+            graphs=self.graphs,
+            weights={name: tuple(uses) for name, uses in sorted(self.weights.items())},
+            engines=(),
+            golden=self.golden,
+            files=files,
+        )
+        (self.folder / manifest.MANIFEST).write_text(manifest.manifest_json(content), encoding="utf-8")
+
+    def _load_vae(self) -> torch.nn.Module:
+        return self.checkpoint.load_vae(vae_dtype(self.checkpoint.configs["vae"], self.dtype))
+
+    def _save(self, name: str, model: ir.Model, module: torch.nn.Module | None, shapes: dict[str, list[Any]]) -> None:
+        """Save a graph, and note its tensors and where its parameters went; `shapes` overrides the exporter's names."""
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            if value.name in shapes:
+                value.shape = ir.Shape(shapes[value.name])
+        parameters = dict(module.named_parameters()) if module is not None else {}
+        for initializer in model.graph.initializers:
+            parameter = initializer.removesuffix(TRANSPOSED)
+            if parameter in parameters:
+                dtype = str(parameters[parameter].dtype).removeprefix("torch.")
+                use = manifest.Weight(name, initializer, initializer.endswith(TRANSPOSED), dtype)
+                # transformers 5.6 dropped this level; parameters are named without it, whatever is installed.
+                self.weights.setdefault(parameter.replace(".text_model.", "."), []).append(use)
+        save_graph(model, self.folder / f"{name}.onnx", compact=self.options.compact)
+        self.graphs[name] = manifest.Graph(
+            file=f"{name}.onnx",
+            inputs=tuple(_spec(v) for v in model.graph.inputs),
+            outputs=tuple(_spec(v) for v in model.graph.outputs),
+            dimensions={symbol: manifest.Range(1, None) for symbol in _symbols(model.graph)},
+        )
+
+    def _model(self) -> manifest.Model:
+        configs = self.checkpoint.configs
+        text, unet_config, vae_config = configs["text_encoder"], configs["unet"], configs["vae"]
+        tokenizer = self.checkpoint.load_tokenizer()
+        encoder = manifest.TextEncoder(
+            graph="text_encoder",
+            tokenizer="tokenizer/tokenizer.json",
+            max_length=text["max_position_embeddings"],
+            bos=tokenizer.bos_token_id,
+            eos=tokenizer.eos_token_id,
+            pad=tokenizer.pad_token_id,
+            hidden_size=text["hidden_size"],
+            hidden_states=text["num_hidden_layers"],
+            pooled=False,
+        )
+        return manifest.Model(
+            family=self.checkpoint.family,
+            prediction_type=configs["scheduler"].get("prediction_type", "epsilon"),
+            latent_channels=unet_config.get("in_channels", 4),
+            vae_scale_factor=vae.scale_factor(vae_config),
+            scaling_factor=vae_config.get("scaling_factor", 0.18215),
+            registers=REGISTERS,
+            image_rounding="half_to_even",
+            force_zeros_for_empty_prompt=False,
+            text_encoders=(encoder,),
+        )
+
+    def _defaults(self) -> manifest.Defaults:
+        configs, options = self.checkpoint.configs, self.options
+        sample = configs["unet"].get("sample_size") or 64
+        height, width = (sample, sample) if isinstance(sample, int) else sample
+        factor = vae.scale_factor(configs["vae"])
+        steps = options.num_inference_steps if options.num_inference_steps is not None else 50
+        guidance = options.guidance_scale if options.guidance_scale is not None else 7.5
+        return manifest.Defaults(height * factor, width * factor, steps, guidance)
+
+
+def _spec(value: ir.Value) -> manifest.TensorSpec:
+    if value.shape is None or value.dtype is None or not value.name:
+        raise ExportError(f"the exported graph says nothing of the shape or type of {value.name!r}")
+    dtype = value.dtype.name.lower().replace("float", "float32") if value.dtype == ir.DataType.FLOAT else ""
+    shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+    return manifest.TensorSpec(value.name, dtype or value.dtype.name.lower(), shape)
+
+
+def _symbols(graph: ir.Graph) -> list[str]:
+    """Symbols of all dimensions, products split up: `B*G` gives B and G."""
+    found: set[str] = set()
+    for value in (*graph.inputs, *graph.outputs):
+        for dimension in value.shape or ():
+            if not isinstance(dimension, int):
+                found.update(part for part in str(dimension.value).split("*") if not part.isdigit())
+    return sorted(found)
+
+
+@contextmanager
+def _folder_put_in_place(out: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `out` when the block succeeds, and vanishes when it does not."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    folder.chmod(0o755)
+    try:
+        yield folder
+        if out.exists():
+            old = folder.with_name(folder.name + ".old")
+            out.replace(old)
+            folder.replace(out)
+            shutil.rmtree(old)
+        else:
+            folder.replace(out)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            free = shutil.disk_usage(out.parent).free
+            raise ExportError(
+                f"the disk of {out.parent} is full ({free / 2**20:,.0f} MiB free); what was written has been removed. "
+                "A bundle needs about as much space as the checkpoint."
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,109 @@
+"""Small random checkpoints of every family, in the diffusers folder format, for tests."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+VOCABULARY = Path(__file__).parent / "data" / "shapes" / "tokenizer"
+
+# What tells the families apart; widths are small, everything else is as in the real models.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "sd1": {
+        "text": {"hidden_act": "quick_gelu", "pad_token_id": 49407},
+        "unet": {"attention_head_dim": 2, "use_linear_projection": False},
+        "scheduler": {"_class_name": "DDIMScheduler", "prediction_type": "epsilon", "clip_sample": False},
+    },
+    "sd2": {
+        "text": {"hidden_act": "gelu", "pad_token_id": 0},
+        "unet": {"attention_head_dim": [2, 4], "use_linear_projection": True, "upcast_attention": True},
+        "scheduler": {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction", "clip_sample": False},
+    },
+}
+_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+_OFFSETS = {"steps_offset": 1, "set_alpha_to_one": False}
+
+
+def tiny_checkpoint(folder: Path, family: str = "sd1", seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a random checkpoint of a family ("sd1", "sd2") to `folder` and return it: 64 px pictures, VAE factor 4."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    facts = FAMILIES[family]
+    torch.manual_seed(seed)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            bos_token_id=49406,
+            eos_token_id=49407,
+            **facts["text"],
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        norm_num_groups=16,
+        **facts["unet"],
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=4,
+        scaling_factor=0.18215,
+    )
+    for module in (text, unet, vae):
+        _spread(module, seed)
+    text.to(dtype).save_pretrained(folder / "text_encoder")
+    unet.to(dtype).save_pretrained(folder / "unet")
+    vae.to(dtype).save_pretrained(folder / "vae")
+    _write_tokenizer(folder / "tokenizer", pad="<|endoftext|>" if facts["text"]["pad_token_id"] == 49407 else "!")
+    scheduler = {**facts["scheduler"], **_BETAS, **_OFFSETS}
+    _write(folder / "scheduler" / "scheduler_config.json", scheduler)
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    _write(folder / "model_index.json", index)
+    return folder
+
+
+def _spread(module: torch.nn.Module, seed: int) -> None:
+    """Give norms and biases random values too: freshly made ones are all 0 or 1, and could be swapped unnoticed."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def _write_tokenizer(folder: Path, pad: str) -> None:
+    folder.mkdir(parents=True)
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).write_bytes((VOCABULARY / name).read_bytes())
+    tokens = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    config = {**tokens, "pad_token": pad, "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
+    _write(folder / "tokenizer_config.json", config)
+
+
+def _write(file: Path, data: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
