@@ -55,7 +55,7 @@ class Checkpoint:
 
     @property
     def family(self) -> str:
-        """Either "sd1" or "sd2", told apart by the text encoder's activation (CLIP ViT-L has quick_gelu, OpenCLIP gelu)."""
+        """Either "sd1" or "sd2", told apart by the text encoder: CLIP ViT-L has quick_gelu, OpenCLIP ViT-H gelu."""
         return "sd1" if self.configs["text_encoder"].get("hidden_act", "quick_gelu") == "quick_gelu" else "sd2"
 
     def sha256(self) -> str:

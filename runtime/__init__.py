@@ -1,1 +1,41 @@
-"""The PyTorch-free runtime."""
+"""latentrt's runtime: a prompt becomes a picture, without PyTorch.
+
+from latentrt.runtime import Pipeline
+
+with Pipeline.load("engines/sd15") as pipe:
+    pipe("a photo of an astronaut riding a horse", seed=0).images[0].save("astronaut.png")
+"""
+
+from .bundle import Bundle
+from .errors import (
+    BackendError,
+    BundleError,
+    CheckpointError,
+    ExportError,
+    InputError,
+    LatentRTError,
+    NonFiniteError,
+    ParityError,
+    SchedulerError,
+)
+from .noise import TorchGenerator
+from .pipeline import Pipeline, Result, Step
+from .scheduler import Plan
+
+__all__ = [
+    "BackendError",
+    "Bundle",
+    "BundleError",
+    "CheckpointError",
+    "ExportError",
+    "InputError",
+    "LatentRTError",
+    "NonFiniteError",
+    "ParityError",
+    "Pipeline",
+    "Plan",
+    "Result",
+    "SchedulerError",
+    "Step",
+    "TorchGenerator",
+]

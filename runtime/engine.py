@@ -1,0 +1,131 @@
+"""The seam between the pipeline and whatever runs the graphs: an engine, a denoiser, a backend.
+
+Knows shapes and order of calls; knows nothing of ONNX Runtime, TensorRT, prompts or pictures. Device memory stays on
+the other side of this seam.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Graph
+from .scheduler import REGISTERS, Plan
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The sizes that a denoiser is made for: images, guidance groups, latent height and width, text length."""
+
+    batch: int
+    groups: int
+    height: int
+    width: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiseStep:
+    """One finished call of the loop. `read(r)` copies register r, (B, C, h, w) float32, to the host; it waits for the
+    device, and is valid until the next step is asked for. Register 0 is the sample, R-1 the predicted clean latents."""
+
+    index: int
+    total: int
+    read: Callable[[int], Float32]
+
+
+class Engine(Protocol):
+    """A graph that runs once on host arrays."""
+
+    @property
+    def spec(self) -> Graph:
+        """Names, types and shapes of the tensors."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """All outputs by name."""
+
+    def close(self) -> None:
+        """Give the memory back."""
+
+
+class Denoiser(Protocol):
+    """The loop for one bucket of sizes."""
+
+    def run(
+        self,
+        plans: Sequence[Plan],
+        *,
+        context: Float32,
+        guidance: Float32,
+        guidance_rescale: Float32,
+        noise: Sequence[Float32],
+        clean: Float32 | None = None,
+    ) -> Iterator[DenoiseStep]:
+        """Run one plan for each image.
+
+        Args:
+            context: (B, G, S, D), hidden states of the text, groups ordered [negative, positive].
+            guidance: (B, G), weights of the groups' predictions.
+            guidance_rescale: (B,), 0 is off.
+            noise: for each image (1 + draws, C, h, w), unit normal: the initial noise, then the draws in order.
+            clean: (B, C, h, w), for plans that begin from clean latents.
+        """
+
+
+class Backend(Protocol):
+    """Makes engines and denoisers from a bundle."""
+
+    @property
+    def name(self) -> str:
+        """What runs where, such as "onnxruntime-cpu"."""
+
+    def engine(self, graph: str) -> Engine:
+        """The engine of a graph, made on first use and kept."""
+
+    def denoiser(self, bucket: Bucket) -> Denoiser:
+        """A denoiser for these sizes."""
+
+    def close(self) -> None:
+        """Give all memory back."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopTables:
+    """What the host prepares before a loop over several plans; plans that are shorter are padded with calls that keep
+    the state as it is.
+
+    Attributes:
+        timesteps: (M, B) float32.
+        coefficients: (M, B, R, R+2) float32.
+        noise: (M, B, C, h, w) float32 for calls that draw, None for the others.
+        state: (B, R, C, h, w) float32, the first state.
+    """
+
+    timesteps: Float32
+    coefficients: Float32
+    noise: tuple[Float32 | None, ...]
+    state: Float32
+
+    @staticmethod
+    def from_plans(plans: Sequence[Plan], noise: Sequence[Float32], clean: Float32 | None) -> "LoopTables":
+        """Stack plans; arguments as for `Denoiser.run`."""
+        calls, batch = max(map(len, plans)), len(plans)
+        timesteps = np.zeros((calls, batch), np.float32)
+        coefficients = np.zeros((calls, batch, REGISTERS, REGISTERS + 2), np.float32)
+        coefficients[:, :, range(REGISTERS), range(REGISTERS)] = 1
+        draws: list[Float32 | None] = [None] * calls
+        state = np.empty((batch, REGISTERS, *noise[0].shape[1:]), np.float32)
+        for b, (plan, drawn) in enumerate(zip(plans, noise, strict=True)):
+            timesteps[: len(plan), b] = plan.timesteps
+            coefficients[: len(plan), b] = plan.coefficients
+            known = drawn[0] * 0 if clean is None else clean[b]
+            state[b] = np.tensordot(plan.initial, np.stack([drawn[0], known]), 1)
+            for call, fresh in zip(np.flatnonzero(plan.draws), drawn[1:], strict=True):
+                if draws[call] is None:
+                    draws[call] = np.zeros((batch, *drawn.shape[1:]), np.float32)
+                draws[call][b] = fresh  # type: ignore[index]
+        return LoopTables(timesteps, coefficients, tuple(draws), state)

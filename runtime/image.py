@@ -1,0 +1,83 @@
+"""Pictures to PIL and PNG, with the text that says how they were made."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What one picture was made from."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    model: str
+    model_sha256: str
+    version: str
+
+    def web_ui_text(self) -> str:
+        """The form that web UIs write and read: prompt, negative prompt, then a line of settings."""
+        lines = [self.prompt]
+        if self.negative_prompt:
+            lines.append(f"Negative prompt: {self.negative_prompt}")
+        settings = {
+            "Steps": self.num_inference_steps,
+            "Sampler": self.scheduler,
+            "CFG scale": f"{self.guidance_scale:g}",
+            "Seed": self.seed,
+            "Size": f"{self.width}x{self.height}",
+            "Model hash": self.model_sha256[:10],
+            "Model": self.model,
+            "Version": f"latentrt {self.version}",
+        }
+        lines.append(", ".join(f"{key}: {value}" for key, value in settings.items()))
+        return "\n".join(lines)
+
+    def png_text(self) -> dict[str, str]:
+        """The PNG's text chunks: `parameters` for web UIs, `latentrt` as JSON."""
+        return {"parameters": self.web_ui_text(), "latentrt": json.dumps(asdict(self), ensure_ascii=False)}
+
+
+def pil_from_arrays(images: NDArray[np.uint8], text: Sequence[Mapping[str, str]]) -> list["Image.Image"]:
+    """(n, H, W, 3) bytes to PIL images; `text[i]` is in `image.info`, and written by `image.save` to PNG files."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    result = []
+    for array, chunks in zip(images, text, strict=True):
+        image, info = Image.fromarray(array), PngInfo()
+        for key, value in chunks.items():
+            info.add_itxt(key, value)
+        image.info.update(chunks)
+        image.encoderinfo = {"pnginfo": info}
+        result.append(image)
+    return result
+
+
+def save_png(image: "Image.Image", path: Path) -> None:
+    """Save a picture through a temporary file, so that no half picture is left behind."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path} does not end in .png: pictures are written as PNG, which keeps their text")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.partial.png")
+    try:
+        image.save(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

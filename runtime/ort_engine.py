@@ -1,0 +1,194 @@
+"""ONNX Runtime: the backend that runs a bundle's ONNX files as they are, on a CPU or a CUDA device.
+
+The only file that calls onnxruntime. Sessions are made on first use and shared; a denoiser holds the buffers of one
+loop, so several threads may draw at once.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Bundle, Graph
+from .engine import Bucket, DenoiseStep, Float32, LoopTables
+from .errors import BackendError
+from .scheduler import Plan
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+DEVICES = tuple(_PROVIDERS)
+
+
+def available_devices() -> tuple[str, ...]:
+    """Devices that the installed onnxruntime can use, best first; empty when it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return ()
+    providers = onnxruntime.get_available_providers()
+    return tuple(device for device in ("cuda", "cpu") if _PROVIDERS[device] in providers)
+
+
+class OrtBackend:
+    """Sessions of one bundle on one device."""
+
+    def __init__(self, bundle: Bundle, *, device: str) -> None:
+        if device not in _PROVIDERS:
+            raise BackendError(f"device {device!r} is unknown to onnxruntime: choose one of {', '.join(_PROVIDERS)}")
+        if device not in (found := available_devices()):
+            raise BackendError(
+                f"onnxruntime cannot use {device!r} here (usable: {', '.join(found) or 'none'}). Install one of: "
+                "pip install 'latentrt[cpu]', or for NVIDIA GPUs pip install 'latentrt[cuda]' (never both)"
+            )
+        if device == "cpu" and bundle.manifest.recipe.precision == "bf16":
+            raise BackendError(
+                f"{bundle.path} is a bf16 bundle, and onnxruntime has no bf16 kernels on a CPU: "
+                "export with --precision fp32, or use a GPU"
+            )
+        self._bundle, self._device = bundle, device
+        self._engines: dict[str, OrtEngine] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """ "onnxruntime-cpu" or "onnxruntime-cuda"."""
+        return f"onnxruntime-{self._device}"
+
+    def engine(self, graph: str) -> "OrtEngine":
+        """The engine of a graph, made on first use and kept."""
+        with self._lock:
+            if graph not in self._engines:
+                self._engines[graph] = OrtEngine(self._bundle, graph, self._device)
+            return self._engines[graph]
+
+    def denoiser(self, bucket: Bucket) -> "OrtDenoiser":
+        """A denoiser for these sizes."""
+        parts = (self.engine("time"), self.engine("context"), self.engine("denoise"))
+        return OrtDenoiser(parts, bucket, self._device, self._bundle.manifest.model.latent_channels)
+
+    def close(self) -> None:
+        """Give all memory back."""
+        with self._lock:
+            while self._engines:
+                self._engines.popitem()[1].close()
+
+
+class OrtEngine:
+    """One session."""
+
+    def __init__(self, bundle: Bundle, graph: str, device: str) -> None:
+        import onnxruntime
+
+        self.spec: Graph = bundle.graph(graph)
+        options = onnxruntime.SessionOptions()
+        # Warnings are about nodes placed on the CPU on purpose; errors are raised.
+        options.log_severity_level = 3
+        provider = _PROVIDERS[device]
+        providers = [provider] if device == "cpu" else [provider, _PROVIDERS["cpu"]]
+        path = bundle.file(self.spec.file)
+        try:
+            session = onnxruntime.InferenceSession(path, options, providers=providers)
+        except Exception as error:  # onnxruntime has no common base class of its errors
+            raise BackendError(f"onnxruntime cannot load {path}: {error}") from error
+        if session.get_providers()[0] != provider:
+            raise BackendError(
+                f"onnxruntime could not use {provider} for {path.name}; the reason is in its log above. "
+                "Mostly the CUDA or cuDNN libraries are missing: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            )
+        self._session: onnxruntime.InferenceSession | None = session
+
+    @property
+    def session(self) -> "onnxruntime.InferenceSession":
+        """The session; raises `BackendError` once the engine is closed."""
+        if self._session is None:
+            raise BackendError(f"the engine of {self.spec.file} is closed")
+        return self._session
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """All outputs by name."""
+        names = [output.name for output in self.spec.outputs]
+        return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._session = None
+
+
+class OrtDenoiser:
+    """The loop on ONNX Runtime: tables are uploaded once, two state buffers take turns, nothing is copied between."""
+
+    def __init__(self, parts: Sequence[OrtEngine], bucket: Bucket, device: str, channels: int) -> None:
+        self._time, self._context, self._denoise = parts
+        self._bucket, self._device, self._channels = bucket, device, channels
+
+    def run(
+        self,
+        plans: Sequence[Plan],
+        *,
+        context: Float32,
+        guidance: Float32,
+        guidance_rescale: Float32,
+        noise: Sequence[Float32],
+        clean: Float32 | None = None,
+    ) -> Iterator[DenoiseStep]:
+        """See `Denoiser.run`."""
+        tables = LoopTables.from_plans(plans, noise, clean)
+        features = self._time_features(tables.timesteps)
+        session = self._denoise.session
+        fixed = {
+            "guidance": self._upload(guidance),
+            "guidance_rescale": self._upload(guidance_rescale),
+            **self._keys_and_values(context),
+        }
+        states = self._upload(tables.state), self._upload(np.zeros_like(tables.state))
+        bindings = []
+        for source, target in (states, states[::-1]):
+            binding = session.io_binding()
+            for name, value in fixed.items():
+                binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_input("state", source)
+            binding.bind_ortvalue_output("next_state", target)
+            bindings.append((binding, target))
+        quiet = self._upload(np.zeros_like(tables.state[:, 0]))
+        total = len(tables.timesteps)
+        for k in range(total):
+            binding, target = bindings[k % 2]
+            fresh = tables.noise[k]
+            binding.bind_ortvalue_input("coefficients", self._upload(tables.coefficients[k]))
+            binding.bind_ortvalue_input("time_features", self._upload(features[k]))
+            binding.bind_ortvalue_input("noise", quiet if fresh is None else self._upload(fresh))
+            session.run_with_iobinding(binding)
+            yield DenoiseStep(k, total, partial(_register, target))
+
+    def _time_features(self, timesteps: Float32) -> NDArray[Any]:
+        """(M, B*G, F): computed once for each call and image, repeated for its groups."""
+        calls = len(timesteps)
+        features = self._time.run({"timesteps": timesteps.ravel()})["time_features"]
+        return np.repeat(features.reshape(calls, self._bucket.batch, -1), self._bucket.groups, axis=1)
+
+    def _keys_and_values(self, context: Float32) -> dict[str, "onnxruntime.OrtValue"]:
+        """Keys and values of every cross-attention, left on the device."""
+        binding = self._context.session.io_binding()
+        hidden_states = self._upload(context.reshape(-1, *context.shape[2:]))
+        binding.bind_ortvalue_input("hidden_states", hidden_states)
+        names = [output.name for output in self._context.spec.outputs]
+        for name in names:
+            binding.bind_output(name, self._device)
+        self._context.session.run_with_iobinding(binding)
+        return dict(zip(names, binding.get_outputs(), strict=True))
+
+    def _upload(self, array: NDArray[Any]) -> "onnxruntime.OrtValue":
+        import onnxruntime
+
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
+
+
+def _register(state: "onnxruntime.OrtValue", register: int) -> Float32:
+    """A copy of one register, (B, C, h, w), on the host."""
+    values: Float32 = state.numpy()
+    return values[:, register].copy()

@@ -1,0 +1,281 @@
+"""Prompt to picture: text encoder, denoising loop, VAE decoder, on any backend. Never imports PyTorch."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Bundle
+from .engine import Backend, Bucket, Denoiser, DenoiseStep, Float32
+from .errors import BackendError, NonFiniteError
+from .image import Parameters, pil_from_arrays
+from .noise import TorchGenerator
+from .ort_engine import OrtBackend, available_devices
+from .request import CallOptions, Request
+from .scheduler import REGISTERS
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Finished pictures.
+
+    Attributes:
+        images: PIL images, or (images, H, W, 3) uint8 for output_type "np"; an empty list for "latent".
+        latents: (images, C, h, w) float32.
+        seeds: one for each image.
+        timings: milliseconds by stage: tokenize, text_encoder, denoise, vae_decoder, total.
+    """
+
+    images: "list[Image.Image] | NDArray[np.uint8]"
+    latents: Float32
+    seeds: tuple[int, ...]
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A finished denoising call. Look at it before asking for the next one; looking waits for the device.
+
+    Attributes:
+        index, total: of the call, counted from 0. Some schedulers need more than one call a step.
+        result: the pictures, with the last step only.
+    """
+
+    index: int
+    total: int
+    result: Result | None
+    _pipeline: "Pipeline"
+    _step: DenoiseStep
+
+    def latents(self) -> Float32:
+        """(images, C, h, w) float32: what the model sees next; with the last step the finished latents."""
+        return self._step.read(0)
+
+    def preview(self) -> "list[Image.Image]":
+        """The pictures as the model predicts them now, decoded by the VAE."""
+        images, _ = self._pipeline._decode(self._step.read(REGISTERS - 1))
+        return pil_from_arrays(images, [{}] * len(images))
+
+
+class Pipeline:
+    """A bundle, loaded on a backend. Thread-safe: each call has buffers of its own. Close it, or use it in `with`."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        """For backends of your own; otherwise use `Pipeline.load`."""
+        self.bundle, self._backend = bundle, backend
+        self._scheduler_config = bundle.read_json(bundle.manifest.scheduler)
+
+    @classmethod
+    def load(cls, path: Path | str | None = None, *, backend: str = "auto", device: str | None = None) -> Self:
+        """Open a bundle.
+
+        Args:
+            path: the bundle's folder; None is the small model that ships with latentrt.
+            backend: "auto" takes the first that works here; an explicit choice never falls back.
+            device: "cpu" or "cuda"; None is the best that the backend finds.
+
+        Raises: BundleError: not a whole bundle. BackendError: the backend is unknown or cannot run here.
+        """
+        bundle = Bundle.open(embedded_bundle() if path is None else path)
+        if backend not in BACKENDS:
+            raise BackendError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
+        devices = available_devices()
+        if device is None and not devices:
+            raise BackendError(
+                "no backend is installed: pip install 'latentrt[cpu]', or for NVIDIA GPUs pip install 'latentrt[cuda]'"
+            )
+        loaded = OrtBackend(bundle, device=device or devices[0])
+        logger.info("%s on %s", bundle.path, loaded.name)
+        return cls(bundle, loaded)
+
+    @property
+    def backend(self) -> str:
+        """What runs the graphs, such as "onnxruntime-cpu"."""
+        return self._backend.name
+
+    def __call__(self, prompt: str | Sequence[str] | None = None, **options: Unpack[CallOptions]) -> Result:
+        """Draw pictures.
+
+        Args:
+            prompt: a text, or one for each picture.
+            **options: see `latentrt.runtime.request.CallOptions`.
+
+        Raises: InputError, SchedulerError: wrong arguments. NonFiniteError: the model returned NaN or infinity.
+        """
+        *_, last = self.stream(prompt, **options)
+        assert last.result is not None
+        return last.result
+
+    def stream(self, prompt: str | Sequence[str] | None = None, **options: Unpack[CallOptions]) -> Iterator[Step]:
+        """The same call as a generator of steps, for progress, previews and cancelling (stop asking for steps)."""
+        manifest = self.bundle.manifest
+        # Checked here and not at the first step, so that a wrong argument is reported where the call stands.
+        request = Request.from_call(manifest, self._scheduler_config, prompt, options)
+        return self._steps(request)
+
+    def _steps(self, request: Request) -> Iterator[Step]:
+        clock = _Clock()
+        context = self._context(request, clock)
+        batch, groups, tokens, _ = context.shape
+        factor = self.bundle.manifest.model.vae_scale_factor
+        bucket = Bucket(batch, groups, request.height // factor, request.width // factor, tokens)
+        scale = request.guidance_scale
+        weights = [1 - scale, scale] if request.guided else [1.0]
+        loop = self.denoiser(bucket).run(
+            [request.plan] * batch,
+            context=context,
+            guidance=np.tile(np.array(weights, np.float32), (batch, 1)),
+            guidance_rescale=np.full(batch, request.guidance_rescale, np.float32),
+            noise=self._noise(request, bucket),
+        )
+        for step in loop:
+            result = None
+            if step.index == step.total - 1:
+                latents = step.read(0)
+                clock.lap("denoise")
+                result = self._result(request, latents, clock)
+            yield Step(step.index, step.total, result, self, step)
+
+    def _context(self, request: Request, clock: "_Clock") -> Float32:
+        """(images, groups, S, D): hidden states of [negative, positive]; each different text is encoded once."""
+        positive, negative = request.prompt_embeds, request.negative_prompt_embeds
+        wanted = [] if positive is not None else list(request.prompts)
+        if request.guided and negative is None:
+            wanted += request.negatives
+        if wanted:
+            texts = list(dict.fromkeys(wanted))
+            ids = self.tokenizer.encode(texts).ids
+            clock.lap("tokenize")
+            hidden_states = self.run("text_encoder", {"input_ids": ids})["hidden_states"]
+            row = {text: i for i, text in enumerate(texts)}
+            if positive is None:
+                positive = hidden_states[[row[p] for p in request.prompts], request.clip_skip]
+            if request.guided and negative is None:
+                negative = hidden_states[[row[n] for n in request.negatives], 0]
+            clock.lap("text_encoder")
+        groups = [negative, positive] if request.guided else [positive]
+        return np.stack(groups, axis=1).astype(np.float32, copy=False)  # type: ignore[arg-type]
+
+    def _noise(self, request: Request, bucket: Bucket) -> list[Float32]:
+        """For each image (1 + draws, C, h, w) from its own generator, so that it does not depend on its batch."""
+        shape = (self.bundle.manifest.model.latent_channels, bucket.height, bucket.width)
+        draws = int(request.plan.draws.sum())
+        result = []
+        for i, seed in enumerate(request.seeds):
+            generator = TorchGenerator(seed)
+            first = generator.randn(shape) if request.latents is None else request.latents[i]
+            result.append(np.stack([first, *(generator.randn(shape) for _ in range(draws))]))
+        return result
+
+    def _result(self, request: Request, latents: Float32, clock: "_Clock") -> Result:
+        images: list[Image.Image] | NDArray[np.uint8] = []
+        if request.output_type == "latent":
+            bad = np.flatnonzero(~np.isfinite(latents).all(axis=(1, 2, 3)))
+        else:
+            images, nonfinite = self._decode(latents)
+            bad = np.flatnonzero(nonfinite)
+            clock.lap("vae_decoder")
+        if bad.size:
+            raise NonFiniteError(
+                f"image {', '.join(map(str, bad))} of {len(latents)} holds NaN or infinity. The model overflowed: "
+                f"this bundle is {self.bundle.manifest.recipe.precision}; export it with --precision fp32 or bf16, "
+                "or lower the guidance scale"
+            )
+        if request.output_type == "pil":
+            images = pil_from_arrays(np.asarray(images), [p.png_text() for p in self._parameters(request)])
+        return Result(images, latents, request.seeds, clock.done())
+
+    def _decode(self, latents: Float32) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        outputs = self.run("vae_decoder", {"latents": latents})
+        return outputs["images"], outputs["nonfinite"]
+
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run one of the bundle's graphs on host arrays; `bundle.graph(name)` says what it takes and gives."""
+        return self._backend.engine(graph).run(inputs)
+
+    def denoiser(self, bucket: Bucket) -> Denoiser:
+        """The denoising loop for these sizes."""
+        return self._backend.denoiser(bucket)
+
+    def _parameters(self, request: Request) -> Iterator[Parameters]:
+        from importlib.metadata import version  # here, because it is slow to import
+
+        checkpoint = self.bundle.manifest.checkpoint
+        for prompt, negative, seed in zip(request.prompts, request.negatives, request.seeds, strict=True):
+            yield Parameters(
+                prompt=prompt,
+                negative_prompt=negative,
+                seed=seed,
+                width=request.width,
+                height=request.height,
+                num_inference_steps=request.num_inference_steps,
+                guidance_scale=request.guidance_scale,
+                scheduler=request.scheduler,
+                model=checkpoint.name,
+                model_sha256=checkpoint.sha256,
+                version=version("latentrt"),
+            )
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer."""
+        facts = self.bundle.manifest.model.text_encoders[0]
+        return Tokenizer.from_bundle_files(self.bundle.path, facts)
+
+    def warm_up(self, **options: Unpack[CallOptions]) -> None:
+        """Load everything and draw one step at the given sizes, so that the first real call is as fast as the next."""
+        merged: CallOptions = {"num_inference_steps": 1, "seed": 0}
+        merged.update(options)
+        self("", **merged)
+
+    def close(self) -> None:
+        """Give all memory back; the pipeline cannot draw any more."""
+        self._backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def embedded_bundle() -> Path:
+    """Folder of the small model that ships with latentrt."""
+    from latentrt import engines
+
+    return Path(str(engines.__file__)).parent / "shapes"
+
+
+class _Clock:
+    """Milliseconds by stage."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        """The time since the last lap belongs to `stage`."""
+        now = time.perf_counter()
+        self._laps[stage] = 1000 * (now - self._last)
+        self._last = now
+
+    def done(self) -> dict[str, float]:
+        """All laps, and the total."""
+        return {**self._laps, "total": 1000 * (time.perf_counter() - self._start)}

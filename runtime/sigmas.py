@@ -1,0 +1,143 @@
+"""Noise schedules as pure functions: betas, cumulative alphas, sigmas, and the spacings of timesteps and sigmas.
+
+Knows nothing of samplers and of configs. "Sigma" is the noise-to-signal ratio `sqrt((1 - abar) / abar)` of
+Karras et al. (2022), arXiv:2206.00364. The arithmetic follows PyTorch's float32 wherever diffusers computes in
+float32, because timesteps are rounded from these values.
+"""
+
+import math
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32: TypeAlias = NDArray[np.float32]
+Float64: TypeAlias = NDArray[np.float64]
+Floats: TypeAlias = NDArray[np.floating]
+
+# Closest to zero that the cumulative alpha may come where sigma must stay finite: sigma is 4096 there.
+TERMINAL_ALPHA = np.float32(2.0**-24)
+KARRAS_RHO = 7.0
+
+
+def linspace(start: float, end: float, n: int) -> Float32:
+    """`torch.linspace(start, end, n, dtype=torch.float32)`, bit for bit: counted from the nearer end, step in float32.
+
+    Returns: (n,) float32.
+    """
+    first, last = np.float32(start), np.float32(end)
+    if n == 1:
+        return np.array([first])
+    step = np.float64((last - first) / np.float32(n - 1))
+    i = np.arange(n)
+    up, down = np.float64(first) + step * i, np.float64(last) - step * (n - 1 - i)
+    return np.where(i < n // 2, up, down).astype(np.float32)
+
+
+def betas_from_schedule(schedule: str, start: float, end: float, n: int) -> Float32:
+    """Betas of `linear`, `scaled_linear` (latent diffusion) or `squaredcos_cap_v2` (Nichol and Dhariwal, 2021).
+
+    Returns: (n,) float32.
+    """
+    if schedule == "linear":
+        return linspace(start, end, n)
+    if schedule == "scaled_linear":
+        root = linspace(start**0.5, end**0.5, n)
+        return root * root
+    if schedule == "squaredcos_cap_v2":
+        bar = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
+        return np.array([min(1 - bar[i + 1] / bar[i], 0.999) for i in range(n)], np.float32)
+    raise ValueError(f"unknown beta schedule {schedule!r}")
+
+
+def cumulative_alphas(betas: Float32) -> Float32:
+    """`alphas_cumprod` of betas: PyTorch accumulates in float64 and rounds each entry. Shape (n,) float32."""
+    return np.cumprod((np.float32(1) - betas).astype(np.float64)).astype(np.float32)
+
+
+def zero_terminal_snr(betas: Float32) -> Float32:
+    """Rescale betas so that the last timestep holds no signal: Lin et al. (2023), arXiv:2305.08891, Algorithm 1.
+
+    Returns: (n,) float32; the last one is 1.
+    """
+    root = np.sqrt(cumulative_alphas(betas))
+    scale = root[0] / (root[0] - root[-1])
+    bar = np.square((root - root[-1]) * scale)
+    alphas = np.concatenate([bar[:1], bar[1:] / bar[:-1]])
+    return np.float32(1) - alphas
+
+
+def sigmas_from_alphas(alphas_cumprod: Float32) -> Float32:
+    """`sqrt((1 - abar) / abar)` for every training timestep. Shape (n,) float32, increasing."""
+    return np.asarray(np.sqrt((np.float32(1) - alphas_cumprod) / alphas_cumprod), np.float32)
+
+
+def timestep_from_sigma(sigmas: Floats, log_table: Float32) -> Float64:
+    """Fractional timesteps at which a table of log sigmas, one per training timestep, reaches `sigmas`.
+
+    Linear in log sigma, clamped to the table's ends. Shape of `sigmas`, float64.
+    """
+    log_sigma = np.log(np.maximum(sigmas, 1e-10))
+    low = np.clip(np.searchsorted(log_table, log_sigma, side="right") - 1, 0, len(log_table) - 2)
+    below, above = log_table[low], log_table[low + 1]
+    weight = np.clip((below - log_sigma) / (below - above), 0, 1)
+    return np.asarray((1 - weight) * low + weight * (low + 1), np.float64)
+
+
+def karras_sigmas(sigma_max: float, sigma_min: float, n: int) -> Float64:
+    """Karras et al. (2022), equation 5 with rho = 7, from `sigma_max` down to `sigma_min`. Shape (n,)."""
+    low, high = sigma_min ** (1 / KARRAS_RHO), sigma_max ** (1 / KARRAS_RHO)
+    return np.asarray((high + np.linspace(0, 1, n) * (low - high)) ** KARRAS_RHO, np.float64)
+
+
+def exponential_sigmas(sigma_max: float, sigma_min: float, n: int) -> Float64:
+    """Sigmas equally spaced in log sigma, from `sigma_max` down to `sigma_min`. Shape (n,)."""
+    return np.asarray(np.exp(np.linspace(math.log(sigma_max), math.log(sigma_min), n)), np.float64)
+
+
+def lu_sigmas(log_max: float, log_min: float, n: int) -> Float64:
+    """Steps uniform in log signal-to-noise: Lu et al. (2022), arXiv:2206.00927, section 3.3. Shape (n,)."""
+    return np.asarray(np.exp(log_max + np.linspace(0, 1, n) * (log_min - log_max)), np.float64)
+
+
+def log_linear_sigmas(sigma_max: float, sigma_min: float, n: int) -> Float32:
+    """Like `exponential_sigmas`, in PyTorch's float32. Shape (n,)."""
+    return np.exp(linspace(math.log(sigma_max), math.log(sigma_min), n))
+
+
+def leading(stop: int, intervals: int, n: int, offset: int) -> Float64:
+    """The n last multiples of `stop // intervals` below `stop`, descending, plus `offset`. Shape (n,)."""
+    return ((np.arange(intervals) * (stop // intervals))[::-1][:n] + offset).astype(np.float64)
+
+
+def trailing(stop: int, stride: float, n: int) -> Float64:
+    """`stop - 1`, then down by `stride`, rounded. Shape (n,) or fewer.
+
+    diffusers takes what `np.arange` gives, which for some n (61, 103, 121 with 1000 training timesteps) is one more,
+    a timestep of -1; never more than n are taken here.
+    """
+    return np.round(np.arange(stop, 0, -stride))[:n] - 1
+
+
+def spaced(spacing: str, stop: int, n: int, offset: int) -> Float64:
+    """n timesteps in [0, stop) of `linspace`, `leading` or `trailing` spacing, descending; Lin et al. (2023), Table 2.
+
+    `linspace` timesteps are fractional. Shape (n,) float64.
+    """
+    if spacing == "linspace":
+        return np.linspace(0, stop - 1, n)[::-1]
+    if spacing == "leading":
+        return leading(stop, n, n, offset)
+    return trailing(stop, stop / n, n)
+
+
+def spaced_open(spacing: str, train_steps: int, stop: int, n: int, offset: int) -> Float64:
+    """n integer timesteps in (0, stop), descending: the points of `spaced` for n + 1 without the last one.
+
+    `train_steps` sets the stride of `trailing`, `stop` bounds the noisiest timestep. Shape (n,) or fewer, float64.
+    """
+    if spacing == "linspace":
+        return np.round(np.linspace(0, stop - 1, n + 1))[::-1][:-1]
+    if spacing == "leading":
+        return leading(stop, n + 1, n, offset)
+    return trailing(stop, train_steps / n, n)

@@ -1,0 +1,79 @@
+"""Replay a bundle's golden outputs on a backend: tokenizer, text encoder, loop and decoder, each against PyTorch's."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from .engine import Bucket
+from .errors import BundleError
+from .pipeline import Pipeline
+from .scheduler import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenCheck:
+    """One comparison: what was compared, whether it holds, and the figure with its limit."""
+
+    name: str
+    passed: bool
+    text: str
+
+
+def verify_goldens(pipe: Pipeline) -> list[GoldenCheck]:
+    """Compare the pipeline with the goldens of its bundle, stage by stage.
+
+    Each stage starts from the golden's own input where it is stored, so that a fault shows in the stage that has it.
+    """
+    manifest = pipe.bundle.manifest
+    golden = manifest.golden
+    if golden is None:
+        raise BundleError(f"{pipe.bundle.path} holds no golden outputs; export it again")
+    arrays = load_file(pipe.bundle.file(golden.file))
+    ids = pipe.tokenizer.encode([golden.negative_prompt, golden.prompt]).ids
+    hidden_states = pipe.run("text_encoder", {"input_ids": arrays["input_ids"]})["hidden_states"][:, 0]
+    plan = Plan.from_arrays({k.removeprefix("plan."): v for k, v in arrays.items() if k.startswith("plan.")})
+    noise, scale = arrays["noise"], golden.guidance_scale
+    context = (hidden_states if scale > 1 else hidden_states[1:])[None]
+    weights = [1 - scale, scale] if scale > 1 else [1.0]
+    bucket = Bucket(1, len(weights), noise.shape[2], noise.shape[3], context.shape[2])
+    *_, last = pipe.denoiser(bucket).run(
+        [plan],
+        context=context,
+        guidance=np.array([weights], np.float32),
+        guidance_rescale=np.zeros(1, np.float32),
+        noise=[noise],
+    )
+    latents = last.read(0)
+    image = pipe.run("vae_decoder", {"latents": latents})["images"][0]
+    embedding = hidden_states[:, :, : arrays["embedding"].shape[2]]
+    equal = np.array_equal(ids, arrays["input_ids"])
+    return [
+        GoldenCheck("ids", equal, "equal" if equal else "the tokenizer gives other ids"),
+        _relative("text embedding", embedding, arrays["embedding"], golden.embedding_tolerance),
+        _relative("latents", latents[0], arrays["latents"], golden.latents_tolerance),
+        _psnr("image", image, arrays["image"], golden.psnr_floor),
+    ]
+
+
+def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Euclidean norm of the difference over that of `expected`."""
+    return float(np.linalg.norm(got.astype(np.float64) - expected) / np.linalg.norm(expected.astype(np.float64)))
+
+
+def psnr(got: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of bytes in dB; infinite for equal pictures."""
+    error = float(np.mean((got.astype(np.float64) - expected.astype(np.float64)) ** 2))
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def _relative(name: str, got: NDArray[Any], expected: NDArray[Any], limit: float) -> GoldenCheck:
+    error = relative_error(got, expected)
+    return GoldenCheck(name, error <= limit, f"relative error {error:.2e}, at most {limit:.0e}")
+
+
+def _psnr(name: str, got: NDArray[np.uint8], expected: NDArray[np.uint8], floor: float) -> GoldenCheck:
+    value = psnr(got, expected)
+    return GoldenCheck(name, value >= floor, f"PSNR {value:.1f} dB, at least {floor:g} dB")
