@@ -94,12 +94,7 @@ class Pipeline:
         bundle = Bundle.open(embedded_bundle() if path is None else path)
         if backend not in BACKENDS:
             raise BackendError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
-        devices = available_devices()
-        if device is None and not devices:
-            raise BackendError(
-                "no backend is installed: pip install 'latentrt[cpu]', or for NVIDIA GPUs pip install 'latentrt[cuda]'"
-            )
-        loaded = OrtBackend(bundle, device=device or devices[0])
+        loaded = OrtBackend(bundle, device=device) if device is not None else _best_backend(bundle)
         logger.info("%s on %s", bundle.path, loaded.name)
         return cls(bundle, loaded)
 
@@ -261,6 +256,24 @@ def embedded_bundle() -> Path:
     from latentrt import engines
 
     return Path(str(engines.__file__)).parent / "shapes"
+
+
+def _best_backend(bundle: Bundle) -> OrtBackend:
+    """The first device that loads a small graph of the bundle; one that should work and does not is warned about."""
+    *better, last = available_devices() or (None,)
+    if last is None:
+        raise BackendError(
+            "no backend is installed: pip install 'latentrt[cpu]', or for NVIDIA GPUs pip install 'latentrt[cuda]'"
+        )
+    for device in better:
+        backend = OrtBackend(bundle, device=device)
+        try:
+            backend.engine("time")
+        except BackendError as error:
+            logger.warning("%s is not used: %s", backend.name, error)
+        else:
+            return backend
+    return OrtBackend(bundle, device=last)
 
 
 class _Clock:

@@ -1,0 +1,295 @@
+"""Plans by themselves: orders of convergence on data whose ODE has a closed form, refusals, arrays, caching."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latentrt.runtime.errors import SchedulerError
+from latentrt.runtime.samplers import NOISE, REGISTERS, SAMPLERS, STATE
+from latentrt.runtime.scheduler import Plan, coefficients, resolve, scheduler_names
+from latentrt.runtime.schedules import Schedule
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+EULER = {"_class_name": "EulerDiscreteScheduler", **SD}
+DDIM = {"_class_name": "DDIMScheduler", **SD, "clip_sample": False}
+DPM = {"_class_name": "DPMSolverMultistepScheduler", **SD}
+DATA_STD = 0.6
+DPM_OPTIONS = {
+    "solver_order": 2,
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "lower_order_final": False,
+    "euler_at_final": False,
+    "final_sigmas_type": "sigma_min",
+}
+
+
+def geometric_schedule(steps: int, *, preserving: bool) -> Schedule:
+    """Sigmas equally spaced in log-SNR from 10 to 0.1, far from every training schedule."""
+    sigmas = np.geomspace(10.0, 0.1, steps + 1)
+    alphas = 1 / np.hypot(1, sigmas) if preserving else np.ones_like(sigmas)
+    levels = np.stack([alphas, alphas * sigmas], 1)
+    return Schedule(np.arange(steps, dtype=np.float64), levels[:-1], levels[1:], 1.0)
+
+
+def model_gain(kind: str, alpha: float, sigma: float) -> float:
+    """What the ideal model does for data distributed as N(0, DATA_STD**2): output = gain * scaled input.
+
+    The denoiser is the posterior mean, `alpha s**2 / (alpha**2 s**2 + sigma**2) * x`.
+    """
+    size = math.hypot(alpha, sigma)
+    alpha, sigma = alpha / size, sigma / size
+    clean = alpha * DATA_STD**2 / (alpha**2 * DATA_STD**2 + sigma**2)
+    noise = (1 - alpha * clean) / sigma
+    return {"epsilon": noise, "sample": clean, "v_prediction": alpha * noise - sigma * clean}[kind]
+
+
+def transitions(class_name: str, kind: str, steps: int, **options: Any) -> tuple[np.ndarray, np.ndarray, Schedule]:
+    """(M, R, R) what the calls do to the state and (M, R) to the noise, with the ideal model put in; float64."""
+    schedule = geometric_schedule(steps, preserving="Euler" not in class_name)
+    options = {"prediction_type": kind, "eta": 0.0, **DPM_OPTIONS, **options}
+    calls = list(SAMPLERS[class_name].solve(schedule, options, 0))
+    table = coefficients(calls, np.append(schedule.input_scales[1:], 1.0))
+    gains = np.array([model_gain(kind, *level) for level in schedule.levels])
+    state = table[:, :, :REGISTERS].copy()
+    state[:, :, 0] += table[:, :, REGISTERS] * gains[:, None]
+    return state, table[:, :, -1], schedule
+
+
+def ode_error(class_name: str, kind: str, steps: int, **options: Any) -> float:
+    """Relative error of the final sample: the exact ODE keeps x in proportion to its own standard deviation."""
+    matrices, _, schedule = transitions(class_name, kind, steps, **options)
+    state = STATE[0][:REGISTERS].copy()
+    for matrix in matrices:
+        state = matrix @ state
+    begin, end = schedule.levels[0], schedule.targets[-1]
+    spread = [math.hypot(alpha * DATA_STD, sigma) for alpha, sigma in (begin, end)]
+    exact = math.hypot(*begin) * spread[1] / spread[0]
+    return abs(state[0] / exact - 1)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize(
+    ("class_name", "options", "order"),
+    [
+        ("EulerDiscreteScheduler", {}, 1),
+        ("DDIMScheduler", {}, 1),
+        ("DPMSolverMultistepScheduler", {"solver_order": 1}, 1),
+        ("DPMSolverMultistepScheduler", {}, 2),
+        ("DPMSolverMultistepScheduler", {"solver_type": "heun"}, 2),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver"}, 2),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "solver_type": "heun"}, 2),
+    ],
+)
+def test_order_of_convergence(class_name: str, options: dict[str, Any], order: int, kind: str) -> None:
+    errors = [ode_error(class_name, kind, steps, **options) for steps in (160, 320, 640)]
+    measured = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert all(abs(value - order) < 0.15 for value in measured), (errors, measured)
+
+
+def test_third_order_is_of_second_order_with_a_smaller_error() -> None:
+    """The authors' code, which diffusers follows, halves the second derivative, so that the third order is not reached.
+
+    One step from exact history, because a run begins with lower orders.
+    """
+    errors: dict[int, list[float]] = {2: [], 3: []}
+    for order, steps in itertools.product((2, 3), (40, 80, 160)):
+        matrices, _, schedule = transitions("DPMSolverMultistepScheduler", "epsilon", steps, solver_order=order)
+        spread = np.hypot(schedule.levels[:, 0] * DATA_STD, schedule.levels[:, 1])
+        clean = schedule.levels[:, 0] * DATA_STD**2 / spread
+        i = steps // 4
+        exact = np.array([spread[i], clean[i - 1], clean[i - 2], 0, 0, 0])
+        errors[order].append(abs((matrices[i] @ exact)[0] - spread[i + 1]))
+    for row in errors.values():
+        assert all(abs(math.log2(a / b) - 3) < 0.3 for a, b in itertools.pairwise(row)), errors
+    assert all(third < 0.75 * second for second, third in zip(errors[2], errors[3], strict=True)), errors
+
+
+@pytest.mark.parametrize(
+    ("class_name", "options"),
+    [
+        ("EulerAncestralDiscreteScheduler", {}),
+        ("DDIMScheduler", {"eta": 1.0}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver", "solver_type": "heun"}),
+    ],
+)
+def test_stochastic_samplers_keep_the_distribution(class_name: str, options: dict[str, Any]) -> None:
+    """The variance of the final samples is that of the noised data, the better the more steps there are."""
+    errors = []
+    for steps in (100, 200, 400):
+        matrices, noise, schedule = transitions(class_name, "epsilon", steps, **options)
+        begin, end = schedule.levels[0], schedule.targets[-1]
+        variance = ((begin[0] * DATA_STD) ** 2 + begin[1] ** 2) / (begin**2).sum()
+        covariance = np.zeros((REGISTERS, REGISTERS))
+        covariance[0, 0] = variance
+        for matrix, fresh in zip(matrices, noise, strict=True):
+            covariance = matrix @ covariance @ matrix.T + np.outer(fresh, fresh)
+        errors.append(abs(covariance[0, 0] / ((end[0] * DATA_STD) ** 2 + end[1] ** 2) - 1))
+    assert errors[-1] < 0.02, errors
+    assert all(a / b > 1.7 for a, b in itertools.pairwise(errors)), errors
+
+
+@pytest.mark.parametrize("name", [n for n in scheduler_names() if not n.endswith("Scheduler")])
+def test_prediction_types_describe_one_trajectory(name: str) -> None:
+    """The same denoiser, told as noise, clean latents or velocity, leads to the same picture."""
+    noise = np.random.default_rng(0).standard_normal((4, 8))
+    results = []
+    for kind in ("epsilon", "sample", "v_prediction"):
+        config = resolve(name, {"_class_name": "PNDMScheduler", **SD, "prediction_type": kind})
+        plan = Plan.from_config(config, 12)
+        levels = dict(zip(plan.timesteps.tolist(), plan.noise_levels.tolist(), strict=False))
+        draws = np.random.default_rng(1)
+
+        def told(x: np.ndarray, t: np.float32, kind: str = kind, levels: dict[float, list[float]] = levels) -> Any:
+            alpha, sigma = levels[float(t)]
+            clean = np.tanh(x / alpha * min(1.0, alpha))
+            eps = (x - alpha * clean) / sigma
+            return {"epsilon": eps, "sample": clean, "v_prediction": alpha * eps - sigma * clean}[kind]
+
+        results.append(plan.replay(told, noise, draw=lambda draws=draws: draws.standard_normal((4, 8))))
+    for other in results[1:]:
+        np.testing.assert_allclose(other, results[0], atol=2e-4)
+
+
+def test_only_row_0_carries_the_current_sample() -> None:
+    """So that known latents can be blended into row 0 alone: kept registers hold predictions, not samples."""
+    for name in scheduler_names():
+        plan = Plan.from_config(resolve(name, DDIM), 8)
+        assert not plan.coefficients[:, 1:-1, -1].any()
+        assert np.isfinite(plan.coefficients).all()
+        np.testing.assert_allclose(plan.noise_levels[:-1, 0] ** 2 + plan.noise_levels[:-1, 1] ** 2, 1, atol=1e-6)
+
+
+def test_draws_are_those_that_are_used() -> None:
+    assert not Plan.from_config(DDIM, 6).draws.any()
+    assert Plan.from_config(DDIM, 6, eta=0.5).draws.tolist() == [True] * 5 + [False]
+    ancestral = Plan.from_config(resolve("euler_a", DDIM), 6)
+    assert ancestral.draws.tolist() == [True] * 5 + [False]
+    assert NOISE.tolist() == [0] * (REGISTERS + 1) + [1]
+    np.testing.assert_array_equal(ancestral.draws, ancestral.coefficients[:, 0, -1] != 0)
+
+
+def test_zero_terminal_snr_begins_at_4096() -> None:
+    config = EULER | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    alpha, sigma = Plan.from_config(config, 4).noise_levels[0]
+    assert sigma / alpha == pytest.approx(4096, rel=1e-6)
+    assert Plan.from_config(
+        DDIM | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}, 4
+    ).noise_levels[0].tolist() == [0, 1]
+
+
+def test_plans_are_cached_frozen_and_survive_arrays() -> None:
+    plan = Plan.from_config(EULER, 5)
+    assert Plan.from_config({**EULER, "_diffusers_version": "0.1"}, 5) is plan
+    assert Plan.from_config(EULER, 6) is not plan
+    with pytest.raises(ValueError, match="read-only"):
+        plan.coefficients[0, 0, 0] = 1
+    with pytest.raises(AttributeError):
+        plan.timesteps = plan.draws  # type: ignore[misc, assignment]
+    again = Plan.from_arrays(plan.to_arrays())
+    for name, array in plan.to_arrays().items():
+        np.testing.assert_array_equal(getattr(again, name), array)
+    assert len(plan) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timesteps": np.zeros(4)}, "coefficients of a plan has shape"),
+        ({"draws": np.zeros(3, bool)}, "draws of a plan has shape"),
+        ({"initial": np.full((6, 2), np.nan)}, "initial of a plan is not finite"),
+        ({"more": np.zeros(1)}, "a plan has the arrays"),
+    ],
+)
+def test_malformed_plans_are_refused(change: dict[str, Any], message: str) -> None:
+    arrays = Plan.from_config(EULER, 5).to_arrays() | change
+    with pytest.raises(SchedulerError, match=message):
+        Plan.from_arrays(arrays)
+
+
+def test_replay_asks_for_what_a_plan_needs() -> None:
+    noise = np.zeros((2, 2), np.float32)
+
+    def model(x: np.ndarray, t: np.float32) -> np.ndarray:  # noqa: ARG001
+        return x
+
+    with pytest.raises(SchedulerError, match="pass clean="):
+        Plan.from_config(EULER, 5, strength=0.5).replay(model, noise)
+    with pytest.raises(SchedulerError, match="pass draw="):
+        Plan.from_config(DDIM, 5, eta=1.0).replay(model, noise)
+    assert Plan.from_config(EULER, 5).replay(model, noise).dtype == np.float32
+    assert Plan.from_config(EULER, 5).replay(model, noise.astype(np.float64)).dtype == np.float64
+
+
+REFUSALS: list[tuple[Callable[[], Any], str]] = [
+    (lambda: resolve("dpm++2m", DDIM), r"unknown scheduler 'dpm\+\+2m'.*mean 'dpm\+\+_2m'.*Available: .*euler_a"),
+    (lambda: resolve("euler_a_karras", DDIM), r"unknown scheduler 'euler_a_karras'.*'euler_karras'"),
+    (lambda: Plan.from_config({**SD}, 5), r'no "_class_name"'),
+    (lambda: Plan.from_config({"_class_name": "EulerScheduler"}, 5), r"mean 'EulerDiscreteScheduler'"),
+    (lambda: Plan.from_config(EULER | {"use_karas_sigmas": True}, 5), r"'use_karas_sigmas'.*'use_karras_sigmas'"),
+    (lambda: Plan.from_config(EULER | {"timestep_spacing": "even"}, 5), r"'leading', 'linspace', 'trailing'"),
+    (lambda: Plan.from_config(EULER | {"beta_schedule": "sigmoid"}, 5), r"'scaled_linear', 'squaredcos_cap_v2'"),
+    (lambda: Plan.from_config(EULER | {"prediction_type": "flow_prediction"}, 5), r"'epsilon', 'v_prediction'"),
+    (lambda: Plan.from_config(EULER | {"steps_offset": 0.5}, 5), r"steps_offset=0.5.*whole number"),
+    (lambda: Plan.from_config(EULER | {"beta_start": "0.1"}, 5), r"beta_start='0.1'.*a number"),
+    (lambda: Plan.from_config(EULER | {"use_karras_sigmas": "yes"}, 5), r"use_karras_sigmas='yes'.*true or false"),
+    (lambda: Plan.from_config(EULER | {"trained_betas": [0.1, 0.2]}, 5), r"1000 and 2 trained_betas"),
+    (
+        lambda: Plan.from_config(EULER | {"use_karras_sigmas": True, "use_exponential_sigmas": True}, 5),
+        r"use_karras_sigmas and use_exponential_sigmas are both set",
+    ),
+    (lambda: Plan.from_config(EULER | {"use_beta_sigmas": True}, 5), r"use_beta_sigmas=True is not available"),
+    (lambda: Plan.from_config(DDIM | {"clip_sample": True}, 5), r'not linear.*set "clip_sample": false'),
+    (
+        lambda: Plan.from_config({k: v for k, v in DDIM.items() if k != "clip_sample"}, 5),
+        r'clip_sample=True, the default of DDIMScheduler.*set "clip_sample": false',
+    ),
+    (lambda: Plan.from_config(resolve("DDIMScheduler", EULER), 5), r'set "clip_sample": false'),
+    (lambda: Plan.from_config(DPM | {"thresholding": True}, 5), r'not linear.*set "thresholding": false'),
+    (lambda: Plan.from_config(DPM | {"variance_type": "learned_range"}, 5), r'set "variance_type": null'),
+    (lambda: Plan.from_config(DPM | {"solver_order": 4}, 5), r"solver_order=4.*1, 2, 3"),
+    (lambda: Plan.from_config(DPM, 1000), r"repeat a timestep.*lower num_inference_steps"),
+    *[
+        (lambda steps=steps: Plan.from_config(EULER, steps), r"num_inference_steps=.* whole number from 1 to 1000")
+        for steps in (0, -1, 2.0, "20", True, None, 1001)
+    ],
+    (lambda: Plan.from_config(EULER, 5, timesteps=[9, 5]), r"num_inference_steps=5, but the custom steps are 2"),
+    (lambda: Plan.from_config(EULER, timesteps=[5, 9]), r"timesteps=\[5.0, 9.0\]: they fall strictly"),
+    (lambda: Plan.from_config(EULER, timesteps=[1000, 9]), r"between 0 and 999"),
+    (lambda: Plan.from_config(EULER, timesteps=[]), r"at least one"),
+    (lambda: Plan.from_config(EULER, sigmas=[1.0]), r"at least two"),
+    (lambda: Plan.from_config(EULER, timesteps=[9], sigmas=[1.0, 0]), r"pass one of the two"),
+    (lambda: Plan.from_config(DDIM, timesteps=[9, 5]), r"DDIMScheduler takes no timesteps; these do: Euler"),
+    (lambda: Plan.from_config(DPM, sigmas=[9, 5]), r"takes no sigmas; these do: EulerDiscreteScheduler"),
+    (lambda: Plan.from_config(DPM | {"use_karras_sigmas": True}, timesteps=[9, 5]), r"use_karras_sigmas: drop one"),
+    (lambda: Plan.from_config(EULER, 5, eta=0.5), r"EulerDiscreteScheduler takes no eta; these do: DDIMScheduler"),
+    (lambda: Plan.from_config(DDIM, 5, eta=1.5), r"eta=1.5: it is between 0"),
+    (lambda: Plan.from_config(DDIM, 5, strength=0.0), r"strength=0.0: it is above 0"),
+    (lambda: Plan.from_config(DDIM, 5, strength=0.1), r"strength=0.1 leaves none of 5 steps"),
+    (lambda: Plan.from_config(DDIM, 5, strength=0.5, denoising_start=0.5), r"pass one of the two"),
+    (lambda: Plan.from_config(DDIM, 5, denoising_start=1.0), r"denoising_start=1.0: it is at least 0"),
+    (lambda: Plan.from_config(DDIM, 5, denoising_start=0.5, denoising_end=0.4), r"above denoising_start"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSALS, ids=[message[:40] for _, message in REFUSALS])
+def test_refusals_say_what_to_do(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(SchedulerError, match=message):
+        call()
+
+
+def test_resolve_takes_names_configs_and_changes() -> None:
+    checkpoint = {"_class_name": "PNDMScheduler", **SD, "steps_offset": 1, "skip_prk_steps": True}
+    assert resolve(None, checkpoint) == checkpoint
+    assert resolve(DPM, checkpoint) == DPM
+    assert resolve({"steps_offset": 0}, checkpoint) == checkpoint | {"steps_offset": 0}
+    assert resolve("ddim", checkpoint)["clip_sample"] is False
+    assert resolve("ddim", checkpoint | {"clip_sample": True})["clip_sample"] is True
+    karras = resolve("dpm++_2m_karras", checkpoint | {"use_exponential_sigmas": True, "solver_order": 3})
+    assert (karras["use_karras_sigmas"], karras["use_exponential_sigmas"], karras["solver_order"]) == (True, False, 2)
+    assert checkpoint == {"_class_name": "PNDMScheduler", **SD, "steps_offset": 1, "skip_prk_steps": True}
