@@ -1,0 +1,51 @@
+"""Fixtures that tests share. Exports run two at a time in child processes, and are kept in pytest's cache while the
+exporter's sources stay the same."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from exports import EXPORTS, ROOT, Exported, export
+
+from latentrt.runtime import Pipeline
+
+# A test that reaches for a model hub must fail here, not only where there is no network.
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", DIFFUSERS_VERBOSITY="error")
+
+
+@pytest.fixture(scope="session")
+def _exports(pytestconfig: pytest.Config) -> Iterator[dict[str, Future[Exported]]]:
+    sources = [
+        *sorted((ROOT / "export").glob("*.py")),
+        ROOT / "tests" / "checkpoints.py",
+        ROOT / "runtime" / "bundle.py",
+    ]
+    key = hashlib.sha256(b"".join(f.read_bytes() for f in sources)).hexdigest()[:16]
+    assert pytestconfig.cache is not None
+    folder = pytestconfig.cache.mkdir(f"bundles-{key}")
+    with ThreadPoolExecutor(2) as pool:
+        futures = {name: pool.submit(export, folder, name, *facts) for name, facts in EXPORTS.items()}
+        yield futures
+        for future in futures.values():
+            future.cancel()
+
+
+@pytest.fixture(scope="session")
+def exported(_exports: dict[str, Future[Exported]]) -> Callable[[str], Exported]:
+    """The export with a name of `EXPORTS`."""
+    return lambda name: _exports[name].result()
+
+
+@pytest.fixture(scope="session")
+def sd1(exported: Callable[[str], Exported]) -> Exported:
+    """A small random SD 1.x checkpoint and its fp32 bundle."""
+    return exported("sd1-fp32")
+
+
+@pytest.fixture(scope="session")
+def pipe(sd1: Exported) -> Iterator[Pipeline]:
+    """The pipeline of `sd1` on the CPU."""
+    with Pipeline.load(sd1.bundle, device="cpu") as pipe:
+        yield pipe
