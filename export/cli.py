@@ -59,12 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
     with tqdm(total=len(STAGES), disable=None, bar_format="{desc:24} {bar} {n_fmt}/{total_fmt} {elapsed}") as bar:
 
         def progress(stage: str) -> None:
-            if bar.desc:
-                bar.update()
+            bar.update(STAGES.index(stage) - bar.n)
             bar.set_description_str(stage)
 
         bundle = export_bundle(arguments.checkpoint, arguments.out, ExportOptions(**chosen), progress=progress)
-        bar.update()
+        bar.update(len(STAGES) - bar.n)
     size = sum(f.size for f in bundle.manifest.files.values())
     print(f"{arguments.out}: {len(bundle.manifest.graphs)} graphs, {size / 2**20:,.1f} MiB", file=sys.stdout)
     return 0
