@@ -111,6 +111,15 @@ class Checkpoint:
         return result
 
 
+def quiet_libraries() -> None:
+    """Turn off the progress bars of transformers and diffusers, which would mix with the export's own."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))

@@ -41,6 +41,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(arguments: argparse.Namespace) -> int:
     """Export; prints where the bundle is."""
     try:
+        from .checkpoint import quiet_libraries
         from .write import STAGES, ExportOptions, export_bundle
     except ImportError as error:
         hint = "pip install 'latentrt[export]'"
@@ -55,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     if arguments.golden_prompt is not None:
         chosen["golden_prompt"] = arguments.golden_prompt
+    quiet_libraries()
     signal.signal(signal.SIGTERM, _raise_interrupt)
     with tqdm(total=len(STAGES), disable=None, bar_format="{desc:24} {bar} {n_fmt}/{total_fmt} {elapsed}") as bar:
 

@@ -47,9 +47,7 @@ def onnx_from_module(
     """
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not supported: choose one of {', '.join(map(str, OPSETS))}")
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    with _quiet():
+    with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
             tuple(i.example for i in inputs),

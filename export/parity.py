@@ -27,7 +27,7 @@ from latentrt.runtime.scheduler import Plan, resolve
 from latentrt.runtime.strict_json import decode, encode
 from latentrt.runtime.tokenizer import Tokenizer
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, quiet_libraries
 from .fuse import REGISTERS
 from .precision import dtype_of
 from .storage import float32_twin
@@ -266,6 +266,7 @@ class _GoldenMaker:
 def main(read: Callable[[], str] = sys.stdin.read) -> int:
     """The child process."""
     logging.disable(logging.WARNING)
+    quiet_libraries()
     try:
         golden = check_and_make_golden(json.loads(read()))
     except ParityError as error:

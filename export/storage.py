@@ -45,11 +45,12 @@ def _store_exact_halves(graph: ir.Graph) -> None:
         name = str(value.name)
         cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=f"{name}.cast")
         full_value = cast.outputs[0]
-        full_value.name, full_value.shape, full_value.type = f"{name}.float32", value.shape, value.type
+        full_value.name, full_value.shape = f"{name}.float32", value.shape
+        full_value.type = ir.TensorType(ir.DataType.FLOAT)
         for node, index in list(value.uses()):
             if node is not cast:
                 node.replace_input_with(index, full_value)
-        value.dtype, value.const_value = ir.DataType.FLOAT16, ir.tensor(half, name=name)
+        value.type, value.const_value = ir.TensorType(ir.DataType.FLOAT16), ir.tensor(half, name=name)
         casts.append(cast)
     if casts:
         graph.insert_before(graph[0], casts)

@@ -25,8 +25,12 @@ _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_lin
 _OFFSETS = {"steps_offset": 1, "set_alpha_to_one": False}
 
 
-def tiny_checkpoint(folder: Path, family: str = "sd1", seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
-    """Write a random checkpoint of a family ("sd1", "sd2") to `folder` and return it: 64 px pictures, VAE factor 4."""
+def tiny_checkpoint(folder: Path, family: str = "sd1", seed: int = 0, *, tinier: bool = False) -> Path:
+    """Write a random fp32 checkpoint of a family ("sd1", "sd2") to `folder` and return it: 16x16 latents, VAE factor 4.
+
+    Args:
+        tinier: a UNet whose only cross-attention is in the middle, two text layers and VAE factor 2: quicker to export.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -37,7 +41,7 @@ def tiny_checkpoint(folder: Path, family: str = "sd1", seed: int = 0, dtype: tor
             vocab_size=49408,
             hidden_size=32,
             intermediate_size=64,
-            num_hidden_layers=3,
+            num_hidden_layers=2 if tinier else 3,
             num_attention_heads=2,
             bos_token_id=49406,
             eos_token_id=49407,
@@ -48,16 +52,17 @@ def tiny_checkpoint(folder: Path, family: str = "sd1", seed: int = 0, dtype: tor
         sample_size=16,
         block_out_channels=(32, 64),
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("DownBlock2D" if tinier else "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D" if tinier else "CrossAttnUpBlock2D"),
         cross_attention_dim=32,
         norm_num_groups=16,
         **facts["unet"],
     )
+    channels = (16, 32) if tinier else (16, 32, 32)
     vae = AutoencoderKL(
-        block_out_channels=(16, 32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
         layers_per_block=1,
         norm_num_groups=8,
         latent_channels=4,
@@ -65,9 +70,9 @@ def tiny_checkpoint(folder: Path, family: str = "sd1", seed: int = 0, dtype: tor
     )
     for module in (text, unet, vae):
         _spread(module, seed)
-    text.to(dtype).save_pretrained(folder / "text_encoder")
-    unet.to(dtype).save_pretrained(folder / "unet")
-    vae.to(dtype).save_pretrained(folder / "vae")
+    text.save_pretrained(folder / "text_encoder")
+    unet.save_pretrained(folder / "unet")
+    vae.save_pretrained(folder / "vae")
     _write_tokenizer(folder / "tokenizer", pad="<|endoftext|>" if facts["text"]["pad_token_id"] == 49407 else "!")
     scheduler = {**facts["scheduler"], **_BETAS, **_OFFSETS}
     _write(folder / "scheduler" / "scheduler_config.json", scheduler)
@@ -96,7 +101,7 @@ def _spread(module: torch.nn.Module, seed: int) -> None:
 
 
 def _write_tokenizer(folder: Path, pad: str) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in ("vocab.json", "merges.txt"):
         (folder / name).write_bytes((VOCABULARY / name).read_bytes())
     tokens = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from exports import EXPORTS, ROOT, Exported, export
+from exports import EXPORTS, ROOT, SHAPES, Exported, export
 
 from latentrt.runtime import Pipeline
 
@@ -34,8 +34,8 @@ def _exports(pytestconfig: pytest.Config) -> Iterator[dict[str, Future[Exported]
 
 @pytest.fixture(scope="session")
 def exported(_exports: dict[str, Future[Exported]]) -> Callable[[str], Exported]:
-    """The export with a name of `EXPORTS`."""
-    return lambda name: _exports[name].result()
+    """The export with a name of `EXPORTS`, or the embedded model as "shapes"."""
+    return lambda name: SHAPES if name == "shapes" else _exports[name].result()
 
 
 @pytest.fixture(scope="session")

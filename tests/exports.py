@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SHAPES_CHECKPOINT = ROOT / "tests" / "data" / "shapes"
-SHAPES_BUNDLE = ROOT / "engines" / "shapes"
-
-# name -> family, precision, opset. The first is what most tests use; the others show that the exporter is general.
+# name -> family, precision, opset, tinier. Most tests use the first; the others show that the exporter is general.
 EXPORTS = {
-    "sd1-fp32": ("sd1", "fp32", 23),
-    "sd2-fp16": ("sd2", "fp16", 23),
-    "sd2-fp32-opset18": ("sd2", "fp32", 18),
-    "sd1-bf16": ("sd1", "bf16", 23),
+    "sd1-fp32": ("sd1", "fp32", 23, False),
+    "sd2-fp16": ("sd2", "fp16", 23, True),
+    "sd2-fp32-opset18": ("sd2", "fp32", 18, True),
+    "sd1-bf16": ("sd1", "bf16", 23, True),
 }
 
 
@@ -26,18 +23,21 @@ class Exported:
     bundle: Path
 
 
-def export(folder: Path, name: str, family: str, precision: str, opset: int) -> Exported:
+SHAPES = Exported(ROOT / "tests" / "data" / "shapes", ROOT / "engines" / "shapes")
+
+
+def export(folder: Path, name: str, family: str, precision: str, opset: int, tinier: bool) -> Exported:
     """Checkpoint and bundle, made by a child process unless they are in the cache."""
     result = Exported(folder / f"{name}.checkpoint", folder / name)
     script = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
         "from checkpoints import tiny_checkpoint; from latentrt.runtime.cli import main\n"
-        "checkpoint, bundle, family, *options = sys.argv[2:]\n"
-        "if not Path(checkpoint).exists(): tiny_checkpoint(Path(checkpoint), family, seed=11)\n"
+        "checkpoint, bundle, family, tinier, *options = sys.argv[2:]\n"
+        "tiny_checkpoint(Path(checkpoint), family, seed=11, tinier=tinier == 'True')\n"
         "sys.exit(main(['export', checkpoint, bundle, '--steps', '6', *options]))\n"
     )
     if not result.bundle.exists():
-        arguments = [result.checkpoint, result.bundle, family, "--precision", precision, "--opset", opset]
+        arguments = [result.checkpoint, result.bundle, family, tinier, "--precision", precision, "--opset", opset]
         command = [sys.executable, "-c", script, ROOT / "tests", *arguments]
         child = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
         assert child.returncode == 0, child.stderr[-3000:]

@@ -41,7 +41,7 @@ def test_the_schema_is_the_one_of_the_code() -> None:
     assert (ROOT / "engines" / "bundle.schema.json").read_text() == manifest_schema()
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("name", [*EXPORTS, "shapes"])
 def test_manifests_follow_the_schema(exported: Callable[[str], Exported], name: str) -> None:
     schema = json.loads((ROOT / "engines" / "bundle.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -126,7 +126,7 @@ def test_goldens_notice_each_stage(copy: Path, array: str) -> None:
     assert not checks[stage]
 
 
-@pytest.mark.parametrize("name", ["sd2-fp16", "sd2-fp32-opset18"])
+@pytest.mark.parametrize("name", ["sd2-fp16", "sd2-fp32-opset18", "shapes"])
 def test_other_precisions_and_opsets_reproduce_their_goldens(
     exported: Callable[[str], Exported], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

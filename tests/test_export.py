@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from checkpoints import tiny_checkpoint
 from exports import EXPORTS, Exported
 from safetensors.torch import load_file
 
-from latentrt.export import parity, write
+from latentrt.export import fuse, parity, write
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.onnx_export import TensorInput, onnx_from_module
 from latentrt.export.split import split
+from latentrt.export.storage import save_graph
 from latentrt.export.write import ExportOptions, export_bundle
 from latentrt.runtime import Bundle, CheckpointError, ExportError, ParityError
 from latentrt.runtime.cli import main
@@ -34,12 +36,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", "sd1", seed=5)
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("name", [*EXPORTS, "shapes"])
 def test_every_graph_is_there_and_follows_the_contract(exported: Callable[[str], Exported], name: str) -> None:
     """Parity with PyTorch at two shapes was part of the export itself."""
     bundle = Bundle.open(exported(name).bundle)
     assert set(bundle.manifest.graphs) == GRAPHS
-    opset = EXPORTS[name][2]
+    opset = bundle.manifest.recipe.opset
+    assert name == "shapes" or opset == EXPORTS[name][2]
     for graph, spec in bundle.manifest.graphs.items():
         model = ir.load(bundle.file(spec.file))
         assert model.opset_imports[""] == opset
@@ -55,12 +58,13 @@ def test_every_graph_is_there_and_follows_the_contract(exported: Callable[[str],
     assert all(t.dtype == "float32" for k, t in denoise.items() if k not in context and k != "time_features")
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("name", [*EXPORTS, "shapes"])
 def test_every_parameter_can_be_rebuilt(exported: Callable[[str], Exported], name: str) -> None:
-    case, precision = exported(name), EXPORTS[name][1]
+    case = exported(name)
     bundle = Bundle.open(case.bundle)
     models = {graph: ir.load(bundle.file(spec.file)) for graph, spec in bundle.manifest.graphs.items()}
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    precision = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    dtype = precision[bundle.manifest.recipe.precision]
     islands = ("unet.time_embedding.", "unet.conv_out.")
     rebuilt = 0
     for part, stem in (
@@ -82,6 +86,16 @@ def test_every_parameter_can_be_rebuilt(exported: Callable[[str], Exported], nam
                 assert use.dtype == str(expected).removeprefix("torch.")
                 rebuilt += 1
     assert rebuilt == sum(len(uses) for uses in bundle.manifest.weights.values())
+
+
+def test_the_embedded_bundle_is_that_of_its_checkpoint_and_small(exported: Callable[[str], Exported]) -> None:
+    """Export it again with the command in tests/shapes/README.md when this fails."""
+    shapes = exported("shapes")
+    manifest = Bundle.open(shapes.bundle).manifest
+    assert manifest.checkpoint.sha256 == Checkpoint.open(shapes.checkpoint).sha256()
+    assert manifest.recipe.compact
+    files = [f for folder in (shapes.checkpoint, shapes.bundle) for f in folder.rglob("*") if f.is_file()]
+    assert sum(len(zlib.compress(f.read_bytes(), 1)) for f in files) < 24 * 2**20  # as it travels
 
 
 class Sideways(torch.nn.Module):
@@ -136,6 +150,24 @@ def test_the_cut_knows_no_layer_names(opset: int, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = module(words, picture, moment).numpy()
     assert np.abs(got - expected).max() < 1e-5
+
+
+def test_compact_storage_loses_nothing(tmp_path: Path) -> None:
+    import onnxruntime
+
+    exact = np.arange(-512, 512, dtype=np.float32).reshape(32, 32) / 64
+    inexact = exact + np.float32(1e-5)
+    x, y = fuse.tensor("x", ir.DataType.FLOAT, ["n", 32]), fuse.tensor("y", ir.DataType.FLOAT, ["n", 32])
+    tape = ir.tape.Tape()
+    weights = [tape.initializer(ir.tensor(w, name=name), name) for w, name in ((exact, "exact"), (inexact, "inexact"))]
+    tape.op("MatMul", [tape.op("MatMul", [x, weights[0]]), weights[1]], output=y)
+    graph = ir.Graph([x], [y], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": 23}, name="g")
+    save_graph(ir.Model(graph, ir_version=10), tmp_path / "g.onnx", compact=True)
+    stored = {k: v.dtype for k, v in ir.load(tmp_path / "g.onnx").graph.initializers.items()}
+    assert stored == {"exact": ir.DataType.FLOAT16, "inexact": ir.DataType.FLOAT}
+    data = np.random.default_rng(0).standard_normal((3, 32), np.float32)
+    got = onnxruntime.InferenceSession(tmp_path / "g.onnx").run(None, {"x": data})[0]
+    assert np.allclose(got, data @ exact @ inexact, rtol=1e-5, atol=1e-3)
 
 
 def test_a_wrong_graph_is_named_with_error_and_tolerance(sd1: Exported, tmp_path: Path) -> None:

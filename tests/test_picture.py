@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exports import SHAPES_BUNDLE, SHAPES_CHECKPOINT
+from exports import SHAPES
 
 from latentrt.runtime import Pipeline, Plan
 from latentrt.runtime.scheduler import resolve
@@ -65,9 +65,9 @@ def agrees(pipe: Pipeline, expected: tuple[np.ndarray, np.ndarray], prompt: str 
 def case(request: pytest.FixtureRequest) -> tuple[Pipeline, Path, dict[str, Any]]:
     """A pipeline, its checkpoint, and a size other than the one that it was trained at."""
     if request.param == "shapes":
-        return Pipeline.load(SHAPES_BUNDLE, device="cpu"), SHAPES_CHECKPOINT, {"height": 104, "width": 152}
+        return Pipeline.load(SHAPES.bundle, device="cpu"), SHAPES.checkpoint, {"height": 104, "width": 152}
     sd1 = request.getfixturevalue("sd1")
-    return Pipeline.load(sd1.bundle, device="cpu"), sd1.checkpoint, {"height": 72, "width": 52}
+    return Pipeline.load(sd1.bundle, device="cpu"), sd1.checkpoint, {"height": 72, "width": 56}
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

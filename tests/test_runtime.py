@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exports import SHAPES_BUNDLE, Exported
+from exports import SHAPES, Exported
 from PIL import Image
 
 import latentrt.runtime
@@ -285,6 +285,6 @@ def test_generate_writes_numbered_files(sd1: Exported, tmp_path: Path, capsys: p
 
 def test_the_embedded_bundle_is_the_default() -> None:
     with Pipeline.load() as pipe:
-        assert pipe.bundle.path.resolve() == SHAPES_BUNDLE.resolve()
+        assert pipe.bundle.path.resolve() == SHAPES.bundle.resolve()
         result = pipe("a small green square on a red background", seed=1, num_inference_steps=2)
         assert result.images[0].size == (128, 128)
