@@ -14,6 +14,7 @@ import numpy as np
 from .bundle import Manifest
 from .engine import Float32
 from .errors import InputError
+from .noise import TorchGenerator
 from .scheduler import Plan, resolve
 
 OUTPUT_TYPES = ("pil", "np", "latent")
@@ -139,7 +140,8 @@ def _prompts(prompt: str | Sequence[str] | None, embeds: Float32 | None) -> list
         raise InputError("pass either a prompt or prompt_embeds (an empty prompt, '', is allowed)")
     if embeds is not None:
         return [""] * len(embeds)
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+    single = isinstance(prompt, str) or not isinstance(prompt, Sequence)
+    prompts: list[Any] = [prompt] if single else list(prompt or ())
     if not prompts or not all(isinstance(p, str) for p in prompts):
         raise InputError(f"prompt={prompt!r}: it is a text, or a list of at least one")
     return prompts
@@ -171,11 +173,15 @@ def _plan(config: Mapping[str, Any], default_steps: int, options: CallOptions) -
 def _seeds(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
     if seed is None:
         seed = secrets.randbelow(2**32 - count)
-    if isinstance(seed, Sequence):
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
         if len(seed) != count:
             raise InputError(f"{len(seed)} seeds for {count} images: pass one, or one for each")
-        return tuple(seed)
-    return tuple(seed + i for i in range(count))
+        seeds = tuple(seed)
+    else:
+        seeds = tuple(_whole("seed", seed, -(2**63)) + i for i in range(count))
+    for value in seeds:
+        TorchGenerator(value)  # refuses what is no seed
+    return seeds
 
 
 def _size(name: str, given: int | None, default: int, factor: int) -> int:

@@ -11,6 +11,8 @@ from exports import EXPORTS, ROOT, SHAPES, Exported, export
 
 from latentrt.runtime import Pipeline
 
+# One thread for PyTorch: its threads and ONNX Runtime's would wait for each other on small tensors.
+os.environ["OMP_NUM_THREADS"] = "1"
 # A test that reaches for a model hub must fail here, not only where there is no network.
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", DIFFUSERS_VERBOSITY="error")
 

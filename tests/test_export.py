@@ -206,10 +206,11 @@ def leftovers(folder: Path) -> list[str]:
 def test_a_failed_export_leaves_nothing_behind(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
+    def fail(writer: write._Writer) -> None:
+        (writer.folder / "half.onnx").write_bytes(b"half")
         raise failure
 
-    monkeypatch.setattr(write._Writer, "unet", fail)
+    monkeypatch.setattr(write._Writer, "text_encoder", fail)
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "bundle.json").write_text("old")
     for out, options in (("new", ExportOptions()), ("old", ExportOptions(overwrite=True))):

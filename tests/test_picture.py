@@ -30,9 +30,10 @@ SCHEDULERS: dict[str, tuple[str | None, dict[str, Any]]] = {
 @cache
 def reference(checkpoint: Path) -> Any:
     """diffusers' own pipeline."""
+    import torch
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(checkpoint)
+    pipe = StableDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
