@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,9 @@ def export_bundle(
     if out.exists() and not options.overwrite:
         raise ExportError(f"{out} exists already. Choose another folder, or replace it with --overwrite.")
     checkpoint = Checkpoint.open(checkpoint_path)
-    with _folder_put_in_place(out) as folder:
-        writer = _Writer(checkpoint, folder, options, dtype)
+    # The checkpoint is hashed meanwhile, on a thread of its own.
+    with _folder_put_in_place(out) as folder, ThreadPoolExecutor(1) as pool:
+        writer = _Writer(checkpoint, folder, options, dtype, pool.submit(checkpoint.sha256))
         for stage, work in zip(STAGES, writer.stages(), strict=True):
             progress(stage)
             work()
@@ -82,8 +84,11 @@ def export_bundle(
 class _Writer:
     """The state of one export: what has been written so far."""
 
-    def __init__(self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, dtype: torch.dtype) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, dtype: torch.dtype, sha256: Future[str]
+    ) -> None:
         self.checkpoint, self.folder, self.options, self.dtype = checkpoint, folder, options, dtype
+        self.sha256 = sha256
         self.graphs: dict[str, manifest.Graph] = {}
         self.weights: dict[str, list[manifest.Weight]] = {}
         self.golden: manifest.Golden | None = None
@@ -180,7 +185,7 @@ class _Writer:
         content = manifest.Manifest(
             format=manifest.FORMAT,
             producer=manifest.Producer(importlib.metadata.version("latentrt"), versions),
-            checkpoint=manifest.Checkpoint(self.checkpoint.path.resolve().name, self.checkpoint.sha256()),
+            checkpoint=manifest.Checkpoint(self.checkpoint.path.resolve().name, self.sha256.result()),
             recipe=manifest.Recipe(self.options.precision, self.options.opset, self.options.compact),
             model=self._model(),
             defaults=self._defaults(),

@@ -1,0 +1,120 @@
+"""What the benchmarks share: interleaved medians, a card of the machine, and a last line in JSON.
+
+Knows clocks and tables; knows nothing of models. Every script measures what it compares side by side in one run, and
+reports against its targets without failing: a figure is a fact about a machine.
+"""
+
+import json
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from latentrt.runtime.bundle import Bundle
+
+PACKAGES = ("latentrt", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx-ir", "torch", "diffusers", "transformers")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A figure and the most that it should be."""
+
+    name: str
+    value: float
+    at_most: float
+    unit: str
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure keeps its limit."""
+        return self.value <= self.at_most
+
+
+def interleaved(
+    cases: Mapping[str, Callable[[], object]], repetitions: int, *, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each case, one for each repetition.
+
+    The cases take turns, in reversed order every other time, so that a drift of the machine meets all of them alike.
+    """
+    names = list(cases)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    with tqdm(total=(warm_up + repetitions) * len(names), disable=None, leave=False) as bar:
+        for turn in range(-warm_up, repetitions):
+            for name in names if turn % 2 == 0 else reversed(names):
+                bar.set_description_str(name)
+                start = time.perf_counter()
+                cases[name]()
+                if turn >= 0:
+                    seconds[name].append(time.perf_counter() - start)
+                bar.update()
+    return seconds
+
+
+def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """Median of the ratios within each turn: what disturbs a whole turn cancels out."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def environment() -> dict[str, Any]:
+    """The machine and what is installed on it, as far as it decides the figures."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
+    return {
+        "cpu": model[1] if model else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "ram_gib": round(memory / 2**30, 1),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "packages": dict(sorted((d.name, d.version) for d in distributions() if d.name in PACKAGES)),
+        "threads": {name: os.environ[name] for name in THREADS if name in os.environ},
+    }
+
+
+def unet_parameters(bundle: Bundle) -> int:
+    """Number of parameters of a bundle's UNet, over the three graphs that it was cut into."""
+    import onnx_ir as ir
+
+    weights = {use.initializer for uses in bundle.manifest.weights.values() for use in uses}
+    models = [ir.load(bundle.file(bundle.graph(name).file)) for name in ("time", "context", "denoise")]
+    values = [v for model in models for name, v in model.graph.initializers.items() if name in weights]
+    return sum(v.const_value.size for v in values if v.const_value is not None)
+
+
+def show_environment() -> dict[str, Any]:
+    """Print the card before anything is measured; a load near the number of cores makes every figure doubtful."""
+    card = environment()
+    packages = " ".join(f"{name} {found}" for name, found in card["packages"].items())
+    print(f"{card['cpu']}, {card['cores']} cores, {card['ram_gib']} GiB, load {card['load']}; python {card['python']}")
+    print(packages, flush=True)
+    return card
+
+
+def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: the first column to the left, all others to the right."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    print()
+    for row in (head, *rows):
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        print("  ".join(cells).rstrip())
+
+
+def finish(benchmark: str, card: Mapping[str, Any], results: Mapping[str, Any], targets: Sequence[Target]) -> None:
+    """Print the targets, then everything as one line of JSON."""
+    print()
+    for target in targets:
+        verdict = "met" if target.met else "missed"
+        print(f"{target.name}: {target.value:.4g} {target.unit}, target at most {target.at_most:g}: {verdict}")
+    judged = [{**asdict(t), "met": t.met} for t in targets]
+    text = json.dumps({"benchmark": benchmark, "environment": card, "results": results, "targets": judged})
+    print(json.dumps(json.loads(text, parse_float=lambda digits: float(f"{float(digits):.6g}"))))
