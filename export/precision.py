@@ -16,11 +16,6 @@ def dtype_of(precision: str) -> torch.dtype:
     return DTYPES[precision]
 
 
-def vae_dtype(config: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
-    """float32 where the checkpoint's own config says that the VAE overflows in fp16 (SDXL), else `dtype`."""
-    return torch.float32 if config.get("force_upcast") is True and dtype == torch.float16 else dtype
-
-
 def keep_unet_islands(unet: Any) -> None:
     """Keep the time embedding and the last convolution in float32, in place.
 

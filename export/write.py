@@ -29,7 +29,7 @@ from . import text_encoder, unet, vae
 from .checkpoint import Checkpoint
 from .fuse import REGISTERS, blend_model, fuse_denoise
 from .onnx_export import TRANSPOSED, onnx_from_module
-from .precision import dtype_of, keep_unet_islands, vae_dtype
+from .precision import dtype_of, keep_unet_islands
 from .split import split
 from .storage import save_graph
 
@@ -128,7 +128,7 @@ class _Writer:
 
     def vae_decoder(self) -> None:
         config = self.checkpoint.configs["vae"]
-        module = vae.VAEDecoderGraph(self._load_vae())
+        module = vae.VAEDecoderGraph(self.checkpoint.load_vae(self.dtype))
         outputs = ["images", "nonfinite"]
         model = onnx_from_module(module, vae.decoder_inputs(config), outputs, opset=self.options.opset)
         factor = vae.scale_factor(config)
@@ -136,7 +136,7 @@ class _Writer:
 
     def vae_encoder(self) -> None:
         config = self.checkpoint.configs["vae"]
-        module = vae.VAEEncoderGraph(self._load_vae())
+        module = vae.VAEEncoderGraph(self.checkpoint.load_vae(self.dtype))
         model = onnx_from_module(module, vae.encoder_inputs(config), ["mean", "logvar"], opset=self.options.opset)
         factor, latents = vae.scale_factor(config), ["B", config.get("latent_channels", 4), "h", "w"]
         images = ["B", f"{factor}*h", f"{factor}*w", 3]
@@ -197,9 +197,6 @@ class _Writer:
             files=files,
         )
         (self.folder / manifest.MANIFEST).write_text(manifest.manifest_json(content), encoding="utf-8")
-
-    def _load_vae(self) -> torch.nn.Module:
-        return self.checkpoint.load_vae(vae_dtype(self.checkpoint.configs["vae"], self.dtype))
 
     def _save(self, name: str, model: ir.Model, module: torch.nn.Module | None, shapes: dict[str, list[Any]]) -> None:
         """Save a graph, and note its tensors and where its parameters went; `shapes` overrides the exporter's names."""
