@@ -18,7 +18,7 @@ FORMAT = "latentrt.bundle/1"
 MANIFEST = "bundle.json"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Producer:
     """What wrote the bundle: versions by package name."""
 
@@ -26,7 +26,7 @@ class Producer:
     packages: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
     """What the bundle was made from: a name for people, a hash over the files that were read."""
 
@@ -34,7 +34,7 @@ class Checkpoint:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Recipe:
     """How it was exported: precision (fp32, fp16, bf16), ONNX opset, whether exact fp32 weights are stored as fp16."""
 
@@ -43,7 +43,7 @@ class Recipe:
     compact: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TextEncoder:
     """One text encoder: its graph, its tokenizer, and the ids that frame and pad a prompt."""
 
@@ -58,7 +58,7 @@ class TextEncoder:
     pooled: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Model:
     """Facts of the model that no user changes; sizes of latents are in latent pixels."""
 
@@ -73,7 +73,7 @@ class Model:
     text_encoders: tuple[TextEncoder, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Defaults:
     """What a call uses where the caller says nothing; height and width in pixels."""
 
@@ -83,7 +83,7 @@ class Defaults:
     guidance_scale: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TensorSpec:
     """A tensor of a graph: a dimension is a number, a symbol, or a product such as `B*G` and `8*h`."""
 
@@ -92,7 +92,7 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Range:
     """Sizes that a symbol may take; `max` null means without limit."""
 
@@ -100,7 +100,7 @@ class Range:
     max: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Graph:
     """One ONNX graph: the file, and what goes in and comes out."""
 
@@ -110,7 +110,7 @@ class Graph:
     dimensions: dict[str, Range]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Weight:
     """Where a parameter of the checkpoint went: the initializer of a graph, and whether it is stored transposed."""
 
@@ -120,7 +120,7 @@ class Weight:
     dtype: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class EngineRecord:
     """A compiled engine, and everything it depends on; `profile` is symbol -> [min, opt, max]."""
 
@@ -136,7 +136,7 @@ class EngineRecord:
     onnx_sha256: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Golden:
     """What a runtime must reproduce: `file` holds ids, embedding, plan, noise, latents and image, made with PyTorch."""
 
@@ -153,7 +153,7 @@ class Golden:
     psnr_floor: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class File:
     """Size in bytes and sha256 of a file."""
 
@@ -161,7 +161,7 @@ class File:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Manifest:
     """The content of bundle.json."""
 
@@ -179,7 +179,7 @@ class Manifest:
     files: dict[str, File]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Bundle:
     """An opened bundle: its folder and its manifest."""
 

@@ -14,6 +14,16 @@ Each message says what was given, what is allowed and what to do. Wrong values a
 who do not know latentrt catch them too.
 """
 
+from collections.abc import Iterable
+
+
+def nearest_names(given: object, known: Iterable[str], count: int = 1) -> list[str]:
+    """The known names that are most like a given one, in any case; none when nothing is near."""
+    import difflib  # here, because it is only needed for an error
+
+    by_lower = {name.lower(): name for name in sorted(known)}
+    return [by_lower[n] for n in difflib.get_close_matches(str(given).lower(), by_lower, n=count, cutoff=0.5)]
+
 
 class LatentRTError(Exception):
     """Base of all errors that latentrt raises on purpose."""

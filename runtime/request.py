@@ -3,8 +3,7 @@
 Knows arguments and their limits; knows nothing of engines.
 """
 
-import difflib
-import secrets
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -13,7 +12,7 @@ import numpy as np
 
 from .bundle import Manifest
 from .engine import Float32
-from .errors import InputError
+from .errors import InputError, nearest_names
 from .noise import TorchGenerator
 from .scheduler import Plan, resolve
 
@@ -130,7 +129,7 @@ def _refuse_unknown(options: CallOptions) -> None:
     known = list(CallOptions.__annotations__)
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            near = nearest_names(name, known)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise InputError(f"unknown argument {name!r}; {hint}")
 
@@ -172,7 +171,7 @@ def _plan(config: Mapping[str, Any], default_steps: int, options: CallOptions) -
 
 def _seeds(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
     if seed is None:
-        seed = secrets.randbelow(2**32 - count)
+        seed = int.from_bytes(os.urandom(4), "little")
     if isinstance(seed, Sequence) and not isinstance(seed, str):
         if len(seed) != count:
             raise InputError(f"{len(seed)} seeds for {count} images: pass one, or one for each")

@@ -4,13 +4,12 @@ Follows `from_config` of diffusers 0.42: a missing key takes the default of the 
 that wrote the file, and keys that only other classes have are ignored. Knows nothing of timesteps and coefficients.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from .errors import SchedulerError
+from .errors import SchedulerError, nearest_names
 from .samplers import SAMPLERS
 from .scheduler_options import ALIASES, CHOICES, CLASS_CHOICES, KNOWN_KEYS, OPTIONS, REFUSED
 
@@ -159,8 +158,7 @@ def _check_combinations(class_name: str, options: Config) -> None:
 
 def _unknown(what: str, given: object, known: Iterable[str], *, list_all: bool = True) -> str:
     """Message for a name that is not known: what was given, the nearest names, all names."""
-    by_lower = {name.lower(): name for name in sorted(known)}
-    nearest = [by_lower[name] for name in difflib.get_close_matches(str(given).lower(), by_lower, n=3, cutoff=0.5)]
+    nearest = nearest_names(given, known, 3)
     hint = f" Did you mean {' or '.join(repr(name) for name in nearest)}?" if nearest else ""
     listing = f" Available: {', '.join(known)}." if list_all else ""
     return f"unknown {what} {given!r}.{hint}{listing}"

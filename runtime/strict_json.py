@@ -4,11 +4,12 @@ Also writes the JSON schema of a dataclass. Knows nothing of bundles.
 """
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
+
+from .errors import nearest_names
 
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ def _decode_dataclass(cls: type, data: object, where: str) -> Any:
     names = [f.name for f in dataclasses.fields(cls)]
     for key in items:
         if key not in names:
-            near = difflib.get_close_matches(key, names, 1)
+            near = nearest_names(key, names)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {names}"
             raise StrictJSONError(f"{where} has the unknown key {key!r}; {hint}")
     missing = [name for name in names if name not in items]
