@@ -15,6 +15,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -179,6 +180,8 @@ def main() -> None:
     parser.add_argument("--opset", type=int, choices=(23, 18), default=23, help="default: 23")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write the bundle there; must not exist")
     arguments = parser.parse_args()
+    # A termination ends the export, too, and leaves no folder behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     card = show_environment()
     print(f"targets for SD 1.5 in fp16: {MEMORY_TARGET:g} GB, {TIME_TARGET:g} s without parity", flush=True)
     with tempfile.TemporaryDirectory() as temporary:

@@ -4,7 +4,6 @@
 running the graphs.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -265,6 +264,8 @@ def manifest_schema() -> str:
 
 def sha256_of_file(path: Path, progress: Callable[[int], object] = lambda _: None) -> str:
     """Hex sha256 of a file, read in pieces of 4 MiB; `progress` gets the size of each."""
+    import hashlib  # here, because opening a bundle does not need it
+
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):

@@ -28,7 +28,7 @@ class Bucket:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class DenoiseStep:
     """One finished call of the loop. `read(r)` copies register r, (B, C, h, w) float32, to the host; it waits for the
     device, and is valid until the next step is asked for. Register 0 is the sample, R-1 the predicted clean latents."""
@@ -93,7 +93,7 @@ class Backend(Protocol):
         """Give all memory back."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LoopTables:
     """What the host prepares before a loop over several plans; plans that are shorter are padded with calls that keep
     the state as it is.

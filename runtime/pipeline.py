@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 BACKENDS = ("auto", "onnxruntime")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Result:
     """Finished pictures.
 
@@ -47,7 +47,7 @@ class Result:
     timings: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """A finished denoising call. Look at it before asking for the next one; looking waits for the device.
 

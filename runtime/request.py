@@ -57,7 +57,7 @@ class CallOptions(TypedDict, total=False):
     output_type: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """A checked call. `prompts`, `negatives` and `seeds` have one entry for each image."""
 
