@@ -255,7 +255,7 @@ def embedded_bundle() -> Path:
     """Folder of the small model that ships with latentrt."""
     from latentrt import engines
 
-    return Path(str(engines.__file__)).parent / "shapes"
+    return Path(next(iter(engines.__path__))) / "shapes"
 
 
 def _best_backend(bundle: Bundle) -> OrtBackend:
