@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ class _Writer:
     def tokenizer(self) -> None:
         source, target = self.checkpoint.path, self.folder
         (target / "tokenizer").mkdir()
-        backend = json.loads(self.checkpoint.load_tokenizer().backend_tokenizer.to_str())
+        backend = json.loads(self._tokenizer.backend_tokenizer.to_str())
         text = json.dumps(backend, ensure_ascii=False, separators=(",", ":"))
         (target / "tokenizer" / "tokenizer.json").write_text(text, encoding="utf-8")
         for name in ("vocab.json", "merges.txt"):
@@ -219,10 +220,14 @@ class _Writer:
             dimensions={symbol: manifest.Range(1, None) for symbol in _symbols(model.graph)},
         )
 
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return self.checkpoint.load_tokenizer()
+
     def _model(self) -> manifest.Model:
         configs = self.checkpoint.configs
         text, unet_config, vae_config = configs["text_encoder"], configs["unet"], configs["vae"]
-        tokenizer = self.checkpoint.load_tokenizer()
+        tokenizer = self._tokenizer
         encoder = manifest.TextEncoder(
             graph="text_encoder",
             tokenizer="tokenizer/tokenizer.json",
@@ -259,9 +264,9 @@ class _Writer:
 def _spec(value: ir.Value) -> manifest.TensorSpec:
     if value.shape is None or value.dtype is None or not value.name:
         raise ExportError(f"the exported graph says nothing of the shape or type of {value.name!r}")
-    dtype = value.dtype.name.lower().replace("float", "float32") if value.dtype == ir.DataType.FLOAT else ""
+    dtype = "float32" if value.dtype == ir.DataType.FLOAT else value.dtype.name.lower()
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
-    return manifest.TensorSpec(value.name, dtype or value.dtype.name.lower(), shape)
+    return manifest.TensorSpec(value.name, dtype, shape)
 
 
 def _symbols(graph: ir.Graph) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, LatentRTError
+from .errors import LatentRTError
 
 GENERATE_EXAMPLES = """examples:
   latentrt generate "a large red star on a blue background"
@@ -87,12 +87,11 @@ def _add_generate(commands: Any) -> None:
 def _generate(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from .image import save_png
+    from .image import require_png, save_png
     from .pipeline import Pipeline
 
     out: Path = arguments.out
-    if out.suffix.lower() != ".png":
-        raise InputError(f"--out {out} does not end in .png: pictures are written as PNG, which keeps their text")
+    require_png(out)
     with contextlib.ExitStack() as stack:
         pipe = stack.enter_context(_load(Pipeline, arguments))
         steps = pipe.stream(

@@ -70,10 +70,15 @@ def pil_from_arrays(images: NDArray[np.uint8], text: Sequence[Mapping[str, str]]
     return result
 
 
-def save_png(image: "Image.Image", path: Path) -> None:
-    """Save a picture through a temporary file, so that no half picture is left behind."""
+def require_png(path: Path) -> None:
+    """Raise `InputError` for a file name that is not a PNG's."""
     if path.suffix.lower() != ".png":
         raise InputError(f"{path} does not end in .png: pictures are written as PNG, which keeps their text")
+
+
+def save_png(image: "Image.Image", path: Path) -> None:
+    """Save a picture through a temporary file, so that no half picture is left behind."""
+    require_png(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.partial.png")
     try:
