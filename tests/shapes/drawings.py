@@ -33,7 +33,7 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 COLOURS = tuple(PALETTE)
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond")
 # Radii in pixels. Two objects share the picture, so each is smaller; large and small stay clearly apart in both cases.
-RADII = {1: {"small": (18.0, 22.0), "large": (38.0, 46.0)}, 2: {"small": (14.0, 16.5), "large": (23.0, 28.0)}}
+RADII = {1: {"small": (22.0, 26.0), "large": (40.0, 48.0)}, 2: {"small": (18.0, 20.5), "large": (26.5, 30.0)}}
 JITTER = 12.0  # pixels that an object's centre may move off the middle of its column
 PROMPTS = Path(__file__).resolve().parent.parent / "data" / "prompts.json"
 

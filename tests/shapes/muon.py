@@ -1,0 +1,57 @@
+"""The optimiser Muon (https://kellerjordan.github.io/posts/muon/) for matrices and convolutions.
+
+The momentum of a matrix is replaced by the nearest orthogonal one, so that every direction is learned at one pace. In
+the training here it reaches AdamW's loss in about two thirds of the time, above all at low noise, where shapes are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+QUINTIC = (3.4445, -4.7750, 2.0315)  # five rounds bring singular values between 0.01 and 1 to within 0.7 and 1.2
+
+
+def orthogonal(matrices: Tensor, rounds: int = 5) -> Tensor:
+    """About U V^T of each matrix U S V^T in (n, rows, columns), by Newton-Schulz rounds.
+
+    The rounds act on the Gram matrix of the shorter side, which is much smaller than a convolution's weight.
+    """
+    if matrices.shape[1] > matrices.shape[2]:
+        return orthogonal(matrices.mT, rounds).mT
+    a, b, c = QUINTIC
+    scaled = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    gram = scaled @ scaled.mT
+    identity = torch.eye(gram.shape[-1])
+    product = identity.expand_as(gram)
+    for _ in range(rounds):
+        factor = a * identity + b * gram + c * (gram @ gram)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    return product @ scaled
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised, scaled to the step sizes of AdamW (https://arxiv.org/abs/2502.16982)."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.01):
+        groups: dict[tuple[int, int], list[nn.Parameter]] = {}
+        for parameter in parameters:  # equal shapes are worked on together
+            groups.setdefault((parameter.shape[0], parameter[0].numel()), []).append(parameter)
+        settings = {"lr": lr, "momentum": momentum, "decay": decay}
+        super().__init__([{"params": group} for group in groups.values()], settings)
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            shape = group["params"][0].flatten(1).shape
+            gradients = torch.stack([parameter.grad.flatten(1) for parameter in group["params"]])
+            state = self.state[group["params"][0]]
+            average = state.setdefault("momentum", torch.zeros_like(gradients))
+            average.lerp_(gradients, 1 - group["momentum"])
+            ahead = gradients.lerp(average, group["momentum"])
+            updates = orthogonal(ahead) * (0.2 * max(shape) ** 0.5 * group["lr"])
+            for parameter, update in zip(group["params"], updates, strict=True):
+                parameter.mul_(1 - group["lr"] * group["decay"]).sub_(update.view_as(parameter))
