@@ -12,7 +12,7 @@ from onnx_ir.tape import Tape
 
 from latentrt.runtime.errors import ExportError
 
-REGISTERS = 6
+REGISTERS = 7
 F32 = ir.DataType.FLOAT
 
 

@@ -1,4 +1,4 @@
-"""The command `latentrt`: generate, verify, info, schedule; `export` is loaded by name only when it is called."""
+"""The command `latentrt`: generate, verify, info; `schedule` and `export` are loaded when they are called."""
 
 import argparse
 import contextlib
@@ -16,8 +16,11 @@ GENERATE_EXAMPLES = """examples:
   latentrt generate "an astronaut" --bundle engines/sd15 -o out.png --steps 20 --scheduler dpm++_2m_karras --seed 7
   latentrt generate "a cat" --negative-prompt "blurry" --num-images 4 -o cats.png      # cats-0.png … cats-3.png
 """
-# Commands of the exporter, which needs packages that the runtime does not.
-_EXPORTER = {"export": "latentrt.export.cli"}
+# Commands whose modules are loaded when they are called; the exporter needs packages that the runtime does not.
+_BY_NAME = {
+    "schedule": ("latentrt.runtime.schedule_cli", "timesteps and noise levels of schedulers"),
+    "export": ("latentrt.export.cli", "convert a checkpoint to a bundle (needs the extra `export`)"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,11 +48,11 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_verify(commands)
     _add_info(commands)
-    for name, module in _EXPORTER.items():
+    for name, (module, help_text) in _BY_NAME.items():
         if name in words[:2]:
             importlib.import_module(module).add_parser(commands)
         else:
-            commands.add_parser(name, help="convert a checkpoint to a bundle (needs the extra `export`)")
+            commands.add_parser(name, help=help_text)
     return parser
 
 
@@ -75,10 +78,11 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--guidance-scale", type=float, help="strength of the prompt; 1 is off")
     parser.add_argument("--guidance-rescale", type=float, help="0 to 1, pulls the contrast back")
     parser.add_argument("--scheduler", help="such as euler_a or dpm++_2m_karras")
-    parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1")
+    parser.add_argument("--eta", type=float, help="noise of ddim and tcd, 0 to 1")
     parser.add_argument("--height", type=int, help="pixels, a multiple of 8")
     parser.add_argument("--width", type=int, help="pixels, a multiple of 8")
     parser.add_argument("--seed", type=int, help="of the first image; the others count on. Default: a random one")
+    parser.add_argument("--rng", choices=("cpu", "cuda"), help="whose noise a seed gives in PyTorch; default: cpu")
     parser.add_argument("--num-images", type=int, default=1, help="images, drawn in one batch")
     parser.add_argument("--clip-skip", type=int, help="layers of the text encoder to skip")
     parser.set_defaults(run=_generate)
@@ -107,6 +111,7 @@ def _generate(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             num_images_per_prompt=arguments.num_images,
             clip_skip=arguments.clip_skip,
+            rng=arguments.rng,
         )
         bar = stack.enter_context(tqdm(disable=None, unit="call"))
         result = None

@@ -22,6 +22,7 @@ class Parameters:
     prompt: str
     negative_prompt: str
     seed: int
+    rng: str
     width: int
     height: int
     num_inference_steps: int
@@ -41,6 +42,7 @@ class Parameters:
             "Sampler": self.scheduler,
             "CFG scale": f"{self.guidance_scale:g}",
             "Seed": self.seed,
+            "RNG": {"cpu": "CPU", "cuda": "NV"}[self.rng],
             "Size": f"{self.width}x{self.height}",
             "Model hash": self.model_sha256[:10],
             "Model": self.model,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .bundle import Bundle
 from .engine import Backend, Bucket, Denoiser, DenoiseStep, Float32
-from .errors import BackendError, NonFiniteError
+from .errors import BackendError, BundleError, NonFiniteError
 from .image import Parameters, pil_from_arrays
 from .noise import TorchGenerator
 from .ort_engine import OrtBackend, available_devices
@@ -92,6 +92,12 @@ class Pipeline:
         Raises: BundleError: not a whole bundle. BackendError: the backend is unknown or cannot run here.
         """
         bundle = Bundle.open(embedded_bundle() if path is None else path)
+        registers = bundle.manifest.model.registers
+        if registers != REGISTERS:
+            raise BundleError(
+                f"{bundle.path} was exported for plans of {registers} registers, and this runtime's have {REGISTERS}: "
+                "export the checkpoint again"
+            )
         if backend not in BACKENDS:
             raise BackendError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
         loaded = OrtBackend(bundle, device=device) if device is not None else _best_backend(bundle)
@@ -172,7 +178,7 @@ class Pipeline:
         draws = int(request.plan.draws.sum())
         result = []
         for i, seed in enumerate(request.seeds):
-            generator = TorchGenerator(seed)
+            generator = TorchGenerator(seed, request.rng)
             first = generator.randn(shape) if request.latents is None else request.latents[i]
             result.append(np.stack([first, *(generator.randn(shape) for _ in range(draws))]))
         return result
@@ -216,6 +222,7 @@ class Pipeline:
                 prompt=prompt,
                 negative_prompt=negative,
                 seed=seed,
+                rng=request.rng,
                 width=request.width,
                 height=request.height,
                 num_inference_steps=request.num_inference_steps,

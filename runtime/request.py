@@ -17,6 +17,7 @@ from .noise import TorchGenerator
 from .scheduler import Plan, resolve
 
 OUTPUT_TYPES = ("pil", "np", "latent")
+RNGS = ("cpu", "cuda")
 
 
 class CallOptions(TypedDict, total=False):
@@ -29,7 +30,8 @@ class CallOptions(TypedDict, total=False):
     num_images_per_prompt: pictures of each prompt.
     scheduler: a name (`latentrt.runtime.scheduler.scheduler_names()`), a diffusers config, or a compiled `Plan`.
     seed: of the first image, the others count on from it; or one for each image. None draws seeds, see `Result.seeds`.
-    eta: noise of DDIM, 0 to 1.
+    rng: whose noise a seed gives: "cpu" (default) or "cuda", as `torch.Generator` of that device.
+    eta: noise of DDIM and TCD, 0 to 1.
     timesteps, sigmas: custom steps, where the scheduler takes them.
     clip_skip: layers of the text encoder to skip from its end, for the prompt but not for the negative prompt.
     guidance_rescale: 0 to 1, pulls the guided prediction back to the contrast of the unguided (arXiv 2305.08891).
@@ -46,6 +48,7 @@ class CallOptions(TypedDict, total=False):
     num_images_per_prompt: int
     scheduler: "str | Mapping[str, Any] | Plan | None"
     seed: int | Sequence[int] | None
+    rng: str | None
     eta: float | None
     timesteps: Sequence[float] | None
     sigmas: Sequence[float] | None
@@ -64,6 +67,7 @@ class Request:
     prompts: tuple[str, ...]
     negatives: tuple[str, ...]
     seeds: tuple[int, ...]
+    rng: str
     height: int
     width: int
     plan: Plan
@@ -110,6 +114,7 @@ class Request:
             prompts=tuple(p for p in prompts for _ in range(per_prompt)),
             negatives=tuple(n for n in negatives for _ in range(per_prompt)),
             seeds=_seeds(options.get("seed"), count),
+            rng=_choice("rng", options.get("rng") or RNGS[0], RNGS),
             height=height,
             width=width,
             plan=plan,

@@ -30,11 +30,11 @@ _PART = ("strength", "denoising_start", "denoising_end")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What the denoising loop executes, for M model calls and R = 6 registers. Arrays are copied and made read-only.
+    """What the denoising loop executes, for M model calls and R = 7 registers. Arrays are copied and made read-only.
 
     The state is `(R, ...)` float32. Its row 0 is the next model input, already scaled; the last call folds the end in,
     so that row 0 then holds the finished latents. Row R-1 is the predicted clean latents. Other rows hold past
-    quantities, which never contain the current sample.
+    quantities: predictions, slopes, and the sample at which the step began. Known latents are blended into row 0 alone.
 
     Attributes:
         timesteps: (M,) float32, what the model is called with.
@@ -98,8 +98,8 @@ class Plan:
             num_inference_steps: 1 to `num_train_timesteps`; None with custom timesteps or sigmas, which set it.
             strength: in (0, 1], image-to-image: skip the first steps and begin from noised clean latents. None begins
                 from noise alone.
-            eta: DDIM's noise, 0 (none, the default) to 1 (DDPM).
-            timesteps: custom timesteps, strictly falling (Euler, DPMSolverMultistep).
+            eta: noise of DDIM and TCD, 0 (none, the default, as in diffusers' pipelines) to 1.
+            timesteps: custom timesteps, strictly falling, where the class takes them.
             sigmas: custom sigmas, strictly falling, the final one (mostly 0) included (Euler).
             denoising_start: in [0, 1), go on from latents that a plan with `denoising_end` left; they are passed as
                 clean latents.

@@ -11,12 +11,16 @@ import numpy as np
 
 from .errors import SchedulerError, nearest_names
 from .samplers import SAMPLERS
-from .scheduler_options import ALIASES, CHOICES, CLASS_CHOICES, KNOWN_KEYS, OPTIONS, REFUSED
+from .scheduler_options import ALIASES, CHOICES, CLASS_CHOICES, KNOWN_KEYS, OPTIONS, REFUSED, UNPLANNED
 
 Config = Mapping[str, Any]
 
 _RESPACING_OPTIONS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-_SUFFIXES = {"_karras": "use_karras_sigmas", "_exponential": "use_exponential_sigmas"}
+_SUFFIXES = {
+    "_karras": "use_karras_sigmas",
+    "_exponential": "use_exponential_sigmas",
+    "_beta": "use_beta_sigmas",
+}
 
 
 def scheduler_names() -> tuple[str, ...]:
@@ -40,9 +44,10 @@ def resolve(scheduler: str | Config | None, checkpoint_config: Config) -> dict[s
             None is the checkpoint's own scheduler.
         checkpoint_config: the checkpoint's `scheduler_config.json`.
 
-    Short names end in `_karras` or `_exponential` for those sigmas. `ddim` sets `clip_sample` to false where the
-    checkpoint does not say: many Stable Diffusion checkpoints were saved with a class that lacks the option, and the
-    class default would clip the latents. `dpm++_2m`, `dpm++_2m_sde` and `dpm++_3m` set algorithm type and order.
+    Short names end in `_karras`, `_exponential` or `_beta` for those sigmas. `ddim`, `ddpm`, `heun`, `lcm` and `tcd`
+    set `clip_sample` to false where the checkpoint does not say: many Stable Diffusion checkpoints were saved with a
+    class that lacks the option, and the class default would clip the latents. `pndm` likewise sets `skip_prk_steps` to
+    true, as all Stable Diffusion checkpoints do. `dpm++_...` set algorithm type and order.
 
     Returns: a new config with `_class_name`, not yet checked; `Plan.from_config` checks it.
 
@@ -53,6 +58,8 @@ def resolve(scheduler: str | Config | None, checkpoint_config: Config) -> dict[s
         return carried
     if isinstance(scheduler, Mapping):
         return dict(scheduler) if "_class_name" in scheduler else carried | dict(scheduler)
+    if scheduler in UNPLANNED:
+        return carried | {"_class_name": scheduler}
     if not isinstance(scheduler, str) or scheduler not in scheduler_names():
         raise SchedulerError(_unknown("scheduler", scheduler, scheduler_names()))
     if scheduler in SAMPLERS:
@@ -81,6 +88,9 @@ def complete(config: Config) -> dict[str, Any]:
         raise SchedulerError(
             'the scheduler config has no "_class_name": pass a diffusers scheduler_config, or a name to resolve()'
         )
+    if class_name in UNPLANNED:
+        reason, nearest = UNPLANNED[class_name]
+        raise SchedulerError(f"{class_name} {reason}: use {nearest!r} instead")
     if class_name not in SAMPLERS:
         raise SchedulerError(_unknown("scheduler class", class_name, tuple(SAMPLERS)))
     config = written(config)
@@ -103,6 +113,8 @@ def _checked(class_name: str, key: str, default: Any, config: Config) -> Any:
     value = config.get(key, default)
     if key == "trained_betas":
         return _checked_betas(value)
+    if key == "disable_corrector":
+        return _checked_indices(value)
     value = ALIASES.get(class_name, {}).get(key, {}).get(value, value) if isinstance(value, str) else value
     if isinstance(default, bool):
         if not isinstance(value, bool | np.bool_ | None):
@@ -131,9 +143,16 @@ def _checked_betas(value: Any) -> tuple[float, ...] | None:
     return tuple(float(beta) for beta in betas)
 
 
+def _checked_indices(value: Any) -> tuple[int, ...]:
+    """Indices of steps that UniPC does not correct."""
+    if not isinstance(value, list | tuple) or not all(isinstance(i, int) and i >= 0 for i in value):
+        raise SchedulerError(f"disable_corrector={value!r} in the scheduler config: a list of indices of steps, from 0")
+    return tuple(value)
+
+
 def _check_combinations(class_name: str, options: Config) -> None:
     """Options that are allowed alone but not together."""
-    given = options["trained_betas"]
+    given = options.get("trained_betas")
     if options["num_train_timesteps"] < 2 or (given is not None and len(given) != options["num_train_timesteps"]):
         has = "" if given is None else f" and {len(given)} trained_betas"
         raise SchedulerError(
@@ -144,12 +163,18 @@ def _check_combinations(class_name: str, options: Config) -> None:
     if len(chosen) > 1:
         raise SchedulerError(f"{' and '.join(chosen)} are both set: choose one")
     kind = options.get("algorithm_type", "")
-    if class_name.startswith("DPMSolver") and not kind.endswith("++") and options["final_sigmas_type"] == "zero":
+    to_zero = options.get("final_sigmas_type") == "zero"
+    if class_name.startswith("DPMSolver") and not kind.endswith("++") and to_zero:
         raise SchedulerError(
             f"algorithm_type={kind!r} cannot end at sigma 0: "
             'set "final_sigmas_type": "sigma_min", or "algorithm_type": "dpmsolver++"'
         )
-    if kind.startswith("sde-") and options["solver_order"] == 3:
+    if class_name == "UniPCMultistepScheduler" and to_zero and not options["predict_x0"]:
+        raise SchedulerError(
+            'predict_x0=False cannot end at sigma 0: set "final_sigmas_type": "sigma_min", or "predict_x0": true'
+        )
+    right = class_name == "DPMSolverSinglestepScheduler" and options["solver_type"] == "midpoint"
+    if kind.startswith("sde-") and options["solver_order"] == 3 and not right:
         raise SchedulerError(
             f"algorithm_type={kind!r} with solver_order=3: diffusers has no correct formula to agree with. "
             'Set "solver_order": 2'

@@ -57,6 +57,20 @@ _CONSISTENCY = {
     "set_alpha_to_one": True,
 }
 
+_FLOW_MATCHING = {
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "use_dynamic_shifting": False,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+    "invert_sigmas": False,
+    "shift_terminal": None,
+    "time_shift_type": "exponential",
+    "stochastic_sampling": False,
+}
+
 # Constructor defaults of the classes that Stable Diffusion is used with: a key's presence says that the class reads it.
 OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -75,7 +89,6 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "HeunDiscreteScheduler": _BASE | _LATENT_BETAS | _LINSPACE | _RESPACED | _CLIP | {"clip_sample": False},
         "KDPM2DiscreteScheduler": _BASE | _LATENT_BETAS | _LINSPACE | _RESPACED,
         "KDPM2AncestralDiscreteScheduler": _BASE | _LATENT_BETAS | _LINSPACE | _RESPACED,
-        "DPMSolverSDEScheduler": _BASE | _LATENT_BETAS | _LINSPACE | _RESPACED | {"noise_sampler_seed": None},
         "DPMSolverMultistepScheduler": _BASE
         | _LINSPACE
         | _ZERO_SNR
@@ -112,6 +125,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "final_sigmas_type": "zero",
             "shift_terminal": None,
         },
+        "FlowMatchEulerDiscreteScheduler": _RESPACED | _FLOW_MATCHING,
     }
 )
 # Keys that a switch may leave behind from classes which are not offered here.
@@ -130,22 +144,42 @@ CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "final_sigmas_type": ("zero", "sigma_min"),
     }
 )
+_DPM_CHOICES = {
+    "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"),
+    "solver_type": ("midpoint", "heun"),
+    "solver_order": (1, 2, 3),
+}
+_BETA_SCHEDULES = CHOICES["beta_schedule"]
 CLASS_CHOICES: Mapping[str, Mapping[str, tuple[Any, ...]]] = MappingProxyType(
     {
-        "DPMSolverMultistepScheduler": {
-            "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"),
-            "solver_type": ("midpoint", "heun"),
-            "solver_order": (1, 2, 3),
+        "DDPMScheduler": {
+            "beta_schedule": (*_BETA_SCHEDULES, "sigmoid", "laplace"),
+            "variance_type": ("fixed_small", "fixed_small_log", "fixed_large"),
         },
+        # diffusers combines past outputs before it looks at what they predict, which has no meaning for "sample".
+        "PNDMScheduler": {"prediction_type": ("epsilon", "v_prediction")},
+        "HeunDiscreteScheduler": {"beta_schedule": (*_BETA_SCHEDULES, "exp")},
+        "DPMSolverMultistepScheduler": _DPM_CHOICES,
+        "DPMSolverSinglestepScheduler": _DPM_CHOICES
+        | {"algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++")},
+        "DEISMultistepScheduler": {"algorithm_type": ("deis",), "solver_type": ("logrho",), "solver_order": (1, 2, 3)},
+        "UniPCMultistepScheduler": {"solver_type": ("bh1", "bh2"), "solver_order": (1, 2, 3), "solver_p": (None,)},
     }
 )
+_DPM_ALIASES = {
+    "algorithm_type": {"deis": "dpmsolver++"},
+    "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
+}
 # Values of other classes that a class reads as one of its own.
 ALIASES: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType(
     {
-        "DPMSolverMultistepScheduler": {
-            "algorithm_type": {"deis": "dpmsolver++"},
-            "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
+        "DPMSolverMultistepScheduler": _DPM_ALIASES,
+        "DPMSolverSinglestepScheduler": _DPM_ALIASES,
+        "DEISMultistepScheduler": {
+            "algorithm_type": {"dpmsolver": "deis", "dpmsolver++": "deis"},
+            "solver_type": {"midpoint": "logrho", "heun": "logrho", "bh1": "logrho", "bh2": "logrho"},
         },
+        "UniPCMultistepScheduler": {"solver_type": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}},
     }
 )
 _CLIPS = (
@@ -160,7 +194,34 @@ REFUSED: Mapping[tuple[str, Any], str] = MappingProxyType(
         ("thresholding", True): _CLIPS.format(key="thresholding"),
         ("variance_type", "learned"): _LEARNED,
         ("variance_type", "learned_range"): _LEARNED,
-        ("use_beta_sigmas", True): "is not available: use_karras_sigmas and use_exponential_sigmas are",
-        ("use_flow_sigmas", True): "is for flow-matching models, not for Stable Diffusion: set it to false",
+        (
+            "variance_type",
+            "fixed_large_log",
+        ): 'is the square root of a negative number: set "variance_type": "fixed_large"',
+        ("use_dynamic_shifting", True): "makes the schedule depend on the picture's size: set a constant shift instead",
+        ("invert_sigmas", True): "is for models that were trained with noise and data exchanged: set it to false",
+        (
+            "use_flow_sigmas",
+            True,
+        ): "is for flow-matching models: set it to false, or use flow_euler",
+    }
+)
+
+# Schedulers of diffusers that have no plan: why, and the nearest one that has.
+UNPLANNED: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "DPMSolverSDEScheduler": ("draws its noise from a Brownian tree, in torchsde alone", "dpm++_2m_sde"),
+        "SASolverScheduler": ("is not compiled yet", "dpm++_2m_sde"),
+        "IPNDMScheduler": ("fits models on the trigonometric schedule", "pndm"),
+        "EDMEulerScheduler": ("fits models with the preconditioning of EDM", "euler_karras"),
+        "EDMDPMSolverMultistepScheduler": ("fits models with the preconditioning of EDM", "dpm++_2m_karras"),
+        "CosineDPMSolverMultistepScheduler": ("fits models with the preconditioning of EDM", "dpm++_2m_sde"),
+        "DDIMInverseScheduler": ("goes from picture to noise", "ddim"),
+        "DPMSolverMultistepInverseScheduler": ("goes from picture to noise", "dpm++_2m"),
+        "DDIMParallelScheduler": ("solves all steps at once, iterating until they agree", "ddim"),
+        "DDPMParallelScheduler": ("solves all steps at once, iterating until they agree", "ddpm"),
+        "CMStochasticIterativeScheduler": ("fits consistency models of pixels", "lcm"),
+        "FlowMatchHeunDiscreteScheduler": ("is not compiled yet", "flow_euler"),
+        "RePaintScheduler": ("goes back and forth in time for inpainting", "ddpm"),
     }
 )

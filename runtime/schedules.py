@@ -4,27 +4,29 @@ One function for each of the ways in which diffusers' classes lay out their step
 come complete and checked from `scheduler_config`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from . import sigmas as sg
 from .errors import SchedulerError
+from .spacings import (
+    LevelTable,
+    Options,
+    Steps,
+    alphas_above_zero,
+    alphas_cumprod,
+    distilled_timesteps,
+    open_timesteps,
+    respaced,
+    sigma_line,
+    whole_timesteps,
+)
 
-Options: TypeAlias = Mapping[str, Any]
-
-RESPACINGS = ("use_karras_sigmas", "use_lu_lambdas", "use_exponential_sigmas")
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """What the caller asks for: a number of steps, and with it custom timesteps or sigmas (the final one included)."""
-
-    count: int
-    timesteps: Sequence[float] | None = None
-    sigmas: Sequence[float] | None = None
+__all__ = ["Options", "Schedule", "Steps"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,154 +42,194 @@ class Schedule:
         levels: (M, 2) noise level of the sample that call i gets.
         targets: (M, 2) noise level that call i leads to. Mostly `levels[i + 1]`; DDIM aims elsewhere.
         initial: the first sample is `initial` times unit noise.
+        anchors: (M, 2) a further level for samplers that need one: where PNDM's step begins, what TCD goes through.
+        normalised: whether the model's input is divided as above; flow matching feeds the sample as it is.
     """
 
     timesteps: sg.Float64
     levels: sg.Float64
     targets: sg.Float64
-    initial: float
+    initial: float = 1.0
+    anchors: sg.Float64 = field(default_factory=lambda: np.empty((0, 2)))
+    normalised: bool = True
 
     @property
     def input_scales(self) -> sg.Float64:
         """(M,): model input = scale * sample."""
-        return np.asarray(1 / np.hypot(self.levels[:, 0], self.levels[:, 1]), np.float64)
+        sizes = np.hypot(self.levels[:, 0], self.levels[:, 1]) if self.normalised else np.ones(len(self.levels))
+        return np.asarray(1 / sizes, np.float64)
 
 
-def strided_schedule(options: Options, steps: Steps) -> Schedule:
+def strided(options: Options, steps: Steps) -> Schedule:
     """Integer timesteps; each call leads `num_train_timesteps // steps` timesteps on, whatever the spacing: DDIM.
 
     With a spacing whose stride differs (`trailing` where steps does not divide num_train_timesteps), a call's target
     is thus not quite the next call's level. diffusers computes so, and so do plans.
     """
-    alphas = _alphas(options).astype(np.float64)
-    train_steps = options["num_train_timesteps"]
-    line = sg.spaced(options["timestep_spacing"], train_steps, steps.count, options["steps_offset"])
-    current = np.round(line).astype(np.int64)
-    if current[0] >= train_steps:
+    levels = LevelTable(options, final=1.0 if options["set_alpha_to_one"] else None)
+    times = whole_timesteps(options, steps)
+    return Schedule(times, levels[times], levels[times - options["num_train_timesteps"] // steps.count])
+
+
+def consecutive(options: Options, steps: Steps) -> Schedule:
+    """Integer timesteps; each call leads to the next one's, and the last to clean latents: DDPM."""
+    levels = LevelTable(options, final=1.0)
+    times = whole_timesteps(options, steps)
+    return Schedule(times, levels[times], levels[np.append(times[1:], -1)])
+
+
+def pseudo_multistep(options: Options, steps: Steps) -> Schedule:
+    """PNDM: with `skip_prk_steps` the second timestep comes twice; otherwise the first three steps take 4 calls each.
+
+    An anchor is where a call's step begins: that of the four calls, or one stride before.
+    """
+    levels = LevelTable(options, final=1.0 if options["set_alpha_to_one"] else None)
+    stride = options["num_train_timesteps"] // steps.count
+    times = whole_timesteps(options, steps)
+    if options["skip_prk_steps"]:
+        times = np.concatenate([times[:1], times[1:2], times[1:]])
+        return Schedule(times, levels[times], levels[times - stride], anchors=levels[times + stride])
+    if steps.count < 4:
         raise SchedulerError(
-            f"steps_offset={options['steps_offset']} with {steps.count} steps asks for timestep {current[0]}, but the "
-            f"model was trained on 0 to {train_steps - 1}: lower steps_offset or the number of steps"
+            f"PNDM with skip_prk_steps=false takes at least 4 steps, not {steps.count}: "
+            'set "skip_prk_steps": true, as Stable Diffusion checkpoints do'
         )
-    following = current - train_steps // steps.count
-    final = 1.0 if options["set_alpha_to_one"] else alphas[0]
-    target = np.where(following >= 0, alphas[following], final)
-    return Schedule(current.astype(np.float64), _levels_from_alphas(alphas[current]), _levels_from_alphas(target), 1.0)
+    half = stride // 2
+    warm_up = [[t, next_t + half, next_t + half, next_t] for t, next_t in itertools.pairwise(times[:4])]
+    ends = [[t - half, next_t + half, next_t + half - half, next_t] for t, next_t in itertools.pairwise(times[:4])]
+    calls = np.concatenate([*warm_up, times[3:]])
+    targets = np.concatenate([*ends, times[3:] - stride])
+    begins = np.concatenate([np.repeat(times[:3], 4), times[3:]])
+    return Schedule(calls, levels[calls], levels[targets], anchors=levels[begins])
 
 
-def sigma_schedule(options: Options, steps: Steps) -> Schedule:
-    """Fractional timesteps, variance exploding, input divided by `sqrt(sigma**2 + 1)`: Euler and its relatives."""
-    table = sg.sigmas_from_alphas(_alphas_above_zero(options))
+def distilled(options: Options, steps: Steps) -> Schedule:
+    """Evenly chosen timesteps out of the `original_inference_steps` that the model was distilled on: LCM."""
+    levels = LevelTable(options, final=1.0)
+    times = distilled_timesteps(options, steps)
+    return Schedule(times, levels[times], levels[np.append(times[1:], times[-1])])
+
+
+def distilled_strategic(options: Options, steps: Steps) -> Schedule:
+    """Timesteps of `distilled`, ending at timestep 0; an anchor lies eta of the way from the target to 0: TCD."""
+    levels = LevelTable(options, final=1.0)
+    times = distilled_timesteps(options, steps)
+    targets = np.append(times[1:], 0)
+    below = np.floor(np.float32(1 - options["eta"]) * targets.astype(np.float32))
+    return Schedule(times, levels[times], levels[targets], anchors=levels[below])
+
+
+def sigma_steps(options: Options, steps: Steps) -> Schedule:
+    """Fractional timesteps, variance exploding: Euler and its relatives."""
+    table = sg.sigmas_from_alphas(alphas_above_zero(options))
     times: sg.Floats
     if steps.sigmas is not None:
         line = np.asarray(steps.sigmas, np.float32)
         times = sg.timestep_from_sigma(line[:-1], np.log(table))
     else:
-        times, line = _sigma_line(options, steps, table)
+        times, line = sigma_line(options, steps, table)
     exact = line.astype(np.float64)
     if options.get("timestep_type") == "continuous" and options["prediction_type"] == "v_prediction":
         if steps.timesteps is not None:
             raise SchedulerError("timesteps cannot be set with timestep_type='continuous': pass sigmas")
         times = 0.25 * np.log(exact[:-1])
-    levels = np.stack([np.ones_like(exact), exact], 1)
-    highest = float(exact.max())
-    initial = float(np.hypot(highest, 1)) if options["timestep_spacing"] == "leading" else highest
-    return Schedule(times.astype(np.float32).astype(np.float64), levels[:-1], levels[1:], initial)
+    levels = _exploding(exact)
+    return Schedule(_float32(times), levels[:-1], levels[1:], _initial(options, exact))
 
 
-def log_snr_schedule(options: Options, steps: Steps) -> Schedule:
-    """Integer timesteps above the last training timestep, variance preserving: DPM-Solver and its relatives."""
-    alphas = _alphas_above_zero(options)
+def repeated(options: Options, steps: Steps) -> Schedule:
+    """`sigma_steps` with two calls a step: at its begin and at its end, where the next step begins: Heun."""
+    once = sigma_steps(options, steps)
+    twice = np.repeat(np.arange(steps.count), 2)[1:]
+    levels = once.levels[twice]
+    return Schedule(once.timesteps[twice], levels, np.vstack([levels[1:], once.targets[-1:]]), once.initial)
+
+
+def interleaved(options: Options, steps: Steps) -> Schedule:
+    """`sigma_steps` with two calls a step: at its begin and at the geometric middle of its sigmas: DPM2."""
+    return _interleaved(options, steps, lambda _, s_next: s_next)
+
+
+def interleaved_ancestral(options: Options, steps: Steps) -> Schedule:
+    """`interleaved`, with the middle of sigma and `s_down`, below which fresh noise is added: DPM2 ancestral."""
+    return _interleaved(options, steps, lambda s, s_next: s_next**2 / s)
+
+
+def _interleaved(options: Options, steps: Steps, towards: Callable[[Any, Any], Any]) -> Schedule:
+    # The class rounds respaced timesteps only for Karras sigmas, and never those in the middle.
+    table = sg.sigmas_from_alphas(alphas_cumprod(options))
+    times, line = sigma_line(options, steps, table)
+    if options["use_karras_sigmas"]:
+        times = np.round(times)
+    exact = line.astype(np.float64)
+    middles = np.sqrt(exact[:-2] * towards(exact[:-2], exact[1:-1]))
+    sigmas = np.append(np.insert(middles, np.arange(steps.count), exact[:-1])[: 2 * steps.count - 1], 0.0)
+    between = sg.timestep_from_sigma(middles, np.log(table))
+    all_times = np.insert(between, np.arange(steps.count), times)[: 2 * steps.count - 1]
+    levels = _exploding(sigmas)
+    return Schedule(_float32(all_times), levels[:-1], levels[1:], _initial(options, exact))
+
+
+def log_snr_steps(
+    options: Options, steps: Steps, *, rounds_cosine: bool = False, ends_respaced: bool = True, final: str = "zero"
+) -> Schedule:
+    """Integer timesteps above the last training timestep, variance preserving: DPM-Solver and its relatives.
+
+    Args:
+        rounds_cosine: whether the class rounds Karras timesteps of the cosine schedule, too, instead of cutting them.
+        ends_respaced: whether "sigma_min" is the lowest of the respaced sigmas, or that of the training.
+        final: `final_sigmas_type` of a class that has no such option.
+    """
+    alphas = alphas_above_zero(options)
     table = sg.sigmas_from_alphas(alphas)
-    line = _respaced(options, steps, table[::-1])
+    line = respaced(options, steps, table[::-1])
+    lowest = table[0] if line is None or not ends_respaced else line[-1]
     if line is not None:
         times = sg.timestep_from_sigma(line, np.log(table))
-        if not options["use_exponential_sigmas"] and options["beta_schedule"] != "squaredcos_cap_v2":
+        cosine = options["beta_schedule"] == "squaredcos_cap_v2" and not rounds_cosine
+        if (options["use_karras_sigmas"] or options.get("use_lu_lambdas")) and not cosine:
             times = np.round(times)
     else:
-        times = np.asarray(steps.timesteps) if steps.timesteps is not None else _open_timesteps(options, steps, alphas)
+        times = np.asarray(steps.timesteps) if steps.timesteps is not None else open_timesteps(options, steps, alphas)
         line = np.interp(times, np.arange(len(table)), table)
-    exact = np.append(line, _final_sigma(options, table)).astype(np.float32).astype(np.float64)
+    end = 0.0 if options.get("final_sigmas_type", final) == "zero" else lowest
+    exact = np.append(line, end).astype(np.float32).astype(np.float64)
     alpha = 1 / np.hypot(exact, 1)
     levels = np.stack([alpha, exact * alpha], 1)
-    # The class keeps timesteps as integers, cut rather than rounded.
-    return Schedule(np.trunc(times).astype(np.float64), levels[:-1], levels[1:], 1.0)
+    # The classes keep timesteps as integers, cut rather than rounded.
+    return Schedule(np.trunc(times).astype(np.float64), levels[:-1], levels[1:])
 
 
-def _alphas(options: Options) -> sg.Float32:
-    """`alphas_cumprod` of the training schedule. Shape (num_train_timesteps,) float32."""
-    if options["trained_betas"] is not None:
-        betas = np.asarray(options["trained_betas"], np.float32)
-    else:
-        betas = sg.betas_from_schedule(
-            options["beta_schedule"], options["beta_start"], options["beta_end"], options["num_train_timesteps"]
-        )
-    if options.get("rescale_betas_zero_snr"):
-        betas = sg.zero_terminal_snr(betas)
-    return sg.cumulative_alphas(betas)
+def flow(options: Options, steps: Steps) -> Schedule:
+    """Straight paths, `(1 - sigma) clean + sigma noise`, with the shift of arXiv:2403.03206, section 5.3.2."""
+    train_steps, shift = options["num_train_timesteps"], options["shift"]
+
+    def shifted(sigmas: sg.Floats) -> sg.Float64:
+        return np.asarray(shift * sigmas / (1 + (shift - 1) * sigmas), np.float64)
+
+    # The class shifts the ends when it is made, and all sigmas again when the steps are set.
+    lowest = float(shifted(np.array([1 / train_steps], np.float32)).astype(np.float32)[0])
+    line = shifted(np.linspace(train_steps, lowest * train_steps, steps.count) / train_steps)
+    if options["shift_terminal"]:
+        line = 1 - (1 - line) * (1 - options["shift_terminal"]) / (1 - line[-1])
+    replaced = respaced(options, steps, line)
+    line = (line if replaced is None else replaced).astype(np.float32)
+    exact = np.append(line, 0.0).astype(np.float64)
+    levels = np.stack([1 - exact, exact], 1)
+    return Schedule(_float32(line * np.float32(train_steps)), levels[:-1], levels[1:], normalised=False)
 
 
-def _alphas_above_zero(options: Options) -> sg.Float32:
-    """`_alphas`; with zero terminal SNR the last one is 2**-24, so that every sigma is finite."""
-    alphas = _alphas(options)
-    if options.get("rescale_betas_zero_snr"):
-        alphas[-1] = sg.TERMINAL_ALPHA
-    return alphas
+def _exploding(sigmas: sg.Float64) -> sg.Float64:
+    """(n, 2): levels with alpha 1."""
+    return np.stack([np.ones_like(sigmas), sigmas], 1)
 
 
-def _sigma_line(options: Options, steps: Steps, table: sg.Float32) -> tuple[sg.Floats, sg.Float32]:
-    """Timesteps (M,) and sigmas (M + 1,) of `sigma_schedule` from a number of steps or custom timesteps."""
-    train_steps = options["num_train_timesteps"]
-    if steps.timesteps is not None:
-        times: sg.Floats = np.asarray(steps.timesteps, np.float32)
-    else:
-        times = sg.spaced(options["timestep_spacing"], train_steps, steps.count, options["steps_offset"])
-        times = times.astype(np.float32)
-    sigmas: sg.Floats
-    if options.get("interpolation_type", "linear") == "log_linear":
-        # One sigma more than timesteps: the class then ends at the lowest training sigma and ignores the final one.
-        sigmas = sg.log_linear_sigmas(float(table[-1]), float(table[0]), steps.count + 1)
-    else:
-        sigmas = np.interp(times, np.arange(len(table)), table)
-    respaced = _respaced(options, steps, sigmas)
-    if respaced is not None:
-        sigmas, times = respaced, sg.timestep_from_sigma(respaced, np.log(table))
-    ended = np.append(sigmas, _final_sigma(options, table)).astype(np.float32)
-    return times, ended[: len(times) + 1]
+def _float32(times: sg.Floats) -> sg.Float64:
+    """As PyTorch keeps them, in float64."""
+    return times.astype(np.float32).astype(np.float64)
 
 
-def _open_timesteps(options: Options, steps: Steps, alphas: sg.Float32) -> sg.Float64:
-    """Timesteps of `log_snr_schedule`; `lambda_min_clipped` drops the noisiest ones."""
-    train_steps = options["num_train_timesteps"]
-    log_snr = np.log(np.sqrt(alphas)) - np.log(np.sqrt(1 - alphas))
-    clipped = options.get("lambda_min_clipped", -np.inf)
-    stop = train_steps - int(np.searchsorted(log_snr[::-1], clipped))
-    if stop < 1:
-        raise SchedulerError(f"lambda_min_clipped={clipped} leaves no timestep: set it below {log_snr[0]:.4g}")
-    return sg.spaced_open(options["timestep_spacing"], train_steps, stop, steps.count, options["steps_offset"])
-
-
-def _respaced(options: Options, steps: Steps, sigmas: sg.Floats) -> sg.Float64 | None:
-    """Karras, Lu or exponential sigmas between the ends of `sigmas`, where the options ask for them."""
-    chosen = next((key for key in RESPACINGS if options.get(key)), None)
-    if chosen is None:
-        return None
-    if steps.timesteps is not None:
-        raise SchedulerError(f"timesteps cannot be set with {chosen}: drop one of the two")
-    if chosen == "use_lu_lambdas":
-        ends = np.log(np.asarray([sigmas[0], sigmas[-1]], np.float32))
-        return sg.lu_sigmas(float(ends[0]), float(ends[1]), steps.count)
-    highest, lowest = options.get("sigma_max"), options.get("sigma_min")
-    highest = float(sigmas[0]) if highest is None else highest
-    lowest = float(sigmas[-1]) if lowest is None else lowest
-    respace = sg.karras_sigmas if chosen == "use_karras_sigmas" else sg.exponential_sigmas
-    return respace(highest, lowest, steps.count)
-
-
-def _final_sigma(options: Options, table: sg.Float32) -> np.float32:
-    """The sigma at which the last step ends."""
-    return np.float32(0) if options.get("final_sigmas_type", "zero") == "zero" else np.float32(table[0])
-
-
-def _levels_from_alphas(alphas_cumprod: sg.Float64) -> sg.Float64:
-    """(n, 2): alpha and sigma, variance preserving."""
-    return np.stack([np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)], 1)
+def _initial(options: Options, sigmas: sg.Float64) -> float:
+    """`init_noise_sigma` of the variance-exploding classes."""
+    highest = float(sigmas.max())
+    return float(np.hypot(highest, 1)) if options["timestep_spacing"] == "leading" else highest

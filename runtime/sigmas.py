@@ -6,6 +6,7 @@ float32, because timesteps are rounded from these values.
 """
 
 import math
+from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -35,7 +36,10 @@ def linspace(start: float, end: float, n: int) -> Float32:
 
 
 def betas_from_schedule(schedule: str, start: float, end: float, n: int) -> Float32:
-    """Betas of `linear`, `scaled_linear` (latent diffusion) or `squaredcos_cap_v2` (Nichol and Dhariwal, 2021).
+    """Betas of `linear`, `scaled_linear` (latent diffusion), `sigmoid`, or from a formula for the cumulative alpha.
+
+    Those are `squaredcos_cap_v2` (Nichol and Dhariwal, 2021, arXiv:2102.09672), `exp` and `laplace` (Hang and Gu, 2024,
+    arXiv:2407.03297).
 
     Returns: (n,) float32.
     """
@@ -44,10 +48,25 @@ def betas_from_schedule(schedule: str, start: float, end: float, n: int) -> Floa
     if schedule == "scaled_linear":
         root = linspace(start**0.5, end**0.5, n)
         return root * root
-    if schedule == "squaredcos_cap_v2":
-        bar = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
+    if schedule == "sigmoid":
+        sigmoid = np.float32(1) / (np.float32(1) + np.exp(-linspace(-6, 6, n)))
+        return sigmoid * np.float32(end - start) + np.float32(start)
+    if schedule in _ALPHA_BARS:
+        bar = [_ALPHA_BARS[schedule](i / n) for i in range(n + 1)]
         return np.array([min(1 - bar[i + 1] / bar[i], 0.999) for i in range(n)], np.float32)
     raise ValueError(f"unknown beta schedule {schedule!r}")
+
+
+def _laplace_alpha_bar(t: float) -> float:
+    log_snr = -0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * abs(0.5 - t) + 1e-6)
+    return math.sqrt(math.exp(log_snr) / (1 + math.exp(log_snr)))
+
+
+_ALPHA_BARS: dict[str, Callable[[float], float]] = {
+    "squaredcos_cap_v2": lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2,
+    "exp": lambda t: math.exp(-12 * t),
+    "laplace": _laplace_alpha_bar,
+}
 
 
 def cumulative_alphas(betas: Float32) -> Float32:
@@ -93,6 +112,35 @@ def karras_sigmas(sigma_max: float, sigma_min: float, n: int) -> Float64:
 def exponential_sigmas(sigma_max: float, sigma_min: float, n: int) -> Float64:
     """Sigmas equally spaced in log sigma, from `sigma_max` down to `sigma_min`. Shape (n,)."""
     return np.asarray(np.exp(np.linspace(math.log(sigma_max), math.log(sigma_min), n)), np.float64)
+
+
+def beta_sigmas(sigma_max: float, sigma_min: float, n: int) -> Float64:
+    """Quantiles of the Beta(0.6, 0.6) distribution: Lee et al. (2024), arXiv:2407.12173. Shape (n,)."""
+    return np.asarray(sigma_min + beta_quantiles(0.6, 1 - np.linspace(0, 1, n)) * (sigma_max - sigma_min), np.float64)
+
+
+def beta_quantiles(a: float, p: Float64) -> Float64:
+    """x with `P(X <= x) = p` for X distributed as Beta(a, a), shaped as p, to 1e-12.
+
+    In u = x**a the density has no pole at 0, so that Gauss-Legendre integrates it up to the median to full precision,
+    and symmetry gives the rest. Newton's method inverts it.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    nodes, weights = (nodes + 1) / 2, weights / 2
+
+    def density(u: Float64) -> Float64:
+        return np.asarray((1 - u ** (1 / a)) ** (a - 1), np.float64)
+
+    def mass(u: Float64) -> Float64:
+        return np.asarray(u * (density(u[:, None] * nodes) @ weights), np.float64)
+
+    median = np.array([0.5**a])
+    share = 2 * np.minimum(p, 1 - p)
+    wanted, u = share * mass(median), share * median
+    for _ in range(30):
+        u = np.clip(u - (mass(u) - wanted) / density(u), 0, median)
+    x = u ** (1 / a)
+    return np.asarray(np.where(p <= 0.5, x, 1 - x), np.float64)
 
 
 def lu_sigmas(log_max: float, log_min: float, n: int) -> Float64:

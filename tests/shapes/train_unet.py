@@ -33,7 +33,8 @@ STATE = Path.home() / ".cache" / "latentrt" / "shapes-unet.pt"
 POOL = 12_000
 TWO_OBJECTS = 0.4  # share of the captions; they are the harder ones
 RATES = {"muon": 2.5e-3, "adamw": 1.5e-3}
-BATCH = 16  # on a CPU more steps are worth more than less noise
+BATCHES = (16, 32)  # at first more steps are worth more than less noise
+SMALL_BATCHES = 1000  # steps
 DROPPED_CAPTIONS = 0.1
 EMA_DECAY = 0.99  # short, as the falling learning rate averages as well
 
@@ -173,7 +174,7 @@ def write_checkpoint(model: Captioned, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="train text encoder and UNet of the model `shapes`")
-    parser.add_argument("--minutes", type=float, default=85, help="time to train, over all runs")
+    parser.add_argument("--minutes", type=float, default=88, help="time to train, over all runs")
     parser.add_argument("--state", type=Path, default=STATE, help="file to resume from and to save to")
     parser.add_argument("--out", type=Path, default=CHECKPOINT, help="the checkpoint; its vae/ must be there")
     parser.add_argument("--export", action="store_true", help="only write the checkpoint of the state")
@@ -225,9 +226,10 @@ def main() -> None:
     while spent < budget:
         for name, optimizer in optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = rate_at(spent / budget, peak=RATES[name], warm_up=0.005, fall=0.5)
-        chosen = torch.randint(len(latents), (BATCH,), generator=noise)
-        kept = torch.rand(BATCH, 1, generator=noise) >= DROPPED_CAPTIONS
+                group["lr"] = rate_at(spent / budget, peak=RATES[name], warm_up=0.005, fall=0.3)
+        batch = BATCHES[step >= SMALL_BATCHES]
+        chosen = torch.randint(len(latents), (batch,), generator=noise)
+        kept = torch.rand(batch, 1, generator=noise) >= DROPPED_CAPTIONS
         loss = velocity_loss(model, latents[chosen], torch.where(kept, ids[chosen], empty), alphas, noise)
         model.zero_grad()
         loss.backward()
