@@ -153,7 +153,13 @@ def plot(plans: Mapping[str, Plan], file: Path) -> None:
     axes.set(yscale="log", xlabel="share of the model calls", ylabel="sigma (noise / signal)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(file, dpi=120)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.stem}.partial.png")
+    try:
+        figure.savefig(temporary, dpi=120)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _markers(names: Sequence[str] | Mapping[str, Any]) -> list[str]:

@@ -32,8 +32,9 @@ def test_commands_run(sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyP
         if words[0] == "latentrt" and words[1] != "export":
             assert main(words[1:]) == 0, command
             ran.append(words[1])
-    assert ran == ["verify", "info", "generate"]
+    assert ran == ["verify", "info", "generate", "schedule", "schedule", "schedule"]
     assert Image.open(tmp_path / "astronaut.png").size == (64, 64)
+    assert Image.open(tmp_path / "out" / "sigmas.png").width > 500
     export = shlex.split(next(c for c in commands if c.startswith("latentrt export")))
     help_text = subprocess.run(
         [sys.executable, "-m", "latentrt.runtime.cli", "export", "--help"], capture_output=True, text=True, check=True
