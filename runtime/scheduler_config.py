@@ -173,6 +173,12 @@ def _check_combinations(class_name: str, options: Config) -> None:
         raise SchedulerError(
             'predict_x0=False cannot end at sigma 0: set "final_sigmas_type": "sigma_min", or "predict_x0": true'
         )
+    higher = options.get("solver_order", 1) > 1
+    if class_name == "UniPCMultistepScheduler" and to_zero and higher and not options["lower_order_final"]:
+        raise SchedulerError(
+            'lower_order_final=False cannot end at sigma 0: set "final_sigmas_type": "sigma_min", or '
+            '"lower_order_final": true'
+        )
     right = class_name == "DPMSolverSinglestepScheduler" and options["solver_type"] == "midpoint"
     if kind.startswith("sde-") and options["solver_order"] == 3 and not right:
         raise SchedulerError(

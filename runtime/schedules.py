@@ -211,6 +211,8 @@ def flow(options: Options, steps: Steps) -> Schedule:
     lowest = float(shifted(np.array([1 / train_steps], np.float32)).astype(np.float32)[0])
     line = shifted(np.linspace(train_steps, lowest * train_steps, steps.count) / train_steps)
     if options["shift_terminal"]:
+        if steps.count == 1:
+            raise SchedulerError("shift_terminal stretches the schedule between its ends: take at least 2 steps")
         line = 1 - (1 - line) * (1 - options["shift_terminal"]) / (1 - line[-1])
     replaced = respaced(options, steps, line)
     line = (line if replaced is None else replaced).astype(np.float32)

@@ -136,8 +136,10 @@ def respaced(options: Options, steps: Steps, sigmas: sg.Floats) -> sg.Float64 | 
         ends = np.log(np.asarray([sigmas[0], sigmas[-1]], np.float32))
         return sg.lu_sigmas(float(ends[0]), float(ends[1]), steps.count)
     highest, lowest = options.get("sigma_max"), options.get("sigma_min")
-    highest = float(sigmas[0]) if highest is None else highest
-    lowest = float(sigmas[-1]) if lowest is None else lowest
+    # LMS, alone, does not read the two for Karras sigmas.
+    unread = options["_class_name"] == "LMSDiscreteScheduler" and chosen == "use_karras_sigmas"
+    highest = float(sigmas[0]) if highest is None or unread else highest
+    lowest = float(sigmas[-1]) if lowest is None or unread else lowest
     respace = {
         "use_karras_sigmas": sg.karras_sigmas,
         "use_exponential_sigmas": sg.exponential_sigmas,

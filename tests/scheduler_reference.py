@@ -66,6 +66,8 @@ def run_diffusers(
             by_sigma = hasattr(scheduler, "sigmas")
             if hasattr(scheduler, attribute) and by_sigma == attribute.startswith("sigmas"):
                 setattr(scheduler, attribute, getattr(scheduler, attribute).double())
+    if name == "LMSDiscreteScheduler":
+        scheduler.sigmas = scheduler.sigmas.numpy()  # its integrals index them thousands of times
     times = scheduler.timesteps[begin:end]
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
@@ -103,22 +105,27 @@ def run_plan(plan: Plan, *, wide: bool, clean: np.ndarray | None = None) -> dict
     for state in plan.states(toy_model, noise, clean, lambda: generator.randn(SHAPE)):
         inputs.append(state[0])
         predictions.append(state[-1])
-    return {"timesteps": plan.timesteps, "inputs": inputs, "clean": predictions}
+    largest = float(np.abs(plan.coefficients).max())
+    return {"timesteps": plan.timesteps, "inputs": inputs, "clean": predictions, "largest": largest}
 
 
-def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """What differs by more than it may; empty where nothing does."""
+def difference(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float = TOLERANCE) -> str:
+    """What differs by more than it may; empty where nothing does.
+
+    A plan's coefficients are float32: where they are very large (20,000 for the cosine schedule with noise prediction),
+    their rounding alone is more than the usual tolerance.
+    """
+    allowed = max(tolerance, 2.0**-24 * ours["largest"])
     if len(ours["timesteps"]) != len(theirs["timesteps"]):
         return f"{len(ours['timesteps'])} calls, diffusers has {len(theirs['timesteps'])}"
     off = float(np.abs(ours["timesteps"] - theirs["timesteps"]).max())
-    whole = np.array_equal(theirs["timesteps"], np.round(theirs["timesteps"]))
-    if off > (0 if whole else TIMESTEP_TOLERANCE):
+    if off > (0 if theirs["timesteps"].dtype.kind == "i" else TIMESTEP_TOLERANCE):
         return f"timesteps differ by {off:.1e}"
     for name in ("inputs", "clean"):
         for i, (a, b) in enumerate(zip(ours[name], theirs[name], strict=True)):
             if b is not None:
                 error = float(np.abs(np.asarray(b) - a).max() / np.abs(np.asarray(b)).max())
-                if not error <= TOLERANCE:
+                if not error <= allowed:
                     return f"{name} at call {i} differ by {error:.1e}"
     return ""
 

@@ -140,6 +140,7 @@ REFUSALS: list[tuple[Callable[[], Any], str]] = [
     (lambda: Plan.from_config(resolve("DPMSolverSDEScheduler", DPM), 5), r"Brownian tree.*use 'dpm\+\+_2m_sde'"),
     (lambda: Plan.from_config({"_class_name": "EDMEulerScheduler"}, 5), r"EDM: use 'euler_karras' instead"),
     (lambda: Plan.from_config(resolve("unipc", DPM | {"predict_x0": False}), 5), r'"final_sigmas_type": "sigma_min"'),
+    (lambda: Plan.from_config(resolve("unipc", DPM | {"lower_order_final": False}), 5), r'"lower_order_final": true'),
     (lambda: Plan.from_config(resolve("unipc", DPM | {"disable_corrector": [-1]}), 5), r"disable_corrector=\[-1\]"),
     (lambda: Plan.from_config(resolve("unipc", DPM | {"solver_p": "ddim"}), 5), r"solver_p='ddim'.*takes None"),
     (lambda: Plan.from_config(resolve("ddpm", DPM | {"variance_type": "fixed_large_log"}), 5), r"variance_type"),

@@ -31,7 +31,9 @@ from scheduler_cases import (
     all_cases,
     case,
     computed_wide,
+    lost_by_diffusers,
     rejected_by_diffusers,
+    tolerance,
 )
 from scheduler_reference import difference, diffusers_scheduler, run_diffusers, run_plan
 
@@ -72,12 +74,15 @@ def test_replay_is_what_diffusers_computes(class_name: str) -> None:
             finite = all(np.isfinite(x).all() for x in theirs["inputs"])
         except (NotImplementedError, ValueError, IndexError):
             finite = False
-        if finite == bool(rejected):
+        if finite == bool(rejected) and not lost_by_diffusers(config, steps):
             failures.append(f"{config} {steps} steps: rejected by diffusers: {not finite}, listed: {rejected!r}")
         if not finite:
             continue
+        if lost_by_diffusers(config, steps):
+            continue
         compared += 1
-        problem = difference(run_plan(Plan.from_config(config, steps, eta=eta or None), wide=wide), theirs)
+        plan = Plan.from_config(config, steps, eta=eta or None)
+        problem = difference(run_plan(plan, wide=wide), theirs, tolerance(config))
         if problem:
             failures.append(f"{config} {steps} steps, eta {eta}: {problem}")
     assert not failures, f"{len(failures)} of {compared} cases:\n" + "\n".join(failures[:10])

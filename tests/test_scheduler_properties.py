@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from scheduler_cases import CLASSES, FLOW, HEUN, LCM, LMS, PNDM, RESPACINGS, TCD, rejected_by_diffusers
+from scheduler_cases import (
+    CLASSES,
+    FLOW,
+    HEUN,
+    LCM,
+    LMS,
+    PNDM,
+    RESPACINGS,
+    TCD,
+    lost_by_diffusers,
+    rejected_by_diffusers,
+    tolerance,
+)
 from scheduler_reference import SHAPE, difference, diffusers_scheduler, run_diffusers, run_plan
 
 from latentrt.runtime.errors import SchedulerError
@@ -60,12 +72,12 @@ def compiled(config: dict[str, Any], steps: int, eta: float | None) -> Plan:
 def test_random_configs_follow_diffusers(case: tuple[dict[str, Any], int, float | None]) -> None:
     config, steps, eta = case
     plan = compiled(config, steps, eta)
-    assume(not rejected_by_diffusers(config, steps))
+    assume(not rejected_by_diffusers(config, steps) and not lost_by_diffusers(config, steps))
     scheduler = diffusers_scheduler(config)
     scheduler.set_timesteps(steps)
     theirs = run_diffusers(scheduler, eta or 0.0, wide=True)
     assume(all(np.isfinite(x).all() for x in theirs["inputs"]))
-    assert not difference(run_plan(plan, wide=True), theirs)
+    assert not difference(run_plan(plan, wide=True), theirs, tolerance(config))
 
 
 @given(valid_configs(), st.integers(0, 2**32))
