@@ -12,8 +12,7 @@ import json
 import time
 from pathlib import Path
 
-from judge import PROMPTS as PROMPTS_FILE
-from judge import ROOT, accuracies
+from judge import PROMPTS, ROOT, accuracies
 from PIL import Image, ImageDraw
 from shapes_quality import Pictures, draw
 
@@ -64,7 +63,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=24, help="held-out prompts of one object")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "schedulers.png")
     options = parser.parse_args()
-    prompts = json.loads(PROMPTS_FILE.read_text())["prompts"][: options.prompts]
+    prompts = json.loads(PROMPTS.read_text())["prompts"][: options.prompts]
     rows: dict[str, tuple[Pictures, str]] = {}
     figures: dict[str, dict[str, float | None]] = {}
     with Pipeline.load(options.bundle) as pipe:

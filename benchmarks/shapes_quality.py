@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from drawings import COLOURS, SHAPES, scene_from_caption
-from judge import PROMPTS as PROMPTS_FILE
-from judge import ROOT, accuracies, background_of, confusion, regions_of
+from judge import COLOURS, PROMPTS, ROOT, SHAPES, accuracies, background_of, confusion, regions_of, scene_from_caption
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tqdm import tqdm
@@ -95,7 +93,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--sheet", type=Path, default=ROOT / "docs" / "shapes.png")
     options = parser.parse_args()
-    prompts: list[str] = json.loads(PROMPTS_FILE.read_text())["prompts"]
+    prompts: list[str] = json.loads(PROMPTS.read_text())["prompts"]
     singles = [prompt for prompt in prompts if len(scene_from_caption(prompt).objects) == 1]
     doubles = [prompt for prompt in prompts if prompt not in singles]
 
