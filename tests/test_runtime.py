@@ -268,7 +268,7 @@ def test_png_text_tells_how_the_picture_was_made(pipe: Pipeline, tmp_path: Path)
     assert (facts["seed"], facts["scheduler"], facts["width"], facts["height"]) == (77, "euler_a", 40, 32)
     first, second, third = text["parameters"].split("\n")
     assert (first, second) == (facts["prompt"], "Negative prompt: blurry")
-    assert third.startswith("Steps: 3, Sampler: euler_a, CFG scale: 3.5, Seed: 77, Size: 40x32, Model hash: ")
+    assert third.startswith("Steps: 3, Sampler: euler_a, CFG scale: 3.5, Seed: 77, RNG: CPU, Size: 40x32, Model hash: ")
 
 
 def test_generate_writes_numbered_files(sd1: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,8 +57,8 @@ def one_thread() -> Iterator[None]:
 
 
 AT_LEAST = {
-    DDIM: 400, DDPM: 250, PNDM: 150, LMS: 320, EULER: 560, EULER_A: 90, HEUN: 340, DPM2: 220, DPM2_A: 220,
-    DPM: 900, DPM_S: 450, DEIS: 380, UNIPC: 800, LCM: 80, TCD: 120, FLOW: 150,
+    DDIM: 360, DDPM: 230, PNDM: 110, LMS: 300, EULER: 520, EULER_A: 80, HEUN: 320, DPM2: 200, DPM2_A: 180,
+    DPM: 850, DPM_S: 420, DEIS: 350, UNIPC: 700, LCM: 50, TCD: 90, FLOW: 120,
 }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_replay_is_what_diffusers_computes(class_name: str) -> None:
             scheduler.set_timesteps(steps)
             theirs = run_diffusers(scheduler, eta, wide=wide)
             finite = all(np.isfinite(x).all() for x in theirs["inputs"])
-        except (NotImplementedError, ValueError, IndexError):
+        except (NotImplementedError, ValueError, IndexError, RuntimeError):
             finite = False
         if finite == bool(rejected) and not lost_by_diffusers(config, steps):
             failures.append(f"{config} {steps} steps: rejected by diffusers: {not finite}, listed: {rejected!r}")

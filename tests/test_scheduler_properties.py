@@ -29,7 +29,7 @@ from latentrt.runtime.scheduler_config import complete
 from latentrt.runtime.scheduler_options import CHOICES, CLASS_CHOICES, KNOWN_KEYS, OPTIONS, REFUSED
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-RANDOM = settings(deadline=None, suppress_health_check=list(HealthCheck))
+RANDOM = settings(derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 LEFT_OUT = {"beta_start", "beta_end", "num_train_timesteps", "steps_offset", "trained_betas"}
 
 
@@ -76,15 +76,15 @@ def test_random_configs_follow_diffusers(case: tuple[dict[str, Any], int, float 
     config, steps, eta = case
     # These classes cut timesteps to integers: 998.9999999 or 999 depends on the last bit of PyTorch's square root.
     assume(config["_class_name"] not in MULTISTEP or not {"use_exponential_sigmas", "use_beta_sigmas"} & {*config})
+    # With zero terminal SNR that bit decides on sigmas near timestep 0: compared where betas are those of models.
+    assume(not config.get("rescale_betas_zero_snr"))
     plan = compiled(config, steps, eta)
     assume(not rejected_by_diffusers(config, steps) and not lost_by_diffusers(config, steps))
     scheduler = diffusers_scheduler(config)
     scheduler.set_timesteps(steps)
     theirs = run_diffusers(scheduler, eta or 0.0, wide=True)
     assume(all(np.isfinite(x).all() for x in theirs["inputs"]))
-    # The square root shows near timestep 0, too, where sigma is that of a difference from 1.
-    allowed = 1e-3 if config.get("rescale_betas_zero_snr") else tolerance(config)
-    assert not difference(run_plan(plan, wide=True), theirs, allowed)
+    assert not difference(run_plan(plan, wide=True), theirs, tolerance(config))
 
 
 @given(valid_configs(), st.integers(0, 2**32))
