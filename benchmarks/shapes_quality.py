@@ -114,8 +114,9 @@ def main() -> None:
         options.sheet, optimize=True
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "shapes.md").write_text(report(figures, table, backend))
-    print(report(figures, table, backend))
+    text = report(figures, table, backend)
+    (options.out / "shapes.md").write_text(text)
+    print(text)
     print(json.dumps(figures))
 
 

@@ -1,8 +1,9 @@
 """`latentrt schedule`: what a scheduler does, as a table, a picture, or a plan that other languages can run."""
 
 import argparse
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ STABLE_DIFFUSION: Mapping[str, Any] = {
     "set_alpha_to_one": False,
     "skip_prk_steps": True,
 }
+MARKERS = "os^vDPX*"
 # The tests compare every call of every class with this version, to this relative error.
 CHECKED_AGAINST = {"library": "diffusers", "version": "0.42.1", "tolerance": 2e-5}
 
@@ -146,7 +148,7 @@ def plot(plans: Mapping[str, Plan], file: Path) -> None:
         raise InputError("drawing needs matplotlib: pip install 'latentrt[plot]'") from error
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for (name, plan), marker in zip(plans.items(), _markers(plans), strict=True):
+    for (name, plan), marker in zip(plans.items(), itertools.cycle(MARKERS), strict=False):
         ratios = noise_ratios(plan)
         shown = np.isfinite(ratios) & (ratios > 0)
         axes.plot(np.linspace(0, 1, len(ratios))[shown], ratios[shown], marker=marker, markersize=4, label=name)
@@ -160,7 +162,3 @@ def plot(plans: Mapping[str, Plan], file: Path) -> None:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _markers(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    return ["os^vDPX*"[i % 8] for i in range(len(names))]

@@ -2,8 +2,6 @@
 
 import math
 
-import numpy as np
-
 from latentrt.runtime.schedules import Options, Schedule
 
 from .basis import MODEL, NOISE, STATE, Call, Calls, predict
@@ -91,4 +89,4 @@ def flow_euler(schedule: Schedule, options: Options, begin: int) -> Calls:
         if options["stochastic_sampling"]:
             yield Call((1 - s_next) * x0 + s_next * NOISE, x0, draws=True)
         else:
-            yield Call(np.asarray(x + (s_next - s) * MODEL), x0)
+            yield Call(x + (s_next - s) * MODEL, x0)
