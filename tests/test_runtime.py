@@ -108,6 +108,25 @@ def test_latents_embeddings_and_plans_can_be_given(pipe: Pipeline) -> None:
     assert np.array_equal(pipe("a cat", scheduler=plan, seed=8, **options).latents, expected)
 
 
+def test_the_seeds_noise_is_of_the_chosen_generator(pipe: Pipeline, sd1: Exported, tmp_path: Path) -> None:
+    for rng in ("cpu", "cuda"):
+        noise = TorchGenerator(21, rng).randn((1, 4, 8, 10))
+        given = pipe("a cat", latents=noise, **SMALL).latents
+        assert np.array_equal(pipe("a cat", seed=21, rng=rng, **SMALL).latents, given)
+    # The stochastic draws go on from the same generator: as the plan says, with nothing else in between.
+    plan = Plan.from_config({"_class_name": "EulerAncestralDiscreteScheduler", "prediction_type": "epsilon"}, 3)
+    options = {k: v for k, v in SMALL.items() if k != "num_inference_steps"}
+    expected = pipe("a cat", scheduler=plan, seed=21, rng="cuda", **options).latents
+    assert relative_error(pipe("a cat", scheduler=plan, seed=21, rng="cpu", **options).latents, expected) > 0.1
+    mixed = TorchGenerator(21, "cuda").randn((1, 4, 8, 10))
+    assert relative_error(pipe("a cat", scheduler=plan, seed=21, latents=mixed, **options).latents, expected) > 1e-3
+    command = ["generate", "a cat", "--bundle", str(sd1.bundle), "-o", str(tmp_path / "x.png"), "--steps", "2"]
+    assert main([*command, "--seed", "3", "--rng", "cuda"]) == 0
+    text = Image.open(tmp_path / "x.png").text
+    assert ", RNG: NV, " in text["parameters"]
+    assert json.loads(text["latentrt"])["rng"] == "cuda"
+
+
 def test_stream_shows_previews_and_can_be_left(pipe: Pipeline) -> None:
     options = {**SMALL, "output_type": "pil", "seed": 4}
     steps = []
@@ -174,6 +193,7 @@ def test_timings_name_every_stage(pipe: Pipeline) -> None:
         ),
         ({"prompt": []}, InputError, r"at least one"),
         ({"prompt": 5}, InputError, r"prompt=5"),
+        ({"rng": "gpu"}, InputError, r"'gpu': it is one of 'cpu', 'cuda'"),
         ({"output_type": "jpg"}, InputError, r"'jpg': it is one of 'pil', 'np', 'latent'"),
         ({"guidence_scale": 3}, InputError, r"unknown argument 'guidence_scale'; did you mean 'guidance_scale'"),
         ({"eta": 0.5, "scheduler": "euler"}, SchedulerError, r"eta"),

@@ -30,8 +30,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from vocabulary import write_tokenizer
 
 STATE = Path.home() / ".cache" / "latentrt" / "shapes-unet.pt"
-POOL = 12_000
-TWO_OBJECTS = 0.4  # share of the captions; they are the harder ones
+POOL = 24_000  # a state with fewer is filled up
+TWO_OBJECTS = 0.6  # share of the captions; they are the harder ones
 RATES = {"muon": 2.5e-3, "adamw": 1.5e-3}
 BATCHES = (16, 32)  # at first more steps are worth more than less noise
 SMALL_BATCHES = 1000  # steps
@@ -192,9 +192,12 @@ def main() -> None:
         print(f"step {state['step']} after {state['spent'] / 60:.0f} minutes written to {options.out}")
         return
 
-    if "latents" not in state:
+    known = len(state.setdefault("captions", []))
+    if known < POOL:
         vae = AutoencoderKL.from_pretrained(options.out / "vae", torch_dtype=torch.float32).eval()
-        state["latents"], state["captions"] = encoded_pool(vae, POOL, seed=7)
+        latents, captions = encoded_pool(vae, POOL - known, seed=7 + known)
+        state["latents"] = torch.cat((state["latents"], latents)) if known else latents
+        state["captions"] += captions
         print(f"latents: mean {state['latents'].mean():.3f}, deviation {state['latents'].std():.3f}", flush=True)
     latents = state["latents"]
     # ids become row numbers of the small embedding
