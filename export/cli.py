@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.golden_prompt is not None:
         chosen["golden_prompt"] = arguments.golden_prompt
     quiet_libraries()
-    signal.signal(signal.SIGTERM, _raise_interrupt)
+    interrupt_on_termination()
     with tqdm(total=len(STAGES), disable=None, bar_format="{desc:24} {bar} {n_fmt}/{total_fmt} {elapsed}") as bar:
 
         def progress(stage: str) -> None:
@@ -71,6 +71,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def interrupt_on_termination() -> None:
+    """From now on a termination of this process cleans up like an interrupt."""
+    signal.signal(signal.SIGTERM, _raise_interrupt)
+
+
 def _raise_interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    """A termination cleans up like an interrupt."""
     raise KeyboardInterrupt

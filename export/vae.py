@@ -23,8 +23,9 @@ class VAEDecoderGraph(torch.nn.Module):
         scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         pixels = self.vae.decode(scaled, return_dict=False)[0].float()
         nonfinite = (torch.isnan(pixels) | torch.isinf(pixels)).to(torch.int32).sum(dim=(1, 2, 3), dtype=torch.int32)
-        images = torch.round((pixels * 0.5 + 0.5).clamp(0, 1) * 255).to(torch.uint8)
-        return images.permute(0, 2, 3, 1), nonfinite
+        # The cast comes last: TensorRT takes bytes as an output, but computes nothing on them.
+        images = torch.round((pixels * 0.5 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1)
+        return images.to(torch.uint8), nonfinite
 
 
 class VAEEncoderGraph(torch.nn.Module):

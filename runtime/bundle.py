@@ -5,7 +5,7 @@ running the graphs.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -121,18 +121,32 @@ class Weight:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EngineRecord:
-    """A compiled engine, and everything it depends on; `profile` is symbol -> [min, opt, max]."""
+    """A compiled engine, and everything it depends on.
+
+    Attributes:
+        file: relative to the folder that lists the engine.
+        backend, version: the library that built it, "tensorrt" or "tensorrt_rtx".
+        device: the GPU's name where the engine fits that model only, else null.
+        compute_capabilities: GPUs that it runs on, such as "8.9"; "8.0+" is this one and all later.
+        profile: symbol -> [min, opt, max]; three times the same number is a static size.
+        options: what else was chosen for the builder.
+        host_code: whether the plan carries code for the host, and so is loaded only when trusted.
+        onnx_sha256, weights_sha256: of the ONNX file and its external data; null where there is none.
+    """
 
     graph: str
     file: str
     backend: str
     version: str
+    device: str | None
     compute_capabilities: tuple[str, ...]
     precision: str
     tf32: bool
     profile: dict[str, tuple[int, ...]]
     options: dict[str, str]
+    host_code: bool
     onnx_sha256: str
+    weights_sha256: str | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,9 +241,12 @@ class Bundle:
             raise BundleError(f"{self.path} has no graph {name!r}; it has {', '.join(sorted(self.manifest.graphs))}")
         return self.manifest.graphs[name]
 
-    def altered_files(self, progress: Callable[[int], object] = lambda _: None) -> list[str]:
+    def altered_files(
+        self, progress: Callable[[int], object] = lambda _: None, *, only: Container[str] | None = None
+    ) -> list[str]:
         """Names of files whose sha256 is not the manifest's; `progress` gets the size of each piece that was read."""
-        return [n for n, e in self.manifest.files.items() if sha256_of_file(self.file(n), progress) != e.sha256]
+        wanted = {n: e for n, e in self.manifest.files.items() if only is None or n in only}
+        return [n for n, e in wanted.items() if sha256_of_file(self.file(n), progress) != e.sha256]
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -1,4 +1,4 @@
-"""The command `latentrt`: generate, verify, info; `schedule` and `export` are loaded when they are called."""
+"""The command `latentrt`: generate, verify, info; `schedule`, `export` and `build` are loaded when they are called."""
 
 import argparse
 import contextlib
@@ -20,6 +20,7 @@ GENERATE_EXAMPLES = """examples:
 _BY_NAME = {
     "schedule": ("latentrt.runtime.schedule_cli", "timesteps and noise levels of schedulers"),
     "export": ("latentrt.export.cli", "convert a checkpoint to a bundle (needs the extra `export`)"),
+    "build": ("latentrt.export.build_cli", "build TensorRT engines for a bundle (needs an extra `tensorrt…`)"),
 }
 
 
@@ -181,6 +182,7 @@ def _add_info(commands: Any) -> None:
 
 def _info(arguments: argparse.Namespace) -> int:
     from .bundle import Bundle
+    from .engine_files import sizes_text
     from .pipeline import embedded_bundle
 
     bundle = Bundle.open(arguments.path or embedded_bundle())
@@ -200,8 +202,8 @@ def _info(arguments: argparse.Namespace) -> int:
         print(f"{name:14} {size / 2**20:9,.1f}  {', '.join(outputs[:2])}{more}")
     print(f"\nengines: {len(manifest.engines) or 'none; the graphs run on ONNX Runtime'}")
     for engine in manifest.engines:
-        capabilities = ", ".join(engine.compute_capabilities)
-        print(f"  {engine.graph:14} {engine.backend} {engine.version}, compute capability {capabilities}")
+        gpus = engine.device or f"compute capability {', '.join(engine.compute_capabilities)}"
+        print(f"  {engine.graph:14} {sizes_text(engine):32} {engine.backend} {engine.version}, {gpus}")
     return 0
 
 
