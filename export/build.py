@@ -13,12 +13,13 @@ from pathlib import Path
 
 from latentrt.runtime.bundle import Bundle, EngineRecord, File
 from latentrt.runtime.device import visible_devices
-from latentrt.runtime.engine_files import EngineFiles, cache_folder, sizes_text, updated_manifest
+from latentrt.runtime.engine_choice import sizes_text
+from latentrt.runtime.engine_files import EngineFiles, cache_folder, updated_manifest
 from latentrt.runtime.errors import BackendError, ExportError, InputError, nearest_names
 from latentrt.runtime.strict_json import encode
 
 from .profiles import Bucket, profiles_of_graph, shapes_of_tensor
-from .trt_build import BuildOptions, Library
+from .trt_build import BuildOptions, TrtBuilder
 
 FOLDER = "engines"
 # Progress of a build: the engine, the library's current phase, the share that is done.
@@ -66,7 +67,7 @@ def build_engines(
     interrupt or an error leaves all engines that were there before, and those already yielded.
     """
     bundle = Bundle.open(bundle_path)
-    library = Library(backend, visible_devices())
+    library = TrtBuilder(backend, visible_devices())
     options = library.check(options or BuildOptions())
     altered = _altered_graphs(bundle, graphs)
     if altered:
@@ -95,7 +96,7 @@ def _altered_graphs(bundle: Bundle, graphs: Sequence[str]) -> list[str]:
 
 
 def _tasks(
-    bundle: Bundle, library: Library, options: BuildOptions, buckets: Sequence[Bucket], graphs: Sequence[str]
+    bundle: Bundle, library: TrtBuilder, options: BuildOptions, buckets: Sequence[Bucket], graphs: Sequence[str]
 ) -> Iterator[Task]:
     manifest = bundle.manifest
     for name in graphs or manifest.graphs:
@@ -129,13 +130,13 @@ def _tasks(
             yield Task(replace(record, file=f"{FOLDER}/{name}-{key}.plan"), profile)
 
 
-def _only_device(library: Library, options: BuildOptions) -> str | None:
+def _only_device(library: TrtBuilder, options: BuildOptions) -> str | None:
     """TensorRT's kernels are timed on one model of GPU; TensorRT for RTX and compatible engines know no model."""
     tied = library.backend == "tensorrt" and options.hardware_compatible == "none"
     return library.device.name if tied and library.device else None
 
 
-def _build(bundle: Bundle, library: Library, options: BuildOptions, task: Task, progress: Progress) -> bytes:
+def _build(bundle: Bundle, library: TrtBuilder, options: BuildOptions, task: Task, progress: Progress) -> bytes:
     name = task.record.graph
     graph = bundle.graph(name)
     uses = [u for parameter, all_uses in bundle.manifest.weights.items() if _lora_target(parameter) for u in all_uses]
@@ -156,7 +157,7 @@ def _lora_target(parameter: str) -> bool:
     return module != parameter and "norm" not in module.rpartition(".")[2] and ".embeddings." not in module
 
 
-def _timing_cache(library: Library) -> Path | None:
+def _timing_cache(library: TrtBuilder) -> Path | None:
     if library.device is None:
         return None
     name = re.sub(r"[^\w.]+", "_", f"{library.backend} {library.version} {library.device.name}")

@@ -7,12 +7,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.engine_files import sizes_text
+from latentrt.runtime.engine_choice import sizes_text
+from latentrt.runtime.trt_library import TRT_BACKENDS
 
 from .build import Built, Task, build_engines
 from .cli import interrupt_on_termination
 from .profiles import Bucket, buckets_from_options
-from .trt_build import BACKENDS, HARDWARE, BuildOptions
+from .trt_build import HARDWARE, BuildOptions
 
 EXAMPLES = """examples:
   latentrt build engines/sd15 --backend tensorrt --height 512 --width 512 --batch 1 --batch 4
@@ -34,7 +35,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
-    parser.add_argument("--backend", required=True, choices=BACKENDS, help="tensorrt_rtx also builds without a GPU")
+    parser.add_argument(
+        "--backend", required=True, choices=tuple(TRT_BACKENDS), help="tensorrt_rtx also builds without a GPU"
+    )
     sizes = parser.add_argument_group("sizes")
     for name, text in (
         ("height", "pixels; default: the bundle's"),

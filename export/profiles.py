@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from latentrt.runtime.bundle import Graph, Manifest, TensorSpec
+from latentrt.runtime.engine_choice import shape_at
 from latentrt.runtime.errors import InputError
 
 # Each image's text is one row of the text encoder, each model call of each image one row of `time`. Both are small.
@@ -88,15 +89,7 @@ def profiles_of_graph(name: str, graph: Graph, buckets: Iterable[Bucket]) -> lis
 
 def shapes_of_tensor(spec: TensorSpec, profile: Bucket) -> tuple[tuple[int, ...], ...]:
     """Minimal, optimal and maximal shape of a tensor."""
-    spans = [_span_of_size(size, profile) for size in spec.shape]
-    return tuple(tuple(span[which] for span in spans) for which in range(3))
-
-
-def _span_of_size(size: int | str, profile: Bucket) -> Span:
-    span = Span(1, 1, 1)
-    for part in str(size).split("*"):
-        span = span.times(int(part) if part.isdigit() else profile[part])
-    return span
+    return tuple(shape_at(spec, {symbol: span[which] for symbol, span in profile.items()}) for which in range(3))
 
 
 def _symbols(size: int | str) -> list[str]:

@@ -2,8 +2,6 @@
 onnx. The only file of the exporter that calls these libraries; it knows nothing of bundles.
 """
 
-import importlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.runtime.device import Device
-from latentrt.runtime.errors import BackendError, ExportError, InputError, nearest_names
+from latentrt.runtime.errors import BackendError, ExportError, InputError
+from latentrt.runtime.trt_library import TrtLibrary
 
-logger = logging.getLogger(__name__)
-
-BACKENDS = ("tensorrt", "tensorrt_rtx")
 HARDWARE = ("none", "ampere_plus", "same_compute_capability")
 # What TensorRT for RTX builds for where nothing is said and no GPU is there: the RTX 30, 40 and 50 series.
 RTX_CAPABILITIES = ("8.6", "8.9", "12.0")
-_EXTRAS = {"tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx"}
 
 Progress = Callable[[str, float], object]
 Shapes = Mapping[str, Sequence[Sequence[int]]]
@@ -50,28 +45,18 @@ class BuildOptions:
     workspace_mib: int | None = None
 
 
-class Library:
+class TrtBuilder(TrtLibrary):
     """TensorRT or TensorRT for RTX, as installed, on a GPU or without one."""
 
     def __init__(self, backend: str, devices: Sequence[Device]) -> None:
         """`devices` are the visible GPUs; engines are built for the first."""
-        if backend not in BACKENDS:
-            near = nearest_names(backend, BACKENDS) or BACKENDS
-            raise InputError(f"backend {backend!r} is unknown; did you mean {near[0]!r}?")
-        try:
-            self.trt: Any = importlib.import_module(backend)
-        except ImportError as error:
-            raise BackendError(
-                f"{backend} cannot be imported ({error}): pip install 'latentrt[{_EXTRAS[backend]}]'"
-            ) from error
-        self.backend, self.version = backend, str(self.trt.__version__)
+        super().__init__(backend)
         self.device = devices[0] if devices else None
         if backend == "tensorrt" and self.device is None:
             raise BackendError(
                 "tensorrt times kernels on the GPU that it builds for, and none is visible here. Build on the machine "
                 "that the engines are for, or anywhere with --backend tensorrt_rtx --compute-capability 8.9"
             )
-        self.log = _logger_of(self.trt)
 
     def check(self, options: BuildOptions) -> BuildOptions:
         """The options with what they leave open filled in; refuses what this library cannot do here."""
@@ -142,13 +127,13 @@ class Library:
 
         Raises `ExportError` with the library's last errors. An interrupt cancels the build.
         """
-        self.log.errors.clear()
+        self.forget_errors()
         builder = self.trt.Builder(self.log)
         network = builder.create_network(1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = self.trt.OnnxParser(network, self.log)
         if not parser.parse_from_file(str(onnx)):
             errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-            raise self._error("read", onnx, errors)
+            raise self._error("read", onnx, " ".join("; ".join(errors).split()))
         config = builder.create_builder_config()
         self._set_shapes(builder, network, config, shapes)
         self._set_options(config, options)
@@ -164,16 +149,13 @@ class Library:
         config.progress_monitor = monitor
         plan = _in_background(lambda: builder.build_serialized_network(network, config), monitor)
         if plan is None:
-            raise self._error("build", onnx, self.log.errors[-3:] or ["the library gave no reason"])
+            raise self._error("build", onnx, self.last_errors())
         if cache is not None and timing_cache is not None:
             _write_atomically(timing_cache, memoryview(config.get_timing_cache().serialize()))
         return bytes(memoryview(plan))
 
-    def _error(self, verb: str, onnx: Path, reasons: Sequence[str]) -> ExportError:
-        """On one line, whatever the library writes."""
-        return ExportError(
-            f"{self.backend} {self.version} cannot {verb} {onnx.name}: {' '.join('; '.join(reasons).split())}"
-        )
+    def _error(self, verb: str, onnx: Path, reason: str) -> ExportError:
+        return ExportError(f"{self.backend} {self.version} cannot {verb} {onnx.name}: {reason}")
 
     def _set_shapes(self, builder: Any, network: Any, config: Any, shapes: Shapes) -> None:
         profile = builder.create_optimization_profile()
@@ -239,29 +221,6 @@ def _in_background(build: Callable[[], Any], monitor: Any) -> Any:
             return pool.submit(build).result()
         finally:
             monitor.cancelled = True  # nothing to cancel where the build is over
-
-
-_loggers: dict[str, Any] = {}
-
-
-def _logger_of(trt: Any) -> Any:
-    """The library's one logger in this process: warnings and below go to `logging`, errors are kept as well."""
-    if trt.__name__ in _loggers:
-        return _loggers[trt.__name__]
-    severity = trt.ILogger.Severity
-    levels = {severity.VERBOSE: logging.DEBUG, severity.INFO: logging.DEBUG, severity.WARNING: logging.INFO}
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, level: Any, message: str) -> None:
-            if level not in levels:
-                self.errors.append(message)
-            logger.log(levels.get(level, logging.INFO), "%s: %s", trt.__name__, message)
-
-    return _loggers.setdefault(trt.__name__, Log())
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:

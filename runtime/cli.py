@@ -59,8 +59,10 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, help="the bundle's folder; default: the small model that ships along")
-    parser.add_argument("--backend", default="auto", help='"auto" (default) or "onnxruntime"')
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the best that is found")
+    parser.add_argument("--backend", default="auto", help="auto (default), tensorrt, tensorrt_rtx or onnxruntime")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1; default: the best that is found")
+    parser.add_argument("--engines", type=Path, metavar="DIR", help="compiled engines, where not in the bundle")
+    parser.add_argument("--trust-engines", action="store_true", help="load engines with code for the host, too")
 
 
 def _add_generate(commands: Any) -> None:
@@ -130,7 +132,13 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _load(pipeline: Any, arguments: argparse.Namespace) -> Any:
-    return pipeline.load(arguments.bundle, backend=arguments.backend, device=arguments.device)
+    return pipeline.load(
+        arguments.bundle,
+        backend=arguments.backend,
+        device=arguments.device,
+        engines=arguments.engines,
+        trust_engines=arguments.trust_engines,
+    )
 
 
 def _add_verify(commands: Any) -> None:
@@ -182,7 +190,7 @@ def _add_info(commands: Any) -> None:
 
 def _info(arguments: argparse.Namespace) -> int:
     from .bundle import Bundle
-    from .engine_files import sizes_text
+    from .engine_choice import sizes_text
     from .pipeline import embedded_bundle
 
     bundle = Bundle.open(arguments.path or embedded_bundle())

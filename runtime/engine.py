@@ -129,3 +129,19 @@ class LoopTables:
                     draws[call] = np.zeros((batch, *drawn.shape[1:]), np.float32)
                 draws[call][b] = fresh  # type: ignore[index]
         return LoopTables(timesteps, coefficients, tuple(draws), state)
+
+    def padded(self, batch: int) -> "LoopTables":
+        """The same for a larger batch: the images that are added stay at zero."""
+        added = batch - self.state.shape[0]
+        if not added:
+            return self
+        return LoopTables(
+            timesteps=np.pad(self.timesteps, ((0, 0), (0, added))),
+            coefficients=np.pad(self.coefficients, ((0, 0), (0, added), (0, 0), (0, 0))),
+            noise=tuple(None if fresh is None else _with_zeros(fresh, added) for fresh in self.noise),
+            state=_with_zeros(self.state, added),
+        )
+
+
+def _with_zeros(array: Float32, rows: int) -> Float32:
+    return np.concatenate([array, np.zeros((rows, *array.shape[1:]), array.dtype)])

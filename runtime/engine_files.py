@@ -78,14 +78,6 @@ class EngineFiles:
         return True
 
 
-def sizes_text(record: EngineRecord) -> str:
-    """What an engine is built for, such as "B=1 G=2 h=64 w=32:64:96 S=77"."""
-    return " ".join(
-        f"{symbol}={span[0] if len(set(span)) == 1 else ':'.join(map(str, span))}"
-        for symbol, span in record.profile.items()
-    )
-
-
 def updated_manifest(bundle: Bundle, folder: Path | None, engines: EngineFiles) -> tuple[Path, str]:
     """The file that lists engines, and its new text, for what `EngineFiles.of_bundle` read."""
     if folder is None:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-DEVICES = tuple(_PROVIDERS)
 
 
 def available_devices() -> tuple[str, ...]:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from .backends import load_backend
 from .bundle import Bundle
 from .engine import Backend, Bucket, Denoiser, DenoiseStep, Float32
-from .errors import BackendError, BundleError, NonFiniteError
+from .errors import BundleError, NonFiniteError
 from .image import Parameters, pil_from_arrays
 from .noise import TorchGenerator
-from .ort_engine import OrtBackend, available_devices
 from .request import CallOptions, Request
 from .scheduler import REGISTERS
 from .tokenizer import Tokenizer
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 logger = logging.getLogger(__name__)
-
-BACKENDS = ("auto", "onnxruntime")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,13 +79,24 @@ class Pipeline:
         self._scheduler_config = bundle.read_json(bundle.manifest.scheduler)
 
     @classmethod
-    def load(cls, path: Path | str | None = None, *, backend: str = "auto", device: str | None = None) -> Self:
+    def load(
+        cls,
+        path: Path | str | None = None,
+        *,
+        backend: str = "auto",
+        device: str | None = None,
+        engines: Path | str | None = None,
+        trust_engines: bool = False,
+    ) -> Self:
         """Open a bundle.
 
         Args:
             path: the bundle's folder; None is the small model that ships with latentrt.
-            backend: "auto" takes the first that works here; an explicit choice never falls back.
-            device: "cpu" or "cuda"; None is the best that the backend finds.
+            backend: "tensorrt", "tensorrt_rtx" or "onnxruntime"; "auto" takes the first of them that works here. An
+                explicit choice never falls back.
+            device: "cpu", "cuda" or "cuda:1"; None is the best that the backend finds.
+            engines: folder of compiled engines, where they are not in the bundle.
+            trust_engines: load engines that bring code for the host, too (those built as version-compatible).
 
         Raises: BundleError: not a whole bundle. BackendError: the backend is unknown or cannot run here.
         """
@@ -98,9 +107,8 @@ class Pipeline:
                 f"{bundle.path} was exported for plans of {registers} registers, and this runtime's have {REGISTERS}: "
                 "export the checkpoint again"
             )
-        if backend not in BACKENDS:
-            raise BackendError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
-        loaded = OrtBackend(bundle, device=device) if device is not None else _best_backend(bundle)
+        folder = None if engines is None else Path(engines)
+        loaded = load_backend(bundle, backend, device, engines=folder, trust_engines=trust_engines)
         logger.info("%s on %s", bundle.path, loaded.name)
         return cls(bundle, loaded)
 
@@ -263,24 +271,6 @@ def embedded_bundle() -> Path:
     from latentrt import engines
 
     return Path(next(iter(engines.__path__))) / "shapes"
-
-
-def _best_backend(bundle: Bundle) -> OrtBackend:
-    """The first device that loads a small graph of the bundle; one that should work and does not is warned about."""
-    *better, last = available_devices() or (None,)
-    if last is None:
-        raise BackendError(
-            "no backend is installed: pip install 'latentrt[cpu]', or for NVIDIA GPUs pip install 'latentrt[cuda]'"
-        )
-    for device in better:
-        backend = OrtBackend(bundle, device=device)
-        try:
-            backend.engine("time")
-        except BackendError as error:
-            logger.warning("%s is not used: %s", backend.name, error)
-        else:
-            return backend
-    return OrtBackend(bundle, device=last)
 
 
 class _Clock:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from latentrt.export.build import Built, build_engines
 from latentrt.export.profiles import Span, buckets_from_options, profiles_of_graph, shapes_of_tensor, span_from_text
-from latentrt.export.trt_build import BuildOptions, Library
+from latentrt.export.trt_build import BuildOptions, TrtBuilder
 from latentrt.runtime import BackendError, BundleError, ExportError, InputError
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.cli import main
@@ -263,7 +263,7 @@ def test_a_library_that_is_not_there(bundle: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(BackendError, match=rf"pip install 'latentrt\[{extra}\]'"):
             list(build_engines(bundle, backend, lambda b: buckets_from_options(b.manifest)))
     with pytest.raises(InputError, match=r"'tensort' is unknown; did you mean 'tensorrt'"):
-        Library("tensort", ())
+        TrtBuilder("tensort", ())
 
 
 def test_a_graph_that_the_library_cannot_read(bundle: Path) -> None:

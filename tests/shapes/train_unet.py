@@ -30,8 +30,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from vocabulary import write_tokenizer
 
 STATE = Path.home() / ".cache" / "latentrt" / "shapes-unet.pt"
-POOL = 24_000  # a state with fewer is filled up
-TWO_OBJECTS = 0.6  # share of the captions; they are the harder ones
+POOL = 40_000  # a state with fewer is filled up
+TWO_OBJECTS = 0.8  # share of the captions; they are the harder ones
 RATES = {"muon": 2.5e-3, "adamw": 1.5e-3}
 BATCHES = (16, 32)  # at first more steps are worth more than less noise
 SMALL_BATCHES = 1000  # steps

@@ -1,0 +1,71 @@
+"""Which backend runs a bundle: the one that was asked for, or the best that works here."""
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from .bundle import Bundle
+from .engine import Backend
+from .engine_files import EngineFiles
+from .errors import BackendError, nearest_names
+from .ort_engine import OrtBackend, available_devices
+from .trt_library import TRT_BACKENDS
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", *TRT_BACKENDS, "onnxruntime")
+
+
+def load_backend(
+    bundle: Bundle, backend: str, device: str | None, *, engines: Path | None = None, trust_engines: bool = False
+) -> Backend:
+    """See `Pipeline.load`."""
+    if backend not in BACKENDS:
+        near = nearest_names(backend, BACKENDS)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise BackendError(f"backend {backend!r} is unknown; {hint}There are {', '.join(BACKENDS)}")
+    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise BackendError(f"device {device!r} is unknown: choose cpu, cuda, or one of several GPUs such as cuda:1")
+    if backend in TRT_BACKENDS:
+        return _tensorrt(bundle, backend, device, engines, trust_engines)
+    if backend == "auto" and device != "cpu":
+        for name in _built(bundle, engines):
+            try:
+                return _tensorrt(bundle, name, device, engines, trust_engines)
+            except BackendError as error:
+                logger.warning("%s is not used: %s", name, error)
+    return _best_onnxruntime(bundle) if device is None else OrtBackend(bundle, device=device)
+
+
+def _built(bundle: Bundle, engines: Path | None) -> Iterator[str]:
+    """Backends that there are engines of, best first: nobody who has none wants to hear of them."""
+    found = {record.backend for record in EngineFiles.of_bundle(bundle, engines).engines}
+    return (name for name in TRT_BACKENDS if name in found)
+
+
+def _tensorrt(bundle: Bundle, backend: str, device: str | None, engines: Path | None, trust_engines: bool) -> Backend:
+    if device == "cpu":
+        raise BackendError(f"{backend} runs on NVIDIA GPUs only: choose backend='onnxruntime' for the CPU")
+    from .trt_engine import TrtBackend  # here, as it is not needed without a GPU
+
+    index = int((device or "cuda").removeprefix("cuda").removeprefix(":") or 0)
+    return TrtBackend(bundle, backend, device_index=index, engines=engines, trust_engines=trust_engines)
+
+
+def _best_onnxruntime(bundle: Bundle) -> OrtBackend:
+    """The first device that loads a small graph of the bundle; one that should work and does not is warned about."""
+    *better, last = available_devices() or (None,)
+    if last is None:
+        raise BackendError(
+            "no backend is installed: pip install 'latentrt[cpu]', or for NVIDIA GPUs pip install 'latentrt[cuda]'"
+        )
+    for device in better:
+        backend = OrtBackend(bundle, device=device)
+        try:
+            backend.engine("time")
+        except BackendError as error:
+            logger.warning("%s is not used: %s", backend.name, error)
+        else:
+            return backend
+    return OrtBackend(bundle, device=last)

@@ -1,0 +1,51 @@
+"""A simulated GPU put in the place of the real libraries, for the time of a test."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import cuda.bindings
+
+from latentrt.export.build import Built, build_engines
+from latentrt.export.profiles import buckets_from_options
+from latentrt.export.trt_build import BuildOptions
+
+from .cuda import Cuda
+from .tensorrt import simulated_tensorrt
+
+VERSIONS = {"tensorrt": "10.16.1.11", "tensorrt_rtx": "1.7.1.116"}
+
+
+class Machine:
+    """The GPU, and the libraries on it."""
+
+    def __init__(self, cuda: Cuda, libraries: dict[str, ModuleType]) -> None:
+        self.cuda, self.libraries = cuda, libraries
+
+    def build(
+        self,
+        bundle: Path,
+        backend: str = "tensorrt_rtx",
+        sizes: dict[str, Sequence[str]] | None = None,
+        options: BuildOptions | None = None,
+        **more: Any,
+    ) -> list[Built]:
+        """Build engines, as the command line does."""
+        buckets = lambda opened: buckets_from_options(opened.manifest, **sizes or {})  # noqa: E731
+        return list(build_engines(bundle, backend, buckets, options, **more))
+
+
+@contextmanager
+def machine(versions: dict[str, str] | None = None, **facts: Any) -> Iterator[Machine]:
+    """A machine with one simulated GPU and both libraries, at other versions where `versions` says so."""
+    gpu = Cuda(**facts)
+    libraries = {name: simulated_tensorrt(gpu, name, v) for name, v in (VERSIONS | (versions or {})).items()}
+    with (
+        mock.patch.dict(sys.modules, libraries | {"cuda.bindings.runtime": gpu}),
+        mock.patch.object(cuda.bindings, "runtime", gpu),
+    ):
+        yield Machine(gpu, libraries)
