@@ -1,5 +1,6 @@
 """Save a graph with its weights beside it, and make float32 twins of graphs that a CPU cannot run."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,34 @@ def save_graph(model: ir.Model, path: Path, *, compact: bool) -> None:
         size_threshold_bytes=_SMALL,
         alignment=4096,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How a weight lies in the files: type, shape, and offset in the external data; None is in the ONNX file itself."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int | None
+
+
+def stored_weights(path: Path) -> dict[str, Stored]:
+    """The initializers of a saved graph by name."""
+    graph = ir.load(path).graph
+    return {
+        str(name): Stored(
+            dtype_name(value.dtype),
+            tuple(value.const_value.shape.numpy()),
+            value.const_value.offset if isinstance(value.const_value, ir.ExternalTensor) else None,
+        )
+        for name, value in graph.initializers.items()
+        if value.const_value is not None and value.dtype is not None
+    }
+
+
+def dtype_name(dtype: ir.DataType) -> str:
+    """As manifests and numpy name it: "float32", "float16", "bfloat16", "int64"."""
+    return "float32" if dtype == ir.DataType.FLOAT else dtype.name.lower()
 
 
 def _store_exact_halves(graph: ir.Graph) -> None:

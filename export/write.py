@@ -32,7 +32,7 @@ from .fuse import REGISTERS, blend_model, fuse_denoise
 from .onnx_export import TRANSPOSED, onnx_from_module
 from .precision import dtype_of, keep_unet_islands
 from .split import split
-from .storage import save_graph
+from .storage import dtype_name, save_graph, stored_weights
 
 STAGES = ("text encoder", "UNet", "VAE decoder", "VAE encoder", "tokenizer", "parity with PyTorch", "hashes")
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
@@ -204,21 +204,32 @@ class _Writer:
         for value in (*model.graph.inputs, *model.graph.outputs):
             if value.name in shapes:
                 value.shape = ir.Shape(shapes[value.name])
-        parameters = dict(module.named_parameters()) if module is not None else {}
-        for initializer in model.graph.initializers:
-            parameter = initializer.removesuffix(TRANSPOSED)
-            if parameter in parameters:
-                dtype = str(parameters[parameter].dtype).removeprefix("torch.")
-                use = manifest.Weight(name, initializer, initializer.endswith(TRANSPOSED), dtype)
-                # transformers 5.6 dropped this level; parameters are named without it, whatever is installed.
-                self.weights.setdefault(parameter.replace(".text_model.", "."), []).append(use)
         save_graph(model, self.folder / f"{name}.onnx", compact=self.options.compact)
+        if module is not None:
+            self._note_weights(name, module)
         self.graphs[name] = manifest.Graph(
             file=f"{name}.onnx",
             inputs=tuple(_spec(v) for v in model.graph.inputs),
             outputs=tuple(_spec(v) for v in model.graph.outputs),
             dimensions={symbol: manifest.Range(1, None) for symbol in _symbols(model.graph)},
         )
+
+    def _note_weights(self, name: str, module: torch.nn.Module) -> None:
+        parameters = dict(module.named_parameters())
+        for initializer, stored in stored_weights(self.folder / f"{name}.onnx").items():
+            parameter = initializer.removesuffix(TRANSPOSED)
+            if parameter in parameters:
+                use = manifest.Weight(
+                    graph=name,
+                    initializer=initializer,
+                    transposed=initializer.endswith(TRANSPOSED),
+                    dtype=str(parameters[parameter].dtype).removeprefix("torch."),
+                    stored_dtype=stored.dtype,
+                    shape=stored.shape,
+                    offset=stored.offset,
+                )
+                # transformers 5.6 dropped this level; parameters are named without it, whatever is installed.
+                self.weights.setdefault(parameter.replace(".text_model.", "."), []).append(use)
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -264,9 +275,8 @@ class _Writer:
 def _spec(value: ir.Value) -> manifest.TensorSpec:
     if value.shape is None or value.dtype is None or not value.name:
         raise ExportError(f"the exported graph says nothing of the shape or type of {value.name!r}")
-    dtype = "float32" if value.dtype == ir.DataType.FLOAT else value.dtype.name.lower()
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
-    return manifest.TensorSpec(value.name, dtype, shape)
+    return manifest.TensorSpec(value.name, dtype_name(value.dtype), shape)
 
 
 def _symbols(graph: ir.Graph) -> list[str]:

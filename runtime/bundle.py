@@ -111,12 +111,23 @@ class Graph:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weight:
-    """Where a parameter of the checkpoint went: the initializer of a graph, and whether it is stored transposed."""
+    """Where a parameter of the checkpoint went.
+
+    Attributes:
+        graph, initializer: its name in the ONNX file.
+        transposed: whether it is stored so.
+        dtype: what the module computed in.
+        stored_dtype, shape: of the initializer, as it is stored.
+        offset: of its first byte in the graph's external data; null where it is in the ONNX file itself.
+    """
 
     graph: str
     initializer: str
     transposed: bool
     dtype: str
+    stored_dtype: str
+    shape: tuple[int, ...]
+    offset: int | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

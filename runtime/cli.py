@@ -87,6 +87,13 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--seed", type=int, help="of the first image; the others count on. Default: a random one")
     parser.add_argument("--rng", choices=("cpu", "cuda"), help="whose noise a seed gives in PyTorch; default: cpu")
     parser.add_argument("--num-images", type=int, default=1, help="images, drawn in one batch")
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:WEIGHT]",
+        help="LoRA file, weight 1 if not said; repeatable",
+    )
     parser.add_argument("--clip-skip", type=int, help="layers of the text encoder to skip")
     parser.set_defaults(run=_generate)
 
@@ -101,6 +108,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     require_png(out)
     with contextlib.ExitStack() as stack:
         pipe = stack.enter_context(_load(Pipeline, arguments))
+        if arguments.lora:
+            pipe.set_loras(dict(map(_lora, arguments.lora)))
         steps = pipe.stream(
             arguments.prompt,
             negative_prompt=arguments.negative_prompt,
@@ -129,6 +138,15 @@ def _generate(arguments: argparse.Namespace) -> int:
         save_png(image, file)
         print(f"{file} (seed {result.seeds[i]}, {result.timings['total'] / 1000:.2f} s on {pipe.backend})")
     return 0
+
+
+def _lora(text: str) -> tuple[str, float]:
+    """ "style.safetensors:0.8" is a file and its weight."""
+    path, colon, weight = text.rpartition(":")
+    try:
+        return (path, float(weight)) if colon else (text, 1.0)
+    except ValueError:
+        return text, 1.0  # a path with a colon
 
 
 def _load(pipeline: Any, arguments: argparse.Namespace) -> Any:

@@ -15,6 +15,8 @@ from .bundle import Graph
 from .scheduler import REGISTERS, Plan
 
 Float32 = NDArray[np.float32]
+# Graph -> initializer -> its new values, in the type that it is stored in (bfloat16 as uint16).
+NewWeights = Mapping[str, Mapping[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,9 @@ class Backend(Protocol):
 
     def denoiser(self, bucket: Bucket) -> Denoiser:
         """A denoiser for these sizes."""
+
+    def set_weights(self, weights: NewWeights) -> None:
+        """Compute with these weights from the next call on, and with the bundle's own for all that is not named."""
 
     def close(self) -> None:
         """Give all memory back."""

@@ -31,10 +31,11 @@ class Parameters:
     model: str
     model_sha256: str
     version: str
+    loras: dict[str, float]
 
     def web_ui_text(self) -> str:
         """The form that web UIs write and read: prompt, negative prompt, then a line of settings."""
-        lines = [self.prompt]
+        lines = [" ".join([self.prompt, *(f"<lora:{name}:{weight:g}>" for name, weight in self.loras.items())])]
         if self.negative_prompt:
             lines.append(f"Negative prompt: {self.negative_prompt}")
         settings = {

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle, Graph
-from .engine import Bucket, DenoiseStep, Float32, LoopTables
+from .engine import Bucket, DenoiseStep, Float32, LoopTables, NewWeights
 from .errors import BackendError
 from .scheduler import Plan
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ONNX_BFLOAT16 = 16
 
 
 def available_devices() -> tuple[str, ...]:
@@ -50,6 +51,7 @@ class OrtBackend:
                 "export with --precision fp32, or use a GPU"
             )
         self._bundle, self._device = bundle, device
+        self._weights: NewWeights = {}
         self._engines: dict[str, OrtEngine] = {}
         self._lock = threading.Lock()
 
@@ -62,13 +64,24 @@ class OrtBackend:
         """The engine of a graph, made on first use and kept."""
         with self._lock:
             if graph not in self._engines:
-                self._engines[graph] = OrtEngine(self._bundle, graph, self._device)
+                self._engines[graph] = OrtEngine(self._bundle, graph, self._device, self._weights.get(graph, {}))
             return self._engines[graph]
 
     def denoiser(self, bucket: Bucket) -> "OrtDenoiser":
         """A denoiser for these sizes."""
         parts = (self.engine("time"), self.engine("context"), self.engine("denoise"))
         return OrtDenoiser(parts, bucket, self._device, self._bundle.manifest.model.latent_channels)
+
+    def set_weights(self, weights: NewWeights) -> None:
+        """See `Backend.set_weights`: sessions are made anew, as they keep copies of their weights in another form."""
+        with self._lock:
+            before, changed = self._engines, {*self._weights, *weights}
+            rebuilt = {
+                name: OrtEngine(self._bundle, name, self._device, weights.get(name, {}))
+                for name in before
+                if name in changed
+            }
+            self._weights, self._engines = weights, before | rebuilt
 
     def close(self) -> None:
         """Give all memory back."""
@@ -78,15 +91,19 @@ class OrtBackend:
 
 
 class OrtEngine:
-    """One session."""
+    """One session; `weights` are initializers that differ from the bundle's."""
 
-    def __init__(self, bundle: Bundle, graph: str, device: str) -> None:
+    def __init__(self, bundle: Bundle, graph: str, device: str, weights: Mapping[str, NDArray[Any]]) -> None:
         import onnxruntime
 
         self.spec: Graph = bundle.graph(graph)
         options = onnxruntime.SessionOptions()
         # Warnings are about nodes placed on the CPU on purpose; errors are raised.
         options.log_severity_level = 3
+        if weights:
+            # They take the place of the file's, and so are prepared in the same way as these.
+            self._weights = [_weight(array) for array in weights.values()]
+            options.add_external_initializers(list(weights), self._weights)
         provider = _PROVIDERS[device]
         providers = [provider] if device == "cpu" else [provider, _PROVIDERS["cpu"]]
         path = bundle.file(self.spec.file)
@@ -185,6 +202,14 @@ class OrtDenoiser:
         import onnxruntime
 
         return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
+
+
+def _weight(array: NDArray[Any]) -> "onnxruntime.OrtValue":
+    import onnxruntime
+
+    if array.dtype == np.uint16:
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _ONNX_BFLOAT16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
 def _register(state: "onnxruntime.OrtValue", register: int) -> Float32:

@@ -17,9 +17,11 @@ from .bundle import Bundle
 from .engine import Backend, Bucket, Denoiser, DenoiseStep, Float32
 from .errors import BundleError, NonFiniteError
 from .image import Parameters, pil_from_arrays
+from .lora import changed_weights
 from .noise import TorchGenerator
 from .request import CallOptions, Request
 from .scheduler import REGISTERS
+from .shared_lock import SharedLock
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -77,6 +79,8 @@ class Pipeline:
         """For backends of your own; otherwise use `Pipeline.load`."""
         self.bundle, self._backend = bundle, backend
         self._scheduler_config = bundle.read_json(bundle.manifest.scheduler)
+        self._loras: dict[Path, float] = {}
+        self._weights_in_use = SharedLock()
 
     @classmethod
     def load(
@@ -117,6 +121,32 @@ class Pipeline:
         """What runs the graphs, such as "onnxruntime-cpu"."""
         return self._backend.name
 
+    @property
+    def loras(self) -> dict[Path, float]:
+        """LoRA files in use, and how strong each is."""
+        return dict(self._loras)
+
+    def set_loras(self, loras: Mapping[Path | str, float]) -> float:
+        """Draw with these LoRAs from now on, and with no others; `{}` goes back to the checkpoint, bit for bit.
+
+        Args:
+            loras: safetensors file in kohya's or diffusers' format -> weight, mostly 0 to 1; any number is allowed.
+
+        Returns the milliseconds that it took. Waits for pictures that other threads are drawing. Raises `InputError`
+        for a file that does not fit the bundle, `BackendError` for engines that were built without `--refittable`;
+        then everything stays as it was.
+        """
+        start = time.perf_counter()
+        wanted = {Path(path): float(weight) for path, weight in loras.items()}
+        weights = changed_weights(self.bundle, wanted)
+        with self._weights_in_use.alone("finish or close this thread's stream before you change LoRAs"):
+            self._backend.set_weights(weights)
+            self._loras = wanted
+        took = 1000 * (time.perf_counter() - start)
+        count = sum(map(len, weights.values()))
+        logger.info("%d LoRAs change %d weights on %s; swapped in %.0f ms", len(wanted), count, self.backend, took)
+        return took
+
     def __call__(self, prompt: str | Sequence[str] | None = None, **options: Unpack[CallOptions]) -> Result:
         """Draw pictures.
 
@@ -138,6 +168,10 @@ class Pipeline:
         return self._steps(request)
 
     def _steps(self, request: Request) -> Iterator[Step]:
+        with self._weights_in_use.shared():
+            yield from self._steps_at_fixed_weights(request)
+
+    def _steps_at_fixed_weights(self, request: Request) -> Iterator[Step]:
         clock = _Clock()
         context = self._context(request, clock)
         batch, groups, tokens, _ = context.shape
@@ -239,6 +273,7 @@ class Pipeline:
                 model=checkpoint.name,
                 model_sha256=checkpoint.sha256,
                 version=version("latentrt"),
+                loras={path.stem: weight for path, weight in self._loras.items()},
             )
 
     @cached_property

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .bundle import Bundle, EngineRecord, Graph
 from .device import visible_devices
-from .engine import Bucket
+from .engine import Bucket, NewWeights
 from .engine_choice import Choice, Host, Sizes, build_command, nothing_fits, refusal, sizes_of_inputs, tightest
 from .engine_files import EngineFiles
 from .errors import BackendError
@@ -19,6 +19,7 @@ from .trt_denoiser import TrtDenoiser
 from .trt_lane import Lane
 from .trt_library import TrtLibrary
 from .trt_loaded import LoadedEngine
+from .weights import stored_weight
 
 NEEDED = ("text_encoder", "context", "time", "denoise", "vae_decoder")
 
@@ -50,14 +51,14 @@ class TrtBackend:
         self._device = devices[device_index]
         self._bundle, self._files = bundle, EngineFiles.of_bundle(bundle, engines)
         self._records = self._usable(Host(backend, self._library.version, self._device, trust_engines))
+        self._weights: NewWeights = {}
         self._loaded: dict[str, LoadedEngine] = {}
-        self._loading = threading.Lock()
-        self._state = threading.Condition()
         self._idle: list[Lane] = []
-        self._busy: list[int] = []  # threads that hold a lane
-        self._closed = False
-        self._one_shot = threading.Lock()
+        self._busy = 0
         self._one_shot_lane: Lane | None = None
+        self._closed = False
+        # Taken in this order, where more than one is needed.
+        self._state, self._one_shot, self._loading = threading.Lock(), threading.Lock(), threading.Lock()
 
     def _usable(self, host: Host) -> list[EngineRecord]:
         own = [record for record in self._files.engines if record.backend == host.backend]
@@ -111,6 +112,8 @@ class TrtBackend:
                 loaded = LoadedEngine(self._library, record, spec, plan, self._device.name)
                 if record.options.get("strip_weights") == "true":
                     loaded.refit_from(self._bundle.file(spec.file))
+                if self._weights.get(record.graph):
+                    loaded.refit(self._weights[record.graph])
                 self._loaded[record.file] = loaded
             return self._loaded[record.file]
 
@@ -120,7 +123,7 @@ class TrtBackend:
         with self._state:
             self._require_open()
             lane = self._idle.pop() if self._idle else None
-            self._busy.append(threading.get_ident())
+            self._busy += 1
         try:
             if lane is None:
                 lane = Lane(self._device.index)
@@ -128,12 +131,11 @@ class TrtBackend:
             yield lane
         finally:
             with self._state:
-                self._busy.pop()
+                self._busy -= 1
                 if lane is not None:
                     self._idle.append(lane)
                 if self._closed:
                     self._give_back()
-                self._state.notify_all()
 
     @contextmanager
     def one_shot_lane(self) -> Iterator[Lane]:
@@ -145,13 +147,51 @@ class TrtBackend:
             self._one_shot_lane.begin()
             yield self._one_shot_lane
 
+    def set_weights(self, weights: NewWeights) -> None:
+        """See `Backend.set_weights`: all engines of these graphs are refitted, those loaded later when they are."""
+        changed = {*weights, *self._weights}
+        for record in self._records:
+            if record.graph in changed and record.options.get("refittable") != "true":
+                command = build_command(self._bundle, record.backend)
+                raise BackendError(
+                    f"the engines' weights are fixed. Build engines that take LoRA: {command} --refittable"
+                )
+        with self._state, self._one_shot, self._loading:
+            if self._busy:
+                raise BackendError("weights cannot change while a picture is drawn: finish it, or close its stream")
+            loaded = [engine for engine in self._loaded.values() if engine.record.graph in changed]
+            try:
+                for engine in loaded:
+                    engine.refit(self._back_to_base(engine.record.graph, weights))
+            except BackendError:
+                for engine in loaded:  # which may be half refitted; loaded again, they have the weights of before
+                    self._unload(engine)
+                raise
+            self._weights = weights
+
+    def _back_to_base(self, graph: str, weights: NewWeights) -> dict[str, NDArray[Any]]:
+        """The new weights of a graph, and the bundle's own for those that were changed before and now are not."""
+        new = dict(weights.get(graph, {}))
+        left = {name for name in self._weights.get(graph, {}) if name not in new}
+        uses = (use for all_uses in self._bundle.manifest.weights.values() for use in all_uses)
+        base = {
+            u.initializer: stored_weight(self._bundle, u) for u in uses if u.graph == graph and u.initializer in left
+        }
+        return new | base
+
+    def _unload(self, engine: LoadedEngine) -> None:
+        for lane in (*self._idle, *filter(None, [self._one_shot_lane])):
+            lane.forget(engine)
+        del self._loaded[engine.record.file]
+        engine.close()
+
     def _require_open(self) -> None:
         if self._closed:
             raise BackendError(f"{self._bundle.path} is closed on {self.name}: load it again")
 
     def close(self) -> None:
         """Give all memory back; that of calls under way, as soon as they end."""
-        with self._one_shot, self._state:
+        with self._state, self._one_shot:
             self._closed = True
             if self._one_shot_lane is not None:
                 self._one_shot_lane.close()

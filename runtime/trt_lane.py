@@ -32,7 +32,7 @@ class Lane:
         self.stream = Stream(device_index)
         self.staging = Staging()
         self._blocks: dict[str, DeviceMemory] = {}
-        self._contexts: OrderedDict[object, Context] = OrderedDict()
+        self._contexts: OrderedDict[tuple[LoadedEngine, object], Context] = OrderedDict()
 
     def begin(self) -> None:
         """Make ready for the next call: nothing of the last one is under way any more."""
@@ -69,6 +69,13 @@ class Lane:
             self._contexts[key] = Context(engine, self)
         self._contexts.move_to_end(key)
         return self._contexts[key]
+
+    def forget(self, engine: LoadedEngine) -> None:
+        """Give back what belongs to an engine that will not be used any more."""
+        self.stream.make_current()
+        self.stream.synchronize()
+        for key in [key for key in self._contexts if key[0] is engine]:
+            self._contexts.pop(key).close()
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
         """Copy an array to the GPU, through pinned memory, without waiting."""

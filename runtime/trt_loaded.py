@@ -3,8 +3,12 @@
 import hashlib
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .bundle import EngineRecord, Graph
 from .engine_choice import sizes_text
@@ -51,6 +55,22 @@ class LoadedEngine:
         reader = trt.OnnxParserRefitter(refitter, self.library.log)
         if not reader.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
             raise BackendError(f"{self} could not be filled with the weights of {onnx}: {self.library.last_errors()}")
+
+    def refit(self, weights: Mapping[str, NDArray[Any]]) -> None:
+        """Give initializers new values, in the type that they are stored in; no context may be at work."""
+        trt, library = self.library.trt, self.library
+        types = {"float32": trt.DataType.FLOAT, "float16": trt.DataType.HALF, "uint16": trt.DataType.BF16}
+        library.forget_errors()
+        refitter = trt.Refitter(self.engine, library.log)
+        arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}  # alive until they are read
+        for name, array in arrays.items():
+            if not refitter.set_named_weights(
+                name, trt.Weights(types[array.dtype.name], array.ctypes.data, array.size)
+            ):
+                raise BackendError(f"{self} does not take new values of {name}: {library.last_errors()}")
+        if not refitter.refit_cuda_engine():
+            missing = ", ".join(refitter.get_missing_weights()) or "none"
+            raise BackendError(f"{self} could not be refitted: {library.last_errors()} (also needed: {missing})")
 
     def new_context(self) -> Any:
         """An execution context without memory of its own. With TensorRT for RTX, kernels are compiled here."""

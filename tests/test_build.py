@@ -17,6 +17,7 @@ import pytest
 from exports import SHAPES, Exported
 from hypothesis import given
 from hypothesis import strategies as st
+from simulator import machine
 
 from latentrt.export.build import Built, build_engines
 from latentrt.export.profiles import Span, buckets_from_options, profiles_of_graph, shapes_of_tensor, span_from_text
@@ -280,3 +281,58 @@ def test_a_graph_that_the_library_cannot_read(bundle: Path) -> None:
     with pytest.raises(ExportError, match=r"tensorrt_rtx \S+ cannot (read|build) blend.onnx: .*UInt8"):
         build(bundle, graphs=["blend"])
     assert not (bundle / "engines").exists()
+
+
+# --- with a GPU, simulated --------------------------------------------------------------------------------------------
+
+
+def test_kernel_timings_are_kept_for_each_gpu_and_version(bundle: Path, tmp_path: Path) -> None:
+    def timings() -> dict[str, bytes]:
+        return {p.name: p.read_bytes() for p in (tmp_path / "cache" / "latentrt" / "timing").iterdir()}
+
+    with machine() as gpu:
+        gpu.build(bundle, "tensorrt", graphs=["blend"])
+        gpu.build(bundle, "tensorrt", {"batch": ["2"]}, graphs=["blend"])
+        assert timings() == {"tensorrt_10.16.1.11_Simulated_GPU.cache": b"timed timed "}
+        (cache,) = (tmp_path / "cache" / "latentrt" / "timing").iterdir()
+        cache.write_bytes(b"damaged")
+        gpu.build(bundle, "tensorrt", {"batch": ["3"]}, graphs=["blend"])
+        assert set(timings().values()) == {b"timed "}
+    with machine({"tensorrt": "11.0.0.114"}) as gpu:
+        gpu.build(bundle, "tensorrt", graphs=["blend"])
+        assert len(timings()) == 2
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "device", "capabilities"),
+    [
+        ("tensorrt", BuildOptions(), "Simulated GPU", ("8.9",)),
+        ("tensorrt", BuildOptions(hardware_compatible="ampere_plus"), None, ("8.0+",)),
+        ("tensorrt", BuildOptions(hardware_compatible="same_compute_capability"), None, ("8.9",)),
+        (RTX, BuildOptions(), None, ("8.9",)),
+        (RTX, BuildOptions(compute_capabilities=("8.6", "12.0")), None, ("8.6", "12.0")),
+        (RTX, BuildOptions(refittable=True, strip_weights=True), None, ("8.9",)),
+    ],
+)
+def test_records_say_what_an_engine_fits(
+    bundle: Path, backend: str, options: BuildOptions, device: str | None, capabilities: tuple[str, ...]
+) -> None:
+    with machine() as gpu:
+        (built,) = gpu.build(bundle, backend, options=options, graphs=["time"])
+    assert (built.record.device, built.record.compute_capabilities) == (device, capabilities)
+    assert built.record.options["refittable"] == str(options.refittable).lower()
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "message"),
+    [
+        ("tensorrt", BuildOptions(compute_capabilities=("8.6",)), r"--compute-capability belongs to tensorrt_rtx"),
+        (RTX, BuildOptions(hardware_compatible="ampere_plus"), r"--hardware-compatible belongs to tensorrt"),
+        (RTX, BuildOptions(compute_capabilities=("current", "8.9")), r"current stands alone"),
+    ],
+)
+def test_options_of_the_other_library_are_refused(
+    bundle: Path, backend: str, options: BuildOptions, message: str
+) -> None:
+    with machine() as gpu, pytest.raises(InputError, match=message):
+        gpu.build(bundle, backend, options=options)

@@ -4,6 +4,7 @@ A simulated plan names its ONNX file; its engine computes with ONNX Runtime on h
 refused with an error in the log; what it would not notice is a `Fault`.
 """
 
+import ctypes
 import json
 import weakref
 from functools import cache
@@ -22,6 +23,7 @@ from .cuda import ALIGNMENT, GARBAGE, Cuda, Fault, Work, alive
 
 MAGIC = b"SIMULATED PLAN\n"
 SCRATCH = {"denoise": 3 << 20, "vae_decoder": 5 << 20}  # bytes; others take 1 MiB
+BYTES = {real.DataType.FLOAT: 4, real.DataType.HALF: 2, real.DataType.BF16: 2}
 NUMPY = {1: np.float32, 2: np.uint8, 6: np.int32, 7: np.int64, 10: np.float16}
 
 
@@ -30,7 +32,7 @@ def simulated_tensorrt(cuda: Cuda, name: str = "tensorrt_rtx", version: str = "1
     trt: Any = ModuleType(name)
     trt.__version__, trt.cuda = version, cuda
     for enum in (
-        "BuilderFlag", "ComputeCapability", "DynamicShapesKernelSpecializationStrategy",
+        "BuilderFlag", "ComputeCapability", "DataType", "DynamicShapesKernelSpecializationStrategy",
         "ExecutionContextAllocationStrategy", "HardwareCompatibilityLevel", "LayerType", "MemoryPoolType",
         "NetworkDefinitionCreationFlag", "TensorIOMode",
     ):  # fmt: skip
@@ -407,8 +409,9 @@ def _array(cuda: Cuda, tensor: Any, shape: tuple[int, ...], at: tuple[int, int])
 
 
 class Weights:
-    def __init__(self, array: NDArray[Any]) -> None:
-        self.array = array
+    def __init__(self, dtype: Any, ptr: int, count: int) -> None:
+        memory = (ctypes.c_uint8 * (count * BYTES[dtype])).from_address(ptr)
+        self.array = np.ctypeslib.as_array(memory).view({2: np.float16, 4: np.float32}[BYTES[dtype]])
 
 
 class Refitter:
@@ -421,13 +424,16 @@ class Refitter:
         if name not in self._engine._facts["refittable"]:
             _error(self._log, f"{name} cannot be refitted")
             return False
-        self._weights[name] = weights.array.copy()
+        self._weights[name] = weights.array
         return True
+
+    def get_missing_weights(self) -> list[str]:
+        return []
 
     def refit_cuda_engine(self) -> bool:
         if self.trt.cuda.is_busy(self._engine):
             raise Fault("an engine is refitted while it runs")
-        self._engine._refit(self._weights)
+        self._engine._refit({name: array.copy() for name, array in self._weights.items()})
         return True
 
 

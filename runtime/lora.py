@@ -1,0 +1,173 @@
+"""LoRA (arXiv 2106.09685): files in the formats of kohya and diffusers, as changes of a bundle's weights.
+
+The changed weights are always the checkpoint's own plus the sum of all changes, computed in float32 and rounded once,
+so that nothing is left of a LoRA that was taken away.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Bundle, Manifest
+from .engine import Float32, NewWeights
+from .errors import InputError, nearest_names
+from .weights import from_float32, read_safetensors, stored_weight, to_float32
+
+# How names end, in kohya's format, and in those that diffusers and PEFT have written over the years.
+_ENDINGS = {
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_mid.weight": "mid",
+    ".alpha": "alpha",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+}
+_OTHER_METHODS = {
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "oft_": "OFT",
+}
+_KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
+
+
+@dataclass(slots=True, eq=False)
+class LowRank:
+    """The change of one weight: scale * up @ down, with `mid` between for convolutions that are cut in three."""
+
+    down: Float32 | None = None
+    up: Float32 | None = None
+    mid: Float32 | None = None
+    alpha: float | None = None
+
+    def delta(self, shape: tuple[int, ...]) -> Float32:
+        """The change, in the checkpoint's shape of the weight; raises `ValueError` where it has another."""
+        if self.down is None or self.up is None:
+            raise ValueError("one half of it is missing")
+        rank = self.down.shape[0]
+        up, down = self.up.reshape(-1, rank), self.down
+        if self.mid is None:
+            product = up @ down.reshape(rank, -1)
+        else:  # up (out, rank), mid (rank, rank, height, width), down (rank, in)
+            product = np.einsum("or,rskl,si->oikl", up, self.mid, down.reshape(rank, -1), optimize=True)
+        scale = 1.0 if self.alpha is None else self.alpha / rank
+        result: Float32 = (product * np.float32(scale)).reshape(shape)
+        return result
+
+
+def read_lora(path: Path, manifest: Manifest) -> dict[str, LowRank]:
+    """Parameter of the checkpoint -> its change. Raises `InputError` where any name matches no weight of the bundle."""
+    tensors, metadata = read_safetensors(path)
+    for name in tensors:
+        other = next((method for mark, method in _OTHER_METHODS.items() if mark in name), None)
+        if other is not None:
+            raise InputError(
+                f"{path} is a {other} ({name}), which is no LoRA: merge it into the checkpoint, and export"
+            )
+    names = _Names(manifest)
+    changes: dict[str, LowRank] = {}
+    unknown = []
+    for name, tensor in tensors.items():
+        module, part = _split(name)
+        parameter = names.parameter(module) if part else None
+        if parameter is None:
+            unknown.append(name)
+            continue
+        change = changes.setdefault(parameter, LowRank())
+        if part == "alpha":
+            change.alpha = float(tensor)
+        else:
+            setattr(change, part, tensor)
+    if unknown or not changes:
+        raise InputError(_no_match(path, unknown, len(tensors), names))
+    _scale_from_metadata(changes, metadata)
+    return changes
+
+
+def changed_weights(bundle: Bundle, loras: Mapping[Path, float]) -> NewWeights:
+    """Graph -> initializer -> the checkpoint's weight plus all changes times their weights, in the stored type."""
+    manifest = bundle.manifest
+    sums: dict[str, Float32] = {}
+    for path, factor in loras.items():
+        for parameter, change in read_lora(path, manifest).items():
+            use = manifest.weights[parameter][0]
+            shape = use.shape[::-1] if use.transposed else use.shape
+            try:
+                delta = change.delta(shape) * np.float32(factor)
+            except ValueError as error:
+                raise InputError(
+                    f"{path} changes {parameter} of shape {shape}, but does not fit it ({error}). "
+                    "Was it trained on another family of models?"
+                ) from error
+            sums[parameter] = sums[parameter] + delta if parameter in sums else delta
+    changed: dict[str, dict[str, NDArray[np.generic]]] = {}
+    for parameter, delta in sums.items():
+        for use in manifest.weights[parameter]:
+            base = to_float32(stored_weight(bundle, use), use.stored_dtype)
+            whole = base + (delta.T if use.transposed else delta)
+            changed.setdefault(use.graph, {})[use.initializer] = from_float32(whole, use.stored_dtype)
+    return changed
+
+
+class _Names:
+    """Names of modules in LoRA files -> parameters of the checkpoint."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._known: dict[str, str] = {}
+        for parameter in manifest.weights:
+            part, _, rest = parameter.removesuffix(".weight").partition(".")
+            if parameter.endswith(".weight") and part in _KOHYA:
+                self._known[_KOHYA[part] + rest.replace(".", "_")] = parameter
+                self._known[f"{part}.{rest}"] = parameter
+
+    def parameter(self, module: str) -> str | None:
+        module = module.removeprefix("base_model.model.").replace(".text_model.", ".").replace(".processor.", ".")
+        candidates = (module, f"{module}.0", f"unet.{module}", f"unet.{module}.0")  # .0: once `to_out` was one layer
+        return next((self._known[name] for name in candidates if name in self._known), None)
+
+    def nearest(self, module: str) -> list[str]:
+        return nearest_names(module, self._known, 2)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Module and part of a tensor's name; the part is empty where it is none of a LoRA."""
+    for ending, part in _ENDINGS.items():
+        if name.endswith(ending):
+            return name.removesuffix(ending), part
+    return name, ""
+
+
+def _scale_from_metadata(changes: Mapping[str, LowRank], metadata: Mapping[str, str]) -> None:
+    """Where tensors say nothing of alpha, newer diffusers files have it in a JSON text beside them."""
+    settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    for parameter, change in changes.items():
+        part, _, module = parameter.removesuffix(".weight").partition(".")
+        patterns: dict[str, float] = settings.get(f"{part}.alpha_pattern") or {}
+        alpha = next((a for end, a in patterns.items() if module.endswith(end)), settings.get(f"{part}.lora_alpha"))
+        if change.alpha is None and alpha is not None and change.down is not None:
+            rank = change.down.shape[0]
+            change.alpha = alpha * (rank**0.5 if settings.get(f"{part}.use_rslora") else 1)
+
+
+def _no_match(path: Path, unknown: list[str], total: int, names: _Names) -> str:
+    if not unknown:
+        return f"{path} holds no LoRA: it has no tensors"
+    near = names.nearest(_split(unknown[0])[0])
+    hint = f" The nearest names are {' and '.join(near)}." if near else ""
+    return (
+        f"{path}: {len(unknown)} of {total} tensors match nothing in this bundle, such as {unknown[0]}.{hint} "
+        "Is it a LoRA for this family of models?"
+    )

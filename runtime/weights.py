@@ -1,0 +1,69 @@
+"""Weights of a bundle's graphs as arrays, read where the manifest says they lie; and files of safetensors.
+
+numpy has no bfloat16: its 16 bits are the upper half of a float32's, and are kept as uint16.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Bundle, Weight
+from .engine import Float32
+from .errors import BundleError, InputError
+
+_RAW = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def stored_weight(bundle: Bundle, use: Weight) -> NDArray[Any]:
+    """An initializer as it is stored, bfloat16 as uint16. Raises `BundleError` where it lies inside the ONNX file."""
+    if use.offset is None or use.stored_dtype not in _RAW:
+        raise BundleError(f"{bundle.path}: {use.initializer} of {use.graph} does not lie in the external data")
+    path = bundle.file(f"{bundle.graph(use.graph).file}.data")
+    return np.memmap(path, _RAW[use.stored_dtype], "r", use.offset, use.shape)
+
+
+def to_float32(array: NDArray[Any], dtype: str) -> Float32:
+    """An array of the named type as float32."""
+    if dtype == "bfloat16":
+        wide: Float32 = (array.astype(np.uint32) << 16).view(np.float32)
+        return wide
+    return array.astype(np.float32)
+
+
+def from_float32(array: Float32, dtype: str) -> NDArray[Any]:
+    """Round to the named type, halves to even; bfloat16 as uint16."""
+    if dtype != "bfloat16":
+        return array.astype(dtype)
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    rounded: NDArray[Any] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return rounded
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Float32], dict[str, str]]:
+    """All floating-point tensors of a file as float32, and its metadata; `InputError` where it is no such file."""
+    try:
+        data = path.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        metadata = header.pop("__metadata__", {})
+        return {name: _tensor(data, 8 + length, entry) for name, entry in header.items()}, metadata
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is not there") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _tensor(data: bytes, start: int, entry: dict[str, Any]) -> Float32:
+    dtype = _SAFETENSORS.get(entry["dtype"])
+    if dtype is None:
+        raise ValueError(f"a tensor has the type {entry['dtype']}; expected {', '.join(_SAFETENSORS)}")
+    begin, end = entry["data_offsets"]
+    raw = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+    if end - begin != raw.itemsize * math.prod(entry["shape"]) or start + end > len(data):
+        raise ValueError("a tensor is cut short")
+    return to_float32(np.frombuffer(data, raw, math.prod(entry["shape"]), start + begin).reshape(entry["shape"]), dtype)
