@@ -29,6 +29,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("checkpoint", type=Path, help="folder with model_index.json")
     parser.add_argument("out", type=Path, help="the bundle to write, for example engines/sd15")
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="default: fp16")
+    parser.add_argument(
+        "--vae-precision",
+        choices=("fp32", "fp16", "bf16"),
+        help="default: as --precision; fp32 for a VAE that overflows in fp16",
+    )
     parser.add_argument("--opset", type=int, choices=(23, 18), default=23, help="ONNX opset; 18 for older runtimes")
     parser.add_argument("--compact", action="store_true", help="store fp32 weights that fp16 holds exactly as fp16")
     parser.add_argument("--steps", type=int, help="default number of steps of the bundle")
@@ -48,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise LatentRTError(f"export needs packages that are not installed ({error}): {hint}") from error
     chosen = {
         "precision": arguments.precision,
+        "vae_precision": arguments.vae_precision,
         "opset": arguments.opset,
         "compact": arguments.compact,
         "num_inference_steps": arguments.steps,

@@ -106,8 +106,8 @@ def check_and_make_golden(request: Mapping[str, Any]) -> Golden:
             check.compare("denoise", "next_state", _run_denoise(check, inputs), expected)
         del references
         _check_blend(check, model)
-        vae: Any = checkpoint.load_vae(dtype).float()
-        _check_vae(check, vae, model)
+        vae: Any = checkpoint.load_vae(dtype_of(request["vae_precision"])).float()
+        _check_vae(_Check(check.folder, request["vae_precision"]), vae, model)
         golden.decode(vae)
     return golden.write(check.folder, GOLDEN_LIMITS[request["precision"]])
 

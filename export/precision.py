@@ -17,18 +17,50 @@ def dtype_of(precision: str) -> torch.dtype:
 
 
 def keep_unet_islands(unet: Any) -> None:
-    """Keep the time embedding and the last convolution in float32, in place.
+    """Keep the time embedding, the last convolution, and where the config wants it attention in float32, in place.
 
-    Timesteps and the scheduler's sum are float32, so both ends of the UNet meet them without a rounding.
+    Timesteps and the scheduler's sum are float32, so both ends of the UNet meet them without a rounding. With
+    `upcast_attention`, as in Stable Diffusion 2.x, products of queries and keys pass float16's largest number.
     """
     if unet.dtype == torch.float32:
         return
     dtype = unet.dtype
+    if unet.config.get("upcast_attention") and dtype == torch.float16:
+        unet.set_attn_processor(Float32Attention())
     unet.time_embedding.float()
     unet.conv_out.float()
     unet.time_embedding.register_forward_pre_hook(lambda _, inputs: tuple(_to(i, torch.float32) for i in inputs))
     unet.time_embedding.register_forward_hook(lambda _, __, output: output.to(dtype))
     unet.conv_out.register_forward_pre_hook(lambda _, inputs: tuple(_to(i, torch.float32) for i in inputs))
+
+
+class Float32Attention:
+    """Attention of a UNet's transformer blocks: projections in the UNet's type, everything between in float32.
+
+    diffusers' processor for PyTorch's fused attention ignores `upcast_attention`, and so would its export.
+    """
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See the class; `hidden_states` and the result are (n, pixels, channels)."""
+        if attention_mask is not None or temb is not None:
+            raise ExportError("attention with a mask or a time embedding is not supported in float32")
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            projected.unflatten(2, (attn.heads, -1)).transpose(1, 2).float()
+            for projected in (attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source))
+        )
+        mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        merged = mixed.transpose(1, 2).flatten(2).to(hidden_states.dtype)
+        linear, dropout = attn.to_out
+        result: torch.Tensor = dropout(linear(merged))
+        return result
 
 
 def _to(value: Any, dtype: torch.dtype) -> Any:

@@ -43,6 +43,7 @@ class ExportOptions:
     """What a user chooses about an export; None means what the checkpoint says, else diffusers' default."""
 
     precision: str = "fp16"
+    vae_precision: str | None = None  # None is as `precision`
     opset: int = 23
     compact: bool = False
     num_inference_steps: int | None = None
@@ -68,13 +69,13 @@ def export_bundle(
     """
     options = options or ExportOptions()
     out = Path(out)
-    dtype = dtype_of(options.precision)
+    dtype_of(options.precision), dtype_of(options.vae_precision or options.precision)  # refused before any work
     if out.exists() and not options.overwrite:
         raise ExportError(f"{out} exists already. Choose another folder, or replace it with --overwrite.")
     checkpoint = Checkpoint.open(checkpoint_path)
     # The checkpoint is hashed meanwhile, on a thread of its own.
     with _folder_put_in_place(out) as folder, ThreadPoolExecutor(1) as pool:
-        writer = _Writer(checkpoint, folder, options, dtype, pool.submit(checkpoint.sha256))
+        writer = _Writer(checkpoint, folder, options, pool.submit(checkpoint.sha256))
         for stage, work in zip(STAGES, writer.stages(), strict=True):
             progress(stage)
             work()
@@ -85,11 +86,11 @@ def export_bundle(
 class _Writer:
     """The state of one export: what has been written so far."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, dtype: torch.dtype, sha256: Future[str]
-    ) -> None:
-        self.checkpoint, self.folder, self.options, self.dtype = checkpoint, folder, options, dtype
-        self.sha256 = sha256
+    def __init__(self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, sha256: Future[str]) -> None:
+        self.checkpoint, self.folder, self.options, self.sha256 = checkpoint, folder, options, sha256
+        vae_precision = options.vae_precision or options.precision
+        self.recipe = manifest.Recipe(options.precision, vae_precision, options.opset, options.compact)
+        self.dtype, self.vae_dtype = dtype_of(options.precision), dtype_of(vae_precision)
         self.graphs: dict[str, manifest.Graph] = {}
         self.weights: dict[str, list[manifest.Weight]] = {}
         self.golden: manifest.Golden | None = None
@@ -129,7 +130,7 @@ class _Writer:
 
     def vae_decoder(self) -> None:
         config = self.checkpoint.configs["vae"]
-        module = vae.VAEDecoderGraph(self.checkpoint.load_vae(self.dtype))
+        module = vae.VAEDecoderGraph(self.checkpoint.load_vae(self.vae_dtype))
         outputs = ["images", "nonfinite"]
         model = onnx_from_module(module, vae.decoder_inputs(config), outputs, opset=self.options.opset)
         factor = vae.scale_factor(config)
@@ -137,7 +138,7 @@ class _Writer:
 
     def vae_encoder(self) -> None:
         config = self.checkpoint.configs["vae"]
-        module = vae.VAEEncoderGraph(self.checkpoint.load_vae(self.dtype))
+        module = vae.VAEEncoderGraph(self.checkpoint.load_vae(self.vae_dtype))
         model = onnx_from_module(module, vae.encoder_inputs(config), ["mean", "logvar"], opset=self.options.opset)
         factor, latents = vae.scale_factor(config), ["B", config.get("latent_channels", 4), "h", "w"]
         images = ["B", f"{factor}*h", f"{factor}*w", 3]
@@ -161,7 +162,8 @@ class _Writer:
         request = {
             "checkpoint": str(self.checkpoint.path.resolve()),
             "folder": str(self.folder.resolve()),
-            "precision": self.options.precision,
+            "precision": self.recipe.precision,
+            "vae_precision": self.recipe.vae_precision,
             "prompt": self.options.golden_prompt,
             "model": encode(self._model()),
             "defaults": encode(self._defaults()),
@@ -187,7 +189,7 @@ class _Writer:
             format=manifest.FORMAT,
             producer=manifest.Producer(importlib.metadata.version("latentrt"), versions),
             checkpoint=manifest.Checkpoint(self.checkpoint.path.resolve().name, self.sha256.result()),
-            recipe=manifest.Recipe(self.options.precision, self.options.opset, self.options.compact),
+            recipe=self.recipe,
             model=self._model(),
             defaults=self._defaults(),
             scheduler="scheduler/scheduler_config.json",

@@ -35,9 +35,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recipe:
-    """How it was exported: precision (fp32, fp16, bf16), ONNX opset, whether exact fp32 weights are stored as fp16."""
+    """How it was exported: precisions (fp32, fp16, bf16), ONNX opset, whether exact fp32 weights are stored as fp16."""
 
     precision: str
+    vae_precision: str
     opset: int
     compact: bool
 

@@ -214,7 +214,10 @@ def _info(arguments: argparse.Namespace) -> int:
     bundle = Bundle.open(arguments.path or embedded_bundle())
     manifest = bundle.manifest
     model, recipe, defaults = manifest.model, manifest.recipe, manifest.defaults
-    print(f"{bundle.path}: {manifest.checkpoint.name} ({model.family}, {model.prediction_type}), {recipe.precision}")
+    print(
+        f"{bundle.path}: {manifest.checkpoint.name} ({model.family}, {model.prediction_type}), {recipe.precision}"
+        + (f", VAE {recipe.vae_precision}" if recipe.vae_precision != recipe.precision else "")
+    )
     print(f"checkpoint  sha256 {manifest.checkpoint.sha256[:16]}…, exported by latentrt {manifest.producer.latentrt}")
     print(
         f"defaults    {defaults.width}x{defaults.height}, {defaults.num_inference_steps} steps, guidance "

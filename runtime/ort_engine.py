@@ -45,7 +45,7 @@ class OrtBackend:
                 f"onnxruntime cannot use {device!r} here (usable: {', '.join(found) or 'none'}). Install one of: "
                 "pip install 'latentrt[cpu]', or for NVIDIA GPUs pip install 'latentrt[cuda]' (never both)"
             )
-        if device == "cpu" and bundle.manifest.recipe.precision == "bf16":
+        if device == "cpu" and "bf16" in (bundle.manifest.recipe.precision, bundle.manifest.recipe.vae_precision):
             raise BackendError(
                 f"{bundle.path} is a bf16 bundle, and onnxruntime has no bf16 kernels on a CPU: "
                 "export with --precision fp32, or use a GPU"

@@ -234,10 +234,11 @@ class Pipeline:
             bad = np.flatnonzero(nonfinite)
             clock.lap("vae_decoder")
         if bad.size:
+            recipe = self.bundle.manifest.recipe
             raise NonFiniteError(
                 f"image {', '.join(map(str, bad))} of {len(latents)} holds NaN or infinity. The model overflowed: "
-                f"this bundle is {self.bundle.manifest.recipe.precision}; export it with --precision fp32 or bf16, "
-                "or lower the guidance scale"
+                f"this bundle is {recipe.precision}, its VAE {recipe.vae_precision}; export it with "
+                "--vae-precision fp32 or --precision fp32, or lower the guidance scale"
             )
         if request.output_type == "pil":
             images = pil_from_arrays(np.asarray(images), [p.png_text() for p in self._parameters(request)])
