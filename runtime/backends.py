@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .bundle import Bundle
+from .device import has_driver
 from .engine import Backend
 from .engine_files import EngineFiles
 from .errors import BackendError, nearest_names
@@ -29,7 +30,8 @@ def load_backend(
         raise BackendError(f"device {device!r} is unknown: choose cpu, cuda, or one of several GPUs such as cuda:1")
     if backend in TRT_BACKENDS:
         return _tensorrt(bundle, backend, device, engines, trust_engines)
-    if backend == "auto" and device != "cpu":
+    # Without a driver the engines are for other machines, and there is nothing to warn of.
+    if backend == "auto" and device != "cpu" and has_driver():
         for name in _built(bundle, engines):
             try:
                 return _tensorrt(bundle, name, device, engines, trust_engines)

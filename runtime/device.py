@@ -4,6 +4,7 @@ Everything here is one CUDA call behind a name and an error; what is done with i
 """
 
 import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,15 @@ class Device:
     name: str
     compute_capability: str
     memory: int
+
+
+def has_driver() -> bool:
+    """Whether NVIDIA's driver is installed; needs no cuda-python."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def visible_devices() -> tuple[Device, ...]:

@@ -2,13 +2,16 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from exports import ROOT, Exported
+from lora_files import kohya_file
 from PIL import Image
+from simulator import machine
 
 from latentrt.runtime.cli import main
 
@@ -20,19 +23,21 @@ def blocks(language: str) -> list[str]:
 
 
 def test_commands_run(sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every latentrt command, with a small random checkpoint in the place of Stable Diffusion 1.5. The export is the
-    one that the fixture made with the same command."""
+    """Every latentrt command, with a small random checkpoint in the place of Stable Diffusion 1.5, at its 64 pixels,
+    and a simulated GPU. The export is the one that the fixture made with the same command."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "engines").mkdir()
-    (tmp_path / "engines" / "sd15").symlink_to(sd1.bundle)
+    bundle = Path(shutil.copytree(sd1.bundle, tmp_path / "engines" / "sd15"))
+    for seed, name in enumerate(("ink", "castle")):
+        kohya_file(tmp_path / f"{name}.safetensors", bundle, seed=10 * seed)
     commands = [line[2:].split("  #")[0] for block in blocks("console") for line in block.splitlines()]
     ran = []
-    for command in commands:
-        words = shlex.split(command)
-        if words[0] == "latentrt" and words[1] != "export":
-            assert main(words[1:]) == 0, command
-            ran.append(words[1])
-    assert ran == ["verify", "info", "generate", "schedule", "schedule", "schedule"]
+    with machine():
+        for command in commands:
+            words = shlex.split(command.replace(" 512", " 64"))
+            if words[0] == "latentrt" and words[1] != "export":
+                assert main(words[1:]) == 0, command
+                ran.append(words[1])
+    assert ran == ["verify", "info", "generate", *["build", "generate"] * 2, *["schedule"] * 3]
     assert Image.open(tmp_path / "astronaut.png").size == (64, 64)
     assert Image.open(tmp_path / "out" / "sigmas.png").width > 500
     export = shlex.split(next(c for c in commands if c.startswith("latentrt export")))

@@ -510,9 +510,12 @@ def test_a_size_that_was_not_built_names_what_is_there_and_the_command(pipe: Pip
     assert text.endswith("--backend tensorrt_rtx --batch 1 --groups 1 --height 256 --width 64 --tokens 77")
 
 
-def test_without_gpu_or_engines(engines: Path) -> None:
+def test_without_gpu_or_engines(engines: Path, caplog: pytest.LogCaptureFixture) -> None:
     with machine(devices=0), pytest.raises(BackendError, match="needs an NVIDIA GPU, and CUDA shows none here"):
         Pipeline.load(backend=RTX, engines=engines)
+    with Pipeline.load(engines=engines) as pipe:  # no driver: the engines are for another machine
+        assert pipe.backend == "onnxruntime-cpu"
+    assert not caplog.records
     with machine(), pytest.raises(BackendError, match=r"no tensorrt engine of text_encoder, context.*Build: latentrt"):
         Pipeline.load(backend="tensorrt")
     with machine(), pytest.raises(BackendError, match="NVIDIA GPUs only"):

@@ -4,8 +4,9 @@
 
 v-prediction on a schedule with zero terminal SNR, latents encoded once with the finished autoencoder, a tenth of the
 captions replaced by "" for guidance, moving averages of both networks as the result. Muon moves the UNet's matrices,
-AdamW everything else. Like the autoencoder's, the budget is time and the learning rate is zero at its end. `--export`
-writes a checkpoint from the state of a running training.
+AdamW everything else. Like the autoencoder's, the budget is time and the learning rate is zero at its end. `--warm`
+begins with the networks of the checkpoint, at half the learning rate; `--export` writes a checkpoint from the state of
+a running training.
 """
 
 from __future__ import annotations
@@ -116,6 +117,14 @@ class Captioned(nn.Module):
         predicted: Tensor = self.unet(latents, timesteps, hidden).sample
         return predicted
 
+    def load_checkpoint(self, folder: Path) -> None:
+        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        rows = text_encoder.get_input_embeddings().weight.data[self.used]
+        text_encoder.set_input_embeddings(nn.Embedding(*rows.shape, _weight=rows))
+        self.text_encoder.load_state_dict(text_encoder.state_dict())
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+        self.unet.load_state_dict(unet.state_dict())
+
     def whole_text_encoder(self) -> CLIPTextModel:
         """With all rows of the embedding; those of tokens that training never saw are zero."""
         whole = copy.deepcopy(self.text_encoder)
@@ -177,6 +186,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=88, help="time to train, over all runs")
     parser.add_argument("--state", type=Path, default=STATE, help="file to resume from and to save to")
     parser.add_argument("--out", type=Path, default=CHECKPOINT, help="the checkpoint; its vae/ must be there")
+    parser.add_argument("--warm", action="store_true", help="begin with the checkpoint's networks, at half the rate")
     parser.add_argument("--export", action="store_true", help="only write the checkpoint of the state")
     options = parser.parse_args()
 
@@ -205,6 +215,8 @@ def main() -> None:
     empty = torch.searchsorted(model.used, token_ids(tokenizer, [""]))
     alphas = DDIMScheduler.from_config(SCHEDULER).alphas_cumprod
 
+    if options.warm:
+        model.load_checkpoint(options.out)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizers = new_optimizers(model)
     step, spent, running = state.get("step", 0), state.get("spent", 0.0), state.get("running", 1.0)
@@ -225,12 +237,13 @@ def main() -> None:
 
     save_state()
     noise = torch.Generator().manual_seed(step)
+    peaks = {name: rate * (0.5 if options.warm else 1) for name, rate in RATES.items()}
     budget, last = options.minutes * 60, time.monotonic()
     while spent < budget:
         for name, optimizer in optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = rate_at(spent / budget, peak=RATES[name], warm_up=0.005, fall=0.3)
-        batch = BATCHES[step >= SMALL_BATCHES]
+                group["lr"] = rate_at(spent / budget, peak=peaks[name], warm_up=0.005, fall=0.3)
+        batch = BATCHES[options.warm or step >= SMALL_BATCHES]
         chosen = torch.randint(len(latents), (batch,), generator=noise)
         kept = torch.rand(batch, 1, generator=noise) >= DROPPED_CAPTIONS
         loss = velocity_loss(model, latents[chosen], torch.where(kept, ids[chosen], empty), alphas, noise)

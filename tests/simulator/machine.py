@@ -47,5 +47,6 @@ def machine(versions: dict[str, str] | None = None, **facts: Any) -> Iterator[Ma
     with (
         mock.patch.dict(sys.modules, libraries | {"cuda.bindings.runtime": gpu}),
         mock.patch.object(cuda.bindings, "runtime", gpu),
+        mock.patch("latentrt.runtime.backends.has_driver", return_value=True),
     ):
         yield Machine(gpu, libraries)
