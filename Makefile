@@ -10,7 +10,7 @@ demo: .venv-demo/installed
 	.venv-demo/bin/latentrt generate "a large red star on a blue background" --seed 1 -o out/demo.png
 
 test: .venv/installed
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 --dist loadfile
 
 check: .venv/installed
 	.venv/bin/ruff check .

@@ -10,7 +10,7 @@ from .device import has_driver
 from .engine import Backend
 from .engine_files import EngineFiles
 from .errors import BackendError, nearest_names
-from .ort_engine import OrtBackend, available_devices
+from .ort_engine import OrtBackend, available_devices, require_device
 from .trt_library import TRT_BACKENDS
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def load_backend(
                 return _tensorrt(bundle, name, device, engines, trust_engines)
             except BackendError as error:
                 logger.warning("%s is not used: %s", name, error)
-    return _best_onnxruntime(bundle) if device is None else OrtBackend(bundle, device=device)
+    return _best_onnxruntime(bundle) if device is None else _onnxruntime(bundle, device)
 
 
 def _built(bundle: Bundle, engines: Path | None) -> Iterator[str]:
@@ -51,23 +51,38 @@ def _tensorrt(bundle: Bundle, backend: str, device: str | None, engines: Path | 
         raise BackendError(f"{backend} runs on NVIDIA GPUs only: choose backend='onnxruntime' for the CPU")
     from .trt_engine import TrtBackend  # here, as it is not needed without a GPU
 
-    index = int((device or "cuda").removeprefix("cuda").removeprefix(":") or 0)
+    index = _index(device or "cuda")
     return TrtBackend(bundle, backend, device_index=index, engines=engines, trust_engines=trust_engines)
 
 
-def _best_onnxruntime(bundle: Bundle) -> OrtBackend:
-    """The first device that loads a small graph of the bundle; one that should work and does not is warned about."""
-    *better, last = available_devices() or (None,)
-    if last is None:
+def _onnxruntime(bundle: Bundle, device: str) -> Backend:
+    if device == "cpu":
+        return OrtBackend(bundle)
+    require_device("cuda")
+    from .ort_cuda import OrtCudaBackend  # here, as it is not needed without a GPU
+
+    backend = OrtCudaBackend(bundle, device_index=_index(device))
+    try:
+        backend.fitted("time", {"n": 1})  # a small graph: what is missing shows now
+    except BackendError:
+        backend.close()
+        raise
+    return backend
+
+
+def _index(device: str) -> int:
+    return int(device.removeprefix("cuda").removeprefix(":") or 0)
+
+
+def _best_onnxruntime(bundle: Bundle) -> Backend:
+    """CUDA where it works; where it should and does not, that is warned about."""
+    if not available_devices():
         raise BackendError(
             "no backend is installed: pip install 'latentrt[cpu]', or for NVIDIA GPUs pip install 'latentrt[cuda]'"
         )
-    for device in better:
-        backend = OrtBackend(bundle, device=device)
+    if "cuda" in available_devices():
         try:
-            backend.engine("time")
+            return _onnxruntime(bundle, "cuda")
         except BackendError as error:
-            logger.warning("%s is not used: %s", backend.name, error)
-        else:
-            return backend
-    return OrtBackend(bundle, device=last)
+            logger.warning("onnxruntime-cuda is not used: %s", error)
+    return OrtBackend(bundle)

@@ -45,6 +45,15 @@ def visible_devices() -> tuple[Device, ...]:
     return () if status != cuda.cudaError_t.cudaSuccess else tuple(_device(cuda, index) for index in range(count))
 
 
+def device_at(index: int, wanted_by: str) -> Device:
+    """One of the visible GPUs; raises `BackendError` that says who wanted it where there is none."""
+    devices = visible_devices()
+    if index < len(devices):
+        return devices[index]
+    there = f"cuda:{index} is not among the {len(devices)} here" if devices else "CUDA shows none here"
+    raise BackendError(f"{wanted_by} needs an NVIDIA GPU, and {there}")
+
+
 def _device(cuda: Any, index: int) -> Device:
     facts = _checked(cuda.cudaGetDeviceProperties(index))
     name = bytes(facts.name).split(b"\0")[0].decode()
@@ -194,7 +203,7 @@ def _cuda() -> Any:
         from cuda.bindings import runtime
     except ImportError as error:
         raise BackendError(
-            f"cuda-bindings cannot be imported ({error}): pip install 'latentrt[tensorrt-rtx]' or "
-            "'latentrt[tensorrt-cu13]'"
+            f"cuda-bindings cannot be imported ({error}): pip install 'latentrt[cuda]', "
+            "'latentrt[tensorrt-rtx]' or 'latentrt[tensorrt-cu13]'"
         ) from error
     return runtime

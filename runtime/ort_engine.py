@@ -1,12 +1,13 @@
-"""ONNX Runtime: the backend that runs a bundle's ONNX files as they are, on a CPU or a CUDA device.
+"""ONNX Runtime: the backend that runs a bundle's ONNX files as they are, on a CPU.
 
-The only file that calls onnxruntime. Sessions are made on first use and shared; a denoiser holds the buffers of one
-loop, so several threads may draw at once.
+Sessions are made on first use and shared; a denoiser holds the buffers of one loop, so several threads may draw at
+once.
 """
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_ONNX_BFLOAT16 = 16
+BFLOAT16 = 16  # ONNX's number of the type, which numpy does not have
 
 
 def available_devices() -> tuple[str, ...]:
@@ -34,53 +35,77 @@ def available_devices() -> tuple[str, ...]:
     return tuple(device for device in ("cuda", "cpu") if _PROVIDERS[device] in providers)
 
 
-class OrtBackend:
-    """Sessions of one bundle on one device."""
+def require_device(device: str) -> None:
+    """Raise `BackendError` where the installed onnxruntime was not built for "cpu" or "cuda"."""
+    if device not in (found := available_devices()):
+        raise BackendError(
+            f"onnxruntime cannot use {device!r} here (usable: {', '.join(found) or 'none'}). Install one of: "
+            "pip install 'latentrt[cpu]', or for NVIDIA GPUs pip install 'latentrt[cuda]' (never both)"
+        )
 
-    def __init__(self, bundle: Bundle, *, device: str) -> None:
-        if device not in _PROVIDERS:
-            raise BackendError(f"device {device!r} is unknown to onnxruntime: choose one of {', '.join(_PROVIDERS)}")
-        if device not in (found := available_devices()):
-            raise BackendError(
-                f"onnxruntime cannot use {device!r} here (usable: {', '.join(found) or 'none'}). Install one of: "
-                "pip install 'latentrt[cpu]', or for NVIDIA GPUs pip install 'latentrt[cuda]' (never both)"
-            )
-        if device == "cpu" and "bf16" in (bundle.manifest.recipe.precision, bundle.manifest.recipe.vae_precision):
+
+def new_session(
+    path: Path, device: str, provider_options: Mapping[str, str], weights: "Mapping[str, onnxruntime.OrtValue]"
+) -> "onnxruntime.InferenceSession":
+    """A session on "cpu" or "cuda"; `weights` are initializers that differ from the file's, and must outlive it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Warnings are about nodes placed on the CPU on purpose; errors are raised.
+    options.log_severity_level = 3
+    if weights:
+        # They take the place of the file's, and so are prepared in the same way as these.
+        options.add_external_initializers(list(weights), list(weights.values()))
+    provider = _PROVIDERS[device]
+    providers: list[Any] = [(provider, dict(provider_options))]
+    if device != "cpu":
+        providers.append(_PROVIDERS["cpu"])
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # onnxruntime has no common base class of its errors
+        raise BackendError(f"onnxruntime cannot load {path}: {error}") from error
+    if session.get_providers()[0] != provider:
+        raise BackendError(
+            f"onnxruntime could not use {provider} for {path.name}; the reason is in its log above. "
+            "Mostly the CUDA or cuDNN libraries are missing: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        )
+    return session
+
+
+class OrtBackend:
+    """Sessions of one bundle on the CPU."""
+
+    name = "onnxruntime-cpu"
+
+    def __init__(self, bundle: Bundle) -> None:
+        require_device("cpu")
+        if "bf16" in (bundle.manifest.recipe.precision, bundle.manifest.recipe.vae_precision):
             raise BackendError(
                 f"{bundle.path} is a bf16 bundle, and onnxruntime has no bf16 kernels on a CPU: "
                 "export with --precision fp32, or use a GPU"
             )
-        self._bundle, self._device = bundle, device
+        self._bundle = bundle
         self._weights: NewWeights = {}
         self._engines: dict[str, OrtEngine] = {}
         self._lock = threading.Lock()
-
-    @property
-    def name(self) -> str:
-        """ "onnxruntime-cpu" or "onnxruntime-cuda"."""
-        return f"onnxruntime-{self._device}"
 
     def engine(self, graph: str) -> "OrtEngine":
         """The engine of a graph, made on first use and kept."""
         with self._lock:
             if graph not in self._engines:
-                self._engines[graph] = OrtEngine(self._bundle, graph, self._device, self._weights.get(graph, {}))
+                self._engines[graph] = OrtEngine(self._bundle, graph, self._weights.get(graph, {}))
             return self._engines[graph]
 
     def denoiser(self, bucket: Bucket) -> "OrtDenoiser":
         """A denoiser for these sizes."""
         parts = (self.engine("time"), self.engine("context"), self.engine("denoise"))
-        return OrtDenoiser(parts, bucket, self._device, self._bundle.manifest.model.latent_channels)
+        return OrtDenoiser(parts, bucket)
 
     def set_weights(self, weights: NewWeights) -> None:
         """See `Backend.set_weights`: sessions are made anew, as they keep copies of their weights in another form."""
         with self._lock:
             before, changed = self._engines, {*self._weights, *weights}
-            rebuilt = {
-                name: OrtEngine(self._bundle, name, self._device, weights.get(name, {}))
-                for name in before
-                if name in changed
-            }
+            rebuilt = {name: OrtEngine(self._bundle, name, weights.get(name, {})) for name in before if name in changed}
             self._weights, self._engines = weights, before | rebuilt
 
     def close(self) -> None:
@@ -93,30 +118,10 @@ class OrtBackend:
 class OrtEngine:
     """One session; `weights` are initializers that differ from the bundle's."""
 
-    def __init__(self, bundle: Bundle, graph: str, device: str, weights: Mapping[str, NDArray[Any]]) -> None:
-        import onnxruntime
-
+    def __init__(self, bundle: Bundle, graph: str, weights: Mapping[str, NDArray[Any]]) -> None:
         self.spec: Graph = bundle.graph(graph)
-        options = onnxruntime.SessionOptions()
-        # Warnings are about nodes placed on the CPU on purpose; errors are raised.
-        options.log_severity_level = 3
-        if weights:
-            # They take the place of the file's, and so are prepared in the same way as these.
-            self._weights = [_weight(array) for array in weights.values()]
-            options.add_external_initializers(list(weights), self._weights)
-        provider = _PROVIDERS[device]
-        providers = [provider] if device == "cpu" else [provider, _PROVIDERS["cpu"]]
-        path = bundle.file(self.spec.file)
-        try:
-            session = onnxruntime.InferenceSession(path, options, providers=providers)
-        except Exception as error:  # onnxruntime has no common base class of its errors
-            raise BackendError(f"onnxruntime cannot load {path}: {error}") from error
-        if session.get_providers()[0] != provider:
-            raise BackendError(
-                f"onnxruntime could not use {provider} for {path.name}; the reason is in its log above. "
-                "Mostly the CUDA or cuDNN libraries are missing: pip install 'onnxruntime-gpu[cuda,cudnn]'"
-            )
-        self._session: onnxruntime.InferenceSession | None = session
+        self._weights, path = ort_values(weights), bundle.file(self.spec.file)
+        self._session: onnxruntime.InferenceSession | None = new_session(path, "cpu", {}, self._weights)
 
     @property
     def session(self) -> "onnxruntime.InferenceSession":
@@ -136,11 +141,11 @@ class OrtEngine:
 
 
 class OrtDenoiser:
-    """The loop on ONNX Runtime: tables are uploaded once, two state buffers take turns, nothing is copied between."""
+    """The loop on ONNX Runtime: two state buffers take turns, nothing is copied between."""
 
-    def __init__(self, parts: Sequence[OrtEngine], bucket: Bucket, device: str, channels: int) -> None:
+    def __init__(self, parts: Sequence[OrtEngine], bucket: Bucket) -> None:
         self._time, self._context, self._denoise = parts
-        self._bucket, self._device, self._channels = bucket, device, channels
+        self._bucket = bucket
 
     def run(
         self,
@@ -157,11 +162,11 @@ class OrtDenoiser:
         features = self._time_features(tables.timesteps)
         session = self._denoise.session
         fixed = {
-            "guidance": self._upload(guidance),
-            "guidance_rescale": self._upload(guidance_rescale),
+            "guidance": _value(guidance),
+            "guidance_rescale": _value(guidance_rescale),
             **self._keys_and_values(context),
         }
-        states = self._upload(tables.state), self._upload(np.zeros_like(tables.state))
+        states = _value(tables.state), _value(np.zeros_like(tables.state))
         bindings = []
         for source, target in (states, states[::-1]):
             binding = session.io_binding()
@@ -170,14 +175,14 @@ class OrtDenoiser:
             binding.bind_ortvalue_input("state", source)
             binding.bind_ortvalue_output("next_state", target)
             bindings.append((binding, target))
-        quiet = self._upload(np.zeros_like(tables.state[:, 0]))
+        quiet = _value(np.zeros_like(tables.state[:, 0]))
         total = len(tables.timesteps)
         for k in range(total):
             binding, target = bindings[k % 2]
             fresh = tables.noise[k]
-            binding.bind_ortvalue_input("coefficients", self._upload(tables.coefficients[k]))
-            binding.bind_ortvalue_input("time_features", self._upload(features[k]))
-            binding.bind_ortvalue_input("noise", quiet if fresh is None else self._upload(fresh))
+            binding.bind_ortvalue_input("coefficients", _value(tables.coefficients[k]))
+            binding.bind_ortvalue_input("time_features", _value(features[k]))
+            binding.bind_ortvalue_input("noise", quiet if fresh is None else _value(fresh))
             session.run_with_iobinding(binding)
             yield DenoiseStep(k, total, partial(_register, target))
 
@@ -188,28 +193,33 @@ class OrtDenoiser:
         return np.repeat(features.reshape(calls, self._bucket.batch, -1), self._bucket.groups, axis=1)
 
     def _keys_and_values(self, context: Float32) -> dict[str, "onnxruntime.OrtValue"]:
-        """Keys and values of every cross-attention, left on the device."""
+        """Keys and values of every cross-attention."""
         binding = self._context.session.io_binding()
-        hidden_states = self._upload(context.reshape(-1, *context.shape[2:]))
+        hidden_states = _value(context.reshape(-1, *context.shape[2:]))
         binding.bind_ortvalue_input("hidden_states", hidden_states)
         names = [output.name for output in self._context.spec.outputs]
         for name in names:
-            binding.bind_output(name, self._device)
+            binding.bind_output(name)
         self._context.session.run_with_iobinding(binding)
         return dict(zip(names, binding.get_outputs(), strict=True))
 
-    def _upload(self, array: NDArray[Any]) -> "onnxruntime.OrtValue":
-        import onnxruntime
 
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
-
-
-def _weight(array: NDArray[Any]) -> "onnxruntime.OrtValue":
+def _value(array: NDArray[Any]) -> "onnxruntime.OrtValue":
     import onnxruntime
 
-    if array.dtype == np.uint16:
-        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _ONNX_BFLOAT16)
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def ort_values(weights: Mapping[str, NDArray[Any]]) -> "dict[str, onnxruntime.OrtValue]":
+    """Initializers by name; uint16 is bfloat16."""
+    import onnxruntime
+
+    def value(array: NDArray[Any]) -> "onnxruntime.OrtValue":
+        if array.dtype == np.uint16:
+            return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, BFLOAT16)
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+    return {name: value(array) for name, array in weights.items()}
 
 
 def _register(state: "onnxruntime.OrtValue", register: int) -> Float32:

@@ -1,22 +1,20 @@
 """TensorRT: the backend that runs a bundle's compiled engines on an NVIDIA GPU, with the whole loop on the device."""
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import Bundle, EngineRecord, Graph
-from .device import visible_devices
+from .bundle import Bundle, EngineRecord
+from .device import device_at
 from .engine import Bucket, NewWeights
-from .engine_choice import Choice, Host, Sizes, build_command, nothing_fits, refusal, sizes_of_inputs, tightest
+from .engine_choice import Host, Sizes, build_command, nothing_fits, refusal, tightest
 from .engine_files import EngineFiles
 from .errors import BackendError
-from .trt_denoiser import TrtDenoiser
-from .trt_lane import Lane
+from .gpu_loop import Fitted, GpuDenoiser, GpuEngine
+from .lane import Lane
+from .lane_pool import LanePool
 from .trt_library import TrtLibrary
 from .trt_loaded import LoadedEngine
 from .weights import stored_weight
@@ -42,23 +40,13 @@ class TrtBackend:
     ) -> None:
         """Raises `BackendError` with the reason, and what to do, where this cannot run here."""
         self._library = TrtLibrary(backend)
-        devices = visible_devices()
-        if device_index >= len(devices):
-            raise BackendError(
-                f"{backend} needs an NVIDIA GPU, and "
-                + (f"cuda:{device_index} is not among the {len(devices)} here" if devices else "CUDA shows none here")
-            )
-        self._device = devices[device_index]
+        self._device = device_at(device_index, backend)
         self._bundle, self._files = bundle, EngineFiles.of_bundle(bundle, engines)
         self._records = self._usable(Host(backend, self._library.version, self._device, trust_engines))
         self._weights: NewWeights = {}
         self._loaded: dict[str, LoadedEngine] = {}
-        self._idle: list[Lane] = []
-        self._busy = 0
-        self._one_shot_lane: Lane | None = None
-        self._closed = False
-        # Taken in this order, where more than one is needed.
-        self._state, self._one_shot, self._loading = threading.Lock(), threading.Lock(), threading.Lock()
+        self._loading = threading.Lock()
+        self.lanes = LanePool(lambda: Lane(device_index), self._release, f"{bundle.path} on {self.name}")
 
     def _usable(self, host: Host) -> list[EngineRecord]:
         own = [record for record in self._files.engines if record.backend == host.backend]
@@ -80,27 +68,26 @@ class TrtBackend:
         """Such as "tensorrt on NVIDIA H100"."""
         return f"{self._library.backend} on {self._device.name}"
 
-    def engine(self, graph: str) -> "TrtEngine":
+    def engine(self, graph: str) -> GpuEngine:
         """The engine of a graph for host arrays; which file it is depends on the sizes of each call."""
-        return TrtEngine(self, self._bundle.graph(graph), graph)
+        return GpuEngine(self, self._bundle.graph(graph), graph)
 
-    def denoiser(self, bucket: Bucket) -> TrtDenoiser:
+    def denoiser(self, bucket: Bucket) -> GpuDenoiser:
         """A denoiser for these sizes; raises `BackendError` with the build command where no engine fits."""
-        sizes = {"B": bucket.batch, "G": bucket.groups, "h": bucket.height, "w": bucket.width, "S": bucket.tokens}
-        return TrtDenoiser(self, self.choose("denoise", sizes), bucket)
+        return GpuDenoiser(self, bucket)
 
-    def choose(self, graph: str, sizes: Sizes, *, split: bool = False) -> Choice:
-        """The tightest engine for these sizes."""
+    def fitted(self, graph: str, sizes: Sizes, *, split: bool = False) -> Fitted:
+        """The tightest engine for these sizes, loaded."""
         records = [record for record in self._records if record.graph == graph]
         choice = tightest(records, sizes, split=split)
         if choice is None:
             raise BackendError(nothing_fits(self._bundle, self._library.backend, graph, sizes, records))
-        return choice
+        return Fitted(self._load(choice.record), choice.sizes)
 
-    def load(self, record: EngineRecord) -> LoadedEngine:
+    def _load(self, record: EngineRecord) -> LoadedEngine:
         """The engine of a record, loaded on first use; a damaged file is refused before the library sees it."""
         with self._loading:
-            self._require_open()
+            self.lanes.require_open()
             if record.file not in self._loaded:
                 if not self._files.intact(record):
                     raise BackendError(
@@ -117,36 +104,6 @@ class TrtBackend:
                 self._loaded[record.file] = loaded
             return self._loaded[record.file]
 
-    @contextmanager
-    def lane(self) -> Iterator[Lane]:
-        """A lane for one call's loop."""
-        with self._state:
-            self._require_open()
-            lane = self._idle.pop() if self._idle else None
-            self._busy += 1
-        try:
-            if lane is None:
-                lane = Lane(self._device.index)
-            lane.begin()
-            yield lane
-        finally:
-            with self._state:
-                self._busy -= 1
-                if lane is not None:
-                    self._idle.append(lane)
-                if self._closed:
-                    self._give_back()
-
-    @contextmanager
-    def one_shot_lane(self) -> Iterator[Lane]:
-        """The lane of the graphs that run once, for one thread at a time."""
-        with self._one_shot:
-            self._require_open()
-            if self._one_shot_lane is None:
-                self._one_shot_lane = Lane(self._device.index)
-            self._one_shot_lane.begin()
-            yield self._one_shot_lane
-
     def set_weights(self, weights: NewWeights) -> None:
         """See `Backend.set_weights`: all engines of these graphs are refitted, those loaded later when they are."""
         changed = {*weights, *self._weights}
@@ -156,9 +113,7 @@ class TrtBackend:
                 raise BackendError(
                     f"the engines' weights are fixed. Build engines that take LoRA: {command} --refittable"
                 )
-        with self._state, self._one_shot, self._loading:
-            if self._busy:
-                raise BackendError("weights cannot change while a picture is drawn: finish it, or close its stream")
+        with self.lanes.at_rest(), self._loading:
             loaded = [engine for engine in self._loaded.values() if engine.record.graph in changed]
             try:
                 for engine in loaded:
@@ -180,58 +135,15 @@ class TrtBackend:
         return new | base
 
     def _unload(self, engine: LoadedEngine) -> None:
-        for lane in (*self._idle, *filter(None, [self._one_shot_lane])):
-            lane.forget(engine)
+        self.lanes.forget(engine)
         del self._loaded[engine.record.file]
         engine.close()
 
-    def _require_open(self) -> None:
-        if self._closed:
-            raise BackendError(f"{self._bundle.path} is closed on {self.name}: load it again")
-
     def close(self) -> None:
         """Give all memory back; that of calls under way, as soon as they end."""
-        with self._state, self._one_shot:
-            self._closed = True
-            if self._one_shot_lane is not None:
-                self._one_shot_lane.close()
-                self._one_shot_lane = None
-            self._give_back()
+        self.lanes.close()
 
-    def _give_back(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
-        if not self._busy:
-            with self._loading:
-                while self._loaded:
-                    self._loaded.popitem()[1].close()
-
-
-class TrtEngine:
-    """A graph on host arrays: spread over as many runs of the tightest engine as its rows need."""
-
-    def __init__(self, backend: TrtBackend, spec: Graph, graph: str) -> None:
-        self.spec = spec
-        self._backend, self._graph = backend, graph
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """All outputs by name."""
-        sizes = sizes_of_inputs(self.spec, {name: array.shape for name, array in inputs.items()})
-        choice = self._backend.choose(self._graph, sizes, split=True)
-        engine = self._backend.load(choice.record)
-        rows = next(iter(inputs.values())).shape[0]
-        step = choice.sizes[str(self.spec.inputs[0].shape[0])]
-        pieces: dict[str, list[NDArray[Any]]] = {spec.name: [] for spec in self.spec.outputs}
-        with self._backend.one_shot_lane() as lane:
-            context = lane.context(engine, choice.sizes, kept=False)
-            context.resize(choice.sizes)
-            for at in range(0, rows, step):
-                for spec in self.spec.inputs:
-                    context.write(spec.name, inputs[spec.name][at : at + step].astype(spec.dtype, copy=False))
-                context.enqueue()
-                for spec in self.spec.outputs:
-                    pieces[spec.name].append(context.read(spec)[: rows - at])
-        return {name: np.concatenate(parts) for name, parts in pieces.items()}
-
-    def close(self) -> None:
-        """Nothing to give back: the backend keeps the engines."""
+    def _release(self) -> None:
+        with self._loading:
+            while self._loaded:
+                self._loaded.popitem()[1].close()

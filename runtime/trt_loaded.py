@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 class LoadedEngine:
     """A deserialised engine. Its contexts belong to lanes; its weights are shared by all of them."""
 
+    captures_itself = False
+
     def __init__(self, library: TrtLibrary, record: EngineRecord, spec: Graph, plan: bytes, device_name: str) -> None:
         """`plan` must have been checked against its hash before: the library trusts it."""
         self.library, self.record, self.spec = library, record, spec
@@ -85,6 +87,16 @@ class LoadedEngine:
         if context is None:
             raise BackendError(f"{self} gives no context: {self.library.last_errors()}")
         return context
+
+    def execute(self, context: Any, stream: int) -> None:
+        """See `DeviceEngine.execute`."""
+        self.library.forget_errors()
+        if not context.execute_async_v3(stream):
+            raise BackendError(f"{self} failed: {self.last_errors()}")
+
+    def last_errors(self) -> str:
+        """Why the library has just refused something."""
+        return self.library.last_errors()
 
     def _runtime_cache(self, config: Any) -> Any:
         """Compiled kernels, kept in the user's cache between processes; losing them costs time only."""

@@ -1,5 +1,5 @@
-"""Fixtures that tests share. Exports run two at a time in child processes, and are kept in pytest's cache while the
-exporter's sources stay the same."""
+"""Fixtures that tests share. Exports run in child processes, and are kept in pytest's cache while the exporter's sources
+stay the same; several workers of pytest-xdist share them."""
 
 import hashlib
 import os
@@ -13,6 +13,10 @@ from latentrt.runtime import Pipeline
 
 # One thread for PyTorch: its threads and ONNX Runtime's would wait for each other on small tensors.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A core for each worker of pytest-xdist, so that ONNX Runtime's threads do not wait for each other either.
+if (worker := os.environ.get("PYTEST_XDIST_WORKER", "")) and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 # A test that reaches for a model hub must fail here, not only where there is no network.
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", DIFFUSERS_VERBOSITY="error")
 

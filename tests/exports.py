@@ -1,5 +1,6 @@
 """Bundles that tests share, exported from random checkpoints by child processes."""
 
+import fcntl
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -27,18 +28,21 @@ SHAPES = Exported(ROOT / "tests" / "data" / "shapes", ROOT / "engines" / "shapes
 
 
 def export(folder: Path, name: str, family: str, precision: str, opset: int, tinier: bool) -> Exported:
-    """Checkpoint and bundle, made by a child process unless they are in the cache."""
+    """Checkpoint and bundle, made by a child process unless they are in the cache, or another process is about it."""
     result = Exported(folder / f"{name}.checkpoint", folder / name)
     script = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "import os, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "os.sched_setaffinity(0, range(os.cpu_count()))\n"
         "from checkpoints import tiny_checkpoint; from latentrt.runtime.cli import main\n"
         "checkpoint, bundle, family, tinier, *options = sys.argv[2:]\n"
         "tiny_checkpoint(Path(checkpoint), family, seed=11, tinier=tinier == 'True')\n"
         "sys.exit(main(['export', checkpoint, bundle, '--steps', '6', *options]))\n"
     )
-    if not result.bundle.exists():
-        arguments = [result.checkpoint, result.bundle, family, tinier, "--precision", precision, "--opset", opset]
-        command = [sys.executable, "-c", script, ROOT / "tests", *arguments]
-        child = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
-        assert child.returncode == 0, child.stderr[-3000:]
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.bundle.exists():
+            arguments = [result.checkpoint, result.bundle, family, tinier, "--precision", precision, "--opset", opset]
+            command = [sys.executable, "-c", script, ROOT / "tests", *arguments]
+            child = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+            assert child.returncode == 0, child.stderr[-3000:]
     return result

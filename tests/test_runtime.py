@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from exports import SHAPES, Exported
 from PIL import Image
+from simulator import machine
 
 import latentrt.runtime
 from latentrt.runtime import (
@@ -258,15 +259,16 @@ def test_backends_are_chosen_by_name(sd1: Exported, monkeypatch: pytest.MonkeyPa
 def test_auto_warns_and_goes_on_where_a_gpu_does_not_work(
     sd1: Exported, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An onnxruntime that was built for CUDA on a machine where CUDA cannot be used: it falls back by itself."""
-    monkeypatch.setattr("latentrt.runtime.backends.available_devices", lambda: ("cuda", "cpu"))
-    monkeypatch.setattr("latentrt.runtime.ort_engine.available_devices", lambda: ("cuda", "cpu"))
+    """An onnxruntime that was built for CUDA where there is no GPU, and where it falls back to the CPU by itself."""
+    for module in ("backends", "ort_engine"):
+        monkeypatch.setattr(f"latentrt.runtime.{module}.available_devices", lambda: ("cuda", "cpu"))
     with Pipeline.load(sd1.bundle) as pipe:
         assert pipe.backend == "onnxruntime-cpu"
-    assert "onnxruntime-cuda is not used" in caplog.text
-    assert "onnxruntime-gpu[cuda,cudnn]" in caplog.text
-    with pytest.raises(BackendError, match=r"could not use CUDAExecutionProvider"):
-        Pipeline.load(sd1.bundle, device="cuda")("a", **SMALL)
+    assert "onnxruntime-cuda is not used: onnxruntime-cuda needs an NVIDIA GPU" in caplog.text
+    with machine() as gpu:
+        with pytest.raises(BackendError, match=r"could not use CUDAExecutionProvider.*onnxruntime-gpu\[cuda,cudnn\]"):
+            Pipeline.load(sd1.bundle, device="cuda")
+        assert not any(gpu.cuda.held.values())
 
 
 def test_a_closed_pipeline_says_so(sd1: Exported) -> None:

@@ -19,10 +19,10 @@ from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.device import DeviceMemory, Stream
 from latentrt.runtime.engine import Bucket
 from latentrt.runtime.engine_files import EngineFiles
+from latentrt.runtime.gpu_loop import GpuDenoiser, _Table
+from latentrt.runtime.lane import Context, Lane, Staging
 from latentrt.runtime.noise import TorchGenerator
 from latentrt.runtime.scheduler import resolve
-from latentrt.runtime.trt_denoiser import TrtDenoiser, _Table
-from latentrt.runtime.trt_lane import Context, Lane, Staging
 from latentrt.runtime.verify import verify_goldens
 
 RTX = "tensorrt_rtx"
@@ -173,7 +173,7 @@ def test_a_thousand_calls_need_several_runs_of_time(pipe: Pipeline, ort: Pipelin
 
     noise = [np.zeros((1, 4, 16, 16), np.float32)] * 4
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrtDenoiser, "_calls", look)
+        patch.setattr(GpuDenoiser, "_calls", look)
         list(
             denoiser.run(
                 [plan] * 4,
@@ -269,7 +269,7 @@ def test_closing_waits_for_nobody(gpu: Machine, engines: Path) -> None:
 def test_sizes_that_were_not_drawn_for_long_are_forgotten(
     gpu: Machine, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latentrt.runtime.trt_lane.CONTEXTS_KEPT", 4)
+    monkeypatch.setattr("latentrt.runtime.lane.CONTEXTS_KEPT", 4)
     sizes = [(h, w) for h in (64, 72, 80) for w in (64, 88)]
     held = []
     for _ in range(2):
@@ -332,20 +332,20 @@ def test_a_wrong_address_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPat
 
 
 def test_memory_given_back_early_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    compute = TrtDenoiser._compute_time_features
+    compute = GpuDenoiser._compute_time_features
 
-    def and_close(self: TrtDenoiser, lane: Lane, table: _Table, timesteps: Any) -> None:
+    def and_close(self: GpuDenoiser, lane: Lane, table: _Table, timesteps: Any) -> None:
         compute(self, lane, table, timesteps)
         lane._blocks.pop("time_features").close()
 
-    monkeypatch.setattr(TrtDenoiser, "_compute_time_features", and_close)
+    monkeypatch.setattr(GpuDenoiser, "_compute_time_features", and_close)
     with pytest.raises(Fault, match="not memory that is there"):
         draw_two(pipe)
 
 
 def test_a_shape_outside_of_the_profile_is_caught(pipe: Pipeline) -> None:
     denoiser = pipe.denoiser(Bucket(1, 2, 16, 16, 77))
-    denoiser._choice.sizes["h"] = 17
+    denoiser._denoise.sizes["h"] = 17
     with pytest.raises(BackendError, match=r"does not take 'state' so: .*is not within"):
         next(
             denoiser.run(
@@ -362,7 +362,7 @@ def test_a_changed_address_behind_a_capture_is_caught(pipe: Pipeline, monkeypatc
     """Scratch memory grows, and the graph is not captured again."""
     pipe(PROMPT, seed=1, **FEW)
     monkeypatch.setattr(Context, "forget_capture", lambda _self: None)
-    lane = pipe._backend._idle[0]
+    lane = pipe._backend.lanes._idle[0]
     lane.scratch(64 << 20)
     with pytest.raises(Fault, match="not memory that is there"):
         pipe(PROMPT, seed=1, **FEW)

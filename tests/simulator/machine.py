@@ -15,6 +15,7 @@ from latentrt.export.profiles import buckets_from_options
 from latentrt.export.trt_build import BuildOptions
 
 from .cuda import Cuda
+from .onnxruntime import simulated_onnxruntime
 from .tensorrt import simulated_tensorrt
 
 VERSIONS = {"tensorrt": "10.16.1.11", "tensorrt_rtx": "1.7.1.116"}
@@ -40,10 +41,17 @@ class Machine:
 
 
 @contextmanager
-def machine(versions: dict[str, str] | None = None, **facts: Any) -> Iterator[Machine]:
-    """A machine with one simulated GPU and both libraries, at other versions where `versions` says so."""
+def machine(
+    versions: dict[str, str] | None = None, *, onnxruntime: dict[str, Any] | None = None, **facts: Any
+) -> Iterator[Machine]:
+    """A machine with one simulated GPU and both libraries, at other versions where `versions` says so.
+
+    `onnxruntime` are facts of `simulated_onnxruntime`; without them onnxruntime is the real one, for the CPU.
+    """
     gpu = Cuda(**facts)
     libraries = {name: simulated_tensorrt(gpu, name, v) for name, v in (VERSIONS | (versions or {})).items()}
+    if onnxruntime is not None:
+        libraries["onnxruntime"] = simulated_onnxruntime(gpu, **onnxruntime)
     with (
         mock.patch.dict(sys.modules, libraries | {"cuda.bindings.runtime": gpu}),
         mock.patch.object(cuda.bindings, "runtime", gpu),

@@ -1,23 +1,22 @@
 """What one running call owns on a GPU: a stream, scratch memory, and for each engine a context with its buffers.
 
 A lane serves one call at a time. All contexts of a lane share its scratch memory, which is safe because a stream does
-one thing after the other; two lanes share nothing but the engines' weights.
+one thing after the other; two lanes share nothing but the engines' weights, and with ONNX Runtime the stream.
 """
 
 import logging
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import TensorSpec
+from .bundle import Graph, TensorSpec
 from .device import Bytes, CapturedGraph, DeviceMemory, PinnedMemory, Stream
 from .engine_choice import Sizes, shape_at
 from .errors import BackendError
-from .trt_loaded import LoadedEngine
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +24,40 @@ CONTEXTS_KEPT = 16  # of the sizes that were drawn last; each holds buffers and 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1}
 
 
-class Lane:
-    """A stream and everything that is used on it."""
+class DeviceEngine(Protocol):
+    """A graph that a library has loaded to a GPU, and that computes on streams and addresses of ours.
 
-    def __init__(self, device_index: int) -> None:
-        self.stream = Stream(device_index)
+    Attributes:
+        scratch_size: bytes of scratch memory that it needs from us.
+        captures_itself: whether the library captures its work as a CUDA graph; else we do.
+    """
+
+    spec: Graph
+    scratch_size: int
+    captures_itself: bool
+
+    def new_context(self) -> Any:
+        """Has TensorRT's `set_input_shape`, `set_tensor_address` and `set_device_memory`."""
+
+    def execute(self, context: Any, stream: int) -> None:
+        """Put the work of a context on a stream; raises `BackendError` with the library's reason."""
+
+    def last_errors(self) -> str:
+        """Why the library has just refused something."""
+
+    def save_cache(self) -> None:
+        """Keep what was compiled."""
+
+
+class Lane:
+    """A stream and everything that is used on it. `stream` is one that others use, too; else the lane has its own."""
+
+    def __init__(self, device_index: int, stream: Stream | None = None) -> None:
+        self.stream = stream or Stream(device_index)
+        self._owns_stream = stream is None
         self.staging = Staging()
         self._blocks: dict[str, DeviceMemory] = {}
-        self._contexts: OrderedDict[tuple[LoadedEngine, object], Context] = OrderedDict()
+        self._contexts: OrderedDict[tuple[DeviceEngine, object], Context] = OrderedDict()
 
     def begin(self) -> None:
         """Make ready for the next call: nothing of the last one is under way any more."""
@@ -59,7 +84,7 @@ class Lane:
                 context.forget_capture()
         return block
 
-    def context(self, engine: LoadedEngine, sizes: Sizes, *, kept: bool) -> "Context":
+    def context(self, engine: DeviceEngine, sizes: Sizes, *, kept: bool) -> "Context":
         """A context of an engine at these sizes; `kept` keeps one for each size, and not one for all."""
         key = (engine, tuple(sorted(sizes.items())) if kept else None)
         if key not in self._contexts:
@@ -70,7 +95,7 @@ class Lane:
         self._contexts.move_to_end(key)
         return self._contexts[key]
 
-    def forget(self, engine: LoadedEngine) -> None:
+    def forget(self, engine: DeviceEngine) -> None:
         """Give back what belongs to an engine that will not be used any more."""
         self.stream.make_current()
         self.stream.synchronize()
@@ -101,7 +126,8 @@ class Lane:
         self._contexts.clear()
         self._blocks.clear()
         self.staging.close()
-        self.stream.close()
+        if self._owns_stream:
+            self.stream.close()
 
 
 class Staging:
@@ -143,7 +169,7 @@ class Staging:
 class Context:
     """An engine's execution context on a lane: its shapes, its buffers, and its work as a captured graph."""
 
-    def __init__(self, engine: LoadedEngine, lane: Lane) -> None:
+    def __init__(self, engine: DeviceEngine, lane: Lane) -> None:
         self.engine, self._lane = engine, lane
         self._context = engine.new_context()
         self._owned: dict[str, DeviceMemory] = {}
@@ -188,20 +214,20 @@ class Context:
         if scratch.address != self._scratch:
             self._context.set_device_memory(scratch.address, scratch.size)
             self._scratch = scratch.address
-        library = self.engine.library
-        library.forget_errors()
-        if not self._context.execute_async_v3(self._lane.stream.handle):
-            raise BackendError(f"{self.engine} failed: {library.last_errors()}")
+        self.engine.execute(self._context, self._lane.stream.handle)
 
     def enqueue_and_copy(self, source: str, target: str) -> None:
-        """The engine's work, and then a copy of an output to an input: as one captured graph where that is possible."""
+        """The engine's work, and then a copy of an output to an input: as one captured graph where that is possible.
+
+        A library that captures by itself leaves the copy outside: two launches.
+        """
         size = self.size_of(next(t for t in self.engine.spec.outputs if t.name == source))
 
         def work() -> None:
             self.enqueue()
             self._lane.stream.copy(self.addresses[target], self.addresses[source], size)
 
-        if self._captured is None and self._capturable is not False:
+        if self._captured is None and self._capturable is not False and not self.engine.captures_itself:
             self._capture(work)
         if self._captured is None:
             work()
@@ -239,7 +265,7 @@ class Context:
 
     def _require(self, accepted: bool, tensor: str) -> None:
         if not accepted:
-            raise BackendError(f"{self.engine} does not take {tensor!r} so: {self.engine.library.last_errors()}")
+            raise BackendError(f"{self.engine} does not take {tensor!r} so: {self.engine.last_errors()}")
 
     def close(self) -> None:
         """Give the memory back; the stream must be at rest."""

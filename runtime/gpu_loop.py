@@ -1,29 +1,55 @@
-"""The denoising loop on a GPU: everything is uploaded before the first call, and nothing waits until a step is read."""
+"""The denoising loop on a GPU: everything is uploaded before the first call, and nothing waits until a step is read.
 
-from collections.abc import Iterator, Sequence
+Knows lanes and addresses; knows nothing of the library that computes, which is behind `GpuBackend`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from .bundle import Graph
 from .engine import Bucket, DenoiseStep, Float32, LoopTables
-from .engine_choice import Choice
+from .engine_choice import Sizes, sizes_of_inputs
 from .errors import InputError
+from .lane import Context, DeviceEngine, Lane
+from .lane_pool import LanePool
 from .scheduler import Plan
-from .trt_lane import Context, Lane
-
-if TYPE_CHECKING:
-    from .trt_engine import TrtBackend
 
 ALIGNED_ROWS = 256  # rows of any size end at a multiple of 256 bytes, where TensorRT can begin to write
 
 
-class TrtDenoiser:
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """A loaded engine, and the sizes to run it at: those that were asked for, or a few rows more or less."""
+
+    engine: DeviceEngine
+    sizes: Sizes
+
+
+class GpuBackend(Protocol):
+    """What the loop needs of a backend."""
+
+    lanes: LanePool
+
+    def fitted(self, graph: str, sizes: Sizes, *, split: bool = False) -> Fitted:
+        """The best engine for these sizes; with `split`, rows may be spread over several runs.
+
+        Raises `BackendError` with what to do where none fits.
+        """
+
+
+class GpuDenoiser:
     """The loop for one bucket of sizes, on an engine that fits it and may compute a few images more."""
 
-    def __init__(self, backend: "TrtBackend", choice: Choice, bucket: Bucket) -> None:
-        self._backend, self._choice, self._bucket = backend, choice, bucket
-        backend.load(choice.record)  # now, so that a damaged file is reported where the call stands
+    def __init__(self, backend: GpuBackend, bucket: Bucket) -> None:
+        self._backend, self._bucket = backend, bucket
+        sizes = {"B": bucket.batch, "G": bucket.groups, "h": bucket.height, "w": bucket.width, "S": bucket.tokens}
+        # Now, so that what is missing or damaged is reported where the call stands.
+        self._denoise = backend.fitted("denoise", sizes)
 
     def run(
         self,
@@ -36,12 +62,13 @@ class TrtDenoiser:
         clean: Float32 | None = None,
     ) -> Iterator[DenoiseStep]:
         """See `Denoiser.run`."""
-        tables = LoopTables.from_plans(plans, noise, clean).padded(self._choice.sizes["B"])
-        with self._backend.lane() as lane:
-            denoise = lane.context(self._backend.load(self._choice.record), self._choice.sizes, kept=True)
-            denoise.resize(self._choice.sizes)
+        engine, sizes = self._denoise.engine, self._denoise.sizes
+        tables = LoopTables.from_plans(plans, noise, clean).padded(sizes["B"])
+        with self._backend.lanes.lane() as lane:
+            denoise = lane.context(engine, sizes, kept=True)
+            denoise.resize(sizes)
             for name, array in (("guidance", guidance), ("guidance_rescale", guidance_rescale)):
-                denoise.write(name, _with_rows(array, self._choice.sizes["B"]))
+                denoise.write(name, _with_rows(array, sizes["B"]))
             denoise.write("state", tables.state)
             self._write_keys_and_values(lane, denoise, context)
             yield from self._calls(lane, denoise, tables)
@@ -82,9 +109,9 @@ class TrtDenoiser:
 
     def _write_keys_and_values(self, lane: Lane, denoise: Context, context: Float32) -> None:
         """The engine `context` writes straight into the inputs of `denoise`."""
-        hidden_states = _with_rows(context, self._choice.sizes["B"]).reshape(-1, *context.shape[2:])
+        hidden_states = _with_rows(context, self._denoise.sizes["B"]).reshape(-1, *context.shape[2:])
         sizes = {"n": len(hidden_states), "S": hidden_states.shape[1]}
-        engine = self._backend.load(self._backend.choose("context", sizes).record)
+        engine = self._backend.fitted("context", sizes).engine
         once = lane.context(engine, sizes, kept=False)
         once.resize(sizes, {tensor.name: denoise.addresses[tensor.name] for tensor in engine.spec.outputs})
         once.write("hidden_states", hidden_states)
@@ -92,13 +119,12 @@ class TrtDenoiser:
 
     def _compute_time_features(self, lane: Lane, table: "_Table", timesteps: Float32) -> None:
         """The engine `time` writes straight into the table: a row for each call, image and group."""
-        rows = np.repeat(timesteps, self._choice.sizes["G"], axis=1).ravel()
-        choice = self._backend.choose("time", {"n": len(rows)}, split=True)
-        engine = self._backend.load(choice.record)
-        once = lane.context(engine, choice.sizes, kept=False)
+        rows = np.repeat(timesteps, self._denoise.sizes["G"], axis=1).ravel()
+        time = self._backend.fitted("time", {"n": len(rows)}, split=True)
+        once = lane.context(time.engine, time.sizes, kept=False)
         row_size = table.size // len(rows)
         # Each run begins at an aligned address, whatever the size of a row.
-        step = choice.sizes["n"] // ALIGNED_ROWS * ALIGNED_ROWS or choice.sizes["n"]
+        step = time.sizes["n"] // ALIGNED_ROWS * ALIGNED_ROWS or time.sizes["n"]
         for at in range(0, len(rows), step):
             piece = rows[at : at + step]
             once.resize({"n": len(piece)}, {"time_features": table.address + at * row_size})
@@ -123,3 +149,32 @@ class _Table:
 def _with_rows(array: Float32, rows: int) -> Float32:
     """The array with rows of zeros behind it."""
     return np.pad(array, [(0, rows - len(array)), *[(0, 0)] * (array.ndim - 1)])
+
+
+class GpuEngine:
+    """A graph on host arrays: spread over as many runs of the best engine as its rows need."""
+
+    def __init__(self, backend: GpuBackend, spec: Graph, graph: str) -> None:
+        self.spec = spec
+        self._backend, self._graph = backend, graph
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """All outputs by name."""
+        sizes = sizes_of_inputs(self.spec, {name: array.shape for name, array in inputs.items()})
+        fitted = self._backend.fitted(self._graph, sizes, split=True)
+        rows = next(iter(inputs.values())).shape[0]
+        step = fitted.sizes[str(self.spec.inputs[0].shape[0])]
+        pieces: dict[str, list[NDArray[Any]]] = {spec.name: [] for spec in self.spec.outputs}
+        with self._backend.lanes.one_shot_lane() as lane:
+            context = lane.context(fitted.engine, fitted.sizes, kept=False)
+            context.resize(fitted.sizes)
+            for at in range(0, rows, step):
+                for spec in self.spec.inputs:
+                    context.write(spec.name, inputs[spec.name][at : at + step].astype(spec.dtype, copy=False))
+                context.enqueue()
+                for spec in self.spec.outputs:
+                    pieces[spec.name].append(context.read(spec)[: rows - at])
+        return {name: np.concatenate(parts) for name, parts in pieces.items()}
+
+    def close(self) -> None:
+        """Nothing to give back: the backend keeps the engines."""

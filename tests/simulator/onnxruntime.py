@@ -1,0 +1,87 @@
+"""The part of `onnxruntime` that latentrt calls for CUDA, on the simulated GPU; sessions for the CPU are real ones.
+
+As on a real GPU, work is put on the stream that the session was given, tensors lie at addresses, and a session that
+captures CUDA graphs replays the addresses that it saw first under a graph's number.
+"""
+
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+import onnxruntime as real
+
+from .cuda import Cuda, Fault, Work
+
+PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def simulated_onnxruntime(cuda: Cuda, *, captures: bool = True) -> ModuleType:
+    """A module like `onnxruntime-gpu`; without `captures` it refuses to capture CUDA graphs."""
+    module: Any = ModuleType("onnxruntime")
+    module.__dict__.update({k: v for k, v in vars(real).items() if not k.startswith("__")})
+    module.get_available_providers = lambda: PROVIDERS
+
+    def session(path: Path, options: Any, providers: list[Any]) -> Any:
+        if providers[0][0] != PROVIDERS[0]:
+            return real.InferenceSession(path, options, providers=providers)
+        facts = providers[0][1]
+        if facts["enable_cuda_graph"] == "1" and not captures:
+            raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
+        return InferenceSession(cuda, real.InferenceSession(path, options, providers=[PROVIDERS[1]]), facts)
+
+    module.InferenceSession = session
+    return module
+
+
+class InferenceSession:
+    def __init__(self, cuda: Cuda, session: real.InferenceSession, facts: dict[str, str]) -> None:
+        self._cuda, self._session = cuda, session
+        self._stream, self._captures = int(facts["user_compute_stream"]), facts["enable_cuda_graph"] == "1"
+        self._graphs: dict[str, dict[str, Any]] = {}
+
+    def get_providers(self) -> list[str]:
+        return PROVIDERS
+
+    def io_binding(self) -> "IOBinding":
+        return IOBinding()
+
+    def run_with_iobinding(self, iobinding: "IOBinding", run_options: real.RunOptions) -> None:
+        graph = run_options.get_run_config_entry("gpu_graph_id")
+        if self._captures and graph != "-1" and self._graphs.setdefault(graph, iobinding.tensors) != iobinding.tensors:
+            raise Fault("a captured graph is run with other addresses than those it was captured with")
+        if run_options.get_run_config_entry("disable_synchronize_execution_providers") != "1":
+            self._cuda.cudaStreamSynchronize(self._stream)
+        ranges = {name: (t.address, t.size) for name, t in iobinding.tensors.items()}
+        names = [o.name for o in self._session.get_outputs()]
+
+        def compute() -> None:
+            inputs = {
+                name: self._cuda.view(ranges[name]).view(t.dtype).reshape(t.shape).copy()
+                for name, t in iobinding.tensors.items()
+                if name not in names
+            }
+            for name, array in zip(names, self._session.run(names, inputs), strict=True):
+                if array.shape != iobinding.tensors[name].shape:
+                    raise Fault(f"{name} has the shape {array.shape}, not {iobinding.tensors[name].shape}")
+                self._cuda.view(ranges[name])[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+        reads, writes = ([at for name, at in ranges.items() if (name in names) == side] for side in (False, True))
+        self._cuda.enqueue(self._stream, Work(f"a session of {names[0]}", reads, writes, compute, owner=self))
+
+
+class IOBinding:
+    def __init__(self) -> None:
+        self.tensors: dict[str, SimpleNamespace] = {}
+
+    def bind_input(
+        self, name: str, device_type: str, device_id: int, element_type: Any, shape: Any, buffer_ptr: int
+    ) -> None:
+        if device_type != "cuda":
+            raise Fault(f"{name} is bound on {device_type!r}, and would be copied at each run")
+        dtype = np.dtype(element_type)
+        size = int(np.prod(shape, dtype=int)) * dtype.itemsize
+        self.tensors[name] = SimpleNamespace(address=buffer_ptr, shape=tuple(shape), dtype=dtype, size=size)
+
+    bind_output = bind_input
