@@ -1,5 +1,5 @@
-"""Fixtures that tests share. Exports run in child processes, and are kept in pytest's cache while the exporter's sources
-stay the same; several workers of pytest-xdist share them."""
+"""Fixtures that tests share. Exports run in child processes, and are kept in pytest's cache while the exporter's
+sources stay the same; several workers of pytest-xdist share them."""
 
 import hashlib
 import os
