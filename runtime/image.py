@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What one picture was made from."""
+    """What one picture was made from; the second texts are None where they are the first."""
 
     prompt: str
-    negative_prompt: str
+    negative_prompt: str | None
+    prompt_2: str | None
+    negative_prompt_2: str | None
+    prompt_syntax: str
+    long_prompt: str
     seed: int
     rng: str
     width: int
@@ -47,6 +51,8 @@ class Parameters:
             "Size": f"{self.width}x{self.height}",
             "Model hash": self.model_sha256[:10],
             "Model": self.model,
+            # How web UIs name it: brackets in the prompt are weights, or they are text.
+            "Emphasis": {"web-ui": "Original", "plain": "None"}[self.prompt_syntax],
             "Version": f"latentrt {self.version}",
         }
         lines.append(", ".join(f"{key}: {value}" for key, value in settings.items()))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .backends import load_backend
 from .bundle import Bundle
+from .conditioning import conditioning_from_request
 from .engine import Backend, Bucket, Denoiser, DenoiseStep, Float32
 from .errors import BundleError, NonFiniteError
 from .image import Parameters, pil_from_arrays
@@ -173,7 +174,9 @@ class Pipeline:
 
     def _steps_at_fixed_weights(self, request: Request) -> Iterator[Step]:
         clock = _Clock()
-        context = self._context(request, clock)
+        encoders = self.bundle.manifest.model.text_encoders
+        conditioning = conditioning_from_request(request, encoders, self.tokenizers, run=self.run, lap=clock.lap)
+        context = conditioning.context
         batch, groups, tokens, _ = context.shape
         factor = self.bundle.manifest.model.vae_scale_factor
         bucket = Bucket(batch, groups, request.height // factor, request.width // factor, tokens)
@@ -193,26 +196,6 @@ class Pipeline:
                 clock.lap("denoise")
                 result = self._result(request, latents, clock)
             yield Step(step.index, step.total, result, self, step)
-
-    def _context(self, request: Request, clock: "_Clock") -> Float32:
-        """(images, groups, S, D): hidden states of [negative, positive]; each different text is encoded once."""
-        positive, negative = request.prompt_embeds, request.negative_prompt_embeds
-        wanted = [] if positive is not None else list(request.prompts)
-        if request.guided and negative is None:
-            wanted += request.negatives
-        if wanted:
-            texts = list(dict.fromkeys(wanted))
-            ids = self.tokenizer.encode(texts).ids
-            clock.lap("tokenize")
-            hidden_states = self.run("text_encoder", {"input_ids": ids})["hidden_states"]
-            row = {text: i for i, text in enumerate(texts)}
-            if positive is None:
-                positive = hidden_states[[row[p] for p in request.prompts], request.clip_skip]
-            if request.guided and negative is None:
-                negative = hidden_states[[row[n] for n in request.negatives], 0]
-            clock.lap("text_encoder")
-        groups = [negative, positive] if request.guided else [positive]
-        return np.stack(groups, axis=1).astype(np.float32, copy=False)  # type: ignore[arg-type]
 
     def _noise(self, request: Request, bucket: Bucket) -> list[Float32]:
         """For each image (1 + draws, C, h, w) from its own generator, so that it does not depend on its batch."""
@@ -260,10 +243,15 @@ class Pipeline:
         from importlib.metadata import version  # here, because it is slow to import
 
         checkpoint = self.bundle.manifest.checkpoint
-        for prompt, negative, seed in zip(request.prompts, request.negatives, request.seeds, strict=True):
+        positive, negative = request.positive.texts, request.negative.texts
+        for i, seed in enumerate(request.seeds):
             yield Parameters(
-                prompt=prompt,
-                negative_prompt=negative,
+                prompt=positive[0][i],
+                negative_prompt=None if request.negative.zeros else negative[0][i],
+                prompt_2=positive[-1][i] if positive[-1] != positive[0] else None,
+                negative_prompt_2=negative[-1][i] if negative[-1] != negative[0] else None,
+                prompt_syntax=request.prompt_syntax,
+                long_prompt=request.long_prompt,
                 seed=seed,
                 rng=request.rng,
                 width=request.width,
@@ -277,11 +265,16 @@ class Pipeline:
                 loras={path.stem: weight for path, weight in self._loras.items()},
             )
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
-        """The bundle's tokenizer."""
-        facts = self.bundle.manifest.model.text_encoders[0]
-        return Tokenizer.from_bundle_files(self.bundle.path, facts)
+        """The tokenizer of the first text encoder."""
+        return self.tokenizers[0]
+
+    @cached_property
+    def tokenizers(self) -> tuple[Tokenizer, ...]:
+        """The bundle's tokenizers, one for each text encoder."""
+        encoders = self.bundle.manifest.model.text_encoders
+        return tuple(Tokenizer.from_bundle_files(self.bundle.path, facts) for facts in encoders)
 
     def warm_up(self, **options: Unpack[CallOptions]) -> None:
         """Load everything and draw one step at the given sizes, so that the first real call is as fast as the next."""

@@ -14,16 +14,25 @@ from .bundle import Manifest
 from .engine import Float32
 from .errors import InputError, nearest_names
 from .noise import TorchGenerator
+from .prompt import SYNTAXES
 from .scheduler import Plan, resolve
+from .text_input import TextInput, text_inputs_from_call
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 RNGS = ("cpu", "cuda")
+LONG_PROMPTS = ("truncate", "chunk")
 
 
 class CallOptions(TypedDict, total=False):
     """Keyword arguments of `Pipeline.__call__` and `Pipeline.stream`, named as in diffusers. None is the default.
 
-    negative_prompt: what to move away from; one for all prompts or one for each. Used with guidance only.
+    negative_prompt: what to move away from; one for all prompts or one for each. Used with guidance only. Not given,
+        it is "", or zeros for models with `force_zeros_for_empty_prompt`.
+    prompt_2, negative_prompt_2: texts for the second text encoder, where there are two (SDXL); default: the same.
+    prompt_syntax: "plain" (default) takes prompts literally; "web-ui" reads `(word:1.2)`, `[word]` and `BREAK`, see
+        `latentrt.runtime.prompt.parse`.
+    long_prompt: "truncate" (default) cuts what the text encoder has no room for, with a warning; "chunk" encodes it
+        in several chunks of 77 tokens. Shorter prompts of the call are then padded with empty chunks.
     height, width: of the picture in pixels, multiples of the VAE's factor 8.
     num_inference_steps: steps of the scheduler.
     guidance_scale: strength of the prompt; at 1 and below the negative prompt is not computed.
@@ -36,11 +45,16 @@ class CallOptions(TypedDict, total=False):
     clip_skip: layers of the text encoder to skip from its end, for the prompt but not for the negative prompt.
     guidance_rescale: 0 to 1, pulls the guided prediction back to the contrast of the unguided (arXiv 2305.08891).
     prompt_embeds, negative_prompt_embeds: (prompts, S, D) float32 hidden states instead of text.
+    pooled_prompt_embeds, negative_pooled_prompt_embeds: (prompts, P) float32, beside them for SDXL.
     latents: (images, C, h, w) float32, unit normal noise to start from, instead of what the seeds give.
     output_type: "pil" (default); "np", (images, H, W, 3) uint8; "latent", pictures are not decoded.
     """
 
     negative_prompt: str | Sequence[str] | None
+    prompt_2: str | Sequence[str] | None
+    negative_prompt_2: str | Sequence[str] | None
+    prompt_syntax: str | None
+    long_prompt: str | None
     height: int | None
     width: int | None
     num_inference_steps: int | None
@@ -56,16 +70,20 @@ class CallOptions(TypedDict, total=False):
     guidance_rescale: float | None
     prompt_embeds: Float32 | None
     negative_prompt_embeds: Float32 | None
+    pooled_prompt_embeds: Float32 | None
+    negative_pooled_prompt_embeds: Float32 | None
     latents: Float32 | None
     output_type: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """A checked call. `prompts`, `negatives` and `seeds` have one entry for each image."""
+    """A checked call. `positive`, `negative` and `seeds` have one entry for each image."""
 
-    prompts: tuple[str, ...]
-    negatives: tuple[str, ...]
+    positive: TextInput
+    negative: TextInput
+    prompt_syntax: str
+    long_prompt: str
     seeds: tuple[int, ...]
     rng: str
     height: int
@@ -76,15 +94,13 @@ class Request:
     guidance_scale: float
     guidance_rescale: float
     clip_skip: int
-    prompt_embeds: Float32 | None
-    negative_prompt_embeds: Float32 | None
     latents: Float32 | None
     output_type: str
 
     @property
     def guided(self) -> bool:
         """Whether the negative prompt is computed, too: diffusers' rule."""
-        return self.guidance_scale > 1
+        return _is_guided(self.guidance_scale)
 
     @classmethod
     def from_call(
@@ -97,22 +113,21 @@ class Request:
         """Check a call against a bundle; raises `InputError` or `SchedulerError` with what is allowed."""
         _refuse_unknown(options)
         model, defaults = manifest.model, manifest.defaults
-        prompt_embeds = _embeds("prompt_embeds", options.get("prompt_embeds"), manifest)
-        prompts = _prompts(prompt, prompt_embeds)
-        negatives = _negatives(options.get("negative_prompt"), len(prompts))
+        scale = _number("guidance_scale", options.get("guidance_scale"), defaults.guidance_scale, 0, 1000)
+        syntax = _choice("prompt_syntax", options.get("prompt_syntax") or SYNTAXES[0], SYNTAXES)
+        sides = text_inputs_from_call(manifest, prompt, options, syntax=syntax, guided=_is_guided(scale))
         per_prompt = _whole("num_images_per_prompt", options.get("num_images_per_prompt", 1), 1)
-        count = len(prompts) * per_prompt
+        positive, negative = (side.repeated(per_prompt) for side in sides)
+        count = len(positive)
         height = _size("height", options.get("height"), defaults.height, model.vae_scale_factor)
         width = _size("width", options.get("width"), defaults.width, model.vae_scale_factor)
         plan, steps, scheduler = _plan(scheduler_config, defaults.num_inference_steps, options)
-        guidance_scale = options.get("guidance_scale")
         latent_shape = (model.latent_channels, height // model.vae_scale_factor, width // model.vae_scale_factor)
-        negative_embeds = _embeds("negative_prompt_embeds", options.get("negative_prompt_embeds"), manifest)
-        if negative_embeds is not None and (prompt_embeds is None or prompt_embeds.shape != negative_embeds.shape):
-            raise InputError("negative_prompt_embeds must come with prompt_embeds of the same shape")
         return cls(
-            prompts=tuple(p for p in prompts for _ in range(per_prompt)),
-            negatives=tuple(n for n in negatives for _ in range(per_prompt)),
+            positive=positive,
+            negative=negative,
+            prompt_syntax=syntax,
+            long_prompt=_choice("long_prompt", options.get("long_prompt") or LONG_PROMPTS[0], LONG_PROMPTS),
             seeds=_seeds(options.get("seed"), count),
             rng=_choice("rng", options.get("rng") or RNGS[0], RNGS),
             height=height,
@@ -120,11 +135,9 @@ class Request:
             plan=plan,
             num_inference_steps=steps,
             scheduler=scheduler,
-            guidance_scale=_number("guidance_scale", guidance_scale, defaults.guidance_scale, 0, 1000),
+            guidance_scale=scale,
             guidance_rescale=_number("guidance_rescale", options.get("guidance_rescale"), 0.0, 0, 1),
-            clip_skip=_clip_skip(options.get("clip_skip"), model.text_encoders[0].hidden_states),
-            prompt_embeds=None if prompt_embeds is None else np.repeat(prompt_embeds, per_prompt, 0),
-            negative_prompt_embeds=None if negative_embeds is None else np.repeat(negative_embeds, per_prompt, 0),
+            clip_skip=_clip_skip(options.get("clip_skip"), min(e.hidden_states for e in model.text_encoders)),
             latents=_latents(options.get("latents"), (count, *latent_shape)),
             output_type=_choice("output_type", options.get("output_type", "pil"), OUTPUT_TYPES),
         )
@@ -139,23 +152,8 @@ def _refuse_unknown(options: CallOptions) -> None:
             raise InputError(f"unknown argument {name!r}; {hint}")
 
 
-def _prompts(prompt: str | Sequence[str] | None, embeds: Float32 | None) -> list[str]:
-    if (prompt is None) == (embeds is None):
-        raise InputError("pass either a prompt or prompt_embeds (an empty prompt, '', is allowed)")
-    if embeds is not None:
-        return [""] * len(embeds)
-    single = isinstance(prompt, str) or not isinstance(prompt, Sequence)
-    prompts: list[Any] = [prompt] if single else list(prompt or ())
-    if not prompts or not all(isinstance(p, str) for p in prompts):
-        raise InputError(f"prompt={prompt!r}: it is a text, or a list of at least one")
-    return prompts
-
-
-def _negatives(negative: str | Sequence[str] | None, count: int) -> list[str]:
-    negatives = [negative or ""] * count if negative is None or isinstance(negative, str) else list(negative)
-    if len(negatives) != count:
-        raise InputError(f"{len(negatives)} negative prompts for {count} prompts: pass one, or one for each")
-    return negatives
+def _is_guided(guidance_scale: float) -> bool:
+    return guidance_scale > 1
 
 
 def _plan(config: Mapping[str, Any], default_steps: int, options: CallOptions) -> tuple[Plan, int, str]:
@@ -222,16 +220,6 @@ def _choice(name: str, given: str, choices: Sequence[str]) -> str:
     if given not in choices:
         raise InputError(f"{name}={given!r}: it is one of {', '.join(map(repr, choices))}")
     return given
-
-
-def _embeds(name: str, given: Float32 | None, manifest: Manifest) -> Float32 | None:
-    if given is None:
-        return None
-    array = np.asarray(given, np.float32)
-    width = manifest.model.text_encoders[0].hidden_size
-    if array.ndim != 3 or array.shape[2] != width or not array.size:
-        raise InputError(f"{name} has the shape {array.shape}; it should be (prompts, tokens, {width})")
-    return array
 
 
 def _latents(given: Float32 | None, shape: tuple[int, ...]) -> Float32 | None:

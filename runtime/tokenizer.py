@@ -1,6 +1,5 @@
-"""Prompts to ids, with Hugging Face `tokenizers`. Knows nothing of weights in prompts or of embeddings."""
+"""Pieces of a prompt to chunks of ids, with Hugging Face `tokenizers`. Knows nothing of brackets or of embeddings."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,30 @@ from numpy.typing import NDArray
 
 from .bundle import TextEncoder
 from .errors import BundleError
+from .prompt import Section, parse
 
 if TYPE_CHECKING:
     import tokenizers
 
-logger = logging.getLogger(__name__)
+# A chunk that is full ends after a comma among its last tokens, if there is one: as in the web UI.
+_COMMA_WITHIN = 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunks:
+    """A prompt as the text encoder takes it, one chunk after the other.
+
+    Attributes:
+        ids: (chunks, max_length) int64: [bos, up to max_length - 2 ids, eos, pad, …].
+        weights: (chunks, max_length) float32; those of bos, eos and pad are 1.
+        tokens: how many ids the whole prompt has, without bos and eos.
+        dropped: the text that did not fit, "" where all of it did.
+    """
+
+    ids: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    tokens: int
+    dropped: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +49,7 @@ class Tokenizer:
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer", facts: TextEncoder) -> None:
         self._tokenizer, self._facts = tokenizer, facts
+        self._comma = self._tokenizer.encode(",", add_special_tokens=False).ids[-1]
 
     @classmethod
     def from_bundle_files(cls, folder: Path, facts: TextEncoder) -> "Tokenizer":
@@ -46,27 +65,71 @@ class Tokenizer:
         tokenizer.no_padding()
         return cls(tokenizer, facts)
 
+    @property
+    def room(self) -> int:
+        """Ids of a prompt that a chunk holds, besides bos and eos."""
+        return self._facts.max_length - 2
+
     def encode(self, prompts: Sequence[str]) -> Encoded:
-        """Ids of prompts; a prompt that is too long is cut, with a warning that says what was dropped."""
+        """Ids of plain prompts, one chunk for each; what does not fit is cut."""
+        chunks = [self.chunks(parse(prompt), split=False) for prompt in prompts]
+        rows = [np.empty((0, self._facts.max_length), np.int64), *(c.ids for c in chunks)]
+        return Encoded(np.concatenate(rows), tuple(c.dropped for c in chunks))
+
+    def chunks(self, sections: Sequence[Section], *, split: bool) -> Chunks:
+        """Chunks of a prompt; each section begins a new one.
+
+        Args:
+            split: spread sections that are too long over several chunks, or else cut them. A chunk that is full ends
+                after the last comma among its last 20 ids, so that a phrase stays in one piece.
+
+        Every piece is tokenized by itself, so a word ends where its weight does.
+        """
+        rows: list[tuple[list[int], list[float]]] = []
+        tokens, dropped = 0, []
+        for section in sections:
+            ids, weights = self._section(section)
+            tokens += len(ids)
+            spans = _spans(ids, self.room, self._comma)
+            if len(ids) > self.room and not split:
+                spans = [(0, self.room)]
+                dropped.append(self._rest(section))
+            rows += [(ids[start:end], weights[start:end]) for start, end in spans]
         facts = self._facts
-        room = facts.max_length - 2
-        ids = np.full((len(prompts), facts.max_length), facts.pad, np.int64)
-        dropped = []
-        for row, prompt in zip(ids, prompts, strict=True):
-            encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
-            kept = encoding.ids[:room]
-            row[: len(kept) + 2] = [facts.bos, *kept, facts.eos]
-            rest = prompt[encoding.offsets[room][0] :] if len(encoding.ids) > room else ""
-            dropped.append(rest)
-            if rest:
-                logger.warning(
-                    "the prompt has %d tokens and only the first %d are used; dropped: %s",
-                    len(encoding.ids),
-                    room,
-                    _shortened(rest),
-                )
-        return Encoded(ids, tuple(dropped))
+        all_ids = np.full((len(rows), facts.max_length), facts.pad, np.int64)
+        all_weights = np.ones((len(rows), facts.max_length), np.float32)
+        for i, (ids, weights) in enumerate(rows):
+            all_ids[i, : len(ids) + 2] = [facts.bos, *ids, facts.eos]
+            all_weights[i, 1 : len(ids) + 1] = weights
+        return Chunks(all_ids, all_weights, tokens, " … ".join(dropped))
+
+    def _section(self, section: Section) -> tuple[list[int], list[float]]:
+        ids: list[int] = []
+        weights: list[float] = []
+        for piece in section:
+            new = self._tokenizer.encode(piece.text, add_special_tokens=False).ids
+            ids += new
+            weights += [piece.weight] * len(new)
+        return ids, weights
+
+    def _rest(self, section: Section) -> str:
+        """The text from the first id on that has no room."""
+        room, rest = self.room, ""
+        for text in (piece.text for piece in section):
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            if room < len(encoding.ids):
+                rest += text[encoding.offsets[max(room, 0)][0] :]
+            room -= len(encoding.ids)
+        return rest
 
 
-def _shortened(text: str, length: int = 200) -> str:
-    return repr(text) if len(text) <= length else f"{text[:length]!r}… ({len(text):,} characters)"
+def _spans(ids: Sequence[int], room: int, comma: int) -> list[tuple[int, int]]:
+    """Where chunks begin and end; at least one, and only that may be empty."""
+    spans, start = [], 0
+    while (end := start + room) < len(ids):
+        if ids[end] != comma:
+            near = [i for i in range(max(start, end - _COMMA_WITHIN), end) if ids[i] == comma]
+            end = near[-1] + 1 if near else end
+        spans.append((start, end))
+        start = end
+    return [*spans, (start, len(ids))]
