@@ -94,7 +94,7 @@ def _job(line: bytes) -> dict[str, Any]:
     try:
         job = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_without_duplicates)
     except ValueError as error:
-        raise InputError(f"this is not JSON: {error}") from error
+        raise InputError(f"this cannot be read as JSON: {error}") from error
     if not isinstance(job, dict):
         raise InputError(f'a job is an object such as {{"prompt": "a cat"}}, not {type(job).__name__}')
     for key in job:
@@ -110,5 +110,5 @@ def _job(line: bytes) -> dict[str, Any]:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        raise InputError(f"a key is given twice among {', '.join(key for key, _ in pairs)}")
+        raise ValueError(f"a key is given twice among {', '.join(key for key, _ in pairs)}")
     return result

@@ -115,12 +115,12 @@ class Tokenizer:
     def _rest(self, section: Section) -> str:
         """The text from the first id on that has no room."""
         room, rest = self.room, ""
-        for text in (piece.text for piece in section):
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        for piece in section:
+            encoding = self._tokenizer.encode(piece.text, add_special_tokens=False)
             if room < len(encoding.ids):
-                rest += text[encoding.offsets[max(room, 0)][0] :]
+                rest += piece.text[encoding.offsets[room][0] :] if room > 0 else piece.text
             room -= len(encoding.ids)
-        return rest
+        return rest.strip()
 
 
 def _spans(ids: Sequence[int], room: int, comma: int) -> list[tuple[int, int]]:
