@@ -29,6 +29,8 @@ def test_commands_run(sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyP
     bundle = Path(shutil.copytree(sd1.bundle, tmp_path / "engines" / "sd15"))
     for seed, name in enumerate(("ink", "castle")):
         kohya_file(tmp_path / f"{name}.safetensors", bundle, seed=10 * seed)
+    (jobs,) = blocks("jsonl")
+    (tmp_path / "jobs.jsonl").write_text(jobs)
     commands = [line[2:].split("  #")[0] for block in blocks("console") for line in block.splitlines()]
     ran = []
     with machine():
@@ -37,8 +39,9 @@ def test_commands_run(sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyP
             if words[0] == "latentrt" and words[1] != "export":
                 assert main(words[1:]) == 0, command
                 ran.append(words[1])
-    assert ran == ["verify", "info", "generate", *["build", "generate"] * 2, *["schedule"] * 3]
+    assert ran == ["verify", "info", *["generate"] * 3, *["build", "generate"] * 2, *["schedule"] * 3]
     assert Image.open(tmp_path / "astronaut.png").size == (64, 64)
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["fox-0002-0.png", "fox-0002-1.png"]
     assert Image.open(tmp_path / "out" / "sigmas.png").width > 500
     export = shlex.split(next(c for c in commands if c.startswith("latentrt export")))
     help_text = subprocess.run(
