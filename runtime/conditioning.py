@@ -59,7 +59,7 @@ def conditioning_from_request(
     lengths = [side.embeds.shape[1] for side, _ in groups if side.embeds is not None]
     encoded: list[_EncodedTexts] = []
     if any(side.is_text for side, _ in groups):
-        chunks = [_tokenized(request, groups, *each) for each in enumerate(tokenizers)]
+        chunks = [_tokenized(request, groups, column, tokenizer) for column, tokenizer in enumerate(tokenizers)]
         _warn_of_cuts(chunks, tokenizers[0].room)
         lengths += [c.ids.size for by_text in chunks for c in by_text.values()]
         if len(set(lengths)) > 1:

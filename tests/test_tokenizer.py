@@ -104,6 +104,13 @@ def test_chunks_end_after_commas(pipe: Pipeline, commas: float) -> None:
         assert got.ids.tolist() == [row + [49407] * (77 - len(row)) for row in expected]
 
 
+@pytest.mark.parametrize(("before", "first"), [(54, 75), (55, 56), (73, 74), (74, 75), (75, 75)])
+def test_a_comma_is_near_within_twenty_ids(pipe: Pipeline, before: int, first: int) -> None:
+    got = pipe.tokenizer.chunks(parse("cat " * before + ", " + "dog " * 40), split=True)
+    assert got.ids[0].tolist().index(49407) == first + 1
+    assert len(got.ids) == 2
+
+
 def test_weights_stand_at_their_ids(pipe: Pipeline) -> None:
     sections = parse("a (red cat:1.5), BREAK [sun] b", "web-ui")
     got = pipe.tokenizer.chunks(sections, split=False)
