@@ -22,115 +22,20 @@ import torch
 from harness import finish, show_environment, show_table
 from safetensors.torch import save_file
 
+from latentrt.export.public_configs import PUBLIC_CONFIGS
+
 TOKENIZER = Path(__file__).resolve().parent.parent / "tests" / "data" / "shapes" / "tokenizer"
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "bf16": torch.bfloat16}
 
-# What all sizes have in common; SIZES below holds the rest, with the public checkpoints' own values.
-TEXT: dict[str, Any] = {
-    "architectures": ["CLIPTextModel"],
-    "model_type": "clip_text_model",
-    "attention_dropout": 0.0,
-    "bos_token_id": 0,
-    "dropout": 0.0,
-    "eos_token_id": 2,
-    "initializer_factor": 1.0,
-    "initializer_range": 0.02,
-    "layer_norm_eps": 1e-05,
-    "max_position_embeddings": 77,
-    "pad_token_id": 1,
-    "vocab_size": 49408,
-}
-UNET: dict[str, Any] = {
-    "_class_name": "UNet2DConditionModel",
-    "act_fn": "silu",
-    "center_input_sample": False,
-    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-    "downsample_padding": 1,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "in_channels": 4,
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "norm_eps": 1e-05,
-    "norm_num_groups": 32,
-    "out_channels": 4,
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-}
-VAE: dict[str, Any] = {
-    "_class_name": "AutoencoderKL",
-    "act_fn": "silu",
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "in_channels": 3,
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "out_channels": 3,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-}
-SCHEDULER: dict[str, Any] = {
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "trained_betas": None,
-}
-SD15_TEXT = {
-    "hidden_act": "quick_gelu",
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "num_hidden_layers": 12,
-    "projection_dim": 768,
-}
-SD15_UNET = {
-    "attention_head_dim": 8,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "cross_attention_dim": 768,
-    "sample_size": 64,
-}
+_SD15 = PUBLIC_CONFIGS["sd1"]
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
-    "sd15": {
-        "text_encoder": {**TEXT, **SD15_TEXT},
-        "unet": {**UNET, **SD15_UNET},
-        "vae": {**VAE, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "sample_size": 512},
-        "scheduler": {"_class_name": "PNDMScheduler", **SCHEDULER},
-        "tokenizer": {"pad_token": "<|endoftext|>"},
-    },
-    "sd21": {
-        "text_encoder": {
-            **TEXT,
-            "hidden_act": "gelu",
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_attention_heads": 16,
-            "num_hidden_layers": 23,
-            "projection_dim": 512,
-        },
-        "unet": {
-            **UNET,
-            "attention_head_dim": [5, 10, 20, 20],
-            "block_out_channels": [320, 640, 1280, 1280],
-            "cross_attention_dim": 1024,
-            "dual_cross_attention": False,
-            "num_class_embeds": None,
-            "only_cross_attention": False,
-            "sample_size": 96,
-            "upcast_attention": True,
-            "use_linear_projection": True,
-        },
-        "vae": {**VAE, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "sample_size": 768},
-        "scheduler": {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction", **SCHEDULER},
-        "tokenizer": {"pad_token": "!"},
-    },
+    "sd15": _SD15,
+    "sd21": PUBLIC_CONFIGS["sd2-v"],
     "medium": {
-        "text_encoder": {**TEXT, **SD15_TEXT, "num_hidden_layers": 4},
-        "unet": {**UNET, **SD15_UNET, "block_out_channels": [160, 320, 640, 640]},
-        "vae": {**VAE, "block_out_channels": [64, 128, 256, 256], "layers_per_block": 1, "sample_size": 512},
-        "scheduler": {"_class_name": "PNDMScheduler", **SCHEDULER},
-        "tokenizer": {"pad_token": "<|endoftext|>"},
+        **_SD15,
+        "text_encoder": {**_SD15["text_encoder"], "num_hidden_layers": 4},
+        "unet": {**_SD15["unet"], "block_out_channels": [160, 320, 640, 640]},
+        "vae": {**_SD15["vae"], "block_out_channels": [64, 128, 256, 256], "layers_per_block": 1},
     },
 }
 WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}

@@ -1,114 +1,157 @@
-"""Open a checkpoint in the diffusers folder format and load its modules, strictly.
+"""Open a checkpoint of any form, put into it what the user wants, and load its modules, strictly.
 
-Knows files, configs and families; knows nothing of ONNX. A weight that is missing is an error, never a random number.
+Knows configs and families; knows nothing of ONNX.
 """
 
 import hashlib
-import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
+from latentrt.runtime import bundle as manifest
 from latentrt.runtime.bundle import sha256_of_file
 from latentrt.runtime.errors import CheckpointError
+from latentrt.runtime.lora import read_loras, summed_delta
 
-_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "LatentConsistencyModelPipeline")
-_WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+from .contents import WEIGHTS, Contents, check_unet, contents_of, resolved
+from .embeddings import read_embedding
+from .modules import bare_name, module_from_weights
+from .single_file import vae_weights
+from .source import Source
+from .weight_files import find_weights, read_json, weights_from_file
+
+_TOKEN_EMBEDDING = "embeddings.token_embedding.weight"
 
 
-@dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint folder whose files have been found: `configs` holds the components' parsed JSON, `variant` is the
-    infix of the weight files (None or "fp16")."""
+    """A checkpoint whose files have been found, and what is put into it: LoRAs, embeddings, another VAE.
 
-    path: Path
-    configs: dict[str, dict[str, Any]]
-    variant: str | None
+    `configs` holds the components' parsed JSON, `scheduler` the scheduler's config as bytes.
+    """
+
+    def __init__(self, source: Source, contents: Contents) -> None:
+        self.source, self._contents = source, contents
+        self.configs, self.scheduler = contents.configs, contents.scheduler
+        check_unet(self.name, self.configs["unet"])
+        if source.vae is not None:
+            self._take_vae(Path(source.vae))
+        widths = {"text_encoder": self.configs["text_encoder"]["hidden_size"]}
+        self._embeddings = [
+            read_embedding(file, widths, allow_pickle=source.allow_pickle) for file in source.embeddings
+        ]
+        loras = [(Path(lora.path), lora.weight) for lora in source.loras]
+        self._changes = read_loras(loras, self._parameters()) if loras else {}
 
     @classmethod
-    def open(cls, path: Path | str) -> "Checkpoint":
-        """Find all files of a diffusers folder; raises `CheckpointError` that names what is missing."""
-        path = Path(path)
-        if path.is_file():
-            raise CheckpointError(
-                f"{path} is a file, but a checkpoint folder in the diffusers format is needed. Convert it with: "
-                "StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER)"
-            )
-        if not path.is_dir():
-            raise CheckpointError(
-                f"{path} does not exist. Give a folder in the diffusers format, with model_index.json"
-            )
-        index = _read_json(path / "model_index.json")
-        name = index.get("_class_name")
-        if name not in _PIPELINES:
-            raise CheckpointError(f"{path} is a {name!r}; latentrt exports {', '.join(_PIPELINES)}")
-        configs = {part: _read_json(path / part / "config.json") for part in _WEIGHTS}
-        configs["scheduler"] = _read_json(path / "scheduler" / "scheduler_config.json")
-        variants = {part: _variant(path / part, stem) for part, stem in _WEIGHTS.items()}
-        if len(set(variants.values())) > 1:
-            raise CheckpointError(f"{path} mixes weight variants: {variants}. Keep one variant of every component.")
-        _check_unet(path, configs["unet"])
-        return cls(path, configs, variants["unet"])
+    def open(cls, source: Source | Path | str) -> "Checkpoint":
+        """Find all files of a checkpoint; raises `CheckpointError` that names what is missing or wrong."""
+        source = resolved(source if isinstance(source, Source) else Source(str(source)))
+        return cls(source, contents_of(source))
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return str(self.source.name)
 
     @property
     def family(self) -> str:
         """Either "sd1" or "sd2", told apart by the text encoder: CLIP ViT-L has quick_gelu, OpenCLIP ViT-H gelu."""
         return "sd1" if self.configs["text_encoder"].get("hidden_act", "quick_gelu") == "quick_gelu" else "sd2"
 
+    def record(self) -> manifest.Checkpoint:
+        """What the manifest says of it. Reads all files."""
+        files = self._contents.files
+        # A single file is known by its own hash.
+        sha256 = sha256_of_file(next(iter(files.values()))) if len(files) == 1 else _hash_of_files(files)
+        additions = tuple(self._additions())
+        if additions:
+            text = "".join(f"{a.kind} {a.sha256} {a.weight}\n" for a in additions)
+            sha256 = hashlib.sha256(f"{sha256}\n{text}".encode()).hexdigest()
+        return manifest.Checkpoint(self.name, sha256, additions)
+
     def sha256(self) -> str:
         """One hash over the names and contents of all files that an export reads."""
-        digest = hashlib.sha256()
-        for file in sorted(f for f in self.path.rglob("*") if f.suffix in (".json", ".txt", ".safetensors")):
-            digest.update(f"{file.relative_to(self.path).as_posix()} {sha256_of_file(file)}\n".encode())
-        return digest.hexdigest()
+        return self.record().sha256
 
     def load_text_encoder(self, dtype: torch.dtype) -> torch.nn.Module:
-        """The CLIP text model in eval mode."""
-        from transformers import CLIPTextModel
-
-        return self._load(CLIPTextModel, "text_encoder", dtype, attn_implementation="sdpa")
+        """The CLIP text model in eval mode, with the vectors of textual inversions behind its own."""
+        return self._load("text_encoder", dtype)
 
     def load_unet(self, dtype: torch.dtype) -> torch.nn.Module:
         """The `UNet2DConditionModel` in eval mode."""
-        from diffusers import UNet2DConditionModel
-
-        return self._load(UNet2DConditionModel, "unet", dtype)
+        return self._load("unet", dtype)
 
     def load_vae(self, dtype: torch.dtype) -> torch.nn.Module:
         """The `AutoencoderKL` in eval mode."""
-        from diffusers import AutoencoderKL
-
-        return self._load(AutoencoderKL, "vae", dtype)
+        return self._load("vae", dtype)
 
     def load_tokenizer(self) -> Any:
-        """The `CLIPTokenizer`."""
-        from transformers import CLIPTokenizer
+        """The `CLIPTokenizer`, which knows the words of textual inversions."""
+        return self._tokenizer()[0]
 
-        folder = self.path / "tokenizer"
-        if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
-            raise CheckpointError(f"{folder} needs vocab.json and merges.txt")
-        return CLIPTokenizer.from_pretrained(folder)
+    def embeddings(self) -> dict[str, tuple[int, ...]]:
+        """Words of textual inversions, and the ids that each stands for."""
+        return self._tokenizer()[1]
 
-    def _load(self, cls: Any, part: str, dtype: torch.dtype, **options: Any) -> torch.nn.Module:
-        folder = self.path / part
-        key = "dtype" if part == "text_encoder" else "torch_dtype"
-        try:
-            module, report = cls.from_pretrained(
-                folder, use_safetensors=True, variant=self.variant, output_loading_info=True, **{key: dtype}, **options
-            )
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{folder} cannot be loaded: {_first_line(error)}") from error
-        for problem in ("missing_keys", "mismatched_keys"):
-            if keys := [str(k) for k in report.get(problem, [])]:
-                raise CheckpointError(
-                    f"{folder} does not hold the weights that its config asks for: {len(keys)} {problem[:-5]}, "
-                    f"such as {', '.join(sorted(keys)[:3])}"
-                )
-        result: torch.nn.Module = module.eval()
-        return result
+    def write_tokenizer(self, target: Path) -> None:
+        """Write the tokenizer's files to the new folder `target`."""
+        tokenizer, words = self._tokenizer()
+        self._contents.vocabulary.write(target, tokenizer, [i for ids in words.values() for i in ids])
+
+    def _tokenizer(self) -> tuple[Any, dict[str, tuple[int, ...]]]:
+        words: dict[str, int] = {}
+        for embedding in self._embeddings:
+            if embedding.word in words:
+                raise CheckpointError(f"two textual inversions are called {embedding.word!r}: rename one, FILE:WORD")
+            words[embedding.word] = embedding.count
+        return self._contents.vocabulary.load(words)
+
+    def _load(self, part: str, dtype: torch.dtype) -> torch.nn.Module:
+        config = self.configs[part]
+        if part == "text_encoder":
+            added = sum(embedding.count for embedding in self._embeddings)
+            config = {**config, "vocab_size": config["vocab_size"] + added}
+        where = f"{self.name}'s {part}"
+        return module_from_weights(part, config, self._changed_weights(part), dtype, where=where)
+
+    def _changed_weights(self, part: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """The component's tensors one after the other, those that LoRAs change in float32, to be rounded once."""
+        for raw, own in self._contents.weights[part]().items():
+            name, tensor = bare_name(part, raw), own
+            if changes := self._changes.get(f"{part}.{name}"):
+                delta = summed_delta(f"{part}.{name}", tuple(own.shape), changes)
+                tensor = own.float() + torch.from_numpy(delta)
+            if part == "text_encoder" and name == _TOKEN_EMBEDDING and self._embeddings:
+                rows = [embedding.vectors[part].to(torch.float32) for embedding in self._embeddings]
+                tensor = torch.cat([own.float(), *rows])
+            yield raw, tensor
+
+    def _parameters(self) -> list[str]:
+        return [f"{part}.{bare_name(part, raw)}" for part, opened in self._contents.weights.items() for raw in opened()]
+
+    def _take_vae(self, path: Path) -> None:
+        allow_pickle = self.source.allow_pickle
+        if path.is_dir():
+            folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
+            self.configs["vae"] = read_json(folder / "config.json", "A VAE's folder has config.json and its weights.")
+            self._contents.weights["vae"] = find_weights(folder, WEIGHTS["vae"], allow_pickle=allow_pickle).open
+        else:
+            tensors = weights_from_file(path, allow_pickle=allow_pickle)
+            self._contents.weights["vae"] = lambda: vae_weights(tensors, self.configs["vae"])
+
+    def _additions(self) -> Iterator[manifest.Addition]:
+        source = self.source
+        if source.vae is not None:
+            path = Path(source.vae)
+            files = {f.relative_to(path).as_posix(): f for f in path.rglob("*") if f.is_file()}
+            sha256 = _hash_of_files(files) if path.is_dir() else sha256_of_file(path)
+            yield manifest.Addition("vae", path.name, sha256, None)
+        for lora in source.loras:
+            yield manifest.Addition("lora", Path(lora.path).name, sha256_of_file(Path(lora.path)), lora.weight)
+        for embedding in self._embeddings:
+            yield manifest.Addition("embedding", embedding.path.name, sha256_of_file(embedding.path), None)
 
 
 def quiet_libraries() -> None:
@@ -120,47 +163,8 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{file} is missing. A checkpoint folder in the diffusers format has model_index.json, scheduler/, "
-            "text_encoder/, tokenizer/, unet/ and vae/."
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file} should hold an object, not {type(data).__name__}")
-    return data
-
-
-def _variant(folder: Path, stem: str) -> str | None:
-    """None or "fp16", by the weight files that are there (whole or in shards)."""
-    for variant in (None, "fp16"):
-        infix = f".{variant}" if variant else ""
-        if (folder / f"{stem}{infix}.safetensors").is_file():
-            return variant
-        if (folder / f"{stem}.safetensors.index{infix}.json").is_file():
-            return variant
-    if list(folder.glob("*.bin")) or list(folder.glob("*.ckpt")):
-        raise CheckpointError(
-            f"{folder} holds pickled weights only, which can run code when they are opened. Convert them to "
-            f"safetensors: load with diffusers and save_pretrained(FOLDER, safe_serialization=True)"
-        )
-    raise CheckpointError(f"{folder / (stem + '.safetensors')} is missing")
-
-
-def _check_unet(path: Path, config: dict[str, Any]) -> None:
-    if config.get("in_channels", 4) != config.get("out_channels", 4):
-        raise CheckpointError(
-            f"{path} has a UNet with {config['in_channels']} input channels (inpainting or upscaling), "
-            "which is not supported yet"
-        )
-    for key in ("addition_embed_type", "time_cond_proj_dim", "class_embed_type", "encoder_hid_dim_type"):
-        if config.get(key) is not None:
-            raise CheckpointError(f"{path} has a UNet with {key} = {config[key]!r}, which is not supported yet")
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+def _hash_of_files(files: Mapping[str, Path]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(files, key=lambda name: name.split("/")):
+        digest.update(f"{name} {sha256_of_file(files[name])}\n".encode())
+    return digest.hexdigest()

@@ -11,9 +11,14 @@ from tqdm import tqdm
 
 from latentrt.runtime.errors import LatentRTError
 
+from .source import PREDICTION_TYPES, Source, embedding_from_text, lora_from_text
+
 EXAMPLES = """examples:
   latentrt export ./stable-diffusion-v1-5 engines/sd15
   latentrt export ./my-finetune engines/mine --precision fp32 --opset 18
+  latentrt export ./dreamy.safetensors engines/dreamy --vae ./vae-ft-mse.safetensors --lora ink.safetensors:0.6
+  latentrt export ./sd2-base.safetensors engines/sd2 --prediction-type epsilon
+  latentrt export stable-diffusion-v1-5/stable-diffusion-v1-5 engines/sd15 --embedding cat-toy.safetensors
 """
 
 
@@ -22,11 +27,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "export",
         help="convert a checkpoint to a bundle",
-        description="Convert a Stable Diffusion checkpoint (a folder in the diffusers format) to a bundle.",
+        description="Convert a Stable Diffusion checkpoint to a bundle: a folder in the diffusers format, a single file "
+        "in the original format, or the id of a checkpoint on the Hugging Face hub. Nothing in it is ever executed.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, help="folder with model_index.json")
+    parser.add_argument("checkpoint", help="folder with model_index.json, .safetensors file, or org/name[@revision]")
     parser.add_argument("out", type=Path, help="the bundle to write, for example engines/sd15")
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="default: fp16")
     parser.add_argument(
@@ -39,8 +45,40 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--steps", type=int, help="default number of steps of the bundle")
     parser.add_argument("--guidance-scale", type=float, help="default guidance scale of the bundle")
     parser.add_argument("--golden-prompt", help="prompt of the golden picture")
+    _add_source(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT once the new bundle is complete")
     parser.set_defaults(run=run)
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    """What a checkpoint does not say, and what is put into it."""
+    parser.add_argument("--vae", metavar="PATH", help="folder or file of another VAE")
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:WEIGHT]",
+        type=lora_from_text,
+        help="merge a LoRA for good, weight 1 if not said; repeatable",
+    )
+    parser.add_argument(
+        "--embedding",
+        action="append",
+        default=[],
+        metavar="FILE[:WORD]",
+        type=embedding_from_text,
+        help="add a textual inversion, called by WORD, else by its own word or the file's name; repeatable",
+    )
+    parser.add_argument(
+        "--prediction-type",
+        choices=PREDICTION_TYPES,
+        help="default: what the checkpoint says; for a single file that says nothing, v_prediction with Stable "
+        "Diffusion 2 (its 512-pixel base model needs epsilon), else epsilon",
+    )
+    parser.add_argument(
+        "--config", metavar="FOLDER", help="for a single file: a diffusers folder whose configs and tokenizer to use"
+    )
+    parser.add_argument("--allow-pickle", action="store_true", help="open .bin, .ckpt and .pt, too: tensors only")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,6 +100,15 @@ def run(arguments: argparse.Namespace) -> int:
     }
     if arguments.golden_prompt is not None:
         chosen["golden_prompt"] = arguments.golden_prompt
+    source = Source(
+        checkpoint=arguments.checkpoint,
+        config=arguments.config,
+        prediction_type=arguments.prediction_type,
+        vae=arguments.vae,
+        loras=tuple(arguments.lora),
+        embeddings=tuple(arguments.embedding),
+        allow_pickle=arguments.allow_pickle,
+    )
     quiet_libraries()
     interrupt_on_termination()
     with tqdm(total=len(STAGES), disable=None, bar_format="{desc:24} {bar} {n_fmt}/{total_fmt} {elapsed}") as bar:
@@ -70,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
             bar.update(STAGES.index(stage) - bar.n)
             bar.set_description_str(stage)
 
-        bundle = export_bundle(arguments.checkpoint, arguments.out, ExportOptions(**chosen), progress=progress)
+        bundle = export_bundle(source, arguments.out, ExportOptions(**chosen), progress=progress)
         bar.update(len(STAGES) - bar.n)
     size = sum(f.size for f in bundle.manifest.files.values())
     print(f"{arguments.out}: {len(bundle.manifest.graphs)} graphs, {size / 2**20:,.1f} MiB", file=sys.stdout)

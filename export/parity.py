@@ -30,6 +30,7 @@ from latentrt.runtime.tokenizer import Tokenizer
 from .checkpoint import Checkpoint, quiet_libraries
 from .fuse import REGISTERS
 from .precision import dtype_of
+from .source import Source
 from .storage import float32_twin
 from .text_encoder import TextEncoderGraph
 from .vae import VAEDecoderGraph, VAEEncoderGraph
@@ -85,7 +86,7 @@ class _Check:
 
 def check_and_make_golden(request: Mapping[str, Any]) -> Golden:
     """Check every graph of the folder in `request`, write the golden's file there, and return its record."""
-    checkpoint = Checkpoint.open(request["checkpoint"])
+    checkpoint = Checkpoint.open(decode(Source, request["source"], "source"))
     model: Model = decode(Model, request["model"], "model")
     check = _Check(Path(request["folder"]), request["precision"])
     dtype = dtype_of(request["precision"])

@@ -31,6 +31,7 @@ from .checkpoint import Checkpoint
 from .fuse import REGISTERS, blend_model, fuse_denoise
 from .onnx_export import TRANSPOSED, onnx_from_module
 from .precision import dtype_of, keep_unet_islands
+from .source import Source
 from .split import split
 from .storage import dtype_name, save_graph, stored_weights
 
@@ -53,15 +54,16 @@ class ExportOptions:
 
 
 def export_bundle(
-    checkpoint_path: Path | str,
+    source: Source | Path | str,
     out: Path | str,
     options: ExportOptions | None = None,
     *,
     progress: Callable[[str], object] = lambda _: None,
 ) -> manifest.Bundle:
-    """Export a diffusers checkpoint folder to the bundle `out`.
+    """Export a checkpoint to the bundle `out`.
 
     Args:
+        source: folder in the diffusers format, single file, or hub id; a `Source` also says what to put into it.
         progress: called with each of `STAGES` as it begins.
 
     Raises `CheckpointError` for a checkpoint that cannot be read, `ParityError` where a graph does not compute what
@@ -72,10 +74,10 @@ def export_bundle(
     dtype_of(options.precision), dtype_of(options.vae_precision or options.precision)  # refused before any work
     if out.exists() and not options.overwrite:
         raise ExportError(f"{out} exists already. Choose another folder, or replace it with --overwrite.")
-    checkpoint = Checkpoint.open(checkpoint_path)
+    checkpoint = Checkpoint.open(source)
     # The checkpoint is hashed meanwhile, on a thread of its own.
     with _folder_put_in_place(out) as folder, ThreadPoolExecutor(1) as pool:
-        writer = _Writer(checkpoint, folder, options, pool.submit(checkpoint.sha256))
+        writer = _Writer(checkpoint, folder, options, pool.submit(checkpoint.record))
         for stage, work in zip(STAGES, writer.stages(), strict=True):
             progress(stage)
             work()
@@ -86,8 +88,10 @@ def export_bundle(
 class _Writer:
     """The state of one export: what has been written so far."""
 
-    def __init__(self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, sha256: Future[str]) -> None:
-        self.checkpoint, self.folder, self.options, self.sha256 = checkpoint, folder, options, sha256
+    def __init__(
+        self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, record: Future[manifest.Checkpoint]
+    ) -> None:
+        self.checkpoint, self.folder, self.options, self.record = checkpoint, folder, options, record
         vae_precision = options.vae_precision or options.precision
         self.recipe = manifest.Recipe(options.precision, vae_precision, options.opset, options.compact)
         self.dtype, self.vae_dtype = dtype_of(options.precision), dtype_of(vae_precision)
@@ -145,22 +149,15 @@ class _Writer:
         self._save("vae_encoder", model, module, {"images": images, "mean": latents, "logvar": latents})
 
     def tokenizer(self) -> None:
-        source, target = self.checkpoint.path, self.folder
-        (target / "tokenizer").mkdir()
-        backend = json.loads(self._tokenizer.backend_tokenizer.to_str())
-        text = json.dumps(backend, ensure_ascii=False, separators=(",", ":"))
-        (target / "tokenizer" / "tokenizer.json").write_text(text, encoding="utf-8")
-        for name in ("vocab.json", "merges.txt"):
-            shutil.copyfile(source / "tokenizer" / name, target / "tokenizer" / name)
-        (target / "scheduler").mkdir()
+        self.checkpoint.write_tokenizer(self.folder / "tokenizer")
+        (self.folder / "scheduler").mkdir()
         # Byte for byte: saving it again with diffusers would bake in defaults that change other schedulers.
-        config = Path("scheduler") / "scheduler_config.json"
-        shutil.copyfile(source / config, target / config)
+        (self.folder / "scheduler" / "scheduler_config.json").write_bytes(self.checkpoint.scheduler)
 
     def parity(self) -> None:
         """In a child process: its PyTorch memory and ONNX Runtime's never add up with the export's own."""
         request = {
-            "checkpoint": str(self.checkpoint.path.resolve()),
+            "source": encode(self.checkpoint.source),
             "folder": str(self.folder.resolve()),
             "precision": self.recipe.precision,
             "vae_precision": self.recipe.vae_precision,
@@ -188,7 +185,7 @@ class _Writer:
         content = manifest.Manifest(
             format=manifest.FORMAT,
             producer=manifest.Producer(importlib.metadata.version("latentrt"), versions),
-            checkpoint=manifest.Checkpoint(self.checkpoint.path.resolve().name, self.sha256.result()),
+            checkpoint=self.record.result(),
             recipe=self.recipe,
             model=self._model(),
             defaults=self._defaults(),
@@ -251,6 +248,7 @@ class _Writer:
             hidden_size=text["hidden_size"],
             hidden_states=text["num_hidden_layers"],
             pooled=False,
+            embeddings=self.checkpoint.embeddings(),
         )
         return manifest.Model(
             family=self.checkpoint.family,

@@ -26,11 +26,28 @@ class Producer:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Addition:
+    """What was put into the checkpoint before the export: another VAE, a LoRA, or an embedding (textual inversion).
+
+    Attributes:
+        kind: "vae", "lora" or "embedding".
+        name: of the file or folder.
+        weight: how strongly a LoRA was merged; null for the others.
+    """
+
+    kind: str
+    name: str
+    sha256: str
+    weight: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """What the bundle was made from: a name for people, a hash over the files that were read."""
+    """What the bundle was made from: a name for people, a hash over all files that were read, and what was added."""
 
     name: str
     sha256: str
+    additions: tuple[Addition, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +62,12 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextEncoder:
-    """One text encoder: its graph, its tokenizer, and the ids that frame and pad a prompt."""
+    """One text encoder: its graph, its tokenizer, and the ids that frame and pad a prompt.
+
+    Attributes:
+        embeddings: words of textual inversions -> the ids, in order, that each stands for; the tokenizer gives the
+            first of them.
+    """
 
     graph: str
     tokenizer: str
@@ -56,6 +78,7 @@ class TextEncoder:
     hidden_size: int
     hidden_states: int
     pooled: bool
+    embeddings: dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

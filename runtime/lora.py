@@ -5,14 +5,14 @@ so that nothing is left of a LoRA that was taken away.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import Bundle, Manifest
+from .bundle import Bundle
 from .engine import Float32, NewWeights
 from .errors import InputError, nearest_names
 from .weights import from_float32, read_safetensors, stored_weight, to_float32
@@ -41,7 +41,11 @@ _OTHER_METHODS = {
     "lora_magnitude_vector": "DoRA",
     "oft_": "OFT",
 }
-_KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
+_KOHYA = {
+    "unet": ("lora_unet_",),
+    "text_encoder": ("lora_te_text_model_", "lora_te1_text_model_"),
+    "text_encoder_2": ("lora_te2_text_model_",),
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +61,8 @@ class LowRank:
         """The change, in the checkpoint's shape of the weight; raises `ValueError` where it has another."""
         if self.down is None or self.up is None:
             raise ValueError("one half of it is missing")
+        if self.down.ndim < 2 or self.up.ndim < 2 or not len(self.down):
+            raise ValueError(f"its halves have the shapes {self.down.shape} and {self.up.shape}")
         rank = self.down.shape[0]
         up, down = self.up.reshape(-1, rank), self.down
         if self.mid is None:
@@ -68,8 +74,17 @@ class LowRank:
         return result
 
 
-def read_lora(path: Path, manifest: Manifest) -> dict[str, LowRank]:
-    """Parameter of the checkpoint -> its change. Raises `InputError` where any name matches no weight of the bundle."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """What one file does to one weight, and how strongly."""
+
+    path: Path
+    factor: float
+    low_rank: LowRank
+
+
+def read_lora(path: Path, parameters: Iterable[str]) -> dict[str, LowRank]:
+    """Parameter of the checkpoint -> its change. Raises `InputError` where any name matches none of `parameters`."""
     tensors, metadata = read_safetensors(path)
     for name in tensors:
         other = next((method for mark, method in _OTHER_METHODS.items() if mark in name), None)
@@ -77,7 +92,7 @@ def read_lora(path: Path, manifest: Manifest) -> dict[str, LowRank]:
             raise InputError(
                 f"{path} is a {other} ({name}), which is no LoRA: merge it into the checkpoint, and export"
             )
-    names = _Names(manifest)
+    names = _Names(parameters)
     changes: dict[str, LowRank] = {}
     unknown = []
     for name, tensor in tensors.items():
@@ -88,34 +103,47 @@ def read_lora(path: Path, manifest: Manifest) -> dict[str, LowRank]:
             continue
         change = changes.setdefault(parameter, LowRank())
         if part == "alpha":
-            change.alpha = float(tensor)
+            change.alpha = _alpha(path, name, tensor)
         else:
             setattr(change, part, tensor)
     if unknown or not changes:
         raise InputError(_no_match(path, unknown, len(tensors), names))
-    _scale_from_metadata(changes, metadata)
+    _scale_from_metadata(path, changes, metadata)
     return changes
+
+
+def read_loras(loras: Iterable[tuple[Path, float]], parameters: Iterable[str]) -> dict[str, list[Change]]:
+    """Parameter of the checkpoint -> what these files, each with its factor, do to it."""
+    parameters = list(parameters)
+    changes: dict[str, list[Change]] = {}
+    for path, factor in loras:
+        for parameter, low_rank in read_lora(path, parameters).items():
+            changes.setdefault(parameter, []).append(Change(path, factor, low_rank))
+    return changes
+
+
+def summed_delta(parameter: str, shape: tuple[int, ...], changes: Iterable[Change]) -> Float32:
+    """The sum of all changes of one weight, in the checkpoint's shape of it."""
+    total = np.zeros(shape, np.float32)
+    for change in changes:
+        try:
+            total += change.low_rank.delta(shape) * np.float32(change.factor)
+        except ValueError as error:
+            raise InputError(
+                f"{change.path} changes {parameter} of shape {shape}, but does not fit it ({error}). "
+                "Was it trained on another family of models?"
+            ) from error
+    return total
 
 
 def changed_weights(bundle: Bundle, loras: Mapping[Path, float]) -> NewWeights:
     """Graph -> initializer -> the checkpoint's weight plus all changes times their weights, in the stored type."""
-    manifest = bundle.manifest
-    sums: dict[str, Float32] = {}
-    for path, factor in loras.items():
-        for parameter, change in read_lora(path, manifest).items():
-            use = manifest.weights[parameter][0]
-            shape = use.shape[::-1] if use.transposed else use.shape
-            try:
-                delta = change.delta(shape) * np.float32(factor)
-            except ValueError as error:
-                raise InputError(
-                    f"{path} changes {parameter} of shape {shape}, but does not fit it ({error}). "
-                    "Was it trained on another family of models?"
-                ) from error
-            sums[parameter] = sums[parameter] + delta if parameter in sums else delta
+    weights = bundle.manifest.weights
     changed: dict[str, dict[str, NDArray[np.generic]]] = {}
-    for parameter, delta in sums.items():
-        for use in manifest.weights[parameter]:
+    for parameter, changes in read_loras(loras.items(), weights).items():
+        first = weights[parameter][0]
+        delta = summed_delta(parameter, first.shape[::-1] if first.transposed else first.shape, changes)
+        for use in weights[parameter]:
             base = to_float32(stored_weight(bundle, use), use.stored_dtype)
             whole = base + (delta.T if use.transposed else delta)
             changed.setdefault(use.graph, {})[use.initializer] = from_float32(whole, use.stored_dtype)
@@ -125,13 +153,14 @@ def changed_weights(bundle: Bundle, loras: Mapping[Path, float]) -> NewWeights:
 class _Names:
     """Names of modules in LoRA files -> parameters of the checkpoint."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, parameters: Iterable[str]) -> None:
         self._known: dict[str, str] = {}
-        for parameter in manifest.weights:
+        for parameter in parameters:
             part, _, rest = parameter.removesuffix(".weight").partition(".")
             if parameter.endswith(".weight") and part in _KOHYA:
-                self._known[_KOHYA[part] + rest.replace(".", "_")] = parameter
                 self._known[f"{part}.{rest}"] = parameter
+                for prefix in _KOHYA[part]:
+                    self._known[prefix + rest.replace(".", "_")] = parameter
 
     def parameter(self, module: str) -> str | None:
         module = module.removeprefix("base_model.model.").replace(".text_model.", ".").replace(".processor.", ".")
@@ -150,9 +179,20 @@ def _split(name: str) -> tuple[str, str]:
     return name, ""
 
 
-def _scale_from_metadata(changes: Mapping[str, LowRank], metadata: Mapping[str, str]) -> None:
+def _alpha(path: Path, name: str, tensor: Float32) -> float:
+    if tensor.size != 1:
+        raise InputError(f"{path}: {name} has the shape {tensor.shape}; it should be one number")
+    return float(tensor.item())
+
+
+def _scale_from_metadata(path: Path, changes: Mapping[str, LowRank], metadata: Mapping[str, str]) -> None:
     """Where tensors say nothing of alpha, newer diffusers files have it in a JSON text beside them."""
-    settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    try:
+        settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError as error:
+        raise InputError(f"{path}: its lora_adapter_metadata is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: its lora_adapter_metadata should be an object, not {type(settings).__name__}")
     for parameter, change in changes.items():
         part, _, module = parameter.removesuffix(".weight").partition(".")
         patterns: dict[str, float] = settings.get(f"{part}.alpha_pattern") or {}

@@ -1,4 +1,4 @@
-"""Pieces of a prompt to chunks of ids, with Hugging Face `tokenizers`. Knows nothing of brackets or of embeddings."""
+"""Pieces of a prompt to chunks of ids, with Hugging Face `tokenizers`. Knows nothing of brackets or of vectors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +49,7 @@ class Tokenizer:
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer", facts: TextEncoder) -> None:
         self._tokenizer, self._facts = tokenizer, facts
+        self._words = {ids[0]: ids for ids in facts.embeddings.values()}
         self._comma = self._tokenizer.encode(",", add_special_tokens=False).ids[-1]
 
     @classmethod
@@ -107,7 +108,7 @@ class Tokenizer:
         ids: list[int] = []
         weights: list[float] = []
         for piece in section:
-            new = self._tokenizer.encode(piece.text, add_special_tokens=False).ids
+            new = [i for i, _ in self._located(piece.text)]
             ids += new
             weights += [piece.weight] * len(new)
         return ids, weights
@@ -116,11 +117,17 @@ class Tokenizer:
         """The text from the first id on that has no room."""
         room, rest = self.room, ""
         for piece in section:
-            encoding = self._tokenizer.encode(piece.text, add_special_tokens=False)
-            if room < len(encoding.ids):
-                rest += piece.text[encoding.offsets[room][0] :] if room > 0 else piece.text
-            room -= len(encoding.ids)
+            located = self._located(piece.text)
+            if room < len(located):
+                rest += piece.text[located[room][1] :] if room > 0 else piece.text
+            room -= len(located)
         return rest.strip()
+
+    def _located(self, text: str) -> list[tuple[int, int]]:
+        """Ids of a text, and where each begins; a textual inversion's word is as many ids as it has vectors."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        pieces = zip(encoding.ids, encoding.offsets, strict=True)
+        return [(i, start) for first, (start, _) in pieces for i in self._words.get(first, (first,))]
 
 
 def _spans(ids: Sequence[int], room: int, comma: int) -> list[tuple[int, int]]:

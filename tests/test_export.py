@@ -22,11 +22,13 @@ from safetensors.torch import load_file
 from latentrt.export import fuse, parity, write
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.onnx_export import TensorInput, onnx_from_module
+from latentrt.export.source import Source
 from latentrt.export.split import split
 from latentrt.export.storage import save_graph
 from latentrt.export.write import ExportOptions, export_bundle
 from latentrt.runtime import Bundle, CheckpointError, ExportError, ParityError
 from latentrt.runtime.cli import main
+from latentrt.runtime.strict_json import encode
 
 GRAPHS = {"text_encoder", "context", "time", "denoise", "blend", "vae_decoder", "vae_encoder"}
 
@@ -182,7 +184,7 @@ def test_a_wrong_graph_is_named_with_error_and_tolerance(sd1: Exported, tmp_path
         largest.const_value = ir.tensor(largest.const_value.numpy() * 1.05 + 0.01, name=largest.name)
         ir.save(model, folder / f"{graph}.onnx")
         request = {
-            "checkpoint": str(sd1.checkpoint),
+            "source": encode(Source(str(sd1.checkpoint))),
             "folder": str(folder),
             "precision": "fp32",
             "vae_precision": "fp32",
@@ -299,10 +301,10 @@ def spoil_inpainting(folder: Path) -> None:
     [
         (spoil_missing, r"vae/config.json is missing.*model_index.json"),
         (spoil_weights, r"unet/diffusion_pytorch_model.safetensors is missing"),
-        (spoil_truncated, r"unet cannot be loaded"),
+        (spoil_truncated, r"unet/diffusion_pytorch_model.safetensors is not a whole safetensors file"),
         (spoil_json, r"unet/config.json is not JSON"),
         (spoil_class, r"'FluxPipeline'; latentrt exports StableDiffusionPipeline"),
-        (spoil_pickle, r"pickled weights only.*safe_serialization"),
+        (spoil_pickle, r"pickled weights only.*--allow-pickle"),
         (spoil_keys, r"unet does not hold the weights.*1 missing, such as conv_in.weight"),
         (spoil_inpainting, r"9 input channels.*not supported"),
     ],

@@ -132,7 +132,7 @@ def test_older_names_are_known(sd1: Exported, tmp_path: Path, module: str, down:
     parameter = "unet.mid_block.attentions.0.transformer_blocks.0.attn1." + ("to_out.0" if "out" in module else "to_q")
     halves_of = halves(sd1.bundle, f"{parameter}.weight", 2, 0)
     save_file(dict(zip((name + down, name + up), halves_of, strict=True)), tmp_path / "old.safetensors")
-    (found,) = read_lora(tmp_path / "old.safetensors", Bundle.open(sd1.bundle).manifest).items()
+    (found,) = read_lora(tmp_path / "old.safetensors", Bundle.open(sd1.bundle).manifest.weights).items()
     assert found[0] == f"{parameter}.weight"
     expected = (halves_of[1] @ halves_of[0]).numpy()
     np.testing.assert_allclose(found[1].delta(expected.shape), expected, atol=1e-6)
@@ -147,7 +147,7 @@ def test_convolutions_in_three_pieces(sd1: Exported, tmp_path: Path) -> None:
     key = f"lora_unet_{name}".replace(".", "_")
     tensors = {f"{key}.lora_{part}.weight": t for part, t in (("down", down), ("mid", mid), ("up", up))}
     save_file(tensors, tmp_path / "conv.safetensors")
-    (change,) = read_lora(tmp_path / "conv.safetensors", Bundle.open(sd1.bundle).manifest).values()
+    (change,) = read_lora(tmp_path / "conv.safetensors", Bundle.open(sd1.bundle).manifest.weights).values()
     image = torch.randn(1, into, 9, 7)
     conv = torch.nn.functional.conv2d
     expected = conv(conv(conv(image, down), mid, padding=1), up)

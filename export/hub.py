@@ -1,0 +1,79 @@
+"""Checkpoints on the Hugging Face hub: the folder in the local cache, downloaded where it is not there yet."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from latentrt.runtime.errors import CheckpointError
+
+from .weight_files import VARIANTS
+
+_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae")
+_SMALL = (".json", ".txt")
+_TOKENIZERS = ("scheduler", "tokenizer", "tokenizer_2")
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text that is no path looks like `org/name` or `org/name@revision`."""
+    return _ID.fullmatch(text) is not None
+
+
+def folder_from_hub(hub_id: str, *, allow_pickle: bool) -> Path:
+    """The folder of a checkpoint in the hub's cache, with the files that an export reads and no others.
+
+    Without a network, and with HF_HUB_OFFLINE=1, what the cache holds is used; raises `CheckpointError` where that is
+    nothing.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    match = _ID.fullmatch(hub_id)
+    assert match is not None
+    repo, revision = match["repo"], match["revision"]
+    try:
+        files = HfApi().list_repo_files(repo, revision=revision)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise CheckpointError(
+            f"{hub_id} is no path here and not on the hub, or you may not read it: check the name, accept its licence "
+            "on its page, and log in with: hf auth login"
+        ) from error
+    except Exception as error:  # no network: each version of the hub's client has errors of its own for it
+        try:
+            return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise CheckpointError(
+                f"{hub_id} is no path here, it is not in the hub's cache, and the hub cannot be reached "
+                f"({type(error).__name__}). Download it where there is a network, or give a folder or a file."
+            ) from error
+    wanted = needed_files(files, allow_pickle=allow_pickle)
+    return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+
+
+def needed_files(files: Iterable[str], *, allow_pickle: bool) -> list[str]:
+    """Those of a repository's files that an export reads: configs, tokenizers, and one variant of the weights."""
+    files = list(files)
+    needed = [name for name in files if name == "model_index.json"]
+    for name in files:
+        path = PurePosixPath(name)
+        if len(path.parts) == 2 and path.suffix in _SMALL:
+            folder = path.parts[0]
+            if folder in _TOKENIZERS or (folder in _COMPONENTS and path.name == "config.json"):
+                needed.append(name)
+    for part in _COMPONENTS:
+        inside = [name for name in files if str(PurePosixPath(name).parent) == part]
+        needed += _weight_files(inside, "safetensors") or (_weight_files(inside, "bin") if allow_pickle else [])
+    return needed
+
+
+def _weight_files(files: Iterable[str], suffix: str) -> list[str]:
+    """Weights of the first variant that is there, with the index of their shards."""
+    stem = r"(model|pytorch_model|diffusion_pytorch_model)"
+    for variant in VARIANTS:
+        infix = rf"\.{variant}" if variant else ""
+        weights = rf"{stem}{infix}(-\d+-of-\d+)?\.{suffix}"
+        index = rf"{stem}({infix}\.{suffix}\.index|\.{suffix}\.index{infix})\.json"
+        found = [name for name in files if re.fullmatch(f"{weights}|{index}", PurePosixPath(name).name)]
+        if found:
+            return found
+    return []

@@ -1,0 +1,104 @@
+"""Single files in the original layout of Stable Diffusion ("LDM"): which family they are, and their modules' weights.
+
+Works on names and shapes, offline; the renaming is diffusers' own. Knows no files and no modules.
+"""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from latentrt.runtime.errors import CheckpointError
+
+from .public_configs import PUBLIC_CONFIGS, Config
+
+Weights = Mapping[str, torch.Tensor]
+
+_UNET_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
+# What a file holds that is no Stable Diffusion 1, 2 or XL -> what it is. The first that fits is told.
+_OTHERS = {
+    "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
+    "joint_blocks.": "Stable Diffusion 3",
+    "model.diffusion_model.double_blocks.": "Flux",
+    "double_blocks.": "Flux",
+    "conditioner.embedders.0.model.": "the refiner of Stable Diffusion XL",
+    "control_model.": "a ControlNet",
+    "lora_unet_": "a LoRA; merge it into a checkpoint with --lora",
+    "first_stage_model.": "a VAE; give it with --vae",
+    "encoder.down.": "a VAE; give it with --vae",
+    "down_blocks.": "one component in the diffusers format; give the folder above it",
+}
+# Where the text encoders lie: in the layout of transformers, and in that of OpenCLIP.
+_CLIP = {
+    "text_encoder": ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer."),
+    "text_encoder_2": (),
+}
+_OPENCLIP = {"text_encoder": "cond_stage_model.model.", "text_encoder_2": "conditioner.embedders.1.model."}
+
+
+def configs_of_file(weights: Weights, metadata: Mapping[str, str], prediction_type: str | None) -> dict[str, Config]:
+    """The configs of the family that a file's names and shapes show; raises `CheckpointError` for other models.
+
+    Args:
+        prediction_type: what the user says. No weight tells it; without a word, the file's own note (ModelSpec) or mark
+            is taken, else what most files of the family are: v_prediction for Stable Diffusion 2, else epsilon.
+    """
+    family = _family(weights)
+    predicts = prediction_type or _noted_prediction_type(weights, metadata)
+    if family == "sd2":
+        family = "sd2-base" if predicts == "epsilon" else "sd2-v"
+    configs = dict(PUBLIC_CONFIGS[family])
+    configs["unet"] = {**configs["unet"], "in_channels": weights[_UNET_INPUT].shape[1]}
+    if predicts is not None and predicts != configs["scheduler"].get("prediction_type", "epsilon"):
+        configs["scheduler"] = {**configs["scheduler"], "prediction_type": predicts}
+    if "ztsnr" in weights:
+        configs["scheduler"] = {**configs["scheduler"], "rescale_betas_zero_snr": True}
+    return configs
+
+
+def weights_of_part(part: str, weights: Weights, config: Mapping[str, Any]) -> Weights:
+    """A component's weights under the names of its module."""
+    from diffusers.loaders import single_file_utils as diffusers
+
+    if part == "unet":
+        return dict(diffusers.convert_ldm_unet_checkpoint(weights, dict(config)))
+    if part == "vae":
+        return vae_weights(weights, config)
+    if any(name.startswith(_CLIP[part]) for name in weights):
+        return dict(diffusers.convert_ldm_clip_checkpoint(weights))
+    module = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
+    return dict(diffusers.convert_open_clip_checkpoint(module, weights, prefix=_OPENCLIP[part]))
+
+
+def vae_weights(weights: Weights, config: Mapping[str, Any]) -> Weights:
+    """The VAE's weights from a whole checkpoint or from a file of its own, in the original layout or in diffusers'."""
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    if any(name.startswith("encoder.down_blocks.") for name in weights):
+        return weights
+    return dict(convert_ldm_vae_checkpoint(weights, dict(config)))
+
+
+def _family(weights: Weights) -> str:
+    if _UNET_INPUT in weights:
+        if any(name.startswith(_OPENCLIP["text_encoder_2"]) for name in weights):
+            return "sdxl"
+        if any(name.startswith(_OPENCLIP["text_encoder"]) for name in weights):
+            return "sd2"
+        if any(name.startswith(_CLIP["text_encoder"][0]) for name in weights):
+            return "sd1"
+    other = next((what for mark, what in _OTHERS.items() if any(name.startswith(mark) for name in weights)), None)
+    if other is None and _UNET_INPUT in weights:
+        other = "a UNet without a text encoder"
+    raise CheckpointError(
+        f"the file is {other or 'of no known kind'}. Single files of Stable Diffusion 1, 2 and XL hold "
+        "model.diffusion_model., first_stage_model. and cond_stage_model. or conditioner."
+    )
+
+
+def _noted_prediction_type(weights: Weights, metadata: Mapping[str, str]) -> str | None:
+    if "v_pred" in weights:
+        return "v_prediction"
+    noted = metadata.get("modelspec.prediction_type", "")
+    return {"v": "v_prediction", "epsilon": "epsilon"}.get(noted)

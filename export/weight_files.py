@@ -1,0 +1,163 @@
+"""Files of weights: safetensors, whole or in shards, and pickles where they are asked for.
+
+Knows files, headers and names of tensors; knows nothing of modules. Tensors are mapped from the file: nothing is read
+before it is used, and no code of a file is ever executed.
+"""
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from latentrt.runtime.errors import CheckpointError
+
+VARIANTS = (None, "fp16")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_PICKLE_MARKS = (b"PK\x03\x04", b"\x80")
+_PICKLE_REFUSED = (
+    "a pickle, which can run code when it is opened. Convert it to safetensors, or open it with --allow-pickle: then "
+    "PyTorch reads tensors from it and refuses everything else"
+)
+
+
+class TensorFiles(Mapping[str, torch.Tensor]):
+    """The tensors of safetensors files by name; `metadata` is the first file's."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._handles: dict[str, Any] = {}
+        self.metadata: dict[str, str] = {}
+        for file in files:
+            handle = _open_safetensors(file)
+            self.metadata = self.metadata or handle.metadata() or {}
+            for name in handle.keys():  # noqa: SIM118
+                if name in self._handles:
+                    raise CheckpointError(f"{file} holds {name}, which another shard holds, too")
+                self._handles[name] = handle
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._handles[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._handles)
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundWeights:
+    """The weight files of a component: the files themselves, the index that names shards, and the variant's infix."""
+
+    files: tuple[Path, ...]
+    index: Path | None
+    variant: str | None
+
+    def open(self) -> Mapping[str, torch.Tensor]:
+        """All tensors by name; raises `CheckpointError` for a file that is not whole."""
+        if self.files[0].suffix == ".safetensors":
+            return TensorFiles(self.files)
+        return {name: tensor for file in self.files for name, tensor in tensors_from_pickle(file).items()}
+
+
+def find_weights(folder: Path, stem: str, *, allow_pickle: bool) -> FoundWeights:
+    """The weights of a component's folder in the diffusers format; raises `CheckpointError` that says what is missing.
+
+    Args:
+        stem: the file's name without variant and suffix, such as "diffusion_pytorch_model".
+    """
+    kinds = [(stem, "safetensors")]
+    if allow_pickle:
+        kinds.append(("pytorch_model" if stem == "model" else stem, "bin"))
+    for name, suffix in kinds:
+        for variant in VARIANTS:
+            infix = f".{variant}" if variant else ""
+            whole = folder / f"{name}{infix}.{suffix}"
+            if whole.is_file():
+                return FoundWeights((whole,), None, variant)
+            for index in (f"{name}.{suffix}.index{infix}.json", f"{name}{infix}.{suffix}.index.json"):
+                if (folder / index).is_file():
+                    return FoundWeights(_shards(folder / index, suffix), folder / index, variant)
+    if pickles := sorted(file.name for file in folder.glob("*") if file.suffix in _PICKLES):
+        raise CheckpointError(f"{folder} holds pickled weights only: {pickles[0]} is {_PICKLE_REFUSED}")
+    missing = folder / f"{stem}.safetensors"
+    dangling = " (it is a link to a file that is not there)" if missing.is_symlink() else ""
+    raise CheckpointError(f"{missing} is missing{dangling}")
+
+
+def weights_from_file(path: Path, *, allow_pickle: bool) -> Mapping[str, torch.Tensor]:
+    """The tensors of a single file by name."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not there, or is no file")
+    if path.suffix == ".safetensors":
+        return TensorFiles([path])
+    if path.suffix not in _PICKLES:
+        raise CheckpointError(f"{path} is no weight file: expected .safetensors, or {', '.join(_PICKLES)}")
+    if not allow_pickle:
+        raise CheckpointError(f"{path} is {_PICKLE_REFUSED}")
+    return tensors_from_pickle(path)
+
+
+def tensors_from_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a pickled state dict, read by PyTorch's `weights_only` unpickler."""
+    content = objects_from_pickle(path)
+    inner = content.get("state_dict", content)
+    tensors = {name: t for name, t in inner.items() if isinstance(t, torch.Tensor)} if isinstance(inner, dict) else {}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors by name")
+    return tensors
+
+
+def objects_from_pickle(path: Path) -> dict[str, Any]:
+    """A pickled dict of tensors and plain values; anything else in it is refused, never executed."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # the unpickler lets errors of every kind through
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{path} cannot be read as a pickle of nothing but tensors: {reason}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} should hold tensors by name, not {type(content).__name__}")
+    return content
+
+
+def read_json(file: Path, hint: str = "") -> dict[str, Any]:
+    """A JSON object; raises `CheckpointError` that ends with `hint` where the file is missing."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing.{hint and ' '}{hint}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file} should hold an object, not {type(data).__name__}")
+    return data
+
+
+def _shards(index: Path, suffix: str) -> tuple[Path, ...]:
+    """The files that an index names: plain names beside it, so that an index can name no other file."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{index} names no weight files in 'weight_map'")
+    shards = sorted(set(names.values()))
+    for name in shards:
+        if Path(name).name != name or "\\" in name or not name.endswith(f".{suffix}"):
+            raise CheckpointError(f"{index} names {name!r}; shards are .{suffix} files beside it")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index.parent / name} is missing; {index.name} names it")
+    return tuple(index.parent / name for name in shards)
+
+
+def _open_safetensors(file: Path) -> Any:
+    """The library's handle; it has checked the header: its size, every offset, no gaps, no overlaps, nothing cut."""
+    try:
+        return safe_open(file, "pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        with file.open("rb") as opened:
+            pickled = opened.read(4).startswith(_PICKLE_MARKS)
+        hint = f". It looks like {_PICKLE_REFUSED}" if pickled else ""
+        raise CheckpointError(f"{file} is not a whole safetensors file: {error}{hint}") from error
