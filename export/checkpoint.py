@@ -5,6 +5,7 @@ Knows configs and families; knows nothing of ONNX.
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .single_file import vae_weights
 from .source import Source
 from .weight_files import find_weights, read_json, weights_from_file
 
+_TEXT_ENCODER = "text_encoder"  # and "text_encoder_2"
 _TOKEN_EMBEDDING = "embeddings.token_embedding.weight"
 
 
@@ -37,10 +39,12 @@ class Checkpoint:
         check_unet(self.name, self.configs["unet"])
         if source.vae is not None:
             self._take_vae(Path(source.vae))
-        widths = {"text_encoder": self.configs["text_encoder"]["hidden_size"]}
+        widths = {part: self.configs[part]["hidden_size"] for part in self.configs if part.startswith(_TEXT_ENCODER)}
         self._embeddings = [
             read_embedding(file, widths, allow_pickle=source.allow_pickle) for file in source.embeddings
         ]
+        if self._embeddings:
+            self.load_tokenizer()  # refuses words that are taken
         loras = [(Path(lora.path), lora.weight) for lora in source.loras]
         self._changes = read_loras(loras, self._parameters()) if loras else {}
 
@@ -89,28 +93,29 @@ class Checkpoint:
 
     def load_tokenizer(self) -> Any:
         """The `CLIPTokenizer`, which knows the words of textual inversions."""
-        return self._tokenizer()[0]
+        return self._tokenizer[0]
 
     def embeddings(self) -> dict[str, tuple[int, ...]]:
         """Words of textual inversions, and the ids that each stands for."""
-        return self._tokenizer()[1]
+        return self._tokenizer[1]
 
     def write_tokenizer(self, target: Path) -> None:
         """Write the tokenizer's files to the new folder `target`."""
-        tokenizer, words = self._tokenizer()
+        tokenizer, words = self._tokenizer
         self._contents.vocabulary.write(target, tokenizer, [i for ids in words.values() for i in ids])
 
+    @cached_property
     def _tokenizer(self) -> tuple[Any, dict[str, tuple[int, ...]]]:
         words: dict[str, int] = {}
         for embedding in self._embeddings:
-            if embedding.word in words:
+            if embedding.word.lower() in map(str.lower, words):  # CLIP's tokenizer knows no capitals
                 raise CheckpointError(f"two textual inversions are called {embedding.word!r}: rename one, FILE:WORD")
             words[embedding.word] = embedding.count
         return self._contents.vocabulary.load(words)
 
     def _load(self, part: str, dtype: torch.dtype) -> torch.nn.Module:
         config = self.configs[part]
-        if part == "text_encoder":
+        if part.startswith(_TEXT_ENCODER):
             added = sum(embedding.count for embedding in self._embeddings)
             config = {**config, "vocab_size": config["vocab_size"] + added}
         where = f"{self.name}'s {part}"
@@ -123,7 +128,7 @@ class Checkpoint:
             if changes := self._changes.get(f"{part}.{name}"):
                 delta = summed_delta(f"{part}.{name}", tuple(own.shape), changes)
                 tensor = own.float() + torch.from_numpy(delta)
-            if part == "text_encoder" and name == _TOKEN_EMBEDDING and self._embeddings:
+            if part.startswith(_TEXT_ENCODER) and name == _TOKEN_EMBEDDING and self._embeddings:
                 rows = [embedding.vectors[part].to(torch.float32) for embedding in self._embeddings]
                 tensor = torch.cat([own.float(), *rows])
             yield raw, tensor

@@ -27,6 +27,7 @@ def _exports(pytestconfig: pytest.Config) -> Iterator[dict[str, Future[Exported]
     sources = [
         *sorted(file for file in (ROOT / "export").glob("*.py") if file.name not in building),
         ROOT / "tests" / "checkpoints.py",
+        ROOT / "tests" / "original_layout.py",
         ROOT / "runtime" / "bundle.py",
     ]
     key = hashlib.sha256(b"".join(f.read_bytes() for f in sources)).hexdigest()[:16]

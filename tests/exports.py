@@ -14,6 +14,8 @@ EXPORTS = {
     "sd2-fp32-opset18": ("sd2", "fp32", 18, True),
     "sd1-bf16": ("sd1", "bf16", 23, True),
 }
+# Exported from a single file in the original layout; what tests compare with is the folder that it was made from.
+SINGLE_FILES = ("sd2-fp32-opset18",)
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,19 @@ def export(folder: Path, name: str, family: str, precision: str, opset: int, tin
         "import os, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
         "os.sched_setaffinity(0, range(os.cpu_count()))\n"
         "from checkpoints import tiny_checkpoint; from latentrt.runtime.cli import main\n"
-        "checkpoint, bundle, family, tinier, *options = sys.argv[2:]\n"
+        "from original_layout import single_file\n"
+        "checkpoint, bundle, family, tinier, single, *options = sys.argv[2:]\n"
         "tiny_checkpoint(Path(checkpoint), family, seed=11, tinier=tinier == 'True')\n"
+        "if single == 'True':\n"
+        "    options += ['--config', checkpoint]\n"
+        "    checkpoint = str(single_file(Path(checkpoint), Path(checkpoint + '.safetensors'), family))\n"
         "sys.exit(main(['export', checkpoint, bundle, '--steps', '6', *options]))\n"
     )
     with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not result.bundle.exists():
-            arguments = [result.checkpoint, result.bundle, family, tinier, "--precision", precision, "--opset", opset]
+            arguments = [result.checkpoint, result.bundle, family, tinier, name in SINGLE_FILES]
+            arguments += ["--precision", precision, "--opset", opset]
             command = [sys.executable, "-c", script, ROOT / "tests", *arguments]
             child = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
             assert child.returncode == 0, child.stderr[-3000:]
