@@ -123,14 +123,15 @@ class Checkpoint:
 
     def _changed_weights(self, part: str) -> Iterator[tuple[str, torch.Tensor]]:
         """The component's tensors one after the other, those that LoRAs change in float32, to be rounded once."""
-        for raw, own in self._contents.weights[part]().items():
-            name, tensor = bare_name(part, raw), own
+        tensors = self._contents.weights[part]()
+        for raw in tensors:
+            name, tensor = bare_name(part, raw), tensors[raw]
             if changes := self._changes.get(f"{part}.{name}"):
-                delta = summed_delta(f"{part}.{name}", tuple(own.shape), changes)
-                tensor = own.float() + torch.from_numpy(delta)
+                delta = summed_delta(f"{part}.{name}", tuple(tensor.shape), changes)
+                tensor = tensor.float() + torch.from_numpy(delta)
             if part.startswith(_TEXT_ENCODER) and name == _TOKEN_EMBEDDING and self._embeddings:
                 rows = [embedding.vectors[part].to(torch.float32) for embedding in self._embeddings]
-                tensor = torch.cat([own.float(), *rows])
+                tensor = torch.cat([tensor.float(), *rows])
             yield raw, tensor
 
     def _parameters(self) -> list[str]:

@@ -27,8 +27,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "export",
         help="convert a checkpoint to a bundle",
-        description="Convert a Stable Diffusion checkpoint to a bundle. It is a folder in the diffusers format, a file in "
-        "the original format, or the id of a checkpoint on the Hugging Face hub; no code in it is ever executed.",
+        description="Convert a Stable Diffusion checkpoint to a bundle. It is a folder in the diffusers format, a file "
+        "in the original format, or an id on the Hugging Face hub. No code in it is ever executed.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

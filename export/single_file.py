@@ -12,6 +12,7 @@ import torch
 from latentrt.runtime.errors import CheckpointError
 
 from .public_configs import PUBLIC_CONFIGS, Config
+from .weight_files import RenamedTensors
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -62,7 +63,8 @@ def weights_of_part(part: str, weights: Weights, config: Mapping[str, Any]) -> W
     from diffusers.loaders import single_file_utils as diffusers
 
     if part == "unet":
-        return dict(diffusers.convert_ldm_unet_checkpoint(weights, dict(config)))
+        # It only gives tensors other names, so that it can be asked for names alone; no tensor is opened.
+        return RenamedTensors(weights, diffusers.convert_ldm_unet_checkpoint({n: n for n in weights}, dict(config)))
     if part == "vae":
         return vae_weights(weights, config)
     if any(name.startswith(_CLIP[part]) for name in weights):

@@ -26,28 +26,49 @@ _PICKLE_REFUSED = (
 
 
 class TensorFiles(Mapping[str, torch.Tensor]):
-    """The tensors of safetensors files by name; `metadata` is the first file's."""
+    """The tensors of safetensors files by name; `metadata` is the first file's.
+
+    Each tensor is mapped on its own, so that its pages go when it has been converted: with one map for all, a file
+    would be resident beside its converted copy.
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self._handles: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}
         self.metadata: dict[str, str] = {}
         for file in files:
-            handle = _open_safetensors(file)
-            self.metadata = self.metadata or handle.metadata() or {}
-            for name in handle.keys():  # noqa: SIM118
-                if name in self._handles:
-                    raise CheckpointError(f"{file} holds {name}, which another shard holds, too")
-                self._handles[name] = handle
+            with _open_safetensors(file) as opened:
+                self.metadata = self.metadata or opened.metadata() or {}
+                for name in opened.keys():  # noqa: SIM118
+                    if name in self._files:
+                        raise CheckpointError(f"{file} holds {name}, which another shard holds, too")
+                    self._files[name] = file
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._handles[name].get_tensor(name)
-        return tensor
+        with _open_safetensors(self._files[name]) as opened:
+            tensor: torch.Tensor = opened.get_tensor(name)
+            return tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._handles)
+        return iter(self._files)
 
     def __len__(self) -> int:
-        return len(self._handles)
+        return len(self._files)
+
+
+class RenamedTensors(Mapping[str, torch.Tensor]):
+    """Tensors under other names: `names` has the old one for each new one."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
+        self._tensors, self._names = tensors, names
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @dataclass(frozen=True, slots=True)
