@@ -30,12 +30,12 @@ _TOKEN_EMBEDDING = "embeddings.token_embedding.weight"
 class Checkpoint:
     """A checkpoint whose files have been found, and what is put into it: LoRAs, embeddings, another VAE.
 
-    `configs` holds the components' parsed JSON, `scheduler` the scheduler's config as bytes.
+    `index` is model_index.json, `configs` holds the components' parsed JSON, `scheduler` the scheduler's as bytes.
     """
 
     def __init__(self, source: Source, contents: Contents) -> None:
         self.source, self._contents = source, contents
-        self.configs, self.scheduler = contents.configs, contents.scheduler
+        self.index, self.configs, self.scheduler = contents.index, contents.configs, contents.scheduler
         check_unet(self.name, self.configs["unet"])
         if source.vae is not None:
             self._take_vae(Path(source.vae))
@@ -83,6 +83,10 @@ class Checkpoint:
         """The CLIP text model in eval mode, with the vectors of textual inversions behind its own."""
         return self._load("text_encoder", dtype)
 
+    def load_text_encoder_2(self, dtype: torch.dtype) -> torch.nn.Module:
+        """The second one, a `CLIPTextModelWithProjection`, where the family has it."""
+        return self._load("text_encoder_2", dtype)
+
     def load_unet(self, dtype: torch.dtype) -> torch.nn.Module:
         """The `UNet2DConditionModel` in eval mode."""
         return self._load("unet", dtype)
@@ -91,27 +95,27 @@ class Checkpoint:
         """The `AutoencoderKL` in eval mode."""
         return self._load("vae", dtype)
 
-    def load_tokenizer(self) -> Any:
-        """The `CLIPTokenizer`, which knows the words of textual inversions."""
-        return self._tokenizer[0]
+    def load_tokenizer(self, name: str = "tokenizer") -> Any:
+        """The `CLIPTokenizer`, which knows the words of textual inversions; the second one is "tokenizer_2"."""
+        return self._tokenizers[name][0]
 
-    def embeddings(self) -> dict[str, tuple[int, ...]]:
+    def embeddings(self, name: str = "tokenizer") -> dict[str, tuple[int, ...]]:
         """Words of textual inversions, and the ids that each stands for."""
-        return self._tokenizer[1]
+        return self._tokenizers[name][1]
 
-    def write_tokenizer(self, target: Path) -> None:
-        """Write the tokenizer's files to the new folder `target`."""
-        tokenizer, words = self._tokenizer
-        self._contents.vocabulary.write(target, tokenizer, [i for ids in words.values() for i in ids])
+    def write_tokenizer(self, target: Path, name: str = "tokenizer") -> None:
+        """Write a tokenizer's files to the new folder `target`."""
+        tokenizer, words = self._tokenizers[name]
+        self._contents.vocabularies[name].write(target, tokenizer, [i for ids in words.values() for i in ids])
 
     @cached_property
-    def _tokenizer(self) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    def _tokenizers(self) -> dict[str, tuple[Any, dict[str, tuple[int, ...]]]]:
         words: dict[str, int] = {}
         for embedding in self._embeddings:
             if embedding.word.lower() in map(str.lower, words):  # CLIP's tokenizer knows no capitals
                 raise CheckpointError(f"two textual inversions are called {embedding.word!r}: rename one, FILE:WORD")
             words[embedding.word] = embedding.count
-        return self._contents.vocabulary.load(words)
+        return {name: vocabulary.load(words) for name, vocabulary in self._contents.vocabularies.items()}
 
     def _load(self, part: str, dtype: torch.dtype) -> torch.nn.Module:
         config = self.configs[part]

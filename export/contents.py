@@ -18,7 +18,13 @@ from .vocabulary import Vocabulary
 from .weight_files import TensorFiles, find_weights, read_json, weights_from_file
 
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "LatentConsistencyModelPipeline")
-WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+WEIGHTS = {
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
+_SECOND = ("text_encoder_2", "tokenizer_2")  # that not every family has
 _FOLDER_HINT = (
     "A checkpoint folder in the diffusers format has model_index.json, scheduler/, text_encoder/, tokenizer/, unet/ "
     "and vae/."
@@ -27,12 +33,22 @@ _FOLDER_HINT = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contents:
-    """What was found. `weights` opens a component's tensors; `files` are all that are read, by name for the hash."""
+    """What was found.
 
+    Attributes:
+        index: model_index.json; for single files, its `_class_name` alone.
+        configs: of the components and the scheduler.
+        weights: component -> opens its tensors.
+        scheduler: its config, byte for byte.
+        vocabularies: by "tokenizer" and "tokenizer_2".
+        files: all that are read, by the name that their hash knows them by.
+    """
+
+    index: dict[str, Any]
     configs: dict[str, dict[str, Any]]
     weights: dict[str, Callable[[], Weights]]
     scheduler: bytes
-    vocabulary: Vocabulary
+    vocabularies: dict[str, Vocabulary]
     files: dict[str, Path]
 
 
@@ -73,7 +89,8 @@ def contents_of(source: Source) -> Contents:
 
 def _contents_of_folder(path: Path, source: Source) -> Contents:
     contents = _configs_of_folder(path, source.prediction_type)
-    found = {part: find_weights(path / part, stem, allow_pickle=source.allow_pickle) for part, stem in WEIGHTS.items()}
+    parts = [part for part in WEIGHTS if part in contents.configs]
+    found = {part: find_weights(path / part, WEIGHTS[part], allow_pickle=source.allow_pickle) for part in parts}
     variants = {part: weights.variant for part, weights in found.items()}
     if len(set(variants.values())) > 1:
         raise CheckpointError(f"{path} mixes weight variants: {variants}. Keep one variant of every component.")
@@ -91,15 +108,17 @@ def _configs_of_folder(path: Path, prediction_type: str | None) -> Contents:
     if name not in _PIPELINES:
         raise CheckpointError(f"{path} is a {name!r}; latentrt exports {', '.join(_PIPELINES)}")
     scheduler = path / "scheduler" / "scheduler_config.json"
-    files = {part: path / part / "config.json" for part in WEIGHTS} | {"scheduler": scheduler}
+    absent = [part for part in _SECOND if not any(index.get(part) or [])]
+    files = {part: path / part / "config.json" for part in WEIGHTS if part not in absent} | {"scheduler": scheduler}
     configs = {part: read_json(file, _FOLDER_HINT) for part, file in files.items()}
-    vocabulary = Vocabulary(path / "tokenizer")
-    read = [path / "model_index.json", *files.values(), *vocabulary.files()]
+    vocabularies = {name: Vocabulary(path / name) for name in ("tokenizer", "tokenizer_2") if name not in absent}
+    read = [path / "model_index.json", *files.values(), *(file for v in vocabularies.values() for file in v.files())]
     content = scheduler.read_bytes()
     if prediction_type is not None:
         configs["scheduler"] = {**configs["scheduler"], "prediction_type": prediction_type}
         content = _scheduler_json(configs["scheduler"])
-    return Contents(configs, {}, content, vocabulary, {file.relative_to(path).as_posix(): file for file in read})
+    named = {file.relative_to(path).as_posix(): file for file in read}
+    return Contents(index, configs, {}, content, vocabularies, named)
 
 
 def _contents_of_file(path: Path, source: Source) -> Contents:
@@ -110,16 +129,19 @@ def _contents_of_file(path: Path, source: Source) -> Contents:
     else:
         metadata = tensors.metadata if isinstance(tensors, TensorFiles) else {}
         try:
-            configs = configs_of_file(tensors, metadata, source.prediction_type)
+            row = configs_of_file(tensors, metadata, source.prediction_type)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
-        vocabulary = Vocabulary.of_clip(configs["tokenizer"]["pad_token"])
-        contents = Contents(configs, {}, _scheduler_json(configs["scheduler"]), vocabulary, {path.name: path})
+        configs = {part: row[part] for part in (*WEIGHTS, "scheduler") if part in row}
+        pads = {part: config["pad_token"] for part, config in row.items() if part.startswith("tokenizer")}
+        vocabularies = {part: Vocabulary.of_clip(pad) for part, pad in pads.items()}
+        scheduler = _scheduler_json(row["scheduler"])
+        contents = Contents(row["index"], configs, {}, scheduler, vocabularies, {path.name: path})
 
     def opener(part: str) -> Callable[[], Weights]:
         return lambda: weights_of_part(part, tensors, contents.configs[part])
 
-    contents.weights.update({part: opener(part) for part in WEIGHTS})
+    contents.weights.update({part: opener(part) for part in WEIGHTS if part in contents.configs})
     return contents
 
 

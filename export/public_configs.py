@@ -1,7 +1,7 @@
 """Configs of the public checkpoints of each family, for files that hold weights only. Data; knows no files.
 
-A row has one config for each component, as `config.json` and `scheduler_config.json` have it in the public folders, and
-for each tokenizer the token that it pads with; everything else of the tokenizers is the same.
+A row has the pipeline's class, one config for each component, as `config.json` and `scheduler_config.json` have it in
+the public folders, and for each tokenizer the token that it pads with; all else of the tokenizers is the same.
 """
 
 from typing import Any
@@ -120,6 +120,7 @@ _PNDM: Config = {"_class_name": "PNDMScheduler", **_SCHEDULER}
 
 PUBLIC_CONFIGS: dict[str, dict[str, Config]] = {
     "sd1": {
+        "index": {"_class_name": "StableDiffusionPipeline"},
         "text_encoder": _CLIP_L,
         "unet": _SD1_UNET,
         "vae": {**_VAE, "sample_size": 512},
@@ -127,6 +128,7 @@ PUBLIC_CONFIGS: dict[str, dict[str, Config]] = {
         "tokenizer": {"pad_token": "<|endoftext|>"},
     },
     "sd2-base": {
+        "index": {"_class_name": "StableDiffusionPipeline"},
         "text_encoder": _OPENCLIP_H,
         "unet": {**_SD2_UNET, "sample_size": 64},
         "vae": {**_VAE, "sample_size": 512},
@@ -134,6 +136,7 @@ PUBLIC_CONFIGS: dict[str, dict[str, Config]] = {
         "tokenizer": {"pad_token": "!"},
     },
     "sd2-v": {
+        "index": {"_class_name": "StableDiffusionPipeline"},
         "text_encoder": _OPENCLIP_H,
         "unet": _SD2_UNET,
         "vae": {**_VAE, "sample_size": 768},
@@ -141,6 +144,7 @@ PUBLIC_CONFIGS: dict[str, dict[str, Config]] = {
         "tokenizer": {"pad_token": "!"},
     },
     "sdxl": {
+        "index": {"_class_name": "StableDiffusionXLPipeline"},
         "text_encoder": _CLIP_L,
         "text_encoder_2": _OPENCLIP_BIG_G,
         "unet": _SDXL_UNET,

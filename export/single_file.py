@@ -50,7 +50,11 @@ def configs_of_file(weights: Weights, metadata: Mapping[str, str], prediction_ty
     if family == "sd2":
         family = "sd2-base" if predicts == "epsilon" else "sd2-v"
     configs = dict(PUBLIC_CONFIGS[family])
-    configs["unet"] = {**configs["unet"], "in_channels": weights[_UNET_INPUT].shape[1]}
+    channels = weights[_UNET_INPUT].shape[1]
+    configs["unet"] = {**configs["unet"], "in_channels": channels}
+    if channels == 9:  # latents, a mask, and the latents of what it leaves
+        pipeline = configs["index"]["_class_name"].replace("Pipeline", "InpaintPipeline")
+        configs["index"] = {"_class_name": pipeline}
     if predicts is not None and predicts != configs["scheduler"].get("prediction_type", "epsilon"):
         configs["scheduler"] = {**configs["scheduler"], "prediction_type": predicts}
     if "ztsnr" in weights:

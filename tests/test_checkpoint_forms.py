@@ -190,19 +190,15 @@ def test_public_shapes_are_recognised_and_fit(row: str) -> None:
         assert expected.items() <= found.items(), part
 
 
-def test_sdxl_is_converted_as_by_diffusers(tmp_path: Path) -> None:
-    """At small widths, values and all, against diffusers' own loading of the file."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
+@pytest.fixture(scope="module")
+def sdxl() -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+    """Configs at small widths, and random tensors of every component."""
     public = PUBLIC_CONFIGS["sdxl"]
     small_text = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 11}
     small = {"block_out_channels": [32, 64, 64], "norm_num_groups": 16}
     configs = {
-        "text_encoder": {**public["text_encoder"], **small_text, "vocab_size": 90},
-        "text_encoder_2": {**public["text_encoder_2"], **small_text, "vocab_size": 90, "hidden_size": 48}
-        | {"projection_dim": 48},
+        "text_encoder": {**public["text_encoder"], **small_text},
+        "text_encoder_2": {**public["text_encoder_2"], **small_text, "hidden_size": 48, "projection_dim": 48},
         "unet": {**public["unet"], **small, "cross_attention_dim": 80, "transformer_layers_per_block": [1, 2, 3]}
         | {"attention_head_dim": [1, 2, 4], "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 96},
         "vae": {**public["vae"], "block_out_channels": [8, 16, 16, 16], "norm_num_groups": 8, "layers_per_block": 1},
@@ -212,6 +208,18 @@ def test_sdxl_is_converted_as_by_diffusers(tmp_path: Path) -> None:
         part: {k: torch.randn(v.shape, generator=draw) for k, v in empty_module(part, config).state_dict().items()}
         for part, config in configs.items()
     }
+    return configs, parts
+
+
+def test_sdxl_is_converted_as_by_diffusers(
+    sdxl: tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]], tmp_path: Path
+) -> None:
+    """Values and all, against diffusers' own loading of the file."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    configs, parts = sdxl
     weights = original_layout(parts, "sdxl")
     classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     for part, config in configs.items():
@@ -226,6 +234,55 @@ def test_sdxl_is_converted_as_by_diffusers(tmp_path: Path) -> None:
         for name, tensor in theirs.state_dict().items():
             assert torch.equal(got[bare_name(part, name)], tensor), (part, name)
             assert torch.equal(parts[part][name], tensor), (part, name)
+
+
+def test_sdxl_opens_with_all_that_is_put_in(
+    sdxl: tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both text encoders: LoRAs in kohya's names, and a word with vectors for each."""
+    configs, parts = sdxl
+    monkeypatch.setitem(PUBLIC_CONFIGS, "sdxl", {**PUBLIC_CONFIGS["sdxl"], **configs})
+    monkeypatch.setattr("latentrt.export.checkpoint.check_unet", lambda *_: None)
+    save_file(original_layout(parts, "sdxl"), tmp_path / "xl.safetensors")
+    draw = torch.Generator().manual_seed(4)
+    vectors = {name: torch.randn(2, width, generator=draw) for name, width in (("clip_l", 32), ("clip_g", 48))}
+    save_file(vectors, tmp_path / "toy.safetensors")
+    modules_of = {"lora_te1": ("text_encoder", 32), "lora_te2": ("text_encoder_2", 48)}
+    lora = {}
+    for prefix, (_, width) in modules_of.items():
+        key = f"{prefix}_text_model_encoder_layers_3_self_attn_v_proj"
+        lora[f"{key}.lora_down.weight"] = torch.randn(2, width, generator=draw)
+        lora[f"{key}.lora_up.weight"] = torch.randn(width, 2, generator=draw)
+    save_file(lora, tmp_path / "ink.safetensors")
+    source = Source(
+        str(tmp_path / "xl.safetensors"),
+        loras=(LoraFile(str(tmp_path / "ink.safetensors"), 0.5),),
+        embeddings=(embedding_from_text(f"{tmp_path / 'toy.safetensors'}:<toy>"),),
+    )
+    checkpoint = Checkpoint.open(source)
+    assert checkpoint.index == {"_class_name": "StableDiffusionXLPipeline"}
+    for part, tensors in parts.items():
+        module = getattr(checkpoint, f"load_{part}")(torch.float32)
+        changed = {}
+        for name, tensor in module.state_dict().items():
+            if not torch.equal(tensor, tensors[name]):
+                changed[bare_name(part, name)] = (tensor, tensors[name])
+        if not part.startswith("text"):
+            assert changed == {}
+            continue
+        prefix, clip = ("lora_te2", "clip_g") if part.endswith("2") else ("lora_te1", "clip_l")
+        own, before = changed.pop("embeddings.token_embedding.weight")
+        assert torch.equal(own, torch.cat([before, vectors[clip]]))
+        own, before = changed.pop("encoder.layers.3.self_attn.v_proj.weight")
+        key = f"{prefix}_text_model_encoder_layers_3_self_attn_v_proj"
+        delta = lora[f"{key}.lora_up.weight"] @ lora[f"{key}.lora_down.weight"]
+        torch.testing.assert_close(own, before + 0.5 * delta)
+        assert changed == {}
+    for name, pad in (("tokenizer", 49407), ("tokenizer_2", 0)):
+        tokenizer = checkpoint.load_tokenizer(name)
+        assert tokenizer.pad_token_id == pad
+        assert checkpoint.embeddings(name) == {"<toy>": (49408, 49409)}
+        assert tokenizer("<toy>").input_ids == [49406, 49408, 49407]
 
 
 def test_what_the_unet_predicts() -> None:
@@ -280,7 +337,9 @@ def test_other_files_are_told_what_they_are(tmp_path: Path, names: list[str], me
 def test_inpainting_is_seen_in_a_single_file() -> None:
     parts = meta_parts("sd1")
     parts["unet"]["conv_in.weight"] = torch.empty(320, 9, 3, 3, device="meta")
-    assert configs_of_file(original_layout(parts, "sd1"), {}, None)["unet"]["in_channels"] == 9
+    configs = configs_of_file(original_layout(parts, "sd1"), {}, None)
+    assert configs["unet"]["in_channels"] == 9
+    assert configs["index"] == {"_class_name": "StableDiffusionInpaintPipeline"}
 
 
 @pytest.mark.parametrize(("row", "family"), [("sd1", "sd1"), ("sd2-v", "sd2")])
