@@ -15,16 +15,23 @@ from safetensors import SafetensorError
 from latentrt.runtime.bundle import sha256_of_file
 from latentrt.runtime.errors import CheckpointError
 
-_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "LatentConsistencyModelPipeline")
-_WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+from .families import PIPELINES, Family, Preset, TextEncoderRow, check_models, family_of
+
+_WEIGHTS = {
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint folder whose files have been found: `configs` holds the components' parsed JSON, `variant` is the
-    infix of the weight files (None or "fp16")."""
+    """A checkpoint folder whose files have been found: `index` is model_index.json, `configs` holds the components'
+    parsed JSON, `variant` is the infix of the weight files (None or "fp16")."""
 
     path: Path
+    index: dict[str, Any]
     configs: dict[str, dict[str, Any]]
     variant: str | None
 
@@ -43,20 +50,28 @@ class Checkpoint:
             )
         index = _read_json(path / "model_index.json")
         name = index.get("_class_name")
-        if name not in _PIPELINES:
-            raise CheckpointError(f"{path} is a {name!r}; latentrt exports {', '.join(_PIPELINES)}")
-        configs = {part: _read_json(path / part / "config.json") for part in _WEIGHTS}
+        if name not in PIPELINES:
+            raise CheckpointError(f"{path} is a {name!r}; latentrt exports {', '.join(PIPELINES)}")
+        absent = [part for part in ("text_encoder", "text_encoder_2") if not any(index.get(part) or [])]
+        weights = {part: stem for part, stem in _WEIGHTS.items() if part not in absent}
+        configs = {part: _read_json(path / part / "config.json") for part in weights}
         configs["scheduler"] = _read_json(path / "scheduler" / "scheduler_config.json")
-        variants = {part: _variant(path / part, stem) for part, stem in _WEIGHTS.items()}
+        variants = {part: _variant(path / part, stem) for part, stem in weights.items()}
         if len(set(variants.values())) > 1:
             raise CheckpointError(f"{path} mixes weight variants: {variants}. Keep one variant of every component.")
-        _check_unet(path, configs["unet"])
-        return cls(path, configs, variants["unet"])
+        check_models(path, configs["unet"], configs["vae"])
+        family_of(path, configs)  # refuses what is none
+        return cls(path, index, configs, variants["unet"])
 
     @property
-    def family(self) -> str:
-        """Either "sd1" or "sd2", told apart by the text encoder: CLIP ViT-L has quick_gelu, OpenCLIP ViT-H gelu."""
-        return "sd1" if self.configs["text_encoder"].get("hidden_act", "quick_gelu") == "quick_gelu" else "sd2"
+    def family(self) -> Family:
+        """The family, told apart by the text encoders."""
+        return family_of(self.path, self.configs)
+
+    @property
+    def preset(self) -> Preset:
+        """What diffusers draws with where a call says nothing."""
+        return PIPELINES[self.index["_class_name"]]
 
     def sha256(self) -> str:
         """One hash over the names and contents of all files that an export reads."""
@@ -65,11 +80,12 @@ class Checkpoint:
             digest.update(f"{file.relative_to(self.path).as_posix()} {sha256_of_file(file)}\n".encode())
         return digest.hexdigest()
 
-    def load_text_encoder(self, dtype: torch.dtype) -> torch.nn.Module:
-        """The CLIP text model in eval mode."""
-        from transformers import CLIPTextModel
+    def load_text_encoder(self, row: TextEncoderRow, dtype: torch.dtype) -> torch.nn.Module:
+        """A CLIP text model in eval mode."""
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-        return self._load(CLIPTextModel, "text_encoder", dtype, attn_implementation="sdpa")
+        kind = CLIPTextModelWithProjection if row.pooled else CLIPTextModel
+        return self._load(kind, row.part, dtype, attn_implementation="sdpa")
 
     def load_unet(self, dtype: torch.dtype) -> torch.nn.Module:
         """The `UNet2DConditionModel` in eval mode."""
@@ -83,18 +99,18 @@ class Checkpoint:
 
         return self._load(AutoencoderKL, "vae", dtype)
 
-    def load_tokenizer(self) -> Any:
-        """The `CLIPTokenizer`."""
+    def load_tokenizer(self, row: TextEncoderRow) -> Any:
+        """The `CLIPTokenizer` of a text encoder."""
         from transformers import CLIPTokenizer
 
-        folder = self.path / "tokenizer"
+        folder = self.path / row.tokenizer
         if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
             raise CheckpointError(f"{folder} needs vocab.json and merges.txt")
         return CLIPTokenizer.from_pretrained(folder)
 
     def _load(self, cls: Any, part: str, dtype: torch.dtype, **options: Any) -> torch.nn.Module:
         folder = self.path / part
-        key = "dtype" if part == "text_encoder" else "torch_dtype"
+        key = "dtype" if part.startswith("text_encoder") else "torch_dtype"
         try:
             module, report = cls.from_pretrained(
                 folder, use_safetensors=True, variant=self.variant, output_loading_info=True, **{key: dtype}, **options
@@ -149,17 +165,6 @@ def _variant(folder: Path, stem: str) -> str | None:
             f"safetensors: load with diffusers and save_pretrained(FOLDER, safe_serialization=True)"
         )
     raise CheckpointError(f"{folder / (stem + '.safetensors')} is missing")
-
-
-def _check_unet(path: Path, config: dict[str, Any]) -> None:
-    if config.get("in_channels", 4) != config.get("out_channels", 4):
-        raise CheckpointError(
-            f"{path} has a UNet with {config['in_channels']} input channels (inpainting or upscaling), "
-            "which is not supported yet"
-        )
-    for key in ("addition_embed_type", "time_cond_proj_dim", "class_embed_type", "encoder_hid_dim_type"):
-        if config.get(key) is not None:
-            raise CheckpointError(f"{path} has a UNet with {key} = {config[key]!r}, which is not supported yet")
 
 
 def _first_line(error: BaseException) -> str:
