@@ -28,6 +28,7 @@ class Parameters:
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
+    strength: float | None
     model: str
     model_sha256: str
     version: str
@@ -45,6 +46,7 @@ class Parameters:
             "Seed": self.seed,
             "RNG": {"cpu": "CPU", "cuda": "NV"}[self.rng],
             "Size": f"{self.width}x{self.height}",
+            **({} if self.strength is None else {"Denoising strength": f"{self.strength:g}"}),
             "Model hash": self.model_sha256[:10],
             "Model": self.model,
             "Version": f"latentrt {self.version}",

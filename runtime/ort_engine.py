@@ -5,7 +5,7 @@ loop, so several threads may draw at once.
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle, Graph
-from .engine import Bucket, DenoiseStep, Float32, LoopTables, NewWeights
+from .engine import NO_INPUTS, Bucket, DenoiseStep, Float32, KnownParts, LoopTables, NewWeights, time_rows
 from .errors import BackendError
 from .scheduler import Plan
 
@@ -70,7 +70,7 @@ class OrtBackend:
     def denoiser(self, bucket: Bucket) -> "OrtDenoiser":
         """A denoiser for these sizes."""
         parts = (self.engine("time"), self.engine("context"), self.engine("denoise"))
-        return OrtDenoiser(parts, bucket, self._device, self._bundle.manifest.model.latent_channels)
+        return OrtDenoiser(parts, bucket, self._device, blend=lambda: self.engine("blend"))
 
     def set_weights(self, weights: NewWeights) -> None:
         """See `Backend.set_weights`: sessions are made anew, as they keep copies of their weights in another form."""
@@ -138,9 +138,11 @@ class OrtEngine:
 class OrtDenoiser:
     """The loop on ONNX Runtime: tables are uploaded once, two state buffers take turns, nothing is copied between."""
 
-    def __init__(self, parts: Sequence[OrtEngine], bucket: Bucket, device: str, channels: int) -> None:
+    def __init__(
+        self, parts: Sequence[OrtEngine], bucket: Bucket, device: str, *, blend: Callable[[], OrtEngine]
+    ) -> None:
         self._time, self._context, self._denoise = parts
-        self._bucket, self._device, self._channels = bucket, device, channels
+        self._bucket, self._device, self._blend = bucket, device, blend
 
     def run(
         self,
@@ -151,41 +153,63 @@ class OrtDenoiser:
         guidance_rescale: Float32,
         noise: Sequence[Float32],
         clean: Float32 | None = None,
+        time_inputs: Mapping[str, Float32] = NO_INPUTS,
+        extra: Float32 | None = None,
+        mask: Float32 | None = None,
     ) -> Iterator[DenoiseStep]:
         """See `Denoiser.run`."""
         tables = LoopTables.from_plans(plans, noise, clean)
-        features = self._time_features(tables.timesteps)
+        features = self._time_features(tables.timesteps, time_inputs)
         session = self._denoise.session
         fixed = {
             "guidance": self._upload(guidance),
             "guidance_rescale": self._upload(guidance_rescale),
             **self._keys_and_values(context),
         }
+        if extra is not None:
+            fixed["extra"] = self._upload(extra)
         states = self._upload(tables.state), self._upload(np.zeros_like(tables.state))
-        bindings = []
-        for source, target in (states, states[::-1]):
-            binding = session.io_binding()
-            for name, value in fixed.items():
-                binding.bind_ortvalue_input(name, value)
-            binding.bind_ortvalue_input("state", source)
-            binding.bind_ortvalue_output("next_state", target)
-            bindings.append((binding, target))
+        bindings = [self._binding(session, fixed, *pair) for pair in (states, states[::-1])]
+        known = None if mask is None or clean is None else KnownParts.from_plans(plans, noise, clean, mask)
+        if known is not None:
+            blend = self._blend().session
+            parts = {name: self._upload(array) for name, array in known.fixed.items()}
+            # Each call ends with its blend, which leaves the state where it was before the call.
+            blending = self._binding(blend, parts, *states[::-1])
         quiet = self._upload(np.zeros_like(tables.state[:, 0]))
         total = len(tables.timesteps)
         for k in range(total):
-            binding, target = bindings[k % 2]
+            turn = k % 2 if known is None else 0
+            binding, target = bindings[turn], states[1 - turn]
             fresh = tables.noise[k]
             binding.bind_ortvalue_input("coefficients", self._upload(tables.coefficients[k]))
             binding.bind_ortvalue_input("time_features", self._upload(features[k]))
             binding.bind_ortvalue_input("noise", quiet if fresh is None else self._upload(fresh))
             session.run_with_iobinding(binding)
+            if known is not None:
+                blending.bind_ortvalue_input("blend", self._upload(known.blend[k]))
+                blend.run_with_iobinding(blending)
+                target = states[0]
             yield DenoiseStep(k, total, partial(_register, target))
 
-    def _time_features(self, timesteps: Float32) -> NDArray[Any]:
-        """(M, B*G, F): computed once for each call and image, repeated for its groups."""
-        calls = len(timesteps)
-        features = self._time.run({"timesteps": timesteps.ravel()})["time_features"]
-        return np.repeat(features.reshape(calls, self._bucket.batch, -1), self._bucket.groups, axis=1)
+    @staticmethod
+    def _binding(
+        session: "onnxruntime.InferenceSession",
+        fixed: Mapping[str, "onnxruntime.OrtValue"],
+        state: "onnxruntime.OrtValue",
+        next_state: "onnxruntime.OrtValue",
+    ) -> Any:
+        binding = session.io_binding()
+        for name, value in fixed.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_input("state", state)
+        binding.bind_ortvalue_output("next_state", next_state)
+        return binding
+
+    def _time_features(self, timesteps: Float32, time_inputs: Mapping[str, Float32]) -> NDArray[Any]:
+        """(M, B*G, F)."""
+        features = self._time.run(time_rows(timesteps, self._bucket.groups, time_inputs))["time_features"]
+        return features.reshape(len(timesteps), -1, features.shape[1])
 
     def _keys_and_values(self, context: Float32) -> dict[str, "onnxruntime.OrtValue"]:
         """Keys and values of every cross-attention, left on the device."""

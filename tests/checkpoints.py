@@ -142,6 +142,7 @@ def tiny_checkpoint(folder: Path, family: str = "sd1", seed: int = 0, *, tinier:
         index |= {"feature_extractor": [None, None], "safety_checker": [None, None], "requires_safety_checker": False}
     index |= {
         "_class_name": facts.get("class", "StableDiffusionPipeline"),
+        "_diffusers_version": "0.35.0",
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
