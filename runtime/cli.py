@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LatentRTError
+from .picture_flags import add_picture_flags, picture_options
 
 GENERATE_EXAMPLES = """examples:
   latentrt generate "a large red star on a blue background"
   latentrt generate "an astronaut" --bundle engines/sd15 -o out.png --steps 20 --scheduler dpm++_2m_karras --seed 7
   latentrt generate "a cat" --negative-prompt "blurry" --num-images 4 -o cats.png      # cats-0.png … cats-3.png
+  latentrt generate "a castle" --image photo.jpg --mask sky.png --strength 0.8 -o castle.png
 """
 # Commands whose modules are loaded when they are called; the exporter needs packages that the runtime does not.
 _BY_NAME = {
@@ -95,6 +97,7 @@ def _add_generate(commands: Any) -> None:
         help="LoRA file, weight 1 if not said; repeatable",
     )
     parser.add_argument("--clip-skip", type=int, help="layers of the text encoder to skip")
+    add_picture_flags(parser)
     parser.set_defaults(run=_generate)
 
 
@@ -124,6 +127,7 @@ def _generate(arguments: argparse.Namespace) -> int:
             num_images_per_prompt=arguments.num_images,
             clip_skip=arguments.clip_skip,
             rng=arguments.rng,
+            **picture_options(arguments),
         )
         bar = stack.enter_context(tqdm(disable=None, unit="call"))
         result = None

@@ -12,9 +12,8 @@ EXPORTS = {
     "sd2-fp16": ("sd2", "fp16", 23, True),
     "sd2-fp32-opset18": ("sd2", "fp32", 18, True),
     "sd1-bf16": ("sd1", "bf16", 23, True),
-    "sdxl-fp32": ("sdxl", "fp32", 23, False),
+    "sdxl-fp32": ("sdxl", "fp32", 23, True),
     "sd1-inpaint-fp32": ("sd1-inpaint", "fp32", 23, True),
-    "sdxl-inpaint-fp32": ("sdxl-inpaint", "fp32", 23, True),
     "lcm-fp32": ("lcm", "fp32", 23, True),
 }
 
