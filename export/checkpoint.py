@@ -16,8 +16,9 @@ from latentrt.runtime.bundle import sha256_of_file
 from latentrt.runtime.errors import CheckpointError
 from latentrt.runtime.lora import read_loras, summed_delta
 
-from .contents import WEIGHTS, Contents, check_unet, contents_of, resolved
+from .contents import WEIGHTS, Contents, contents_of, resolved
 from .embeddings import read_embedding
+from .families import PIPELINES, Family, Preset, TextEncoderRow, check_models, family_of
 from .modules import bare_name, module_from_weights
 from .single_file import vae_weights
 from .source import Source
@@ -36,7 +37,8 @@ class Checkpoint:
     def __init__(self, source: Source, contents: Contents) -> None:
         self.source, self._contents = source, contents
         self.index, self.configs, self.scheduler = contents.index, contents.configs, contents.scheduler
-        check_unet(self.name, self.configs["unet"])
+        check_models(self.name, self.configs["unet"], self.configs["vae"])
+        family_of(self.name, self.configs)  # refuses what is none
         if source.vae is not None:
             self._take_vae(Path(source.vae))
         widths = {part: self.configs[part]["hidden_size"] for part in self.configs if part.startswith(_TEXT_ENCODER)}
@@ -60,9 +62,14 @@ class Checkpoint:
         return str(self.source.name)
 
     @property
-    def family(self) -> str:
-        """Either "sd1" or "sd2", told apart by the text encoder: CLIP ViT-L has quick_gelu, OpenCLIP ViT-H gelu."""
-        return "sd1" if self.configs["text_encoder"].get("hidden_act", "quick_gelu") == "quick_gelu" else "sd2"
+    def family(self) -> Family:
+        """The family, told apart by the text encoders."""
+        return family_of(self.name, self.configs)
+
+    @property
+    def preset(self) -> Preset:
+        """What diffusers draws with where a call says nothing."""
+        return PIPELINES[self.index["_class_name"]]
 
     def record(self) -> manifest.Checkpoint:
         """What the manifest says of it. Reads all files."""
@@ -79,13 +86,9 @@ class Checkpoint:
         """One hash over the names and contents of all files that an export reads."""
         return self.record().sha256
 
-    def load_text_encoder(self, dtype: torch.dtype) -> torch.nn.Module:
-        """The CLIP text model in eval mode, with the vectors of textual inversions behind its own."""
-        return self._load("text_encoder", dtype)
-
-    def load_text_encoder_2(self, dtype: torch.dtype) -> torch.nn.Module:
-        """The second one, a `CLIPTextModelWithProjection`, where the family has it."""
-        return self._load("text_encoder_2", dtype)
+    def load_text_encoder(self, row: TextEncoderRow, dtype: torch.dtype) -> torch.nn.Module:
+        """A CLIP text model in eval mode, with the vectors of textual inversions behind its own."""
+        return self._load(row.part, dtype)
 
     def load_unet(self, dtype: torch.dtype) -> torch.nn.Module:
         """The `UNet2DConditionModel` in eval mode."""

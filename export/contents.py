@@ -11,20 +11,20 @@ from typing import Any
 
 from latentrt.runtime.errors import CheckpointError
 
+from .families import PIPELINES
 from .hub import folder_from_hub, is_hub_id
 from .single_file import Weights, configs_of_file, weights_of_part
 from .source import Source
 from .vocabulary import Vocabulary
 from .weight_files import TensorFiles, find_weights, read_json, weights_from_file
 
-_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "LatentConsistencyModelPipeline")
 WEIGHTS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
 }
-_SECOND = ("text_encoder_2", "tokenizer_2")  # that not every family has
+_MAY_BE_ABSENT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")  # families tell what they need
 _FOLDER_HINT = (
     "A checkpoint folder in the diffusers format has model_index.json, scheduler/, text_encoder/, tokenizer/, unet/ "
     "and vae/."
@@ -105,10 +105,10 @@ def _configs_of_folder(path: Path, prediction_type: str | None) -> Contents:
     """Everything but the weights."""
     index = read_json(path / "model_index.json", _FOLDER_HINT)
     name = index.get("_class_name")
-    if name not in _PIPELINES:
-        raise CheckpointError(f"{path} is a {name!r}; latentrt exports {', '.join(_PIPELINES)}")
+    if name not in PIPELINES:
+        raise CheckpointError(f"{path} is a {name!r}; latentrt exports {', '.join(PIPELINES)}")
     scheduler = path / "scheduler" / "scheduler_config.json"
-    absent = [part for part in _SECOND if not any(index.get(part) or [])]
+    absent = [part for part in _MAY_BE_ABSENT if not any(index.get(part) or [])]
     files = {part: path / part / "config.json" for part in WEIGHTS if part not in absent} | {"scheduler": scheduler}
     configs = {part: read_json(file, _FOLDER_HINT) for part, file in files.items()}
     vocabularies = {name: Vocabulary(path / name) for name in ("tokenizer", "tokenizer_2") if name not in absent}
@@ -147,15 +147,3 @@ def _contents_of_file(path: Path, source: Source) -> Contents:
 
 def _scheduler_json(config: Mapping[str, Any]) -> bytes:
     return (json.dumps(config, indent=2) + "\n").encode()
-
-
-def check_unet(name: str, config: dict[str, Any]) -> None:
-    """Refuse UNets that take what the exporter does not give them."""
-    if config.get("in_channels", 4) != config.get("out_channels", 4):
-        raise CheckpointError(
-            f"{name} has a UNet with {config['in_channels']} input channels (inpainting or upscaling), "
-            "which is not supported yet"
-        )
-    for key in ("addition_embed_type", "time_cond_proj_dim", "class_embed_type", "encoder_hid_dim_type"):
-        if config.get(key) is not None:
-            raise CheckpointError(f"{name} has a UNet with {key} = {config[key]!r}, which is not supported yet")

@@ -48,11 +48,12 @@ def fuse_denoise(loop: ir.Model, *, channels: int) -> ir.Model:
     """UNet -> UNet + guidance + scheduler update, in place.
 
     Inputs: `state` (B, R, C, h, w), `coefficients` (B, R, R+2), `guidance` (B, G), `guidance_rescale` (B,),
-    `noise` (B, C, h, w), all float32, then what the cut left: `time_features` (B*G, F), `key_*`, `value_*` (B*G, S, …).
+    `noise` (B, C, h, w), for UNets that inpaint `extra` (B, 5, h, w), all float32, then what the cut left:
+    `time_features` (B*G, F), `key_*`, `value_*` (B*G, S, …).
     Output: `next_state` (B, R, C, h, w) float32.
 
-    With x = state[:, 0], m_g = UNet(x) for each guidance group, m = sum_g guidance_g m_g (rescaled towards the standard
-    deviation of the last group's by Lin et al. 2023, eq. 15-16, where guidance_rescale > 0):
+    With x = state[:, 0], m_g = UNet([x, extra]) for each guidance group, m = sum_g guidance_g m_g (rescaled towards the
+    standard deviation of the last group's by Lin et al. 2023, eq. 15-16, where guidance_rescale > 0):
     next_state_r = sum_k coefficients[r, k] [state_0 … state_{R-1}, m, noise]_k.
     """
     graph = loop.graph
@@ -68,13 +69,15 @@ def fuse_denoise(loop: ir.Model, *, channels: int) -> ir.Model:
 
     before = _Ops()
     x = before.op("Gather", [state, before.const(0)], {"axis": 1})
-    image = before.dims(x, 1)
-    grouped = before.op("Concat", [before.dims(guidance, 0), image], {"axis": 0})
-    repeated = before.op("Expand", [before.unsqueeze(x, 1), grouped])
-    flat = before.op("Reshape", [repeated, before.op("Concat", [before.const([-1]), image], {"axis": 0})])
-    if sample.dtype != F32:
-        flat = before.op("Cast", [flat], {"to": int(sample.dtype or F32)})
-    flat.type, flat.shape = sample.type, sample.shape
+    groups = before.dims(guidance, 0)
+    grouped = before.op("Concat", [groups, before.dims(x, 1)], {"axis": 0})
+    ir.convenience.replace_all_uses_with(sample, _repeated(before, x, groups, like=sample))
+    pictures = [v for v in graph.inputs if v.name == "extra"]
+    for i, extra in enumerate(pictures):
+        assert extra.shape is not None
+        pictures[i] = tensor("extra", F32, ["B", extra.shape[1], "h", "w"])  # type: ignore[list-item]
+        ir.convenience.replace_all_uses_with(extra, _repeated(before, pictures[i], groups, like=extra))
+        graph.inputs.remove(extra)
 
     after = _Ops()
     output = graph.outputs[0]
@@ -90,8 +93,7 @@ def fuse_denoise(loop: ir.Model, *, channels: int) -> ir.Model:
     next_state.name, next_state.dtype, next_state.shape = "next_state", F32, state.shape
 
     rest = [v for v in graph.inputs if v is not sample]
-    ir.convenience.replace_all_uses_with(sample, flat)
-    graph.inputs[:] = [state, coefficients, guidance, rescale, noise, *rest]
+    graph.inputs[:] = [state, coefficients, guidance, rescale, noise, *pictures, *rest]
     graph.insert_before(graph[0], before.nodes)
     graph.extend(after.nodes)
     for value in (*before.initializers, *_renamed(after.initializers, "after")):
@@ -102,6 +104,17 @@ def fuse_denoise(loop: ir.Model, *, channels: int) -> ir.Model:
         value.shape = ir.Shape(["B*G", *list(value.shape)[1:]])
     graph.sort()
     return loop
+
+
+def _repeated(ops: _Ops, value: ir.Value, groups: ir.Value, *, like: ir.Value) -> ir.Value:
+    """(B, …) float32 -> (B*G, …), each image once for each group, in the type of `like`."""
+    image = ops.dims(value, 1)
+    spread = ops.op("Expand", [ops.unsqueeze(value, 1), ops.op("Concat", [groups, image], {"axis": 0})])
+    flat = ops.op("Reshape", [spread, ops.op("Concat", [ops.const([-1]), image], {"axis": 0})])
+    if like.dtype != F32:
+        flat = ops.op("Cast", [flat], {"to": int(like.dtype or F32)})
+    flat.type, flat.shape = like.type, like.shape
+    return flat
 
 
 def _rescaled(ops: _Ops, guided: ir.Value, predictions: ir.Value, rescale: ir.Value) -> ir.Value:

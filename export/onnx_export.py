@@ -39,7 +39,8 @@ def onnx_from_module(
     """Export `module` and return its simplified ONNX graph.
 
     Args:
-        module: takes `inputs` in order and returns a tensor, or a tuple of them, named `outputs`. Put it in eval mode.
+        module: takes `inputs` by name, given in the order of its parameters, and returns a tensor, or a tuple of them,
+            named `outputs`. Put it in eval mode.
         opset: 23 keeps attention and group normalization as single nodes, 18 is read by more runtimes.
 
     Each initializer is a parameter of the module under its own name, or its transpose with `.transposed` appended, or
@@ -50,14 +51,14 @@ def onnx_from_module(
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
-            tuple(i.example for i in inputs),
+            kwargs={i.name: i.example for i in inputs},
             dynamo=True,
             opset_version=opset,
             optimize=False,
             verbose=False,
             input_names=[i.name for i in inputs],
             output_names=list(outputs),
-            dynamic_shapes=tuple(dict.fromkeys(i.dynamic, torch.export.Dim.DYNAMIC) for i in inputs),
+            dynamic_shapes={i.name: dict.fromkeys(i.dynamic, torch.export.Dim.DYNAMIC) for i in inputs},
         )
     if program is None:
         raise ExportError("torch.onnx.export returned nothing; run it with verbose=True to see why")

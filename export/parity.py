@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from latentrt.runtime.bundle import Defaults, Golden, Model
+from latentrt.runtime.bundle import Defaults, Golden, Model, TextEncoder
 from latentrt.runtime.errors import ParityError, SchedulerError
 from latentrt.runtime.noise import TorchGenerator
 from latentrt.runtime.scheduler import Plan, resolve
@@ -28,11 +28,13 @@ from latentrt.runtime.strict_json import decode, encode
 from latentrt.runtime.tokenizer import Tokenizer
 
 from .checkpoint import Checkpoint, quiet_libraries
+from .families import extra_channels, time_inputs
 from .fuse import REGISTERS
 from .precision import dtype_of
 from .source import Source
 from .storage import float32_twin
 from .text_encoder import TextEncoderGraph
+from .unet import UNetGraph
 from .vae import VAEDecoderGraph, VAEEncoderGraph
 
 Array = NDArray[Any]
@@ -44,6 +46,7 @@ BYTE_LEVELS = {"fp32": 1, "fp16": 8, "bf16": 32}
 GOLDEN_LIMITS = {"fp32": (1e-3, 1e-3, 50.0), "fp16": (3e-2, 1e-1, 30.0), "bf16": (1e-1, 3e-1, 20.0)}
 # Weights of the groups, for each number of groups that is checked.
 GUIDANCE = {1: (1.0,), 2: (-3.0, 4.0)}
+_OF_DENOISE = ("state", "coefficients", "guidance", "guidance_rescale", "noise")  # inputs that no UNet has
 # Models above this many UNet parameters make a small golden, so that an export stays a matter of minutes.
 _LARGE = 100_000_000
 _EMBEDDING_SLICE = 16
@@ -92,11 +95,12 @@ def check_and_make_golden(request: Mapping[str, Any]) -> Golden:
     dtype = dtype_of(request["precision"])
     golden = _GoldenMaker(checkpoint, model, decode(Defaults, request["defaults"], "defaults"), request["prompt"])
     with torch.inference_mode():
-        text = checkpoint.load_text_encoder(dtype).float()
-        _check_text_encoder(check, text, model)
-        golden.encode(text, check.folder)
-        del text
-        gc.collect()
+        for row, facts in zip(checkpoint.family.text_encoders, model.text_encoders, strict=True):
+            text = TextEncoderGraph(checkpoint.load_text_encoder(row, dtype).float(), row)
+            _check_text_encoder(check, text, facts)
+            golden.encode(text, facts, check.folder)
+            del text
+            gc.collect()
         unet = checkpoint.load_unet(dtype).float()
         size = sum(p.numel() for p in unet.parameters())
         references = _unet_references(unet, checkpoint.configs["unet"])
@@ -113,21 +117,27 @@ def check_and_make_golden(request: Mapping[str, Any]) -> Golden:
     return golden.write(check.folder, GOLDEN_LIMITS[request["precision"]])
 
 
-def _check_text_encoder(check: _Check, module: torch.nn.Module, model: Model) -> None:
-    facts = model.text_encoders[0]
+def _check_text_encoder(check: _Check, module: torch.nn.Module, facts: TextEncoder) -> None:
     random = np.random.default_rng(1)
     for n in (2, 3):
         ids = random.integers(0, facts.bos, (n, facts.max_length))
-        ids[:, 0], ids[:, -1] = facts.bos, facts.eos
-        expected = TextEncoderGraph(module)(torch.from_numpy(ids)).numpy()
-        got = check.run("text_encoder", {"input_ids": ids})["hidden_states"]
-        check.compare("text_encoder", "hidden_states", got, expected)
+        ids[:, 0] = facts.bos
+        for row, end in zip(ids, random.integers(1, facts.max_length, n), strict=True):
+            row[end], row[end + 1 :] = facts.eos, facts.pad
+        expected = _tuple(module(torch.from_numpy(ids)))
+        got = check.run(facts.graph, {"input_ids": ids})
+        for name, value in zip(("hidden_states", "pooled"), expected, strict=False):
+            check.compare(facts.graph, name, got[name], value.numpy())
+
+
+def _tuple(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def _unet_references(unet: Any, config: Mapping[str, Any]) -> list[tuple[dict[str, Array], Array]]:
     """Random inputs of `time`, `context` and `denoise` at two shapes, and the next state that PyTorch gives."""
     stride = 2 ** (len(config["down_block_types"]) - 1)
-    channels, width = config.get("in_channels", 4), config["cross_attention_dim"]
+    channels, width = config.get("out_channels", 4), config["cross_attention_dim"]
     random = np.random.default_rng(2)
 
     def normal(*shape: int) -> Array:
@@ -145,9 +155,16 @@ def _unet_references(unet: Any, config: Mapping[str, Any]) -> list[tuple[dict[st
             "timesteps": np.repeat(random.uniform(0, 999, batch), groups).astype(np.float32),
             "hidden_states": normal(batch * groups, tokens, width),
         }
-        sample = np.repeat(inputs["state"][:, 0], groups, 0)
-        arguments = [torch.from_numpy(a) for a in (sample, inputs["timesteps"], inputs["hidden_states"])]
-        predictions = unet(*arguments, return_dict=False)[0].numpy().reshape(batch, groups, *sample.shape[1:])
+        inputs |= {more.name: normal(batch * groups, *more.shape) for more in time_inputs(config)}
+        if "time_ids" in inputs:
+            inputs["time_ids"] = random.integers(0, 1024, inputs["time_ids"].shape).astype(np.float32)
+        if extra := extra_channels(config):
+            inputs["extra"] = normal(batch, extra, height, columns)
+        own = {name: torch.from_numpy(inputs[name]) for name in inputs if name not in _OF_DENOISE}
+        own["sample"] = torch.from_numpy(np.repeat(inputs["state"][:, 0], groups, 0))
+        if extra:
+            own["extra"] = torch.from_numpy(np.repeat(inputs["extra"], groups, 0))
+        predictions = UNetGraph(unet)(**own).numpy().reshape(batch, groups, channels, height, columns)
         results.append((inputs, next_state(inputs, predictions)))
     return results
 
@@ -166,10 +183,10 @@ def next_state(inputs: Mapping[str, Array], predictions: Array) -> Array:
 
 
 def _run_denoise(check: _Check, inputs: dict[str, Array]) -> Array:
-    features = check.run("time", {"timesteps": inputs["timesteps"]})
-    keys = check.run("context", {"hidden_states": inputs["hidden_states"]})
-    own = {k: v for k, v in inputs.items() if k not in ("timesteps", "hidden_states")}
-    return check.run("denoise", {**own, **features, **keys})["next_state"]
+    own = {name: array for name, array in inputs.items() if name in (*_OF_DENOISE, "extra")}
+    context = check.run("context", {"hidden_states": inputs["hidden_states"]})
+    of_time = {name: array for name, array in inputs.items() if name not in own and name != "hidden_states"}
+    return check.run("denoise", {**own, **check.run("time", of_time), **context})["next_state"]
 
 
 def _check_blend(check: _Check, model: Model) -> None:
@@ -211,15 +228,20 @@ class _GoldenMaker:
         self.checkpoint, self.model, self.defaults, self.prompt = checkpoint, model, defaults, prompt
         self.arrays: dict[str, Array] = {}
         self.size, self.steps = (defaults.height, defaults.width), defaults.num_inference_steps
-        self.hidden: Array = np.empty(0)
+        distilled = checkpoint.configs["unet"].get("time_cond_proj_dim") is not None
+        self.scale = 1.0 if distilled else defaults.guidance_scale
+        self.hidden: list[Array] = []
+        self.time_inputs: dict[str, Array] = {}
 
-    def encode(self, text_encoder: torch.nn.Module, folder: Path) -> None:
+    def encode(self, text_encoder: torch.nn.Module, facts: TextEncoder, folder: Path) -> None:
         """ids (2, 77) of [negative, positive], and the first channels of what the UNet gets."""
-        facts = self.model.text_encoders[0]
+        suffix = facts.graph.removeprefix("text_encoder")
         ids = Tokenizer.from_bundle_files(folder, facts).encode(["", self.prompt]).ids
-        self.hidden = TextEncoderGraph(text_encoder)(torch.from_numpy(ids))[:, 0].numpy()
-        self.arrays["input_ids"] = ids
-        self.arrays["embedding"] = np.ascontiguousarray(self.hidden[:, :, :_EMBEDDING_SLICE])
+        states, *pooled = _tuple(text_encoder(torch.from_numpy(ids)))
+        self.hidden.append(states[:, 0].numpy())
+        self.time_inputs.update(("pooled", value.numpy()) for value in pooled)
+        self.arrays[f"input_ids{suffix}"] = ids
+        self.arrays[f"embedding{suffix}"] = np.ascontiguousarray(self.hidden[-1][:, :, :_EMBEDDING_SLICE])
 
     def denoise(self, unet: Any, *, small: bool) -> None:
         """Noise, plan and final latents. A large model draws few steps of a small picture."""
@@ -233,16 +255,31 @@ class _GoldenMaker:
         shape = (self.model.latent_channels, height, width)
         noise = np.stack([generator.randn(shape) for _ in range(1 + int(plan.draws.sum()))])
         draws = iter(noise[1:])
-        scale = self.defaults.guidance_scale
+        scale = self.scale
         weights = np.array([1 - scale, scale] if scale > 1 else [0, 1], np.float32)
-        text = torch.from_numpy(self.hidden)
+        more = self._other_inputs(height, width)
+        own = {name: torch.from_numpy(np.broadcast_to(a, (2, *a.shape[1:])).copy()) for name, a in more.items()}
+        own["hidden_states"] = torch.from_numpy(np.concatenate(self.hidden, 2))
 
         def predict(x: Array, timestep: np.float32) -> Array:
-            sample = torch.from_numpy(np.stack([x, x]))
-            return np.tensordot(weights, unet(sample, float(timestep), text, return_dict=False)[0].numpy(), 1)
+            moment = torch.full((2,), float(timestep))
+            outputs = UNetGraph(unet)(sample=torch.from_numpy(np.stack([x, x])), timesteps=moment, **own)
+            return np.tensordot(weights, outputs.numpy(), 1)
 
+        self.arrays |= {f"input.{name}": array for name, array in more.items()}
         self.arrays |= {"noise": noise, "latents": plan.replay(predict, noise[0], draw=lambda: next(draws))}
         self.arrays |= {f"plan.{name}": array for name, array in plan.to_arrays().items()}
+
+    def _other_inputs(self, height: int, width: int) -> dict[str, Array]:
+        """What the UNet takes beside: pooled text, sizes of the picture, guidance, noise as a picture to inpaint."""
+        config, factor = self.checkpoint.configs["unet"], self.model.vae_scale_factor
+        random = np.random.default_rng(5)
+        size = [height * factor, width * factor]
+        made: dict[str, Array] = {**self.time_inputs, "time_ids": np.array([[*size, 0, 0, *size]] * 2, np.float32)}
+        found = {i.name: made.get(i.name, random.uniform(-1, 1, (2, *i.shape))) for i in time_inputs(config)}
+        if extra := extra_channels(config):
+            found["extra"] = random.standard_normal((1, extra, height, width))
+        return {name: array.astype(np.float32) for name, array in found.items()}
 
     def _plan(self) -> Plan:
         config = self.checkpoint.configs["scheduler"]
@@ -260,8 +297,7 @@ class _GoldenMaker:
         """Write the arrays, and return the record for the manifest."""
         (folder / GOLDEN_FILE).parent.mkdir()
         save_file({k: np.ascontiguousarray(v) for k, v in self.arrays.items()}, folder / GOLDEN_FILE)
-        scale = self.defaults.guidance_scale
-        return Golden(GOLDEN_FILE, self.prompt, "", 0, *self.size, self.steps, scale, *limits)
+        return Golden(GOLDEN_FILE, self.prompt, "", 0, *self.size, self.steps, self.scale, *limits)
 
 
 def main(read: Callable[[], str] = sys.stdin.read) -> int:

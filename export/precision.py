@@ -17,9 +17,9 @@ def dtype_of(precision: str) -> torch.dtype:
 
 
 def keep_unet_islands(unet: Any) -> None:
-    """Keep the time embedding, the last convolution, and where the config wants it attention in float32, in place.
+    """Keep the embeddings of time and sizes, the last convolution, and where the config wants it attention in float32.
 
-    Timesteps and the scheduler's sum are float32, so both ends of the UNet meet them without a rounding. With
+    In place. Timesteps and the scheduler's sum are float32, so both ends of the UNet meet them without a rounding. With
     `upcast_attention`, as in Stable Diffusion 2.x, products of queries and keys pass float16's largest number.
     """
     if unet.dtype == torch.float32:
@@ -27,10 +27,11 @@ def keep_unet_islands(unet: Any) -> None:
     dtype = unet.dtype
     if unet.config.get("upcast_attention") and dtype == torch.float16:
         unet.set_attn_processor(Float32Attention())
-    unet.time_embedding.float()
+    for embedding in filter(None, (unet.time_embedding, getattr(unet, "add_embedding", None))):
+        embedding.float()
+        embedding.register_forward_pre_hook(lambda _, inputs: tuple(_to(i, torch.float32) for i in inputs))
+        embedding.register_forward_hook(lambda _, __, output: output.to(dtype))
     unet.conv_out.float()
-    unet.time_embedding.register_forward_pre_hook(lambda _, inputs: tuple(_to(i, torch.float32) for i in inputs))
-    unet.time_embedding.register_forward_hook(lambda _, __, output: output.to(dtype))
     unet.conv_out.register_forward_pre_hook(lambda _, inputs: tuple(_to(i, torch.float32) for i in inputs))
 
 

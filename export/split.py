@@ -14,6 +14,7 @@ from onnx_ir.tape import Tape
 from latentrt.runtime.errors import ExportError
 
 _PASS_THROUGH = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Mul", "Div", "Cast", "Identity", "Expand"}
+_ROWS = "number of rows"
 _INTEGERS = {ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL}
 
 
@@ -36,6 +37,7 @@ def split(model: ir.Model, *, time_inputs: Collection[str], context_inputs: Coll
     """Cut `model`; its inputs that are named in neither collection belong to the loop. `model` is consumed."""
     graph = model.graph
     loop_inputs = [v for v in graph.inputs if v.name not in time_inputs and v.name not in context_inputs]
+    own_inputs = [v for v in graph.inputs if v.name in time_inputs]
     if not loop_inputs:
         raise ExportError("nothing is left for the loop: every input is a time or a context input")
     _rebase_shapes(graph, loop_inputs)
@@ -47,15 +49,17 @@ def split(model: ir.Model, *, time_inputs: Collection[str], context_inputs: Coll
             raise ExportError(f"{value.name!r} ({value.dtype}) would cross the cut, but only features may")
     _name_context(context_cut)
     loop = _loop_model(model, loop_inputs, time_cut, context_cut)
-    time = _extract(model, sorted(time_inputs), time_cut, "time")
+    context = _extract(model, sorted(context_inputs), context_cut, "context")
+    _rebase_shapes(graph, own_inputs)  # the loop has its copy by now
+    time = _extract(model, [v.name or "" for v in own_inputs], time_cut, "time")
     _pack(time, time_cut)
-    return Cut(time=time, context=_extract(model, sorted(context_inputs), context_cut, "context"), loop=loop)
+    return Cut(time=time, context=context, loop=loop)
 
 
-def _rebase_shapes(graph: ir.Graph, loop_inputs: Sequence[ir.Value]) -> None:
-    """Read every dynamic dimension from a loop input where one has it, so that no shape depends on time or context."""
+def _rebase_shapes(graph: ir.Graph, inputs: Sequence[ir.Value]) -> None:
+    """Read every dynamic dimension from one of these inputs where one has it, so that no shape depends on others."""
     sources: dict[str, tuple[ir.Value, int]] = {}
-    for value in loop_inputs:
+    for value in inputs:
         assert value.shape is not None
         for axis, dimension in enumerate(value.shape):
             if not isinstance(dimension, int) and dimension.value:
@@ -80,17 +84,26 @@ def _int_attribute(node: ir.Node, name: str, default: int) -> int:
 
 
 def _dependencies(graph: ir.Graph, time: frozenset[str], context: frozenset[str]) -> dict[ir.Value, str]:
-    """Value -> "time", "context" or "loop"; values that depend on no input are left out."""
+    """Value -> "time", "context" or "loop"; values that depend on no input are left out.
+
+    The number of rows, which any graph can read from its own inputs, makes nothing of time depend on the loop.
+    """
     inputs: dict[ir.Value, frozenset[str]] = {v: frozenset([v.name or ""]) for v in graph.inputs}
     kinds: dict[ir.Value, str] = {}
     for node in graph:
         union = frozenset[str]().union(*(inputs.get(v, frozenset()) for v in node.inputs if v is not None))
         for value in node.outputs:
-            inputs[value] = union
+            inputs[value] = frozenset([_ROWS]) if _reads_rows(node) else union
     for value, names in inputs.items():
-        if names:
-            kinds[value] = "time" if names <= time else "context" if names <= context else "loop"
+        if names - {_ROWS}:
+            kinds[value] = "time" if names <= time | {_ROWS} else "context" if names <= context else "loop"
     return kinds
+
+
+def _reads_rows(node: ir.Node) -> bool:
+    shape = node.inputs[0].shape if node.op_type == "Shape" and node.inputs[0] is not None else None
+    end = _int_attribute(node, "end", len(shape or ()))
+    return shape is not None and _int_attribute(node, "start", 0) == 0 and end == 1
 
 
 def _crossing(graph: ir.Graph, kinds: dict[ir.Value, str], kind: str) -> list[ir.Value]:

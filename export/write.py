@@ -28,7 +28,9 @@ from latentrt.runtime.strict_json import decode, encode
 
 from . import text_encoder, unet, vae
 from .checkpoint import Checkpoint
-from .fuse import REGISTERS, blend_model, fuse_denoise
+from .facts import defaults_of, model_of
+from .families import time_inputs
+from .fuse import blend_model, fuse_denoise
 from .onnx_export import TRANSPOSED, onnx_from_module
 from .precision import dtype_of, keep_unet_islands
 from .source import Source
@@ -44,7 +46,7 @@ class ExportOptions:
     """What a user chooses about an export; None means what the checkpoint says, else diffusers' default."""
 
     precision: str = "fp16"
-    vae_precision: str | None = None  # None is as `precision`
+    vae_precision: str | None = None  # None is as `precision`, but fp32 where the VAE would overflow in fp16
     opset: int = 23
     compact: bool = False
     num_inference_steps: int | None = None
@@ -92,7 +94,7 @@ class _Writer:
         self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, record: Future[manifest.Checkpoint]
     ) -> None:
         self.checkpoint, self.folder, self.options, self.record = checkpoint, folder, options, record
-        vae_precision = options.vae_precision or options.precision
+        vae_precision = options.vae_precision or _vae_precision(checkpoint, options.precision)
         self.recipe = manifest.Recipe(options.precision, vae_precision, options.opset, options.compact)
         self.dtype, self.vae_dtype = dtype_of(options.precision), dtype_of(vae_precision)
         self.graphs: dict[str, manifest.Graph] = {}
@@ -110,12 +112,14 @@ class _Writer:
         yield self.write_manifest
 
     def text_encoder(self) -> None:
-        config = self.checkpoint.configs["text_encoder"]
-        module = text_encoder.TextEncoderGraph(self.checkpoint.load_text_encoder(self.dtype))
-        inputs = text_encoder.inputs(config["max_position_embeddings"])
-        model = onnx_from_module(module, inputs, ["hidden_states"], opset=self.options.opset)
-        shape = ["n", config["num_hidden_layers"], config["max_position_embeddings"], config["hidden_size"]]
-        self._save("text_encoder", model, module, {"hidden_states": shape})
+        for row in self.checkpoint.family.text_encoders:
+            config = self.checkpoint.configs[row.part]
+            length = config["max_position_embeddings"]
+            module = text_encoder.TextEncoderGraph(self.checkpoint.load_text_encoder(row, self.dtype), row)
+            outputs = ["hidden_states", "pooled"][: 1 + row.pooled]
+            model = onnx_from_module(module, text_encoder.inputs(length), outputs, opset=self.options.opset)
+            shape = ["n", text_encoder.hidden_states(config, row), length, config["hidden_size"]]
+            self._save(row.part, model, module, {"hidden_states": shape})
 
     def unet(self) -> None:
         config = self.checkpoint.configs["unet"]
@@ -125,8 +129,9 @@ class _Writer:
         max_length = self.checkpoint.configs["text_encoder"]["max_position_embeddings"]
         inputs = unet.inputs(config, self.dtype, max_length)
         model = onnx_from_module(module, inputs, ["prediction"], opset=self.options.opset)
-        cut = split(model, time_inputs={"timesteps"}, context_inputs={"hidden_states"})
-        channels = config.get("in_channels", 4)
+        of_time = {"timesteps", *(more.name for more in time_inputs(config))}
+        cut = split(model, time_inputs=of_time, context_inputs={"hidden_states"})
+        channels = config.get("out_channels", 4)
         self._save("context", cut.context, module, {})
         self._save("time", cut.time, module, {})
         self._save("denoise", fuse_denoise(cut.loop, channels=channels), module, {})
@@ -149,7 +154,8 @@ class _Writer:
         self._save("vae_encoder", model, module, {"images": images, "mean": latents, "logvar": latents})
 
     def tokenizer(self) -> None:
-        self.checkpoint.write_tokenizer(self.folder / "tokenizer")
+        for row in self.checkpoint.family.text_encoders:
+            self.checkpoint.write_tokenizer(self.folder / row.tokenizer, row.tokenizer)
         (self.folder / "scheduler").mkdir()
         # Byte for byte: saving it again with diffusers would bake in defaults that change other schedulers.
         (self.folder / "scheduler" / "scheduler_config.json").write_bytes(self.checkpoint.scheduler)
@@ -162,8 +168,8 @@ class _Writer:
             "precision": self.recipe.precision,
             "vae_precision": self.recipe.vae_precision,
             "prompt": self.options.golden_prompt,
-            "model": encode(self._model()),
-            "defaults": encode(self._defaults()),
+            "model": encode(model_of(self.checkpoint, self._tokenizers)),
+            "defaults": encode(self._defaults),
         }
         command = [sys.executable, "-m", "latentrt.export.parity"]
         child = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
@@ -187,8 +193,8 @@ class _Writer:
             producer=manifest.Producer(importlib.metadata.version("latentrt"), versions),
             checkpoint=self.record.result(),
             recipe=self.recipe,
-            model=self._model(),
-            defaults=self._defaults(),
+            model=model_of(self.checkpoint, self._tokenizers),
+            defaults=self._defaults,
             scheduler="scheduler/scheduler_config.json",
             graphs=self.graphs,
             weights={name: tuple(uses) for name, uses in sorted(self.weights.items())},
@@ -230,46 +236,21 @@ class _Writer:
                 # transformers 5.6 dropped this level; parameters are named without it, whatever is installed.
                 self.weights.setdefault(parameter.replace(".text_model.", "."), []).append(use)
 
-    @cached_property
-    def _tokenizer(self) -> Any:
-        return self.checkpoint.load_tokenizer()
-
-    def _model(self) -> manifest.Model:
-        configs = self.checkpoint.configs
-        text, unet_config, vae_config = configs["text_encoder"], configs["unet"], configs["vae"]
-        tokenizer = self._tokenizer
-        encoder = manifest.TextEncoder(
-            graph="text_encoder",
-            tokenizer="tokenizer/tokenizer.json",
-            max_length=text["max_position_embeddings"],
-            bos=tokenizer.bos_token_id,
-            eos=tokenizer.eos_token_id,
-            pad=tokenizer.pad_token_id,
-            hidden_size=text["hidden_size"],
-            hidden_states=text["num_hidden_layers"],
-            pooled=False,
-            embeddings=self.checkpoint.embeddings(),
-        )
-        return manifest.Model(
-            family=self.checkpoint.family,
-            prediction_type=configs["scheduler"].get("prediction_type", "epsilon"),
-            latent_channels=unet_config.get("in_channels", 4),
-            vae_scale_factor=vae.scale_factor(vae_config),
-            scaling_factor=vae_config.get("scaling_factor", 0.18215),
-            registers=REGISTERS,
-            image_rounding="half_to_even",
-            force_zeros_for_empty_prompt=False,
-            text_encoders=(encoder,),
-        )
-
+    @property
     def _defaults(self) -> manifest.Defaults:
-        configs, options = self.checkpoint.configs, self.options
-        sample = configs["unet"].get("sample_size") or 64
-        height, width = (sample, sample) if isinstance(sample, int) else sample
-        factor = vae.scale_factor(configs["vae"])
-        steps = options.num_inference_steps if options.num_inference_steps is not None else 50
-        guidance = options.guidance_scale if options.guidance_scale is not None else 7.5
-        return manifest.Defaults(height * factor, width * factor, steps, guidance)
+        options = self.options
+        return defaults_of(self.checkpoint, options.num_inference_steps, options.guidance_scale)
+
+    @cached_property
+    def _tokenizers(self) -> dict[str, Any]:
+        rows = self.checkpoint.family.text_encoders
+        return {row.part: self.checkpoint.load_tokenizer(row.tokenizer) for row in rows}
+
+
+def _vae_precision(checkpoint: Checkpoint, precision: str) -> str:
+    """The VAE's where nothing is said: float32 where it would overflow in float16."""
+    overflows = checkpoint.family.vae_overflows and checkpoint.configs["vae"].get("force_upcast", True)
+    return "fp32" if precision == "fp16" and overflows else precision
 
 
 def _spec(value: ir.Value) -> manifest.TensorSpec:

@@ -83,12 +83,16 @@ class TextEncoder:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """Facts of the model that no user changes; sizes of latents are in latent pixels."""
+    """Facts of the model that no user changes; sizes of latents are in latent pixels.
+
+    `vae_tile` is the side of the latents that the VAE was trained at, and of the tiles of larger pictures.
+    """
 
     family: str
     prediction_type: str
     latent_channels: int
     vae_scale_factor: int
+    vae_tile: int
     scaling_factor: float
     registers: int
     image_rounding: str
@@ -98,12 +102,15 @@ class Model:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Defaults:
-    """What a call uses where the caller says nothing; height and width in pixels."""
+    """What a call uses where the caller says nothing; height and width in pixels, strength with an image, and with an
+    image and a mask."""
 
     height: int
     width: int
     num_inference_steps: int
     guidance_scale: float
+    strength: float
+    inpaint_strength: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,6 +6,7 @@ the other side of this seam.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from .scheduler import REGISTERS, Plan
 Float32 = NDArray[np.float32]
 # Graph -> initializer -> its new values, in the type that it is stored in (bfloat16 as uint16).
 NewWeights = Mapping[str, Mapping[str, NDArray[Any]]]
+NO_INPUTS: Mapping[str, Float32] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,9 @@ class Denoiser(Protocol):
         guidance_rescale: Float32,
         noise: Sequence[Float32],
         clean: Float32 | None = None,
+        time_inputs: Mapping[str, Float32] = NO_INPUTS,
+        extra: Float32 | None = None,
+        mask: Float32 | None = None,
     ) -> Iterator[DenoiseStep]:
         """Run one plan for each image.
 
@@ -75,6 +80,9 @@ class Denoiser(Protocol):
             guidance_rescale: (B,), 0 is off.
             noise: for each image (1 + draws, C, h, w), unit normal: the initial noise, then the draws in order.
             clean: (B, C, h, w), for plans that begin from clean latents.
+            time_inputs: what the graph `time` takes beside timesteps, by name, each (B, G, …).
+            extra: (B, 5, h, w), for UNets that inpaint: the mask, and the latents of the masked picture.
+            mask: (B, 1, h, w), 1 where ordinary UNets draw; elsewhere `clean` is put back after each call.
         """
 
 
@@ -146,6 +154,41 @@ class LoopTables:
             noise=tuple(None if fresh is None else _with_zeros(fresh, added) for fresh in self.noise),
             state=_with_zeros(self.state, added),
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KnownParts:
+    """Inputs of the graph `blend`, which puts known latents back after each call.
+
+    Attributes:
+        fixed: `mask` (B, 1, h, w), `clean` and `noise` (B, C, h, w).
+        blend: (M, B, 2) float32; for calls behind the end of a plan those of its end.
+    """
+
+    fixed: Mapping[str, Float32]
+    blend: Float32
+
+    @staticmethod
+    def from_plans(plans: Sequence[Plan], noise: Sequence[Float32], clean: Float32, mask: Float32) -> "KnownParts":
+        """Stack plans; arguments as for `Denoiser.run`."""
+        calls = max(map(len, plans))
+        rows = [np.pad(plan.blend, ((0, calls - len(plan)), (0, 0)), mode="edge") for plan in plans]
+        first = np.stack([drawn[0] for drawn in noise])
+        return KnownParts({"mask": mask, "clean": clean, "noise": first}, np.stack(rows, axis=1))
+
+    def padded(self, batch: int) -> "KnownParts":
+        """The same for a larger batch."""
+        added = batch - self.blend.shape[1]
+        fixed = {name: _with_zeros(array, added) for name, array in self.fixed.items()}
+        return KnownParts(fixed, np.pad(self.blend, ((0, 0), (0, added), (0, 0))))
+
+
+def time_rows(timesteps: Float32, groups: int, time_inputs: Mapping[str, Float32]) -> dict[str, Float32]:
+    """Inputs of the graph `time` with a row for each call, image and group; timesteps are (M, B)."""
+    rows = {"timesteps": np.repeat(timesteps, groups, axis=1).ravel()}
+    for name, array in time_inputs.items():
+        rows[name] = np.tile(array.reshape(-1, array.shape[-1]), (len(timesteps), 1))
+    return rows
 
 
 def _with_zeros(array: Float32, rows: int) -> Float32:

@@ -8,6 +8,7 @@ from .bundle_flags import add_bundle_flags, load_pipeline
 from .errors import InputError
 from .image import require_png, save_png
 from .jobs import lines_of_file, numbered, run_jobs
+from .picture_flags import add_picture_flags, picture_options
 from .prompt import SYNTAXES
 from .request import LONG_PROMPTS
 
@@ -18,6 +19,7 @@ EXAMPLES = """examples:
   latentrt generate "a large red star on a blue background"
   latentrt generate "an astronaut" --bundle engines/sd15 -o out.png --steps 20 --scheduler dpm++_2m_karras --seed 7
   latentrt generate "a cat" --negative-prompt "blurry" --num-images 4 -o cats.png      # cats-0.png … cats-3.png
+  latentrt generate "a castle" --image photo.jpg --mask sky.png --strength 0.8 -o castle.png
   latentrt generate "a (red:1.3) star, [clouds]" --prompt-syntax web-ui
   latentrt generate "$(cat long.txt)" --long-prompt chunk
   latentrt generate --jobs jobs.jsonl --steps 20 -o pictures/cat.png     # pictures/cat-0001.png is line 1's
@@ -90,6 +92,7 @@ def add_parser(commands: Any) -> None:
         help="LoRA file, weight 1 if not said; repeatable",
     )
     parser.add_argument("--clip-skip", type=int, help="layers of the text encoder to skip")
+    add_picture_flags(parser)
     parser.set_defaults(run=run)
 
 
@@ -99,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     require_png(arguments.out)
     lines = None if arguments.jobs is None else lines_of_file(arguments.jobs)
     given = {option: getattr(arguments, flag) for flag, option in _OPTIONS.items()}
-    options = {option: value for option, value in given.items() if value is not None}
+    options = {option: value for option, value in given.items() if value is not None} | picture_options(arguments)
     with load_pipeline(arguments) as pipe:
         if arguments.lora:
             pipe.set_loras(dict(map(_lora, arguments.lora)))

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Graph
-from .engine import Bucket, DenoiseStep, Float32, LoopTables
+from .engine import NO_INPUTS, Bucket, DenoiseStep, Float32, KnownParts, LoopTables, time_rows
 from .engine_choice import Sizes, sizes_of_inputs
-from .errors import InputError
+from .errors import BackendError, InputError
 from .lane import Context, DeviceEngine, Lane
 from .lane_pool import LanePool
 from .scheduler import Plan
@@ -60,25 +60,43 @@ class GpuDenoiser:
         guidance_rescale: Float32,
         noise: Sequence[Float32],
         clean: Float32 | None = None,
+        time_inputs: Mapping[str, Float32] = NO_INPUTS,
+        extra: Float32 | None = None,
+        mask: Float32 | None = None,
     ) -> Iterator[DenoiseStep]:
         """See `Denoiser.run`."""
         engine, sizes = self._denoise.engine, self._denoise.sizes
-        tables = LoopTables.from_plans(plans, noise, clean).padded(sizes["B"])
+        batch = sizes["B"]
+        tables = LoopTables.from_plans(plans, noise, clean).padded(batch)
+        known = None if mask is None or clean is None else KnownParts.from_plans(plans, noise, clean, mask)
+        padded = {name: _with_rows(array, batch) for name, array in time_inputs.items()}
+        rows = time_rows(tables.timesteps, sizes["G"], padded)
+        fixed = {"guidance": guidance, "guidance_rescale": guidance_rescale}
+        if extra is not None:
+            fixed["extra"] = extra
         with self._backend.lanes.lane() as lane:
             denoise = lane.context(engine, sizes, kept=True)
             denoise.resize(sizes)
-            for name, array in (("guidance", guidance), ("guidance_rescale", guidance_rescale)):
-                denoise.write(name, _with_rows(array, sizes["B"]))
+            for name, array in fixed.items():
+                denoise.write(name, _with_rows(array, batch))
             denoise.write("state", tables.state)
             self._write_keys_and_values(lane, denoise, context)
-            yield from self._calls(lane, denoise, tables)
+            blend = None if known is None else _Blend(self._backend, lane, denoise, sizes, known)
+            yield from self._calls(lane, denoise, tables, rows, blend)
 
-    def _calls(self, lane: Lane, denoise: Context, tables: LoopTables) -> Iterator[DenoiseStep]:
-        """One launch for each call, and before it the rows of the tables that it reads."""
+    def _calls(
+        self,
+        lane: Lane,
+        denoise: Context,
+        tables: LoopTables,
+        rows: Mapping[str, Float32],
+        blend: "_Blend | None",
+    ) -> Iterator[DenoiseStep]:
+        """One launch for each call, and before it the rows of the tables that it reads; a second one blends."""
         coefficients = _Table(lane, denoise, "coefficients", len(tables.coefficients))
         lane.upload(coefficients.address, tables.coefficients)
         features = _Table(lane, denoise, "time_features", len(tables.timesteps))
-        self._compute_time_features(lane, features, tables.timesteps)
+        self._compute_time_features(lane, features, rows)
         fresh = [array for array in tables.noise if array is not None]
         noise = _Table(lane, denoise, "noise", len(fresh))
         for i, array in enumerate(fresh):
@@ -94,6 +112,8 @@ class GpuDenoiser:
                 if tables.noise[k] is not None:
                     noise.copy_row(next(draws))
                 denoise.enqueue_and_copy("next_state", "state")
+                if blend is not None:
+                    blend.enqueue(k)
                 current[0] = k
                 yield DenoiseStep(k, total, partial(self._read, lane, denoise, current, k))
         finally:
@@ -117,19 +137,41 @@ class GpuDenoiser:
         once.write("hidden_states", hidden_states)
         once.enqueue()
 
-    def _compute_time_features(self, lane: Lane, table: "_Table", timesteps: Float32) -> None:
+    def _compute_time_features(self, lane: Lane, table: "_Table", rows: Mapping[str, Float32]) -> None:
         """The engine `time` writes straight into the table: a row for each call, image and group."""
-        rows = np.repeat(timesteps, self._denoise.sizes["G"], axis=1).ravel()
-        time = self._backend.fitted("time", {"n": len(rows)}, split=True)
+        count = len(rows["timesteps"])
+        time = self._backend.fitted("time", {"n": count}, split=True)
         once = lane.context(time.engine, time.sizes, kept=False)
-        row_size = table.size // len(rows)
+        row_size = table.size // count
         # Each run begins at an aligned address, whatever the size of a row.
         step = time.sizes["n"] // ALIGNED_ROWS * ALIGNED_ROWS or time.sizes["n"]
-        for at in range(0, len(rows), step):
-            piece = rows[at : at + step]
-            once.resize({"n": len(piece)}, {"time_features": table.address + at * row_size})
-            once.write("timesteps", piece)
+        for at in range(0, count, step):
+            once.resize({"n": min(step, count - at)}, {"time_features": table.address + at * row_size})
+            for name, array in rows.items():
+                once.write(name, array[at : at + step])
             once.enqueue()
+
+
+class _Blend:
+    """The engine `blend` on the state of `denoise`: reads it where it lies, and its result is copied there."""
+
+    def __init__(self, backend: GpuBackend, lane: Lane, denoise: Context, sizes: Sizes, known: KnownParts) -> None:
+        sizes = {symbol: sizes[symbol] for symbol in "Bhw"}
+        blend = backend.fitted("blend", sizes)
+        if blend.sizes != sizes:  # it would write behind the end of the state
+            raise BackendError(f"no engine of blend is for {sizes}, as that of denoise: build both again")
+        known = known.padded(sizes["B"])
+        self._context = lane.context(blend.engine, sizes, kept=True)
+        self._context.resize(sizes, {"state": denoise.addresses["state"]})
+        for name, array in known.fixed.items():
+            self._context.write(name, array)
+        self._rows = _Table(lane, self._context, "blend", len(known.blend))
+        lane.upload(self._rows.address, known.blend)
+
+    def enqueue(self, k: int) -> None:
+        """Blend after call k."""
+        self._rows.copy_row(k)
+        self._context.enqueue_and_copy("next_state", "state")
 
 
 class _Table:

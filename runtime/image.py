@@ -32,6 +32,7 @@ class Parameters:
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
+    strength: float | None
     model: str
     model_sha256: str
     version: str
@@ -49,6 +50,7 @@ class Parameters:
             "Seed": self.seed,
             "RNG": {"cpu": "CPU", "cuda": "NV"}[self.rng],
             "Size": f"{self.width}x{self.height}",
+            **({} if self.strength is None else {"Denoising strength": f"{self.strength:g}"}),
             "Model hash": self.model_sha256[:10],
             "Model": self.model,
             # How web UIs name it: brackets in the prompt are weights, or they are text.

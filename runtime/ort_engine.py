@@ -5,7 +5,7 @@ once.
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle, Graph
-from .engine import Bucket, DenoiseStep, Float32, LoopTables, NewWeights
+from .engine import NO_INPUTS, Bucket, DenoiseStep, Float32, KnownParts, LoopTables, NewWeights, time_rows
 from .errors import BackendError
 from .scheduler import Plan
 
@@ -99,7 +99,7 @@ class OrtBackend:
     def denoiser(self, bucket: Bucket) -> "OrtDenoiser":
         """A denoiser for these sizes."""
         parts = (self.engine("time"), self.engine("context"), self.engine("denoise"))
-        return OrtDenoiser(parts, bucket)
+        return OrtDenoiser(parts, bucket, blend=lambda: self.engine("blend"))
 
     def set_weights(self, weights: NewWeights) -> None:
         """See `Backend.set_weights`: sessions are made anew, as they keep copies of their weights in another form."""
@@ -143,9 +143,9 @@ class OrtEngine:
 class OrtDenoiser:
     """The loop on ONNX Runtime: two state buffers take turns, nothing is copied between."""
 
-    def __init__(self, parts: Sequence[OrtEngine], bucket: Bucket) -> None:
+    def __init__(self, parts: Sequence[OrtEngine], bucket: Bucket, *, blend: Callable[[], OrtEngine]) -> None:
         self._time, self._context, self._denoise = parts
-        self._bucket = bucket
+        self._bucket, self._blend = bucket, blend
 
     def run(
         self,
@@ -156,41 +156,63 @@ class OrtDenoiser:
         guidance_rescale: Float32,
         noise: Sequence[Float32],
         clean: Float32 | None = None,
+        time_inputs: Mapping[str, Float32] = NO_INPUTS,
+        extra: Float32 | None = None,
+        mask: Float32 | None = None,
     ) -> Iterator[DenoiseStep]:
         """See `Denoiser.run`."""
         tables = LoopTables.from_plans(plans, noise, clean)
-        features = self._time_features(tables.timesteps)
+        features = self._time_features(tables.timesteps, time_inputs)
         session = self._denoise.session
         fixed = {
             "guidance": _value(guidance),
             "guidance_rescale": _value(guidance_rescale),
             **self._keys_and_values(context),
         }
+        if extra is not None:
+            fixed["extra"] = _value(extra)
         states = _value(tables.state), _value(np.zeros_like(tables.state))
-        bindings = []
-        for source, target in (states, states[::-1]):
-            binding = session.io_binding()
-            for name, value in fixed.items():
-                binding.bind_ortvalue_input(name, value)
-            binding.bind_ortvalue_input("state", source)
-            binding.bind_ortvalue_output("next_state", target)
-            bindings.append((binding, target))
+        bindings = [self._binding(session, fixed, *pair) for pair in (states, states[::-1])]
+        known = None if mask is None or clean is None else KnownParts.from_plans(plans, noise, clean, mask)
+        if known is not None:
+            blend = self._blend().session
+            parts = {name: _value(array) for name, array in known.fixed.items()}
+            # Each call ends with its blend, which leaves the state where it was before the call.
+            blending = self._binding(blend, parts, *states[::-1])
         quiet = _value(np.zeros_like(tables.state[:, 0]))
         total = len(tables.timesteps)
         for k in range(total):
-            binding, target = bindings[k % 2]
+            turn = k % 2 if known is None else 0
+            binding, target = bindings[turn], states[1 - turn]
             fresh = tables.noise[k]
             binding.bind_ortvalue_input("coefficients", _value(tables.coefficients[k]))
             binding.bind_ortvalue_input("time_features", _value(features[k]))
             binding.bind_ortvalue_input("noise", quiet if fresh is None else _value(fresh))
             session.run_with_iobinding(binding)
+            if known is not None:
+                blending.bind_ortvalue_input("blend", _value(known.blend[k]))
+                blend.run_with_iobinding(blending)
+                target = states[0]
             yield DenoiseStep(k, total, partial(_register, target))
 
-    def _time_features(self, timesteps: Float32) -> NDArray[Any]:
-        """(M, B*G, F): computed once for each call and image, repeated for its groups."""
-        calls = len(timesteps)
-        features = self._time.run({"timesteps": timesteps.ravel()})["time_features"]
-        return np.repeat(features.reshape(calls, self._bucket.batch, -1), self._bucket.groups, axis=1)
+    @staticmethod
+    def _binding(
+        session: "onnxruntime.InferenceSession",
+        fixed: Mapping[str, "onnxruntime.OrtValue"],
+        state: "onnxruntime.OrtValue",
+        next_state: "onnxruntime.OrtValue",
+    ) -> Any:
+        binding = session.io_binding()
+        for name, value in fixed.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_input("state", state)
+        binding.bind_ortvalue_output("next_state", next_state)
+        return binding
+
+    def _time_features(self, timesteps: Float32, time_inputs: Mapping[str, Float32]) -> NDArray[Any]:
+        """(M, B*G, F)."""
+        features = self._time.run(time_rows(timesteps, self._bucket.groups, time_inputs))["time_features"]
+        return features.reshape(len(timesteps), -1, features.shape[1])
 
     def _keys_and_values(self, context: Float32) -> dict[str, "onnxruntime.OrtValue"]:
         """Keys and values of every cross-attention."""

@@ -4,10 +4,10 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,13 @@ from .engine import Backend, Bucket, Denoiser, DenoiseStep, Float32
 from .errors import BundleError, NonFiniteError
 from .image import Parameters, pil_from_arrays
 from .lora import changed_weights
-from .noise import TorchGenerator
 from .request import CallOptions, Request
 from .scheduler import REGISTERS
 from .shared_lock import SharedLock
+from .start import start_from_request
+from .time_inputs import takes, time_inputs
 from .tokenizer import Tokenizer
+from .vae_tiling import tiled_decode, tiled_encode
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,7 +41,7 @@ class Result:
         images: PIL images, or (images, H, W, 3) uint8 for output_type "np"; an empty list for "latent".
         latents: (images, C, h, w) float32.
         seeds: one for each image.
-        timings: milliseconds by stage: tokenize, text_encoder, denoise, vae_decoder, total.
+        timings: milliseconds by stage: tokenize, text_encoder, vae_encoder, denoise, vae_decoder, total.
     """
 
     images: "list[Image.Image] | NDArray[np.uint8]"
@@ -62,6 +64,7 @@ class Step:
     result: Result | None
     _pipeline: "Pipeline"
     _step: DenoiseStep
+    _tiling: bool
 
     def latents(self) -> Float32:
         """(images, C, h, w) float32: what the model sees next; with the last step the finished latents."""
@@ -69,7 +72,7 @@ class Step:
 
     def preview(self) -> "list[Image.Image]":
         """The pictures as the model predicts them now, decoded by the VAE."""
-        images, _ = self._pipeline._decode(self._step.read(REGISTERS - 1))
+        images, _ = self._pipeline._decode(self._step.read(REGISTERS - 1), tiling=self._tiling)
         return pil_from_arrays(images, [{}] * len(images))
 
 
@@ -174,20 +177,41 @@ class Pipeline:
 
     def _steps_at_fixed_weights(self, request: Request) -> Iterator[Step]:
         clock = _Clock()
-        encoders = self.bundle.manifest.model.text_encoders
-        conditioning = conditioning_from_request(request, encoders, self.tokenizers, run=self.run, lap=clock.lap)
-        context = conditioning.context
-        batch, groups, tokens, _ = context.shape
-        factor = self.bundle.manifest.model.vae_scale_factor
+        model, graphs = self.bundle.manifest.model, self.bundle.manifest.graphs
+        conditioning = conditioning_from_request(
+            request, model.text_encoders, self.tokenizers, run=self.run, lap=clock.lap
+        )
+        batch, groups, tokens, _ = conditioning.context.shape
+        factor = model.vae_scale_factor
         bucket = Bucket(batch, groups, request.height // factor, request.width // factor, tokens)
         scale = request.guidance_scale
         weights = [1 - scale, scale] if request.guided else [1.0]
+        start = start_from_request(
+            request,
+            (model.latent_channels, bucket.height, bucket.width),
+            scaling=model.scaling_factor,
+            inpaints=takes(graphs["denoise"], "extra"),
+            encode=partial(self._encode, tiling=request.vae_tiling),
+        )
+        if request.image is not None:
+            clock.lap("vae_encoder")
         loop = self.denoiser(bucket).run(
             [request.plan] * batch,
-            context=context,
+            context=conditioning.context,
             guidance=np.tile(np.array(weights, np.float32), (batch, 1)),
             guidance_rescale=np.full(batch, request.guidance_rescale, np.float32),
-            noise=self._noise(request, bucket),
+            noise=start.noise,
+            clean=start.clean,
+            time_inputs=time_inputs(
+                graphs["time"],
+                pooled=conditioning.pooled,
+                time_ids=request.time_ids,
+                guidance_scale=scale,
+                batch=batch,
+                groups=groups,
+            ),
+            extra=start.extra,
+            mask=start.mask,
         )
         for step in loop:
             result = None
@@ -195,25 +219,27 @@ class Pipeline:
                 latents = step.read(0)
                 clock.lap("denoise")
                 result = self._result(request, latents, clock)
-            yield Step(step.index, step.total, result, self, step)
+            yield Step(step.index, step.total, result, self, step, request.vae_tiling)
 
-    def _noise(self, request: Request, bucket: Bucket) -> list[Float32]:
-        """For each image (1 + draws, C, h, w) from its own generator, so that it does not depend on its batch."""
-        shape = (self.bundle.manifest.model.latent_channels, bucket.height, bucket.width)
-        draws = int(request.plan.draws.sum())
-        result = []
-        for i, seed in enumerate(request.seeds):
-            generator = TorchGenerator(seed, request.rng)
-            first = generator.randn(shape) if request.latents is None else request.latents[i]
-            result.append(np.stack([first, *(generator.randn(shape) for _ in range(draws))]))
-        return result
+    def _encode(self, pixels: Float32, *, tiling: bool) -> tuple[Float32, Float32]:
+        """Mean and logvar of pictures; the VAE's encoder."""
+
+        def encode(part: Float32) -> tuple[Float32, Float32]:
+            outputs = self.run("vae_encoder", {"images": part})
+            return outputs["mean"], outputs["logvar"]
+
+        model = self.bundle.manifest.model
+        size = max(pixels.shape[1:3]) // model.vae_scale_factor
+        if tiling and size > model.vae_tile:
+            return tiled_encode(encode, pixels, tile=model.vae_tile, factor=model.vae_scale_factor)
+        return encode(pixels)
 
     def _result(self, request: Request, latents: Float32, clock: "_Clock") -> Result:
         images: list[Image.Image] | NDArray[np.uint8] = []
         if request.output_type == "latent":
             bad = np.flatnonzero(~np.isfinite(latents).all(axis=(1, 2, 3)))
         else:
-            images, nonfinite = self._decode(latents)
+            images, nonfinite = self._decode(latents, tiling=request.vae_tiling)
             bad = np.flatnonzero(nonfinite)
             clock.lap("vae_decoder")
         if bad.size:
@@ -227,9 +253,15 @@ class Pipeline:
             images = pil_from_arrays(np.asarray(images), [p.png_text() for p in self._parameters(request)])
         return Result(images, latents, request.seeds, clock.done())
 
-    def _decode(self, latents: Float32) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        outputs = self.run("vae_decoder", {"latents": latents})
-        return outputs["images"], outputs["nonfinite"]
+    def _decode(self, latents: Float32, *, tiling: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        def decode(part: Float32) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+            outputs = self.run("vae_decoder", {"latents": part})
+            return outputs["images"], outputs["nonfinite"]
+
+        model = self.bundle.manifest.model
+        if tiling and max(latents.shape[2:]) > model.vae_tile:
+            return tiled_decode(decode, latents, tile=model.vae_tile, factor=model.vae_scale_factor)
+        return decode(latents)
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one of the bundle's graphs on host arrays; `bundle.graph(name)` says what it takes and gives."""
@@ -259,6 +291,7 @@ class Pipeline:
                 num_inference_steps=request.num_inference_steps,
                 guidance_scale=request.guidance_scale,
                 scheduler=request.scheduler,
+                strength=request.strength,
                 model=checkpoint.name,
                 model_sha256=checkpoint.sha256,
                 version=version("latentrt"),
@@ -300,6 +333,13 @@ def embedded_bundle() -> Path:
     from latentrt import engines
 
     return Path(next(iter(engines.__path__))) / "shapes"
+
+
+class _Conditioning(NamedTuple):
+    """(images, groups, S, D), and (images, groups, P) for models that take pooled text."""
+
+    context: Float32
+    pooled: Float32 | None
 
 
 class _Clock:

@@ -10,13 +10,15 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from .bundle import Manifest
+from .bundle import Defaults, Manifest
 from .engine import Float32
 from .errors import InputError, nearest_names
+from .image_input import GivenImages, ImageInput, Picture
 from .noise import TorchGenerator
 from .prompt import SYNTAXES
 from .scheduler import Plan, resolve
 from .text_input import TextInput, text_inputs_from_call
+from .time_inputs import takes, time_ids_from_call
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 RNGS = ("cpu", "cuda")
@@ -47,6 +49,13 @@ class CallOptions(TypedDict, total=False):
     prompt_embeds, negative_prompt_embeds: (prompts, S, D) float32 hidden states instead of text.
     pooled_prompt_embeds, negative_pooled_prompt_embeds: (prompts, P) float32, beside them for SDXL.
     latents: (images, C, h, w) float32, unit normal noise to start from, instead of what the seeds give.
+    image: what to start from, one for all prompts or one for each: a file, a PIL image, an array (H, W, 3) of uint8 or
+        of floats from 0 to 1, or latents (images, C, h, w). Height and width are then its own, if they are not given.
+    mask_image: of the same kinds, light where the picture is drawn anew, dark where it is kept.
+    strength: in (0, 1], how much of the image is drawn anew.
+    original_size, crops_coords_top_left, target_size: (height, width), what SDXL is told of the picture's origin; the
+        default is its size, and no crop. The same with negative_ before them, for the negative prompt.
+    vae_tiling: decode and encode pictures larger than the VAE was trained for in tiles, which needs less memory.
     output_type: "pil" (default); "np", (images, H, W, 3) uint8; "latent", pictures are not decoded.
     """
 
@@ -73,6 +82,16 @@ class CallOptions(TypedDict, total=False):
     pooled_prompt_embeds: Float32 | None
     negative_pooled_prompt_embeds: Float32 | None
     latents: Float32 | None
+    image: Picture
+    mask_image: Picture
+    strength: float | None
+    original_size: tuple[int, int] | None
+    crops_coords_top_left: tuple[int, int] | None
+    target_size: tuple[int, int] | None
+    negative_original_size: tuple[int, int] | None
+    negative_crops_coords_top_left: tuple[int, int] | None
+    negative_target_size: tuple[int, int] | None
+    vae_tiling: bool
     output_type: str
 
 
@@ -95,12 +114,17 @@ class Request:
     guidance_rescale: float
     clip_skip: int
     latents: Float32 | None
+    image: ImageInput | None
+    strength: float | None
+    time_ids: Float32
+    vae_tiling: bool
+    distilled: bool
     output_type: str
 
     @property
     def guided(self) -> bool:
         """Whether the negative prompt is computed, too: diffusers' rule."""
-        return _is_guided(self.guidance_scale)
+        return _is_guided(self.guidance_scale, distilled=self.distilled)
 
     @classmethod
     def from_call(
@@ -113,15 +137,31 @@ class Request:
         """Check a call against a bundle; raises `InputError` or `SchedulerError` with what is allowed."""
         _refuse_unknown(options)
         model, defaults = manifest.model, manifest.defaults
+        distilled = takes(manifest.graphs["time"], "guidance_embedding")
         scale = _number("guidance_scale", options.get("guidance_scale"), defaults.guidance_scale, 0, 1000)
+        guided = _is_guided(scale, distilled=distilled)
         syntax = _choice("prompt_syntax", options.get("prompt_syntax") or SYNTAXES[0], SYNTAXES)
-        sides = text_inputs_from_call(manifest, prompt, options, syntax=syntax, guided=_is_guided(scale))
+        sides = text_inputs_from_call(manifest, prompt, options, syntax=syntax, guided=guided)
         per_prompt = _whole("num_images_per_prompt", options.get("num_images_per_prompt", 1), 1)
+        prompts = len(sides[0])
         positive, negative = (side.repeated(per_prompt) for side in sides)
         count = len(positive)
-        height = _size("height", options.get("height"), defaults.height, model.vae_scale_factor)
-        width = _size("width", options.get("width"), defaults.width, model.vae_scale_factor)
-        plan, steps, scheduler = _plan(scheduler_config, defaults.num_inference_steps, options)
+        given = GivenImages(options.get("image"), options.get("mask_image"), model.latent_channels)
+        own = given.size(model.vae_scale_factor) or (defaults.height, defaults.width)
+        height = _size("height", options.get("height"), own[0], model.vae_scale_factor)
+        width = _size("width", options.get("width"), own[1], model.vae_scale_factor)
+        image = given.fitted(height, width, factor=model.vae_scale_factor, prompts=prompts, per_prompt=per_prompt)
+        _check_task(manifest, image)
+        strength = _strength(options.get("strength"), defaults, image)
+        masked = image is not None and image.mask is not None
+        plan, steps, scheduler = _plan(
+            scheduler_config,
+            defaults.num_inference_steps,
+            options,
+            # As diffusers' inpainting pipelines: at full strength nothing of the picture is left to begin from.
+            strength=None if masked and strength == 1 else strength,
+            all_steps=distilled and not masked,
+        )
         latent_shape = (model.latent_channels, height // model.vae_scale_factor, width // model.vae_scale_factor)
         return cls(
             positive=positive,
@@ -139,6 +179,11 @@ class Request:
             guidance_rescale=_number("guidance_rescale", options.get("guidance_rescale"), 0.0, 0, 1),
             clip_skip=_clip_skip(options.get("clip_skip"), min(e.hidden_states for e in model.text_encoders)),
             latents=_latents(options.get("latents"), (count, *latent_shape)),
+            image=image,
+            strength=strength,
+            time_ids=time_ids_from_call(options, manifest.graphs["time"], height, width),
+            vae_tiling=bool(options.get("vae_tiling", False)),
+            distilled=distilled,
             output_type=_choice("output_type", options.get("output_type", "pil"), OUTPUT_TYPES),
         )
 
@@ -152,24 +197,60 @@ def _refuse_unknown(options: CallOptions) -> None:
             raise InputError(f"unknown argument {name!r}; {hint}")
 
 
-def _is_guided(guidance_scale: float) -> bool:
-    return guidance_scale > 1
+def _is_guided(guidance_scale: float, *, distilled: bool) -> bool:
+    return guidance_scale > 1 and not distilled
 
 
-def _plan(config: Mapping[str, Any], default_steps: int, options: CallOptions) -> tuple[Plan, int, str]:
+def _check_task(manifest: Manifest, image: ImageInput | None) -> None:
+    inpaints = takes(manifest.graphs["denoise"], "extra")
+    if inpaints and (image is None or image.mask is None):
+        raise InputError("this model inpaints: pass image and mask_image")
+
+
+def _strength(given: float | None, defaults: Defaults, image: ImageInput | None) -> float | None:
+    if image is None:
+        if given is not None:
+            raise InputError(f"strength={given!r} is how much of an image is drawn anew: pass image, or leave it out")
+        return None
+    default = defaults.strength if image.mask is None else defaults.inpaint_strength
+    strength = _number("strength", given, default, 0, 1)
+    if strength == 0:
+        raise InputError("strength=0 would leave the image as it is: pass more, up to 1")
+    return strength
+
+
+def _plan(
+    config: Mapping[str, Any], default_steps: int, options: CallOptions, *, strength: float | None, all_steps: bool
+) -> tuple[Plan, int, str]:
     """The plan, its number of steps, and the scheduler's name for people."""
     scheduler, steps = options.get("scheduler"), options.get("num_inference_steps")
     custom = {name: options.get(name) for name in ("eta", "timesteps", "sigmas")}
     if isinstance(scheduler, Plan):
-        if steps is not None or any(value is not None for value in custom.values()):
-            raise InputError("a compiled plan has its steps: leave out num_inference_steps, eta, timesteps and sigmas")
+        if steps is not None or any(v is not None for v in (*custom.values(), options.get("strength"))):
+            raise InputError(
+                "a compiled plan has its steps: leave out num_inference_steps, eta, timesteps, sigmas and strength"
+            )
         return scheduler, len(scheduler), "custom plan"
     if steps is None and custom["timesteps"] is None and custom["sigmas"] is None:
         steps = default_steps
     resolved = resolve(scheduler, config)
     name = scheduler if isinstance(scheduler, str) else str(resolved.get("_class_name"))
-    plan = Plan.from_config(resolved, steps, **custom)  # type: ignore[arg-type]
+    if all_steps and strength is not None and steps is not None and resolved["_class_name"] == "LCMScheduler":
+        custom["timesteps"] = _lcm_timesteps(resolved, steps, strength)
+        plan = Plan.from_config(resolved, None, strength=1.0, **custom)  # type: ignore[arg-type]
+    else:
+        plan = Plan.from_config(resolved, steps, strength=strength, **custom)  # type: ignore[arg-type]
     return plan, len(plan) if steps is None else steps, name
+
+
+def _lcm_timesteps(config: Mapping[str, Any], steps: int, strength: float) -> list[float]:
+    """`steps` steps within the part that strength leaves, as diffusers' image-to-image pipeline of distilled models
+    takes them, where other pipelines leave out steps."""
+    distilled_at, train = config.get("original_inference_steps", 50), config.get("num_train_timesteps", 1000)
+    left = [i * (train // distilled_at) - 1 for i in range(int(distilled_at * strength), 0, -1)]
+    if steps > len(left):
+        raise InputError(f"num_inference_steps={steps}: at strength={strength:g} there are {len(left)} at most")
+    return [float(left[int(i)]) for i in np.linspace(0, len(left), steps, endpoint=False)]
 
 
 def _seeds(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:

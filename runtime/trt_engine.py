@@ -19,7 +19,7 @@ from .trt_library import TrtLibrary
 from .trt_loaded import LoadedEngine
 from .weights import stored_weight
 
-NEEDED = ("text_encoder", "context", "time", "denoise", "vae_decoder")
+NEEDED = ("context", "time", "denoise", "vae_decoder")
 
 
 class TrtBackend:
@@ -52,7 +52,8 @@ class TrtBackend:
         own = [record for record in self._files.engines if record.backend == host.backend]
         refusals = {record.file: refusal(record, self._bundle.manifest, host) for record in own}
         usable = [record for record in own if refusals[record.file] is None]
-        missing = [graph for graph in NEEDED if graph not in {record.graph for record in usable}]
+        needed = (*(encoder.graph for encoder in self._bundle.manifest.model.text_encoders), *NEEDED)
+        missing = [graph for graph in needed if graph not in {record.graph for record in usable}]
         if missing:
             command = build_command(self._bundle, host.backend)
             reasons = dict.fromkeys(f"{r.graph}: {refusals[r.file]}" for r in own if r.graph in missing)

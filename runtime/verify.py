@@ -11,6 +11,7 @@ from .engine import Bucket
 from .errors import BundleError
 from .pipeline import Pipeline
 from .scheduler import Plan
+from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,26 @@ def verify_goldens(pipe: Pipeline) -> list[GoldenCheck]:
     if golden is None:
         raise BundleError(f"{pipe.bundle.path} holds no golden outputs; export it again")
     arrays = load_file(pipe.bundle.file(golden.file))
-    ids = pipe.tokenizer.encode([golden.negative_prompt, golden.prompt]).ids
-    hidden_states = pipe.run("text_encoder", {"input_ids": arrays["input_ids"]})["hidden_states"][:, 0]
+    encoders = manifest.model.text_encoders
+    texts = [golden.negative_prompt, golden.prompt]
+    checks, states = [], []
+    for facts in encoders:
+        suffix = facts.graph.removeprefix("text_encoder")
+        expected = arrays[f"input_ids{suffix}"]
+        equal = np.array_equal(Tokenizer.from_bundle_files(pipe.bundle.path, facts).encode(texts).ids, expected)
+        checks.append(GoldenCheck(f"ids{suffix}", equal, "equal" if equal else "the tokenizer gives other ids"))
+        outputs = pipe.run(facts.graph, {"input_ids": expected})
+        states.append(outputs["hidden_states"][:, 0])
+        known = arrays[f"embedding{suffix}"]
+        name, limit = f"text embedding{suffix}", golden.embedding_tolerance
+        checks.append(_relative(name, states[-1][:, :, : known.shape[2]], known, limit))
+        if facts.pooled:
+            checks.append(_relative("pooled text", outputs["pooled"], arrays["input.pooled"], limit))
+    hidden_states = np.concatenate(states, axis=2)
     plan = Plan.from_arrays({k.removeprefix("plan."): v for k, v in arrays.items() if k.startswith("plan.")})
     noise, scale = arrays["noise"], golden.guidance_scale
+    inputs = {name.removeprefix("input."): array for name, array in arrays.items() if name.startswith("input.")}
+    extra = inputs.pop("extra", None)
     context = (hidden_states if scale > 1 else hidden_states[1:])[None]
     weights = [1 - scale, scale] if scale > 1 else [1.0]
     bucket = Bucket(1, len(weights), noise.shape[2], noise.shape[3], context.shape[2])
@@ -45,14 +62,13 @@ def verify_goldens(pipe: Pipeline) -> list[GoldenCheck]:
         guidance=np.array([weights], np.float32),
         guidance_rescale=np.zeros(1, np.float32),
         noise=[noise],
+        time_inputs={name: array[-len(weights) :][None] for name, array in inputs.items()},
+        extra=extra,
     )
     latents = next(step.read(0) for step in steps if step.index == step.total - 1)
     image = pipe.run("vae_decoder", {"latents": latents})["images"][0]
-    embedding = hidden_states[:, :, : arrays["embedding"].shape[2]]
-    equal = np.array_equal(ids, arrays["input_ids"])
     return [
-        GoldenCheck("ids", equal, "equal" if equal else "the tokenizer gives other ids"),
-        _relative("text embedding", embedding, arrays["embedding"], golden.embedding_tolerance),
+        *checks,
         _relative("latents", latents[0], arrays["latents"], golden.latents_tolerance),
         _psnr("image", image, arrays["image"], golden.psnr_floor),
     ]

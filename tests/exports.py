@@ -13,6 +13,9 @@ EXPORTS = {
     "sd2-fp16": ("sd2", "fp16", 23, True),
     "sd2-fp32-opset18": ("sd2", "fp32", 18, True),
     "sd1-bf16": ("sd1", "bf16", 23, True),
+    "sdxl-fp32": ("sdxl", "fp32", 23, True),
+    "sd1-inpaint-fp32": ("sd1-inpaint", "fp32", 23, True),
+    "lcm-fp32": ("lcm", "fp32", 23, True),
 }
 # Exported from a single file in the original layout; what tests compare with is the folder that it was made from.
 SINGLE_FILES = ("sd2-fp32-opset18",)

@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -42,7 +43,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_graph_is_there_and_follows_the_contract(exported: Callable[[str], Exported], name: str) -> None:
     """Parity with PyTorch at two shapes was part of the export itself."""
     bundle = Bundle.open(exported(name).bundle)
-    assert set(bundle.manifest.graphs) == GRAPHS
+    encoders = {encoder.graph for encoder in bundle.manifest.model.text_encoders}
+    assert set(bundle.manifest.graphs) == GRAPHS | encoders
     opset = bundle.manifest.recipe.opset
     assert name == "shapes" or opset == EXPORTS[name][2]
     for graph, spec in bundle.manifest.graphs.items():
@@ -53,9 +55,13 @@ def test_every_graph_is_there_and_follows_the_contract(exported: Callable[[str],
         assert shapes == named, graph
     denoise = {t.name: t for t in bundle.graph("denoise").inputs}
     context = {t.name: t for t in bundle.graph("context").outputs}
-    assert set(denoise) - set(context) == {
+    assert set(denoise) - set(context) - {"extra"} == {
         "state", "coefficients", "guidance", "guidance_rescale", "noise", "time_features",
     }  # fmt: skip
+    assert ("extra" in denoise) == ("inpaint" in name)
+    of_time = {t.name for t in bundle.graph("time").inputs}
+    more = {"sdxl-fp32": {"pooled", "time_ids"}, "lcm-fp32": {"guidance_embedding"}}
+    assert of_time == {"timesteps"} | more.get(name, set())
     assert {k: v.dtype for k, v in context.items()} == {k: denoise[k].dtype for k in context}
     assert all(t.dtype == "float32" for k, t in denoise.items() if k not in context and k != "time_features")
 
@@ -70,12 +76,14 @@ def test_every_parameter_can_be_rebuilt(exported: Callable[[str], Exported], nam
     islands = ("unet.time_embedding.", "unet.conv_out.")
     rebuilt = 0
     for part, stem in (
-        ("text_encoder", "model"),
+        *((encoder.graph, "model") for encoder in bundle.manifest.model.text_encoders),
         ("unet", "diffusion_pytorch_model"),
         ("vae", "diffusion_pytorch_model"),
     ):
         for key, parameter in load_file(case.checkpoint / part / f"{stem}.safetensors").items():
             full = f"{part}.{key.removeprefix('text_model.')}"
+            if full in unused(bundle, case.checkpoint):
+                continue
             rounded = parameter.to(dtype)
             assert bundle.manifest.weights[full], full
             for use in bundle.manifest.weights[full]:
@@ -88,6 +96,19 @@ def test_every_parameter_can_be_rebuilt(exported: Callable[[str], Exported], nam
                 assert use.dtype == str(expected).removeprefix("torch.")
                 rebuilt += 1
     assert rebuilt == sum(len(uses) for uses in bundle.manifest.weights.values())
+
+
+def unused(bundle: Bundle, checkpoint: Path) -> set[str]:
+    """Parameters that no picture depends on: SDXL reads the text encoders before their last layer."""
+    if bundle.manifest.model.family != "sdxl":
+        return set()
+    names = load_file(checkpoint / "text_encoder" / "model.safetensors")
+    last = max(int(name.split("layers.")[1].split(".")[0]) for name in names if "layers." in name)
+    return {
+        f"text_encoder.{name.removeprefix('text_model.')}"
+        for name in names
+        if f"layers.{last}." in name or "final_layer_norm" in name
+    }
 
 
 def test_the_embedded_bundle_is_that_of_its_checkpoint_and_small(exported: Callable[[str], Exported]) -> None:
@@ -291,9 +312,21 @@ def spoil_keys(folder: Path) -> None:
     save_file(weights, file, metadata={"format": "pt"})
 
 
-def spoil_inpainting(folder: Path) -> None:
-    file = folder / "unet" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "in_channels": 9}))
+def spoil_config(folder: Path, part: str, **changes: Any) -> None:
+    file = folder / part / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def spoil_activation(folder: Path) -> None:
+    spoil_config(folder, "text_encoder", hidden_act="relu")
+
+
+def spoil_latents(folder: Path) -> None:
+    spoil_config(folder, "vae", latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+
+
+def spoil_channels(folder: Path) -> None:
+    spoil_config(folder, "unet", in_channels=7)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +339,9 @@ def spoil_inpainting(folder: Path) -> None:
         (spoil_class, r"'FluxPipeline'; latentrt exports StableDiffusionPipeline"),
         (spoil_pickle, r"pickled weights only.*--allow-pickle"),
         (spoil_keys, r"unet does not hold the weights.*1 missing, such as conv_in.weight"),
-        (spoil_inpainting, r"9 input channels.*not supported"),
+        (spoil_activation, r"has text_encoder with relu, as no family that is known: sd1, sd2, sdxl"),
+        (spoil_latents, r"VAE with a mean and deviation for each channel"),
+        (spoil_channels, r"7 input channels; supported are 4.*makes 9"),
     ],
 )
 def test_a_spoilt_checkpoint_is_refused(
@@ -328,3 +363,17 @@ def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="does not exist"):
         Checkpoint.open(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("upcast", "expected"), [(True, "fp32"), (None, "fp32"), (False, "fp16")])
+def test_the_vae_of_sdxl_stays_out_of_fp16(tmp_path: Path, upcast: bool | None, expected: str) -> None:
+    for family, precision in (("sdxl", expected), ("sd1", "fp16")):
+        folder = tiny_checkpoint(tmp_path / family, family, tinier=True)
+        spoil_config(folder, "vae", force_upcast=upcast)
+        if upcast is None:
+            config = json.loads((folder / "vae" / "config.json").read_text())
+            del config["force_upcast"]
+            (folder / "vae" / "config.json").write_text(json.dumps(config))
+        checkpoint = Checkpoint.open(folder)
+        assert write._vae_precision(checkpoint, "fp16") == precision
+        assert write._vae_precision(checkpoint, "bf16") == "bf16"

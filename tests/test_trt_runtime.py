@@ -165,9 +165,9 @@ def test_a_thousand_calls_need_several_runs_of_time(pipe: Pipeline, ort: Pipelin
     denoiser = pipe.denoiser(Bucket(4, 1, 16, 16, 77))
     rows: list[NDArray[Any]] = []
 
-    def look(_self: Any, lane: Lane, denoise: Context, tables: Any) -> Iterator[Any]:
+    def look(_self: Any, lane: Lane, denoise: Context, tables: Any, time_rows: Any, _blend: Any) -> Iterator[Any]:
         table = _Table(lane, denoise, "time_features", len(tables.timesteps))
-        denoiser._compute_time_features(lane, table, tables.timesteps)
+        denoiser._compute_time_features(lane, table, time_rows)
         rows.append(lane.download(table.address, (4000, table.row_size // 16), "float32"))
         yield from ()
 
@@ -334,8 +334,8 @@ def test_a_wrong_address_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPat
 def test_memory_given_back_early_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     compute = GpuDenoiser._compute_time_features
 
-    def and_close(self: GpuDenoiser, lane: Lane, table: _Table, timesteps: Any) -> None:
-        compute(self, lane, table, timesteps)
+    def and_close(self: GpuDenoiser, lane: Lane, table: _Table, rows: Any) -> None:
+        compute(self, lane, table, rows)
         lane._blocks.pop("time_features").close()
 
     monkeypatch.setattr(GpuDenoiser, "_compute_time_features", and_close)

@@ -1,0 +1,115 @@
+"""Every family and task draws what diffusers' pipeline of that family and task draws: fp32, CPU, random checkpoints."""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from exports import Exported
+from PIL import Image, ImageDraw
+
+from latentrt.runtime import Pipeline
+from latentrt.runtime.verify import psnr, relative_error, verify_goldens
+
+PSNR, LATENTS = 50.0, 1e-3
+PROMPT = "a lighthouse in a storm, oil painting"
+SD = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+SDXL = tuple(name.replace("Diffusion", "DiffusionXL") for name in SD)
+LCM = ("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline", SD[2])
+TURBO = {
+    "_class_name": "EulerAncestralDiscreteScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "timestep_spacing": "trailing",
+}
+# family -> export, pipelines for each task (None: not for this model), what a call is given beside.
+FAMILIES: dict[str, tuple[str, tuple[str | None, ...], dict[str, Any]]] = {
+    "sd1": ("sd1-fp32", SD, {"negative_prompt": "fog", "guidance_scale": 5.0}),
+    "sd2": ("sd2-fp32-opset18", SD, {"negative_prompt": "", "guidance_scale": 3.0}),
+    "sdxl": ("sdxl-fp32", SDXL, {"negative_prompt": "fog", "guidance_scale": 6.0}),
+    "sdxl-turbo": ("sdxl-fp32", SDXL, {"guidance_scale": 0.0, "scheduler": TURBO}),
+    "sd1-inpaint": ("sd1-inpaint-fp32", (None, None, SD[2]), {"guidance_scale": 4.0}),
+    "sdxl-inpaint": ("sdxl-inpaint-fp32", (None, None, SDXL[2]), {"guidance_scale": 4.0}),
+    "lcm": ("lcm-fp32", LCM, {"guidance_scale": 8.5}),
+}
+TASKS = ("text", "image", "inpaint")
+CASES = [(f, t) for f, (_, classes, _) in FAMILIES.items() for t, name in zip(TASKS, classes, strict=True) if name]
+DRAWS = [(7, (48, 40)), (2**31 + 11, (40, 64))]
+
+
+@cache
+def reference(checkpoint: Path, name: str) -> Any:
+    pipe = getattr(diffusers, name).from_pretrained(checkpoint, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(size: tuple[int, int]) -> Image.Image:
+    """Smooth colours, a little larger than the size."""
+    height, width = size[0] + 3, size[1] + 1
+    y, x = np.mgrid[0:height, 0:width] / 16
+    waves = [np.sin(x + 1), np.cos(y * 1.3), np.sin(x * y / 3)]
+    return Image.fromarray(np.uint8(127.5 + 120 * np.stack(waves, -1)))
+
+
+def mask(size: tuple[int, int]) -> Image.Image:
+    """An ellipse, at another size than the picture."""
+    image = Image.new("L", (2 * size[1], 2 * size[0]))
+    ImageDraw.Draw(image).ellipse((size[1] // 2, size[0] // 3, 2 * size[1], size[0] * 3 // 2), fill=255)
+    return image
+
+
+def task_options(task: str, size: tuple[int, int]) -> dict[str, Any]:
+    height, width = size
+    return {
+        "text": {"height": height, "width": width},
+        "image": {"image": picture(size), "strength": 0.6},
+        "inpaint": {"image": picture(size), "mask_image": mask(size), "strength": 0.8}
+        | {"height": height, "width": width},
+    }[task]
+
+
+def expected(checkpoint: Path, name: str, seed: int, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Latents (1, C, h, w) and picture (H, W, 3) of diffusers."""
+    pipe = reference(checkpoint, name)
+    config = options.pop("scheduler", None) or json.loads((checkpoint / "scheduler/scheduler_config.json").read_text())
+    pipe.scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    if name in LCM[:2]:
+        options.pop("negative_prompt", None)
+    latents = pipe(generator=[torch.Generator().manual_seed(seed)], output_type="latent", **options).images
+    with torch.no_grad():
+        pixels = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    return latents.numpy(), np.asarray(pipe.image_processor.postprocess(pixels, output_type="pil")[0])
+
+
+def agrees(pipe: Pipeline, wanted: tuple[np.ndarray, np.ndarray], **options: Any) -> bool:
+    result = pipe(output_type="np", **options)
+    pictures = np.asarray(result.images)
+    return psnr(pictures[0], wanted[1]) >= PSNR and relative_error(result.latents, wanted[0]) <= LATENTS
+
+
+@pytest.mark.parametrize(("family", "task"), CASES)
+def test_same_picture_as_diffusers(exported: Callable[[str], Exported], family: str, task: str) -> None:
+    export, classes, more = FAMILIES[family]
+    case, name = exported(export), str(classes[TASKS.index(task)])
+    with Pipeline.load(case.bundle, device="cpu") as pipe:
+        for seed, size in DRAWS:
+            options = {"prompt": PROMPT, "num_inference_steps": 6, **more, **task_options(task, size)}
+            wanted = expected(case.checkpoint, name, seed, **options)
+            assert agrees(pipe, wanted, seed=seed, **options), (seed, size)
+        for wrong in ({"prompt": "a bowl of soup"}, {"scheduler": "dpm++_2m_karras"}, {"clip_skip": 1}, {"seed": 8}):
+            assert not agrees(pipe, wanted, **{"seed": seed, **options, **wrong}), wrong
+
+
+@pytest.mark.parametrize("name", ["sdxl-fp32", "sd1-inpaint-fp32", "lcm-fp32"])
+def test_goldens_are_reproduced(exported: Callable[[str], Exported], name: str) -> None:
+    with Pipeline.load(exported(name).bundle, device="cpu") as pipe:
+        checks = verify_goldens(pipe)
+    assert all(check.passed for check in checks), checks
