@@ -20,6 +20,11 @@ def save_graph(model: ir.Model, path: Path, *, compact: bool) -> None:
     """
     if compact:
         _store_exact_halves(model.graph)
+    # The cut leaves them in the order of a set; sorted, the same checkpoint gives the same files.
+    initializers = sorted(model.graph.initializers.values(), key=lambda value: str(value.name))
+    model.graph.initializers.clear()
+    for value in initializers:
+        model.graph.register_initializer(value)
     has_weights = any(
         v.const_value is not None and v.const_value.nbytes > _SMALL for v in model.graph.initializers.values()
     )

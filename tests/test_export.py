@@ -193,6 +193,25 @@ def test_compact_storage_loses_nothing(tmp_path: Path) -> None:
     assert np.allclose(got, data @ exact @ inexact, rtol=1e-5, atol=1e-3)
 
 
+def test_the_same_graph_gives_the_same_files(tmp_path: Path) -> None:
+    """Whatever order its weights come in: the cut leaves them in that of a set."""
+    files = []
+    for order in (("a", "b", "c"), ("c", "a", "b")):
+        x = fuse.tensor("x", ir.DataType.FLOAT, (3, 256))
+        weights = {name: ir.tensor(np.full((256, 256), ord(name), np.float32), name=name) for name in order}
+        values = {name: ir.Value(name=name, const_value=tensor) for name, tensor in weights.items()}
+        nodes = [ir.node("MatMul", [x, values["a"]])]
+        for name in ("b", "c"):
+            nodes.append(ir.node("MatMul", [nodes[-1].outputs[0], values[name]]))
+        ordered = [values[name] for name in order]
+        graph = ir.Graph([x], nodes[-1].outputs, nodes=nodes, initializers=ordered, opset_imports={"": 23}, name="g")
+        save_graph(ir.Model(graph, ir_version=10), tmp_path / "g.onnx", compact=False)
+        files.append([(tmp_path / name).read_bytes() for name in ("g.onnx", "g.onnx.data")])
+        for file in tmp_path.iterdir():
+            file.unlink()
+    assert files[0] == files[1]
+
+
 def test_a_wrong_graph_is_named_with_error_and_tolerance(sd1: Exported, tmp_path: Path) -> None:
     """The check of the export, on a bundle in which one weight of one graph was changed."""
     bundle = Bundle.open(sd1.bundle)
