@@ -5,6 +5,7 @@ so that nothing is left of a LoRA that was taken away.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,14 @@ _KOHYA = {
     "text_encoder": ("lora_te_text_model_", "lora_te1_text_model_"),
     "text_encoder_2": ("lora_te2_text_model_",),
 }
+# Modules of a UNet's residual blocks in the original code, whose names kohya's files for Stable Diffusion XL have.
+_ORIGINAL = {
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_BLOCK = re.compile(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 
 
 @dataclass(slots=True, eq=False)
@@ -155,12 +164,16 @@ class _Names:
 
     def __init__(self, parameters: Iterable[str]) -> None:
         self._known: dict[str, str] = {}
+        parameters = list(parameters)
+        first_block = re.compile(r"unet\.down_blocks\.0\.resnets\.\d+\.conv1\.weight")
+        layers = sum(first_block.fullmatch(parameter) is not None for parameter in parameters)
         for parameter in parameters:
             part, _, rest = parameter.removesuffix(".weight").partition(".")
             if parameter.endswith(".weight") and part in _KOHYA:
                 self._known[f"{part}.{rest}"] = parameter
                 for prefix in _KOHYA[part]:
-                    self._known[prefix + rest.replace(".", "_")] = parameter
+                    for name in (rest, *(_original_names(rest, layers) if part == "unet" else ())):
+                        self._known[prefix + name.replace(".", "_")] = parameter
 
     def parameter(self, module: str) -> str | None:
         module = module.removeprefix("base_model.model.").replace(".text_model.", ".").replace(".processor.", ".")
@@ -169,6 +182,23 @@ class _Names:
 
     def nearest(self, module: str) -> list[str]:
         return nearest_names(module, self._known, 2)
+
+
+def _original_names(module: str, layers: int) -> list[str]:
+    """What a module of the UNet's blocks may be called in the original code; `layers` is residual blocks a block."""
+    match = _BLOCK.fullmatch(module)
+    if match is None:
+        return []
+    side, block, kind, layer, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
+    at = block * (layers + 1) + layer
+    if kind == "downsamplers":
+        return [f"input_blocks.{(block + 1) * (layers + 1)}.0.op"]
+    if kind == "upsamplers":  # it stands behind an attention, where the block has one
+        return [f"output_blocks.{at + layers}.{place}.conv" for place in (1, 2)]
+    if side == "mid":
+        return [f"middle_block.{2 * layer if kind == 'resnets' else 1}.{_ORIGINAL.get(rest, rest)}"]
+    place = f"input_blocks.{1 + at}" if side == "down" else f"output_blocks.{at}"
+    return [f"{place}.{0 if kind == 'resnets' else 1}.{_ORIGINAL.get(rest, rest)}"]
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 import torch
 from checkpoints import tiny_checkpoint
 from lora_files import TEXT, UNET
-from original_layout import original_layout, single_file, vae_tensors
+from original_layout import original_layout, single_file, unet_tensors, vae_tensors
 from safetensors.torch import load_file, save_file
 
 from latentrt.export.checkpoint import Checkpoint
@@ -24,6 +25,7 @@ from latentrt.export.single_file import configs_of_file, weights_of_part
 from latentrt.export.source import LoraFile, Source, embedding_from_text, lora_from_text
 from latentrt.runtime import CheckpointError, InputError
 from latentrt.runtime.cli import main
+from latentrt.runtime.lora import read_lora
 from latentrt.runtime.strict_json import decode, encode
 
 PARTS = ("text_encoder", "unet", "vae")
@@ -506,6 +508,23 @@ def test_loras_of_both_formats_merge_to_the_same_bits(
         ("lora", "kohya-5.safetensors", 0.6),
         ("lora", "kohya-6.safetensors", -1.5),
     ]
+
+
+@pytest.mark.parametrize("row", ["sd1", "sdxl"])
+def test_loras_may_have_the_original_names(tmp_path: Path, row: str) -> None:
+    """As kohya's for SDXL have them: every layer of the blocks, by an inverse that was written on its own."""
+    unet = meta_parts(row)["unet"]
+    originals = unet_tensors({k: torch.tensor(i) for i, k in enumerate(unet)})
+    names = {next(k for j, k in enumerate(unet) if j == int(i)): original for original, i in originals.items()}
+    blocks = [k for k, v in unet.items() if re.match("(down|mid|up)_block", k) and k.endswith("t") and v.ndim > 1]
+    keys = {f"unet.{k}": f"lora_unet_{names[k].removesuffix('.weight').replace('.', '_')}" for k in blocks}
+    assert len(set(keys.values())) == len(keys) > 150
+    save_file({f"{key}.lora_down.weight": torch.ones(1, 1) for key in keys.values()}, tmp_path / "x.safetensors")
+    assert set(read_lora(tmp_path / "x.safetensors", [f"unet.{k}" for k in unet])) == set(keys)
+    for i, (parameter, key) in enumerate(keys.items()):
+        if i % 25 == 0:
+            save_file({f"{key}.alpha": torch.tensor(1.0)}, tmp_path / "x.safetensors")
+            assert list(read_lora(tmp_path / "x.safetensors", [f"unet.{k}" for k in unet])) == [parameter]
 
 
 def test_a_lora_that_does_not_fit_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
