@@ -39,8 +39,7 @@ class Checkpoint:
         self.index, self.configs, self.scheduler = contents.index, contents.configs, contents.scheduler
         check_models(self.name, self.configs["unet"], self.configs["vae"])
         family_of(self.name, self.configs)  # refuses what is none
-        if source.vae is not None:
-            self._take_vae(Path(source.vae))
+        self._vae_files = {} if source.vae is None else self._take_vae(Path(source.vae))
         widths = {part: self.configs[part]["hidden_size"] for part in self.configs if part.startswith(_TEXT_ENCODER)}
         self._embeddings = [
             read_embedding(file, widths, allow_pickle=source.allow_pickle) for file in source.embeddings
@@ -73,9 +72,7 @@ class Checkpoint:
 
     def record(self) -> manifest.Checkpoint:
         """What the manifest says of it. Reads all files."""
-        files = self._contents.files
-        # A single file is known by its own hash.
-        sha256 = sha256_of_file(next(iter(files.values()))) if len(files) == 1 else _hash_of_files(files)
+        sha256 = _hash_of_files(self._contents.files)
         additions = tuple(self._additions())
         if additions:
             text = "".join(f"{a.kind} {a.sha256} {a.weight}\n" for a in additions)
@@ -144,23 +141,24 @@ class Checkpoint:
     def _parameters(self) -> list[str]:
         return [f"{part}.{bare_name(part, raw)}" for part, opened in self._contents.weights.items() for raw in opened()]
 
-    def _take_vae(self, path: Path) -> None:
+    def _take_vae(self, path: Path) -> dict[str, Path]:
+        """Put another VAE in the place of the checkpoint's own; returns the files that it is read from."""
         allow_pickle = self.source.allow_pickle
-        if path.is_dir():
-            folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
-            self.configs["vae"] = read_json(folder / "config.json", "A VAE's folder has config.json and its weights.")
-            self._contents.weights["vae"] = find_weights(folder, WEIGHTS["vae"], allow_pickle=allow_pickle).open
-        else:
+        if not path.is_dir():
             tensors = weights_from_file(path, allow_pickle=allow_pickle)
             self._contents.weights["vae"] = lambda: vae_weights(tensors, self.configs["vae"])
+            return {path.name: path}
+        folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
+        config = folder / "config.json"
+        self.configs["vae"] = read_json(config, "A VAE's folder has config.json and its weights.")
+        found = find_weights(folder, WEIGHTS["vae"], allow_pickle=allow_pickle)
+        self._contents.weights["vae"] = found.open
+        return {file.name: file for file in (config, *found.all_files)}
 
     def _additions(self) -> Iterator[manifest.Addition]:
         source = self.source
         if source.vae is not None:
-            path = Path(source.vae)
-            files = {f.relative_to(path).as_posix(): f for f in path.rglob("*") if f.is_file()}
-            sha256 = _hash_of_files(files) if path.is_dir() else sha256_of_file(path)
-            yield manifest.Addition("vae", path.name, sha256, None)
+            yield manifest.Addition("vae", Path(source.vae).name, _hash_of_files(self._vae_files), None)
         for lora in source.loras:
             yield manifest.Addition("lora", Path(lora.path).name, sha256_of_file(Path(lora.path)), lora.weight)
         for embedding in self._embeddings:
@@ -177,6 +175,9 @@ def quiet_libraries() -> None:
 
 
 def _hash_of_files(files: Mapping[str, Path]) -> str:
+    """Over names and contents; a single file is known by its own hash."""
+    if len(files) == 1:
+        return sha256_of_file(next(iter(files.values())))
     digest = hashlib.sha256()
     for name in sorted(files, key=lambda name: name.split("/")):
         digest.update(f"{name} {sha256_of_file(files[name])}\n".encode())

@@ -95,7 +95,7 @@ def _contents_of_folder(path: Path, source: Source) -> Contents:
     if len(set(variants.values())) > 1:
         raise CheckpointError(f"{path} mixes weight variants: {variants}. Keep one variant of every component.")
     for weights in found.values():
-        for file in (*weights.files, *([weights.index] if weights.index else [])):
+        for file in weights.all_files:
             contents.files[file.relative_to(path).as_posix()] = file
     contents.weights.update({part: weights.open for part, weights in found.items()})
     return contents

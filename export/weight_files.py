@@ -79,6 +79,11 @@ class FoundWeights:
     index: Path | None
     variant: str | None
 
+    @property
+    def all_files(self) -> list[Path]:
+        """The weights, and the index where there is one."""
+        return [*self.files, *([self.index] if self.index else [])]
+
     def open(self) -> Mapping[str, torch.Tensor]:
         """All tensors by name; raises `CheckpointError` for a file that is not whole."""
         if self.files[0].suffix == ".safetensors":
