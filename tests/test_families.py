@@ -36,7 +36,6 @@ FAMILIES: dict[str, tuple[str, tuple[str | None, ...], dict[str, Any]]] = {
     "sdxl": ("sdxl-fp32", SDXL, {"negative_prompt": "fog", "guidance_scale": 6.0}),
     "sdxl-turbo": ("sdxl-fp32", SDXL, {"guidance_scale": 0.0, "scheduler": TURBO}),
     "sd1-inpaint": ("sd1-inpaint-fp32", (None, None, SD[2]), {"guidance_scale": 4.0}),
-    "sdxl-inpaint": ("sdxl-inpaint-fp32", (None, None, SDXL[2]), {"guidance_scale": 4.0}),
     "lcm": ("lcm-fp32", LCM, {"guidance_scale": 8.5}),
 }
 TASKS = ("text", "image", "inpaint")
