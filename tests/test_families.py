@@ -44,8 +44,15 @@ DRAWS = [(7, (48, 40)), (2**31 + 11, (40, 64))]
 
 
 @cache
+def components(checkpoint: Path) -> dict[str, Any]:
+    return dict(diffusers.DiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32).components)
+
+
+@cache
 def reference(checkpoint: Path, name: str) -> Any:
-    pipe = getattr(diffusers, name).from_pretrained(checkpoint, torch_dtype=torch.float32)
+    """diffusers' pipeline of a task, whatever the checkpoint was saved from."""
+    safety = {} if "XL" in name else {"requires_safety_checker": False}
+    pipe = getattr(diffusers, name)(**components(checkpoint), **safety)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
