@@ -77,8 +77,9 @@ def task_options(task: str, size: tuple[int, int]) -> dict[str, Any]:
     return {
         "text": {"height": height, "width": width},
         "image": {"image": picture(size), "strength": 0.6},
-        "inpaint": {"image": picture(size), "mask_image": mask(size), "strength": 0.8}
-        | {"height": height, "width": width},
+        "inpaint": {"image": picture(size), "mask_image": mask(size), "height": height, "width": width}
+        # Up to full strength, where nothing of the picture is left to begin from.
+        | {"strength": 0.8 if size == DRAWS[0][1] else 1.0},
     }[task]
 
 
