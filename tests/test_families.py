@@ -14,6 +14,7 @@ from exports import Exported
 from PIL import Image, ImageDraw
 
 from latentrt.runtime import Pipeline
+from latentrt.runtime.time_inputs import guidance_embedding
 from latentrt.runtime.verify import psnr, relative_error, verify_goldens
 
 PSNR, LATENTS = 50.0, 1e-3
@@ -120,3 +121,25 @@ def test_goldens_are_reproduced(exported: Callable[[str], Exported], name: str) 
     with Pipeline.load(exported(name).bundle, device="cpu") as pipe:
         checks = verify_goldens(pipe)
     assert all(check.passed for check in checks), checks
+
+
+def test_sdxl_is_told_of_sizes_and_of_no_negative_prompt(exported: Callable[[str], Exported]) -> None:
+    case = exported("sdxl-fp32")
+    options = {"prompt": PROMPT, "num_inference_steps": 4, "guidance_scale": 7.0, "height": 40, "width": 56}
+    positive = {"original_size": (900, 60), "crops_coords_top_left": (80, 4), "target_size": (50, 700)}
+    negative = {f"negative_{name}": (b, a) for name, (a, b) in positive.items()}
+    options |= positive | negative
+    wanted = expected(case.checkpoint, SDXL[0], 5, **options)
+    with Pipeline.load(case.bundle, device="cpu") as pipe:
+        assert agrees(pipe, wanted, seed=5, **options)
+        assert not agrees(pipe, wanted, seed=5, **options, negative_prompt="")  # which is not zeros
+        for name in ("crops_coords_top_left", "negative_crops_coords_top_left", "target_size", "original_size"):
+            assert not agrees(pipe, wanted, seed=5, **{**options, name: (1, 1)}), name
+
+
+@pytest.mark.parametrize("width", [32, 33, 256])
+@pytest.mark.parametrize("scale", [1.0, 1.5, 8.5, 30.0])
+def test_guidance_embedding_is_that_of_diffusers(scale: float, width: int) -> None:
+    pipe = diffusers.LatentConsistencyModelPipeline
+    wanted = pipe.get_guidance_scale_embedding(None, torch.tensor(scale - 1).repeat(1), embedding_dim=width)[0]
+    assert np.abs(guidance_embedding(scale, width) - wanted.numpy()).max() < 2e-3  # of angles up to 29,000
