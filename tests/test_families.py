@@ -143,3 +143,15 @@ def test_guidance_embedding_is_that_of_diffusers(scale: float, width: int) -> No
     pipe = diffusers.LatentConsistencyModelPipeline
     wanted = pipe.get_guidance_scale_embedding(None, torch.tensor(scale - 1).repeat(1), embedding_dim=width)[0]
     assert np.abs(guidance_embedding(scale, width) - wanted.numpy()).max() < 2e-3  # of angles up to 29,000
+
+
+def test_latents_go_in_as_into_diffusers(exported: Callable[[str], Exported]) -> None:
+    """What one call gives as latents is the picture that the next one starts from, with no draw of its own."""
+    case = exported("sd1-fp32")
+    options = {"prompt": PROMPT, "num_inference_steps": 5, "strength": 0.6, "guidance_scale": 3.0}
+    with Pipeline.load(case.bundle, device="cpu") as pipe:
+        size = {"height": 40, "width": 56}
+        first = pipe("a ship", seed=1, num_inference_steps=2, output_type="latent", **size).latents
+        wanted = expected(case.checkpoint, SD[1], 6, image=torch.from_numpy(first), **options)
+        assert agrees(pipe, wanted, seed=6, image=first, **options)
+        assert not agrees(pipe, wanted, seed=6, image=first + np.float32(0.01), **options)
