@@ -38,7 +38,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--vae-precision",
         choices=("fp32", "fp16", "bf16"),
-        help="default: as --precision; fp32 for a VAE that overflows in fp16",
+        help="default: as --precision, but fp32 for SDXL's VAE, which overflows in fp16",
     )
     parser.add_argument("--opset", type=int, choices=(23, 18), default=23, help="ONNX opset; 18 for older runtimes")
     parser.add_argument("--compact", action="store_true", help="store fp32 weights that fp16 holds exactly as fp16")

@@ -14,6 +14,7 @@ from exports import Exported
 from PIL import Image, ImageDraw
 
 from latentrt.runtime import Pipeline
+from latentrt.runtime.time_inputs import guidance_embedding
 from latentrt.runtime.verify import psnr, relative_error, verify_goldens
 
 PSNR, LATENTS = 50.0, 1e-3
@@ -36,7 +37,6 @@ FAMILIES: dict[str, tuple[str, tuple[str | None, ...], dict[str, Any]]] = {
     "sdxl": ("sdxl-fp32", SDXL, {"negative_prompt": "fog", "guidance_scale": 6.0}),
     "sdxl-turbo": ("sdxl-fp32", SDXL, {"guidance_scale": 0.0, "scheduler": TURBO}),
     "sd1-inpaint": ("sd1-inpaint-fp32", (None, None, SD[2]), {"guidance_scale": 4.0}),
-    "sdxl-inpaint": ("sdxl-inpaint-fp32", (None, None, SDXL[2]), {"guidance_scale": 4.0}),
     "lcm": ("lcm-fp32", LCM, {"guidance_scale": 8.5}),
 }
 TASKS = ("text", "image", "inpaint")
@@ -45,8 +45,15 @@ DRAWS = [(7, (48, 40)), (2**31 + 11, (40, 64))]
 
 
 @cache
+def components(checkpoint: Path) -> dict[str, Any]:
+    return dict(diffusers.DiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32).components)
+
+
+@cache
 def reference(checkpoint: Path, name: str) -> Any:
-    pipe = getattr(diffusers, name).from_pretrained(checkpoint, torch_dtype=torch.float32)
+    """diffusers' pipeline of a task, whatever the checkpoint was saved from."""
+    safety = {} if "XL" in name else {"requires_safety_checker": False}
+    pipe = getattr(diffusers, name)(**components(checkpoint), **safety)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -71,8 +78,9 @@ def task_options(task: str, size: tuple[int, int]) -> dict[str, Any]:
     return {
         "text": {"height": height, "width": width},
         "image": {"image": picture(size), "strength": 0.6},
-        "inpaint": {"image": picture(size), "mask_image": mask(size), "strength": 0.8}
-        | {"height": height, "width": width},
+        "inpaint": {"image": picture(size), "mask_image": mask(size), "height": height, "width": width}
+        # Up to full strength, where nothing of the picture is left to begin from.
+        | {"strength": 0.8 if size == DRAWS[0][1] else 1.0},
     }[task]
 
 
@@ -113,3 +121,37 @@ def test_goldens_are_reproduced(exported: Callable[[str], Exported], name: str) 
     with Pipeline.load(exported(name).bundle, device="cpu") as pipe:
         checks = verify_goldens(pipe)
     assert all(check.passed for check in checks), checks
+
+
+def test_sdxl_is_told_of_sizes_and_of_no_negative_prompt(exported: Callable[[str], Exported]) -> None:
+    case = exported("sdxl-fp32")
+    options = {"prompt": PROMPT, "num_inference_steps": 4, "guidance_scale": 7.0, "height": 40, "width": 56}
+    positive = {"original_size": (900, 60), "crops_coords_top_left": (80, 4), "target_size": (50, 700)}
+    negative = {f"negative_{name}": (b, a) for name, (a, b) in positive.items()}
+    options |= positive | negative
+    wanted = expected(case.checkpoint, SDXL[0], 5, **options)
+    with Pipeline.load(case.bundle, device="cpu") as pipe:
+        assert agrees(pipe, wanted, seed=5, **options)
+        assert not agrees(pipe, wanted, seed=5, **options, negative_prompt="")  # which is not zeros
+        for name in ("crops_coords_top_left", "negative_crops_coords_top_left", "target_size", "original_size"):
+            assert not agrees(pipe, wanted, seed=5, **{**options, name: (1, 1)}), name
+
+
+@pytest.mark.parametrize("width", [32, 33, 256])
+@pytest.mark.parametrize("scale", [1.0, 1.5, 8.5, 30.0])
+def test_guidance_embedding_is_that_of_diffusers(scale: float, width: int) -> None:
+    pipe = diffusers.LatentConsistencyModelPipeline
+    wanted = pipe.get_guidance_scale_embedding(None, torch.tensor(scale - 1).repeat(1), embedding_dim=width)[0]
+    assert np.abs(guidance_embedding(scale, width) - wanted.numpy()).max() < 2e-3  # of angles up to 29,000
+
+
+def test_latents_go_in_as_into_diffusers(exported: Callable[[str], Exported]) -> None:
+    """What one call gives as latents is the picture that the next one starts from, with no draw of its own."""
+    case = exported("sd1-fp32")
+    options = {"prompt": PROMPT, "num_inference_steps": 5, "strength": 0.6, "guidance_scale": 3.0}
+    with Pipeline.load(case.bundle, device="cpu") as pipe:
+        size = {"height": 40, "width": 56}
+        first = pipe("a ship", seed=1, num_inference_steps=2, output_type="latent", **size).latents
+        wanted = expected(case.checkpoint, SD[1], 6, image=torch.from_numpy(first), **options)
+        assert agrees(pipe, wanted, seed=6, image=first, **options)
+        assert not agrees(pipe, wanted, seed=6, image=first + np.float32(0.01), **options)

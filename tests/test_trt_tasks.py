@@ -66,6 +66,7 @@ def test_blending_waits_for_nothing(gpu: Machine, tmp_path: Path) -> None:
             next(steps)
         assert gpu.cuda.waits[waits:] == []
         assert gpu.cuda.launches - launches == 36  # the call and the blend
+        steps.close()
     assert not any(gpu.cuda.held.values())
 
 

@@ -1,0 +1,93 @@
+"""What fp16 costs each family, beside what it costs diffusers: errors of the latents against diffusers in float32.
+
+    python benchmarks/family_precision.py [sd1 sdxl sd1-inpaint sdxl-inpaint lcm] [--seeds 4]
+
+Small random checkpoints, exported to fp16, drawn on the CPU, and by diffusers in fp16 on the CPU. Passes where
+latentrt's error is at most 1.5 times that of diffusers. The last line of the output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from checkpoints import tiny_checkpoint  # noqa: E402
+
+from latentrt.export.write import ExportOptions, export_bundle  # noqa: E402
+from latentrt.runtime import Pipeline  # noqa: E402
+from latentrt.runtime.verify import relative_error  # noqa: E402
+
+LIMIT = 1.5
+FAMILIES = ("sd1", "sdxl", "sd1-inpaint", "sdxl-inpaint", "lcm")
+CALL = {"prompt": "a lighthouse in a storm", "num_inference_steps": 6, "guidance_scale": 4.0}
+
+
+def pictures(family: str) -> dict[str, Any]:
+    """Size, and for models that inpaint a picture and a mask."""
+    options: dict[str, Any] = {"height": 48, "width": 64}
+    if "inpaint" in family:
+        random = np.random.default_rng(1)
+        image = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((64, 48))
+        half = np.zeros((48, 64), np.uint8)
+        half[:, 20:] = 255
+        options |= {"image": image, "mask_image": Image.fromarray(half), "strength": 0.8}
+    return options
+
+
+def drawn_by_diffusers(checkpoint: Path, dtype: torch.dtype, seed: int, **options: Any) -> np.ndarray:
+    pipe = diffusers.DiffusionPipeline.from_pretrained(checkpoint, torch_dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    if hasattr(pipe, "upcast_vae"):
+        pipe.upcast_vae()  # masked pictures are encoded as an SDXL bundle does it
+    generator = [torch.Generator().manual_seed(seed)]
+    latents = pipe(generator=generator, output_type="latent", **options).images
+    return np.asarray(latents.float().numpy())
+
+
+def measure(family: str, folder: Path, seeds: int) -> dict[str, float]:
+    checkpoint = tiny_checkpoint(folder / "checkpoint", family, seed=3, tinier=True)
+    bundle = export_bundle(checkpoint, folder / "bundle", ExportOptions(precision="fp16", num_inference_steps=6))
+    ours, theirs = [], []
+    with Pipeline.load(bundle.path, device="cpu") as pipe:
+        for seed in range(seeds):
+            options = {**CALL, **pictures(family)}
+            exact = drawn_by_diffusers(checkpoint, torch.float32, seed, **options)
+            half = drawn_by_diffusers(checkpoint, torch.float16, seed, **options)
+            theirs.append(relative_error(half, exact))
+            ours.append(relative_error(pipe(seed=seed, output_type="latent", **options).latents, exact))
+    return {"latentrt": float(np.mean(ours)), "diffusers": float(np.mean(theirs))}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", default=list(FAMILIES))
+    parser.add_argument("--seeds", type=int, default=4)
+    arguments = parser.parse_args()
+    results = {}
+    for family in arguments.families:
+        with tempfile.TemporaryDirectory() as folder:
+            result = measure(family, Path(folder), arguments.seeds)
+        results[family] = result
+        ratio = result["latentrt"] / result["diffusers"]
+        verdict = "ok" if ratio <= LIMIT else f"FAIL, more than {LIMIT}"
+        print(
+            f"{family:14} latentrt {result['latentrt']:.2e}  diffusers {result['diffusers']:.2e}  {ratio:.2f} {verdict}"
+        )
+    print(json.dumps(results))
+    return int(any(r["latentrt"] > LIMIT * r["diffusers"] for r in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
