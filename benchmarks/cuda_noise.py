@@ -1,16 +1,19 @@
 """Our noise of `torch.Generator("cuda")` against PyTorch on the GPU that is here.
 
-    python benchmarks/cuda_noise.py
+    python benchmarks/cuda_noise.py [--device cuda]
 
 Needs PyTorch with CUDA. Tensors from one value to more than four for each thread of the GPU, successive draws, float32
-and float16, seeds of 64 bits and below zero. Exit status 1 where anything differs by more than 1e-5. The last line is
-JSON.
+and float16, seeds of 64 bits and below zero. Exit status 1 where anything differs by more than 1e-5. With `--device
+cpu` it compares the generator of the CPU, to try the script where there is no GPU. The last line is JSON.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,33 +25,61 @@ SIZES = (1, 7, 255, 256, 257, 4 * 64 * 64, 4 * 128 * 128, 16, 10**6, 3 * 10**6 +
 LIMITS = {torch.float32: 1e-5, torch.float16: 4e-3}  # half a unit in the last place of a float16 around 4
 
 
-def main() -> int:
-    properties = torch.cuda.get_device_properties(0)
-    threads = properties.max_threads_per_multi_processor
-    worst: dict[str, float] = {}
-    failed = False
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The largest of one draw, and the most that it may be."""
+
+    dtype: str
+    seed: int
+    size: int
+    largest: float
+    limit: float
+
+
+def grid(device: str) -> Mapping[str, int]:
+    """What our generator must know of the GPU."""
+    if device == "cpu":
+        return {}
+    facts = torch.cuda.get_device_properties(0)
+    return {
+        "multiprocessors": facts.multi_processor_count,
+        "threads_per_multiprocessor": facts.max_threads_per_multi_processor,
+    }
+
+
+def differences(device: str, *, seeds: Sequence[int] = SEEDS, sizes: Sequence[int] = SIZES) -> Iterator[Difference]:
+    """Draw after draw from a generator for each dtype and seed."""
+    facts = grid(device)
     for dtype, limit in LIMITS.items():
-        largest = 0.0
-        for seed in SEEDS:
-            theirs = torch.Generator("cuda").manual_seed(seed)
-            ours = TorchGenerator(
-                seed,
-                "cuda",
-                multiprocessors=properties.multi_processor_count,
-                threads_per_multiprocessor=threads,
-            )
-            for size in SIZES:
-                expected = torch.randn(size, generator=theirs, device="cuda", dtype=dtype).float().cpu().numpy()
+        for seed in seeds:
+            theirs = torch.Generator(device).manual_seed(seed)
+            ours = TorchGenerator(seed, device, **facts)
+            for size in sizes:
+                expected = torch.randn(size, generator=theirs, device=device, dtype=dtype).float().cpu().numpy()
                 got = ours.randn(size, np.float16 if dtype == torch.float16 else np.float32).astype(np.float32)
-                difference = float(np.abs(got - expected).max())
-                if difference > limit:
-                    failed = True
-                    print(f"{dtype} seed {seed}, {size} values: differs by {difference:.1e}")
-                largest = max(largest, difference)
-        worst[str(dtype).removeprefix("torch.")] = largest
-        print(f"{dtype}: largest difference {largest:.1e} (limit {limit:g})")
-    card = {"gpu": properties.name, "multiprocessors": properties.multi_processor_count, "threads": threads}
-    print(json.dumps({**card, "torch": torch.__version__, "largest_difference": worst, "passed": not failed}))
+                largest = float(np.abs(got - expected).max())
+                yield Difference(str(dtype).removeprefix("torch."), seed, size, largest, limit)
+
+
+def main() -> int:
+    """The command; its status is 1 where a limit is passed."""
+    parser = argparse.ArgumentParser(description="Compare noise with PyTorch's.")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
+    device = parser.parse_args().device
+    worst: dict[str, Difference] = {}
+    failed = False
+    for found in differences(device):
+        if not found.largest <= found.limit:
+            failed = True
+            print(f"{found.dtype} seed {found.seed}, {found.size} values: differs by {found.largest:.1e}")
+        if found.dtype not in worst or found.largest > worst[found.dtype].largest:
+            worst[found.dtype] = found
+    for dtype, found in worst.items():
+        print(f"{dtype}: largest difference {found.largest:.1e} (limit {found.limit:g})")
+    largest = {dtype: found.largest for dtype, found in worst.items()}
+    name = "cpu" if device == "cpu" else torch.cuda.get_device_properties(0).name
+    card = {"device": name, **grid(device), "torch": torch.__version__}
+    print(json.dumps({**card, "largest_difference": largest, "passed": not failed}))
     return int(failed)
 
 

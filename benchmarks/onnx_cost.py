@@ -103,7 +103,9 @@ class _Tensors:
         self._sizes = dict(sizes)
         if {"B", "G"} <= sizes.keys():
             self._sizes.setdefault("n", sizes["B"] * sizes["G"])  # rows of the UNet, inside of `denoise`
-        self._values = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)}
+        self._values = {
+            value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)
+        }
         self._weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
 
     def computed(self, name: str) -> bool:

@@ -1,0 +1,47 @@
+"""Which backends run on this GPU: ONNX Runtime's CUDA provider, and engines of TensorRT and TensorRT for RTX."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from latentrt.export.trt_build import BuildOptions
+from latentrt.runtime import Pipeline
+from latentrt.runtime.trt_library import TRT_BACKENDS
+
+from .places import Place, on_each_backend
+from .report import Report
+
+SIZES = {"batch": ["1", "4"], "groups": ["1", "2"]}
+PROMPT = "a small red star on a black background"
+FEW = {"num_inference_steps": 2, "seed": 1, "output_type": "latent"}
+
+
+def run(place: Place, report: Report) -> None:
+    """Build the engines that other parts use, and draw with every backend; passes where one draws, and none fails."""
+
+    def draws(backend: str, pipe: Pipeline) -> None:
+        latents = pipe(PROMPT, **FEW).latents
+        report.check(backend, bool(np.isfinite(latents).all()), f"{pipe.backend} draws")
+
+    # One after the other, so that a library that crashes does not hide what was found before.
+    for backend in place.backends:
+        report.figure("trying", backend)
+        engines = ensure_engines(replace(place, backends=(backend,)), report, "plain")
+        on_each_backend(place, report, draws, engines=engines, backends=(backend,))
+    report.figure("trying", "done")
+    if not report.checks:
+        report.check("a backend runs", False, "none does, see the notes")
+
+
+def ensure_engines(place: Place, report: Report, name: str, options: BuildOptions | None = None) -> Path:
+    """Engines of the place's bundle, built where they are missing; a library that cannot build is noted."""
+    for backend in place.backends:
+        if backend in TRT_BACKENDS:
+            try:
+                seconds = place.build(backend, place.engines(name), options, **SIZES)
+                if seconds:
+                    report.figure(f"{backend}: seconds of building {name} engines", seconds)
+            except Exception as error:  # the finding itself: what this library says of this GPU
+                report.note(f"{backend} builds nothing: {type(error).__name__}: {error}")
+    return place.engines(name)

@@ -1,0 +1,50 @@
+"""Whether an engine of TensorRT for RTX that was built for compute capability 8.0 runs on this GPU.
+
+The library's list of GPUs ends before some that exist, such as Hopper; what it does on these can only be tried, and
+may crash, so this is a part of its own. A finding and not a check: it passes with any answer.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from latentrt.export.trt_build import BuildOptions
+from latentrt.runtime import Pipeline
+from latentrt.runtime.device import visible_devices
+
+from .backends import FEW, PROMPT
+from .places import Place
+from .report import Report
+
+OLDER = "8.0"
+
+
+def run(place: Place, report: Report) -> None:
+    """Build, load, draw, and compare with the CPU; the report says how far it came."""
+    if "tensorrt_rtx" not in place.backends:
+        return
+    folder = place.engines("older")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        seconds = place.build("tensorrt_rtx", folder, BuildOptions(compute_capabilities=(OLDER,)))
+        report.figure(f"seconds of building for {OLDER}", seconds)
+        claim_capability(folder, visible_devices()[0].compute_capability)
+        with Pipeline.load(place.bundle, backend="tensorrt_rtx", engines=folder) as pipe:
+            latents = pipe(PROMPT, **FEW).latents
+            report.figure("drawn on", pipe.backend)
+        with Pipeline.load(place.bundle, backend="onnxruntime", device="cpu") as cpu:
+            expected = cpu(PROMPT, **FEW).latents
+        report.figure("largest difference", float(np.abs(latents - expected).max() / np.abs(expected).max()))
+    except Exception as error:
+        report.figure("does not run", f"{type(error).__name__}: {error}")
+
+
+def claim_capability(folder: Path, capability: str) -> None:
+    """Say in a list of engines that they are for this capability, too; the runtime would refuse them otherwise."""
+    file = folder / "engines.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for record in content["engines"]:
+        record["compute_capabilities"] = sorted({*record["compute_capabilities"], capability})
+    file.write_text(json.dumps(content), encoding="utf-8")

@@ -1,0 +1,115 @@
+"""Where a bundle can run on this machine's GPU: every backend that loads, one after the other.
+
+Knows pipelines and engines; knows nothing of what is checked on them.
+"""
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from latentrt.export.build import build_engines
+from latentrt.export.profiles import buckets_from_options
+from latentrt.export.trt_build import BuildOptions
+from latentrt.runtime import BackendError, LatentRTError, Pipeline
+from latentrt.runtime.pipeline import embedded_bundle
+from latentrt.runtime.trt_library import TRT_BACKENDS
+
+from .report import Report
+
+BACKENDS = ("onnxruntime", *TRT_BACKENDS)
+# Largest difference from the CPU, relative to the largest value: ONNX Runtime rounds to TF32 (10 bits) on a GPU, and
+# the engines that are built here do not.
+TOLERANCE = {"onnxruntime": 1e-2, "tensorrt": 5e-4, "tensorrt_rtx": 5e-4}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a part is given.
+
+    Attributes:
+        work: folder for engines, checkpoints and reports; kept between calls.
+        bundle: the bundle that correctness is checked with.
+        device: "cuda", or "cpu" to try the parts without a GPU.
+        backends: those to look at.
+    """
+
+    work: Path
+    bundle: Path = field(default_factory=embedded_bundle)
+    device: str = "cuda"
+    backends: Sequence[str] = BACKENDS
+
+    def engines(self, name: str) -> Path:
+        """Folder of engines for a purpose."""
+        return self.work / "engines" / name
+
+    def build(
+        self,
+        backend: str,
+        folder: Path,
+        options: BuildOptions | None = None,
+        *,
+        bundle: Path | None = None,
+        **sizes: Sequence[str],
+    ) -> float:
+        """Build what is missing, quietly; returns the seconds that it took."""
+        built = build_engines(
+            bundle or self.bundle,
+            backend,
+            lambda opened: buckets_from_options(opened.manifest, **sizes),
+            options,
+            engines=folder,
+        )
+        return sum(one.seconds or 0.0 for one in built)
+
+
+def on_each_backend(
+    place: Place,
+    report: Report,
+    test: Callable[[str, Pipeline], None],
+    *,
+    engines: Path,
+    bundle: Path | None = None,
+    backends: Sequence[str] | None = None,
+) -> None:
+    """Call `test(backend, pipeline)` for each backend that loads; one that fails does not keep the others from it.
+
+    Args:
+        engines: folder of the engines. bundle: None is the place's.
+        backends: those to try; None is all of the place, and then it is a failed check where none loads.
+    """
+    loaded = 0
+    for backend in backends or place.backends:
+        try:
+            pipe = Pipeline.load(
+                bundle or place.bundle,
+                backend=backend,
+                device=place.device,
+                engines=engines if backend in TRT_BACKENDS else None,
+            )
+        except (LatentRTError, OSError) as error:
+            report.note(f"{backend} does not load: {error}")
+            continue
+        with pipe:
+            try:
+                pipe.run("time", {"timesteps": np.zeros(1, np.float32)})  # only now is the GPU needed
+            except BackendError as error:
+                report.note(f"{backend} does not run: {error}")
+                continue
+            loaded += 1
+            attempt(report, backend, lambda backend=backend, pipe=pipe: test(backend, pipe))
+    if not loaded and backends is None:
+        report.check("a backend runs", False, "none does, see the notes")
+
+
+def attempt(report: Report, name: str, work: Callable[[], object]) -> bool:
+    """Do something; an error becomes a failed check. Returns whether it went well."""
+    try:
+        work()
+    except Exception as error:
+        traceback.print_exc()
+        report.check(name, False, f"{type(error).__name__}: {error}"[:2000])
+        return False
+    return True

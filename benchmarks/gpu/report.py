@@ -1,0 +1,87 @@
+"""What a part of the GPU check found: checks, figures and notes, on disk as soon as they are known.
+
+Knows files; knows nothing of GPUs. What was found before a part crashed, hung or ran out of time is not lost.
+"""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(slots=True)
+class Report:
+    """Findings of one part.
+
+    Attributes:
+        checks: name, whether it passed, and a line with the figure and its limit.
+        figures: anything that JSON can say.
+        notes: what could not be looked at, and why.
+        finished: the part came to its end.
+    """
+
+    file: Path
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    finished: bool = False
+    when: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S"))
+
+    def check(self, name: str, passed: bool, text: str) -> None:
+        """Add a check."""
+        self.checks.append({"name": name, "passed": bool(passed), "text": text})
+        print(f"{'passed' if passed else 'FAILED'}  {name}: {text}", flush=True)
+        self.save()
+
+    def at_most(self, name: str, value: float, limit: float) -> None:
+        """Add the check that a figure keeps a limit; NaN does not."""
+        self.check(name, value <= limit, f"{value:.2e}, at most {limit:.0e}")
+
+    def figure(self, name: str, value: Any) -> None:
+        """Add or replace a figure."""
+        self.figures[name] = value
+        print(f"{name}: {value}", flush=True)
+        self.save()
+
+    def note(self, text: str) -> None:
+        """Add a note."""
+        self.notes.append(text)
+        print(f"note: {text}", flush=True)
+        self.save()
+
+    def finish(self) -> None:
+        """The part has come to its end."""
+        self.finished = True
+        self.save()
+
+    def save(self) -> None:
+        """Write all of it; a reader never sees half of a file."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        content = {name: value for name, value in asdict(self).items() if name != "file"}
+        partial = self.file.with_suffix(".partial")
+        partial.write_text(json.dumps(finite(content), indent=1) + "\n", encoding="utf-8")
+        partial.replace(self.file)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it came to its end and no check failed."""
+        return self.finished and all(check["passed"] for check in self.checks)
+
+    @staticmethod
+    def read(file: Path) -> "Report":
+        """What was saved."""
+        return Report(file, **json.loads(file.read_text(encoding="utf-8")))
+
+
+def finite(value: Any) -> Any:
+    """The same with NaN and infinity as text, which JSON has no numbers for, and six digits of all others."""
+    match value:
+        case float():
+            return float(f"{value:.6g}") if math.isfinite(value) else str(value)
+        case dict():
+            return {str(name): finite(item) for name, item in value.items()}
+        case list() | tuple():
+            return [finite(item) for item in value]
+    return value

@@ -1,0 +1,112 @@
+"""How often the host waits for the GPU inside of the loop: never, on an engine, from the second call to the last.
+
+Counted in two ways: latentrt's own calls of CUDA, by wrapping them; and those of all libraries of the process, by
+PyTorch's profiler where PyTorch has CUDA (it listens to the driver, so ONNX Runtime and TensorRT are heard as well).
+"""
+
+import importlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+from unittest import mock
+
+from latentrt.runtime import Pipeline
+
+from .backends import PROMPT, ensure_engines
+from .places import Place, on_each_backend
+from .report import Report
+
+# Calls that wait for the GPU, or may: allocating and freeing do.
+WAITING = (
+    "cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaStreamWaitEvent",
+    "cudaMemcpy", "cudaMemset", "cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaFreeHost",
+)  # fmt: skip
+COPIES = "cudaMemcpyAsync"
+LAUNCHES = "cudaGraphLaunch"
+
+
+def run(place: Place, report: Report, steps: int = 30) -> None:
+    """Engines wait 0 times; what ONNX Runtime does is a figure, as the loop is its own."""
+    engines = ensure_engines(place, report, "plain")
+
+    def count(backend: str, pipe: Pipeline) -> None:
+        loop(pipe, 3, lambda: None)
+        with counted_calls() as calls:
+            inside = loop(pipe, steps, lambda: Counter(calls))
+        waits = sum(inside[name] for name in WAITING)
+        report.figure(f"{backend}: calls of latentrt in {steps - 2} calls of the loop", dict(inside))
+        if backend != "onnxruntime":
+            report.check(f"{backend}: the host waits", waits == 0, f"{waits} times, at most 0")
+            launches = inside[LAUNCHES]
+            report.check(
+                f"{backend}: captured graphs launched", launches == steps - 2, f"{launches}, {steps - 2} expected"
+            )
+        heard = profiled(pipe, steps)
+        if heard is None:
+            report.note("PyTorch has no CUDA here, so calls of other libraries were not listened to")
+            return
+        report.figure(f"{backend}: calls of the whole process", dict(heard))
+        waits = sum(count for name, count in heard.items() if name.startswith(WAITING) or "Synchronize" in name)
+        if backend != "onnxruntime":
+            report.check(f"{backend}: any library waits", waits == 0, f"{waits} times, at most 0")
+
+    on_each_backend(place, report, count, engines=engines)
+
+
+def loop(pipe: Pipeline, steps: int, look: Callable[[], Any]) -> Any:
+    """Run a loop, and look after its first call and before its last: the difference, where what is seen has one."""
+    stream = pipe.stream(PROMPT, num_inference_steps=steps, scheduler="euler_a", seed=2, output_type="latent")
+    next(stream)
+    before = look()
+    for _ in range(steps - 2):
+        next(stream)
+    after = look()
+    for _ in stream:
+        pass
+    return None if after is None else after - before
+
+
+@contextmanager
+def counted_calls() -> Iterator[Counter[str]]:
+    """How often each call of CUDA's runtime is made through Python, while the block runs."""
+    cuda: Any = importlib.import_module("cuda.bindings").runtime
+    calls: Counter[str] = Counter()
+
+    def counting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def counted(*arguments: Any) -> Any:
+            calls[name] += 1
+            return call(*arguments)
+
+        return counted
+
+    names = [name for name in (*WAITING, COPIES, LAUNCHES) if hasattr(cuda, name)]
+    with mock.patch.multiple(cuda, **{name: counting(name, getattr(cuda, name)) for name in names}):
+        yield calls
+
+
+def profiled(pipe: Pipeline, steps: int) -> Counter[str] | None:
+    """Calls of CUDA by all libraries in the loop, less those of profiling nothing; None where PyTorch has no CUDA."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    idle = heard_by_profiler(lambda: None)
+    stream = pipe.stream(PROMPT, num_inference_steps=steps, scheduler="euler_a", seed=2, output_type="latent")
+    next(stream)
+    heard = heard_by_profiler(lambda: [next(stream) for _ in range(steps - 2)])
+    for _ in stream:
+        pass
+    return heard - idle
+
+
+def heard_by_profiler(work: Callable[[], object]) -> Counter[str]:
+    """Names of CUDA calls while `work` runs, such as cudaGraphLaunch or cuLaunchKernel."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+        work()
+    names = (event.name() for event in found.profiler.kineto_results.events())
+    return Counter(name for name in names if name.startswith("cu"))
