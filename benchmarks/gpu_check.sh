@@ -1,25 +1,24 @@
 #!/usr/bin/env bash
-# What can only be found out on a machine with an NVIDIA GPU. Each part has a time limit, fails alone and is reported.
+# What can only be found out on a machine with an NVIDIA GPU; docs/gpu.md explains the parts.
 #
-#     benchmarks/gpu_check.sh [FOLDER]        # FOLDER gets one log a part and summary.txt; default: out/gpu_check
+#     benchmarks/gpu_check.sh [PART ...] [--out FOLDER] [--seconds 570]
+#
+# Needs Python 3.12 with PyTorch, and no network: wheels that are missing come from build/gpu_wheels, which
+# `benchmarks/gpu_wheels.py prepare build/gpu_wheels` makes elsewhere. Nothing of the installed environment is changed.
 set -u
-cd "$(dirname "$0")/.."
-out=${1:-out/gpu_check}
+cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-python3}
-mkdir -p "$out"
-: > "$out/summary.txt"
+wheels=build/gpu_wheels site=build/gpu_site
 
-part() { # name, seconds, command...
-    local name=$1 seconds=$2
-    shift 2
-    timeout "$seconds" "$@" > "$out/$name.log" 2>&1
-    local status=$?
-    local verdict="passed"
-    if [ "$status" -eq 124 ]; then verdict="ran longer than $seconds s"; elif [ "$status" -ne 0 ]; then verdict="FAILED ($status)"; fi
-    echo "$name: $verdict" | tee -a "$out/summary.txt"
-    tail -n 1 "$out/$name.log"
-}
-
-part device 60 nvidia-smi
-part noise 300 "$python" benchmarks/cuda_noise.py
-! grep -q -e FAILED -e "ran longer" "$out/summary.txt"
+mkdir -p "$site/latentrt.dist-info"
+# latentrt itself runs from here; its version is asked for when a picture is written.
+printf 'Metadata-Version: 2.1\nName: latentrt\nVersion: %s\n' \
+    "$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)" > "$site/latentrt.dist-info/METADATA"
+if [ -d "$wheels" ]; then
+    "$python" benchmarks/gpu_wheels.py install "$wheels" "$site" || echo "goes on without the wheels named above"
+fi
+export PYTHONPATH="$PWD/$site:$PWD/typings:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
+# ONNX Runtime looks for the libraries that PyTorch's wheels bring beside itself, and it may lie elsewhere.
+libraries=$("$python" -c 'import glob, sys; print(":".join(d for p in sys.path if p for d in sorted(glob.glob(p + "/nvidia/*/lib"))))')
+export LD_LIBRARY_PATH="${libraries}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+exec "$python" -m gpu "$@"

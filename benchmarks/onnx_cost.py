@@ -25,7 +25,6 @@ from latentrt.runtime import Bundle
 
 Shape = tuple[int, ...]
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
-NEEDED = ("text_encoder", "context", "time", "denoise", "vae_decoder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +145,10 @@ def _stored_bytes(tensor: onnx.TensorProto) -> int:
 
 
 def bundle_costs(bundle: Bundle, sizes: Mapping[str, int]) -> dict[str, Cost]:
-    """Of each graph that a picture needs; sizes are those of `denoise`: B, G, h, w and S."""
-    rows = {"n": sizes["B"] * sizes["G"]}
-    return {
-        name: cost_of(bundle.file(bundle.graph(name).file), dict(sizes) if name == "denoise" else {**sizes, **rows})
-        for name in NEEDED
-    }
+    """Of one run of each graph that a picture needs, for one prompt; sizes are those of `denoise`: B, G, h, w and S."""
+    groups, rows = {"n": sizes["G"]}, {"n": sizes["B"] * sizes["G"]}
+    more = {"text_encoder": groups, "context": rows, "time": rows, "denoise": {}, "vae_decoder": {}}
+    return {name: cost_of(bundle.file(bundle.graph(name).file), {**sizes, **added}) for name, added in more.items()}
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .places import Place
@@ -21,21 +22,17 @@ def rates(device: str, side: int = 8192, megabytes: int = 4096, repetitions: int
     import torch
 
     found = {}
-    for name, dtype, tf32 in (
-        ("float16", torch.float16, False),
-        ("float32", torch.float32, False),
-        ("tf32", torch.float32, True),
-    ):
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+    before = torch.backends.cuda.matmul.allow_tf32
+    for name, dtype in (("float16", torch.float16), ("float32", torch.float32), ("tf32", torch.float32)):
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
         # Random and not zeros, which make a GPU faster than data does.
-        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        out = torch.empty(side, side, device=device, dtype=dtype)
-        found[name] = 2 * side**3 / _median_seconds(lambda: torch.mm(left, right, out=out), device, repetitions)
-        torch.backends.cuda.matmul.allow_tf32 = before
+        left, right, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
+        seconds = _median_seconds(partial(torch.mm, left, right, out=out), device, repetitions)
+        found[name] = 2 * side**3 / seconds
+    torch.backends.cuda.matmul.allow_tf32 = before
     source = torch.randn(megabytes * 2**20 // 4, device=device)
     target = torch.empty_like(source)
-    seconds = _median_seconds(lambda: target.copy_(source), device, repetitions)
+    seconds = _median_seconds(partial(target.copy_, source), device, repetitions)
     found["bytes"] = 2 * source.numel() * source.element_size() / seconds
     return found
 

@@ -28,7 +28,7 @@ FACTS = (
 MODULES = ("tensorrt", "tensorrt_rtx", "onnxruntime", "cuda.bindings", "polygraphy", "triton")
 
 
-def run(place: Place, report: Report) -> None:
+def run(_: Place, report: Report) -> None:
     """Report the machine; passes where CUDA shows a GPU."""
     report.figure("environment", environment())
     try:

@@ -4,8 +4,9 @@ Knows pipelines and engines; knows nothing of what is checked on them.
 """
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from latentrt.export.build import build_engines
 from latentrt.export.profiles import buckets_from_options
 from latentrt.export.trt_build import BuildOptions
-from latentrt.runtime import BackendError, LatentRTError, Pipeline
+from latentrt.runtime import LatentRTError, Pipeline
 from latentrt.runtime.pipeline import embedded_bundle
 from latentrt.runtime.trt_library import TRT_BACKENDS
 
@@ -65,43 +66,53 @@ class Place:
         return sum(one.seconds or 0.0 for one in built)
 
 
+def opened(
+    place: Place,
+    report: Report,
+    *,
+    engines: Path,
+    bundle: Path | None = None,
+    backends: Sequence[str] | None = None,
+) -> Iterator[tuple[str, Pipeline]]:
+    """Each backend that loads and runs, with a pipeline that the caller closes; the others are noted.
+
+    Args:
+        engines: folder of the engines.
+        bundle: None is the place's.
+        backends: those to try; None is all of the place, and then it is a failed check where none runs.
+    """
+    running = 0
+    for backend in backends or place.backends:
+        folder = engines if backend in TRT_BACKENDS else None
+        try:
+            pipe = Pipeline.load(bundle or place.bundle, backend=backend, device=place.device, engines=folder)
+        except (LatentRTError, OSError) as error:
+            report.note(f"{backend} does not load: {error}")
+            continue
+        try:
+            pipe.run("time", {"timesteps": np.zeros(1, np.float32)})  # only now is the GPU needed
+        except LatentRTError as error:
+            pipe.close()
+            report.note(f"{backend} does not run: {error}")
+            continue
+        running += 1
+        yield backend, pipe
+    if not running and backends is None:
+        report.check("a backend runs", False, "none does, see the notes")
+
+
 def on_each_backend(
     place: Place,
     report: Report,
     test: Callable[[str, Pipeline], None],
     *,
     engines: Path,
-    bundle: Path | None = None,
     backends: Sequence[str] | None = None,
 ) -> None:
-    """Call `test(backend, pipeline)` for each backend that loads; one that fails does not keep the others from it.
-
-    Args:
-        engines: folder of the engines. bundle: None is the place's.
-        backends: those to try; None is all of the place, and then it is a failed check where none loads.
-    """
-    loaded = 0
-    for backend in backends or place.backends:
-        try:
-            pipe = Pipeline.load(
-                bundle or place.bundle,
-                backend=backend,
-                device=place.device,
-                engines=engines if backend in TRT_BACKENDS else None,
-            )
-        except (LatentRTError, OSError) as error:
-            report.note(f"{backend} does not load: {error}")
-            continue
+    """Call `test(backend, pipeline)` for each backend that runs; one that fails does not keep the others from it."""
+    for backend, pipe in opened(place, report, engines=engines, backends=backends):
         with pipe:
-            try:
-                pipe.run("time", {"timesteps": np.zeros(1, np.float32)})  # only now is the GPU needed
-            except BackendError as error:
-                report.note(f"{backend} does not run: {error}")
-                continue
-            loaded += 1
-            attempt(report, backend, lambda backend=backend, pipe=pipe: test(backend, pipe))
-    if not loaded and backends is None:
-        report.check("a backend runs", False, "none does, see the notes")
+            attempt(report, backend, partial(test, backend, pipe))
 
 
 def attempt(report: Report, name: str, work: Callable[[], object]) -> bool:

@@ -20,7 +20,7 @@ from .report import Report
 
 # Calls that wait for the GPU, or may: allocating and freeing do.
 WAITING = (
-    "cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaStreamWaitEvent",
+    "cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize",
     "cudaMemcpy", "cudaMemset", "cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaFreeHost",
 )  # fmt: skip
 COPIES = "cudaMemcpyAsync"

@@ -1,0 +1,84 @@
+"""The command behind `benchmarks/gpu_check.sh`.
+
+    python -m gpu [PART ...] [--out FOLDER] [--work FOLDER] [--seconds 570]
+
+Without a PART it runs all of them. The exit status is 0 where all passed. FOLDER gets summary.json, summary.txt and
+logs.txt.
+"""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from .places import BACKENDS, Place
+from .report import Report
+from .runner import run_parts, write_summary
+
+# Part -> most seconds. What others need comes first; what takes long, last.
+PARTS = {
+    "device": 60,
+    "ceilings": 60,
+    "backends": 180,
+    "pictures": 90,
+    "states": 90,
+    "loras": 120,
+    "noise": 90,
+    "waits": 60,
+    "older": 90,
+    "full_size": 540,
+    "latency": 540,
+}
+
+
+def main() -> int:
+    """Run parts in processes of their own, or one part here."""
+    parser = argparse.ArgumentParser("gpu_check", description="Find out what only an NVIDIA GPU can tell.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: all of {', '.join(PARTS)}")
+    parser.add_argument("--out", type=Path, default=Path("out/gpu_check"), help="results; default: out/gpu_check")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/gpu_check"), help="engines and more, kept between calls"
+    )
+    parser.add_argument("--seconds", type=float, default=570, help="for all parts together; default: 570")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the parts without a GPU")
+    parser.add_argument("--backend", action="append", choices=BACKENDS, help="look at this one only; repeatable")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        if part not in PARTS:
+            parser.error(f"{part!r} is no part: there are {', '.join(PARTS)}")
+    backends = arguments.backend or list(BACKENDS)
+    if arguments.here:
+        return run_here(arguments.parts[0], Place(arguments.work, device=arguments.device, backends=backends))
+    options = ["--work", str(arguments.work), "--device", arguments.device]
+    options += [word for backend in backends for word in ("--backend", backend)]
+    commands = [
+        (part, [sys.executable, "-u", "-m", "gpu", part, "--here", *options], PARTS[part])
+        for part in arguments.parts or PARTS
+    ]
+    outcomes = []
+    text = ""
+    for outcome in run_parts(commands, arguments.seconds, arguments.work):
+        outcomes.append(outcome)
+        print(f"{outcome.part}: {outcome.verdict}, {outcome.seconds:.1f} s", flush=True)
+        text = write_summary(outcomes, arguments.out)  # after each, in case that this process is ended
+    logs = (arguments.work / "reports" / f"{outcome.part}.log" for outcome in outcomes)
+    with (arguments.out / "logs.txt").open("w", encoding="utf-8") as file:
+        for log in logs:
+            if log.is_file():
+                file.write(f"== {log.stem}\n{log.read_text(encoding='utf-8', errors='replace')}\n")
+    print("\n" + text)
+    return int(not all(outcome.passed for outcome in outcomes))
+
+
+def run_here(part: str, place: Place) -> int:
+    """Run one part in this process."""
+    report = Report(place.work / "reports" / f"{part}.json")
+    report.save()
+    importlib.import_module(f"gpu.{part}").run(place, report)
+    report.finish()
+    return int(not report.passed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

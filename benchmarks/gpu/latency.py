@@ -1,0 +1,172 @@
+"""Seconds from prompt to picture: every backend against diffusers, with the same weights, steps, scheduler and seeds.
+
+diffusers runs eagerly, with channels-last memory, and compiled. All take turns, so that what disturbs one disturbs the
+others. Each is also compared with the floor: what the graphs compute over the measured rate of matrix products, or the
+bytes they must move over the measured bandwidth, whichever is more.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import interleaved
+from numpy.typing import NDArray
+from onnx_cost import bundle_costs
+
+from latentrt.runtime import Bundle, Pipeline, Result
+from latentrt.runtime.verify import relative_error
+
+from .ceilings import rates
+from .full_size import bundle_of, checkpoint_of
+from .places import Place, attempt, opened
+from .report import Report
+
+PROMPT, SCALE, SEED = "a photo of an astronaut riding a horse", 7.5, 0
+VARIANTS = ("eager", "channels-last", "compiled")
+SAME = 5e-2  # of latents after all steps in float16
+
+
+def run(
+    place: Place,
+    report: Report,
+    *,
+    batches: Sequence[int] = (1, 4),
+    steps: int = 20,
+    repetitions: int = 12,
+    compiler: str = "inductor",
+    ceilings: Callable[[str], dict[str, float]] = rates,
+) -> None:
+    """p50 and p90 of each case at the bundle's own size, and p50 over the floor. Passes where all have drawn the same.
+
+    The bundle and the checkpoint are those of the part `full_size`.
+    """
+    checkpoint, bundle = checkpoint_of(place), bundle_of(place)
+    if not (checkpoint.exists() and bundle.exists()):
+        report.check("checkpoint and bundle", False, f"{checkpoint} and {bundle}: run the part full_size first")
+        return
+    measured = ceilings(place.device)
+    report.figure("rates", measured)
+    with ExitStack() as stack:
+        ours = {
+            name: stack.enter_context(pipe)
+            for name, pipe in opened(place, report, engines=place.engines("sd15"), bundle=bundle)
+        }
+        precision = Bundle.open(bundle).manifest.recipe.precision
+        theirs = dict(diffusers_pipelines(place, report, checkpoint, precision=precision, compiler=compiler))
+        for batch in batches:
+            draws = {name: partial(draw_ours, pipe, batch, steps) for name, pipe in ours.items()}
+            draws |= {f"diffusers {name}": partial(draw_theirs, pipe, batch, steps) for name, pipe in theirs.items()}
+            least = floor(bundle, batch, steps, measured)
+            title = f"batch {batch}, {steps} steps"
+            report.figure(f"floor, {title}", {"ms": 1000 * least})
+            compare(report, title, draws, repetitions, least)
+
+
+def compare(
+    report: Report, title: str, draws: Mapping[str, Callable[..., Any]], repetitions: int, least: float
+) -> None:
+    """First each alone, which compiles it and shows whether it works; then those that do take turns."""
+    latents: dict[str, NDArray[Any]] = {}
+    for name, draw in draws.items():
+        attempt(report, f"{name}, {title}", partial(_draw_alone, latents, name, draw))
+    reference = next((name for name in latents if name.startswith("diffusers")), None)
+    for name, array in latents.items():
+        if reference not in (None, name):
+            error = relative_error(array, latents[reference])
+            report.at_most(f"{name}, {title}: latents against {reference}", error, SAME)
+    stages: dict[str, list[dict[str, float]]] = {name: [] for name in latents}
+
+    def kept(name: str) -> None:
+        found = draws[name]()
+        if isinstance(found, Result):
+            stages[name].append(found.timings)
+
+    seconds = interleaved({name: partial(kept, name) for name in latents}, repetitions, warm_up=2)
+    for name, values in seconds.items():
+        p50, p90 = (float(np.percentile(values, q)) for q in (50, 90))
+        figures: dict[str, Any] = {"p50_ms": 1000 * p50, "p90_ms": 1000 * p90, "p50_over_floor": p50 / least}
+        if stages[name]:
+            rows = stages[name][-repetitions:]
+            figures["stages_ms"] = {stage: statistics.median(row[stage] for row in rows) for stage in rows[0]}
+        report.figure(f"{name}, {title}", figures)
+
+
+def _draw_alone(latents: dict[str, NDArray[Any]], name: str, draw: Callable[..., Any]) -> None:
+    latents[name] = draw(output_type="latent")
+    draw()
+
+
+def draw_ours(pipe: Pipeline, batch: int, steps: int, output_type: str = "pil") -> Any:
+    """A result, or its latents."""
+    result = pipe(
+        PROMPT,
+        num_images_per_prompt=batch,
+        num_inference_steps=steps,
+        guidance_scale=SCALE,
+        scheduler="euler",
+        seed=SEED,
+        output_type=output_type,
+    )
+    return result.latents if output_type == "latent" else result
+
+
+def draw_theirs(pipe: Any, batch: int, steps: int, output_type: str = "pil") -> Any:
+    """The same with diffusers: PIL images, or latents."""
+    import torch
+
+    images = pipe(
+        PROMPT,
+        num_images_per_prompt=batch,
+        num_inference_steps=steps,
+        guidance_scale=SCALE,
+        generator=[torch.Generator("cpu").manual_seed(SEED + i) for i in range(batch)],
+        output_type=output_type,
+    ).images
+    return images.float().cpu().numpy() if output_type == "latent" else images
+
+
+def diffusers_pipelines(
+    place: Place, report: Report, checkpoint: Path, *, precision: str, compiler: str
+) -> Iterator[tuple[str, Any]]:
+    """Each variant in the precision of the bundle, with weights of its own."""
+    try:
+        import torch
+        from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+    except ImportError as error:
+        report.note(f"diffusers cannot be imported: {error}")
+        return
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    for variant in VARIANTS:
+        pipe = StableDiffusionPipeline.from_pretrained(
+            checkpoint, dtype=dtype, safety_checker=None, local_files_only=True
+        ).to(place.device)
+        pipe.set_progress_bar_config(disable=True)
+        pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+        if variant != "eager":
+            pipe.unet.to(memory_format=torch.channels_last)
+            pipe.vae.to(memory_format=torch.channels_last)
+        if variant == "compiled":
+            mode = {"mode": "reduce-overhead"} if compiler == "inductor" else {}
+            # Each batch size is compiled for itself, as engines are built.
+            options = {"backend": compiler, "fullgraph": True, "dynamic": False, **mode}
+            pipe.unet = torch.compile(pipe.unet, **options)
+            pipe.vae.decode = torch.compile(pipe.vae.decode, **options)
+        yield variant, pipe
+
+
+def floor(bundle_path: Path, batch: int, steps: int, measured: Mapping[str, float]) -> float:
+    """Seconds below which no implementation can draw these pictures on a machine of these rates."""
+    bundle = Bundle.open(bundle_path)
+    manifest = bundle.manifest
+    defaults, factor = manifest.defaults, manifest.model.vae_scale_factor
+    sizes = {"B": batch, "G": 2, "h": defaults.height // factor, "w": defaults.width // factor}
+    costs = bundle_costs(bundle, sizes | {"S": manifest.model.text_encoders[0].max_length})
+    # bf16 multiplies as fast as fp16; fp32 may be computed in TF32.
+    rate = measured["tf32" if manifest.recipe.precision == "fp32" else "float16"]
+    return sum(
+        (steps if name == "denoise" else 1) * cost.seconds(rate, measured["bytes"]) for name, cost in costs.items()
+    )

@@ -1,0 +1,121 @@
+"""Run parts of the GPU check one after the other: each in a process of its own, with a time limit, failing alone.
+
+Knows processes and reports; knows nothing of what a part does.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .report import Report, finite
+
+GRACE = 10.0  # seconds between asking a part to end and ending it
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a part ended. `verdict` is "passed", "failed", "crashed", "ran too long" or "no time left"."""
+
+    part: str
+    verdict: str
+    seconds: float
+    last_line: str
+    report: Report | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether it ran to its end and found nothing wrong."""
+        return self.verdict == "passed"
+
+
+def run_part(part: str, command: Sequence[str], seconds: float, work: Path) -> Outcome:
+    """Run one part; its process saves its report as `work/reports/PART.json`, and its output goes to a log beside."""
+    file, log = work / "reports" / f"{part}.json", work / "reports" / f"{part}.log"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    start = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        in_time = _ends_within(process, seconds)
+    report = Report.read(file) if file.is_file() else None
+    if report is not None and report.finished:
+        verdict = "passed" if report.passed else "failed"
+    else:
+        verdict = "crashed" if in_time else "ran too long"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    status = f"status {process.returncode}: " if verdict == "crashed" else ""
+    return Outcome(part, verdict, time.monotonic() - start, status + (lines[-1] if lines else ""), report)
+
+
+def _ends_within(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
+    """Wait; after `seconds` end the process and all that it started. Whether it ended by itself."""
+    try:
+        process.wait(seconds)
+        return True
+    except subprocess.TimeoutExpired:
+        pass
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # children that outlived it, too
+    process.wait()
+    return False
+
+
+def run_parts(commands: Sequence[tuple[str, Sequence[str], float]], seconds: float, work: Path) -> Iterator[Outcome]:
+    """Run (part, command, limit) in order, all together in `seconds`; parts that no time is left for are reported."""
+    end = time.monotonic() + seconds
+    for part, command, limit in commands:
+        left = end - time.monotonic() - GRACE
+        if left < min(limit, 5.0):
+            yield Outcome(part, "no time left", 0.0, "", None)
+        else:
+            yield run_part(part, command, min(limit, left), work)
+
+
+def write_summary(outcomes: Sequence[Outcome], out: Path) -> str:
+    """Write summary.json and summary.txt, and return the latter: a line for each part, then what was found."""
+    out.mkdir(parents=True, exist_ok=True)
+    parts = [
+        {**asdict(outcome), "report": None if outcome.report is None else _content(outcome.report)}
+        for outcome in outcomes
+    ]
+    (out / "summary.json").write_text(json.dumps(finite({"parts": parts}), indent=1) + "\n", encoding="utf-8")
+    lines = [f"{o.part:10}  {o.verdict:12}  {o.seconds:6.1f} s" + _counts(o.report) for o in outcomes]
+    for outcome in outcomes:
+        lines += ["", f"== {outcome.part}: {outcome.verdict}", *_findings(outcome)]
+    text = "\n".join(lines) + "\n"
+    (out / "summary.txt").write_text(text, encoding="utf-8")
+    return text
+
+
+def _content(report: Report) -> dict[str, object]:
+    return {name: value for name, value in asdict(report).items() if name != "file"}
+
+
+def _counts(report: Report | None) -> str:
+    if report is None or not report.checks:
+        return ""
+    return f"  {sum(check['passed'] for check in report.checks)} of {len(report.checks)} checks passed"
+
+
+def _findings(outcome: Outcome) -> Iterator[str]:
+    if outcome.verdict in ("crashed", "ran too long"):
+        yield f"last line: {outcome.last_line}"
+    if outcome.report is not None:
+        for check in outcome.report.checks:
+            yield f"{'passed' if check['passed'] else 'FAILED'}  {check['name']}: {check['text']}"
+        for name, value in outcome.report.figures.items():
+            yield f"{name}: {json.dumps(finite(value))}"
+        for note in outcome.report.notes:
+            yield f"note: {note}"
