@@ -79,7 +79,7 @@ def join(folder: Path, record: dict[str, Any], target: Path) -> Path:
 
 
 def install(folder: Path, target: Path) -> list[str]:
-    """Install every wheel whose parts are all there; returns what is lacking of the others."""
+    """Install every wheel whose parts are all there; returns what keeps the others from it, a line for each."""
     if not (folder / MANIFEST).is_file():
         return [f"{folder / MANIFEST} is missing: copy it first, or run prepare"]
     records = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["wheels"]
@@ -95,7 +95,11 @@ def install(folder: Path, target: Path) -> list[str]:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             wheel = join(folder, record, Path(scratch))
-            _pip("install", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", target, wheel)
+            try:
+                _pip("install", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", target, wheel)
+            except subprocess.CalledProcessError:  # pip has said why
+                problems.append(f"{wheel.name} cannot be installed with {sys.executable}")
+                continue
         done[record["name"]] = record["sha256"]
         listed.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
         print(f"{record['name']} installed", flush=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cuda_noise
+import gpu_wheels
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from gpu.places import Place
 from gpu.report import Report
 from gpu.runner import run_part, run_parts, write_summary
 from simulator import Machine, machine
+from test_gpu_wheels import wheel
 
 from latentrt.export import cli as export_cli
 from latentrt.runtime import BackendError, Pipeline
@@ -224,6 +226,9 @@ def test_latencies(full: Place) -> None:
     title = "batch 2, 1 steps"
     cases = ("onnxruntime", "diffusers eager", "diffusers channels-last", "diffusers compiled")
     floor = report.figures[f"floor, {title}"]["ms"]
+    assert floor == pytest.approx(sum(g["ms"] for g in report.figures[f"floor, {title}"]["graphs"].values()), rel=1e-4)
+    text = write_summary([runner.Outcome("latency", "passed", 1.0, "", report)], full.work)
+    assert len([line for line in text.splitlines() if line.endswith("times the floor")]) == len(cases)
     for case in cases:
         figures = report.figures[f"{case}, {title}"]
         assert floor < figures["p50_ms"] <= figures["p90_ms"]
@@ -344,11 +349,13 @@ def test_an_old_report_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
 
 
 def test_the_script_runs_parts_and_says_what_failed(tmp_path: Path) -> None:
-    """On this machine: no GPU, so `device` fails; `backends` of ONNX Runtime on the CPU passes."""
+    """On this machine: no GPU, so `device` fails; `backends` of ONNX Runtime on the CPU passes. A wheel is carried."""
     script = ROOT / "benchmarks" / "gpu_check.sh"
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     options = ["--out", tmp_path / "out", "--work", tmp_path / "work", "--device", "cpu", "--backend", "onnxruntime"]
+    gpu_wheels.prepare(tmp_path / "wheels", [wheel(tmp_path / "made", "polygraphy", "carried")])
     environment = {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    environment |= {"GPU_WHEELS": str(tmp_path / "wheels"), "GPU_SITE": str(tmp_path / "site")}
 
     def run(*words: object) -> "subprocess.CompletedProcess[str]":
         command = [str(word) for word in (script, *words)]
@@ -359,6 +366,7 @@ def test_the_script_runs_parts_and_says_what_failed(tmp_path: Path) -> None:
     found = {p["part"]: p for p in json.loads((tmp_path / "out" / "summary.json").read_text())["parts"]}
     assert found["backends"]["verdict"] == "passed", child.stdout
     assert found["device"]["verdict"] == "failed"
+    assert found["device"]["report"]["figures"]["modules"]["polygraphy"] == "there"
     assert "FAILED  a GPU is visible" in child.stdout
     assert "== backends" in (tmp_path / "out" / "logs.txt").read_text()
     wrong = run("colours")

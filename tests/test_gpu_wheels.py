@@ -93,6 +93,14 @@ def test_whole_parts_of_another_wheel_are_refused(parts: Path, tmp_path: Path) -
         gpu_wheels.install(parts, tmp_path / "site")
 
 
+def test_a_wheel_for_another_python_does_not_keep_the_others_from_it(tmp_path: Path) -> None:
+    other = wheel(tmp_path, "first", "x").rename(tmp_path / "first-1.0-cp27-cp27m-win32.whl")
+    gpu_wheels.prepare(tmp_path / "parts", [other, wheel(tmp_path, "second", "y" * 100)])
+    (problem,) = gpu_wheels.install(tmp_path / "parts", tmp_path / "site")
+    assert problem.startswith(f"{other.name} cannot be installed with ")
+    assert value(tmp_path / "site", "second") == "y" * 100 + "\n"
+
+
 def test_preparing_again_leaves_no_old_parts(parts: Path, tmp_path: Path) -> None:
     other = wheel(tmp_path / "wheels", "second", "z" * 10)
     gpu_wheels.prepare(parts, [other], PART)

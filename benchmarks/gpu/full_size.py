@@ -7,9 +7,11 @@ already is kept, so the part may be called again where its time ran out.
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from latentrt.runtime.cli import main
+from latentrt.runtime.trt_engine import NEEDED
 from latentrt.runtime.trt_library import TRT_BACKENDS
 
 from .places import Place
@@ -31,16 +33,18 @@ def run(place: Place, report: Report, pixels: int = 512, batches: tuple[int, ...
     there."""
     checkpoint, bundle = checkpoint_of(place), bundle_of(place)
     if not checkpoint.exists():
-        timed(report, "checkpoint", lambda: random_checkpoint(checkpoint))
+        timed(report, "checkpoint", partial(random_checkpoint, checkpoint))
     if not bundle.exists():
-        timed(report, "export", lambda: command("export", checkpoint, bundle, "--precision", "fp16"))
+        timed(report, "export", partial(command, "export", checkpoint, bundle, "--precision", "fp16"))
     report.check("bundle", bundle.exists(), str(bundle))
     side, each = str(pixels), [word for batch in batches for word in ("--batch", str(batch))]
+    graphs = [word for graph in NEEDED for word in ("--graph", graph)]
+    engines = place.engines("sd15")
     for backend in place.backends:
         if backend in TRT_BACKENDS and bundle.exists():
-            words = ("--backend", backend, "--height", side, "--width", side, *each, "--engines", place.engines("sd15"))
+            words = ("--backend", backend, "--height", side, "--width", side, *each, *graphs, "--engines", engines)
             try:
-                timed(report, f"{backend} engines", lambda words=words: command("build", bundle, *words))
+                timed(report, f"{backend} engines", partial(command, "build", bundle, *words))
             except RuntimeError as error:
                 report.note(f"{backend}: {error}")
 

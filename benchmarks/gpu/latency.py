@@ -60,16 +60,20 @@ def run(
         for batch in batches:
             draws = {name: partial(draw_ours, pipe, batch, steps) for name, pipe in ours.items()}
             draws |= {f"diffusers {name}": partial(draw_theirs, pipe, batch, steps) for name, pipe in theirs.items()}
-            least = floor(bundle, batch, steps, measured)
             title = f"batch {batch}, {steps} steps"
-            report.figure(f"floor, {title}", {"ms": 1000 * least})
+            graphs = floor(bundle, batch, steps, measured)
+            least = sum(graph["ms"] for graph in graphs.values()) / 1000
+            report.figure(f"floor, {title}", {"ms": 1000 * least, "graphs": graphs})
             compare(report, title, draws, repetitions, least)
 
 
 def compare(
     report: Report, title: str, draws: Mapping[str, Callable[..., Any]], repetitions: int, least: float
 ) -> None:
-    """First each alone, which compiles it and shows whether it works; then those that do take turns."""
+    """First each alone, which compiles it and shows whether it works; then those that do take turns.
+
+    `draws` takes output_type="latent" for latents; `least` is the floor in seconds.
+    """
     latents: dict[str, NDArray[Any]] = {}
     for name, draw in draws.items():
         attempt(report, f"{name}, {title}", partial(_draw_alone, latents, name, draw))
@@ -158,8 +162,9 @@ def diffusers_pipelines(
         yield variant, pipe
 
 
-def floor(bundle_path: Path, batch: int, steps: int, measured: Mapping[str, float]) -> float:
-    """Seconds below which no implementation can draw these pictures on a machine of these rates."""
+def floor(bundle_path: Path, batch: int, steps: int, measured: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """For each graph of these pictures: its runs, operations and bytes of a run, and milliseconds of all runs, below
+    which no implementation can be on a machine of these rates."""
     bundle = Bundle.open(bundle_path)
     manifest = bundle.manifest
     defaults, factor = manifest.defaults, manifest.model.vae_scale_factor
@@ -167,6 +172,13 @@ def floor(bundle_path: Path, batch: int, steps: int, measured: Mapping[str, floa
     costs = bundle_costs(bundle, sizes | {"S": manifest.model.text_encoders[0].max_length})
     # bf16 multiplies as fast as fp16; fp32 may be computed in TF32.
     rate = measured["tf32" if manifest.recipe.precision == "fp32" else "float16"]
-    return sum(
-        (steps if name == "denoise" else 1) * cost.seconds(rate, measured["bytes"]) for name, cost in costs.items()
-    )
+    graphs = {}
+    for name, cost in costs.items():
+        runs = steps if name == "denoise" else 1
+        graphs[name] = {
+            "runs": runs,
+            "gflop": sum(cost.flops.values()) / 1e9,
+            "mb": (cost.weights + cost.edges) / 1e6,
+            "ms": 1000 * runs * cost.seconds(rate, measured["bytes"]),
+        }
+    return graphs

@@ -115,6 +115,10 @@ def _findings(outcome: Outcome) -> Iterator[str]:
     if outcome.report is not None:
         for check in outcome.report.checks:
             yield f"{'passed' if check['passed'] else 'FAILED'}  {check['name']}: {check['text']}"
+        timed = {n: f for n, f in outcome.report.figures.items() if isinstance(f, dict) and "p50_ms" in f}
+        for name, f in timed.items():
+            times = f"p50 {f['p50_ms']:9.1f} ms  p90 {f['p90_ms']:9.1f} ms"
+            yield f"{name:50} {times}  {f['p50_over_floor']:7.1f} times the floor"
         for name, value in outcome.report.figures.items():
             yield f"{name}: {json.dumps(finite(value))}"
         for note in outcome.report.notes:
