@@ -48,7 +48,7 @@ def prepare(folder: Path, wheels: Sequence[Path], part_size: int = PART_SIZE) ->
 
 
 def _cut(wheel: Path, folder: Path, part_size: int) -> dict[str, Any]:
-    parts = []
+    parts: list[dict[str, Any]] = []
     with wheel.open("rb") as file:
         while content := file.read(part_size):
             name = f"{wheel.name}.{len(parts) + 1:03}"
@@ -69,7 +69,7 @@ def lacking(folder: Path, record: dict[str, Any]) -> Iterator[str]:
 
 def join(folder: Path, record: dict[str, Any], target: Path) -> Path:
     """The wheel, put together in `target`. Raises `ValueError` where it is not the one that was cut."""
-    wheel = target / record["name"]
+    wheel = target / str(record["name"])
     with wheel.open("wb") as file:
         for part in record["parts"]:
             file.write((folder / part["name"]).read_bytes())

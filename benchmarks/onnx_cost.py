@@ -141,7 +141,7 @@ def evaluated(expression: str, sizes: Mapping[str, int]) -> int:
 
 def _stored_bytes(tensor: onnx.TensorProto) -> int:
     kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return math.prod(tensor.dims) * int(kind.itemsize)
+    return int(math.prod(tensor.dims) * kind.itemsize)
 
 
 def bundle_costs(bundle: Bundle, sizes: Mapping[str, int]) -> dict[str, Cost]:

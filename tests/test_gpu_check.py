@@ -186,6 +186,16 @@ def test_calls_of_other_libraries_are_listened_to(monkeypatch: pytest.MonkeyPatc
     ]
 
 
+def test_which_calls_wait() -> None:
+    quiet = Counter(
+        cudaMemcpyAsync=3, cudaGraphLaunch=2, cuLaunchKernelEx=4, cudaMallocAsync=1, cudaStreamIsCapturing=1
+    )
+    assert waits.waits_among(quiet) == 0
+    loud = Counter(cudaMemcpy_v3020=1, cuStreamSynchronize_ptsz=2, cudaMalloc=4, cudaDeviceSynchronize=8)
+    assert waits.waits_among(quiet + loud) == 15
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_the_profiler_answers_in_the_expected_form() -> None:
     assert waits.heard_by_profiler(lambda: torch.ones(3) + 1) == Counter()
 
@@ -349,7 +359,7 @@ def test_an_old_report_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
 
 
 def test_the_script_runs_parts_and_says_what_failed(tmp_path: Path) -> None:
-    """On this machine: no GPU, so `device` fails; `backends` of ONNX Runtime on the CPU passes. A wheel is carried."""
+    """On this machine: no GPU, so `device` fails; ONNX Runtime on the CPU passes. A wheel is carried."""
     script = ROOT / "benchmarks" / "gpu_check.sh"
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     options = ["--out", tmp_path / "out", "--work", tmp_path / "work", "--device", "cpu", "--backend", "onnxruntime"]
@@ -361,10 +371,10 @@ def test_the_script_runs_parts_and_says_what_failed(tmp_path: Path) -> None:
         command = [str(word) for word in (script, *words)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
-    child = run("device", "backends", *options)
+    child = run("device", "backends", "waits", *options)
     assert child.returncode == 1, child.stderr
     found = {p["part"]: p for p in json.loads((tmp_path / "out" / "summary.json").read_text())["parts"]}
-    assert found["backends"]["verdict"] == "passed", child.stdout
+    assert found["backends"]["verdict"] == found["waits"]["verdict"] == "passed", child.stdout
     assert found["device"]["verdict"] == "failed"
     assert found["device"]["report"]["figures"]["modules"]["polygraphy"] == "there"
     assert "FAILED  a GPU is visible" in child.stdout

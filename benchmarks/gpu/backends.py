@@ -7,6 +7,7 @@ import numpy as np
 
 from latentrt.export.trt_build import BuildOptions
 from latentrt.runtime import Pipeline
+from latentrt.runtime.request import CallOptions
 from latentrt.runtime.trt_library import TRT_BACKENDS
 
 from .places import Place, on_each_backend
@@ -14,7 +15,7 @@ from .report import Report
 
 SIZES = {"batch": ["1", "4"], "groups": ["1", "2"]}
 PROMPT = "a small red star on a black background"
-FEW = {"num_inference_steps": 2, "seed": 1, "output_type": "latent"}
+FEW: CallOptions = {"num_inference_steps": 2, "seed": 1, "output_type": "latent"}
 
 
 def run(place: Place, report: Report) -> None:
@@ -39,7 +40,7 @@ def ensure_engines(place: Place, report: Report, name: str, options: BuildOption
     for backend in place.backends:
         if backend in TRT_BACKENDS:
             try:
-                seconds = place.build(backend, place.engines(name), options, **SIZES)
+                seconds = place.build(backend, place.engines(name), options, sizes=SIZES)
                 if seconds:
                     report.figure(f"{backend}: seconds of building {name} engines", seconds)
             except Exception as error:  # the finding itself: what this library says of this GPU

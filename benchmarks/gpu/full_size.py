@@ -42,7 +42,18 @@ def run(place: Place, report: Report, pixels: int = 512, batches: tuple[int, ...
     engines = place.engines("sd15")
     for backend in place.backends:
         if backend in TRT_BACKENDS and bundle.exists():
-            words = ("--backend", backend, "--height", side, "--width", side, *each, *graphs, "--engines", engines)
+            words: list[str | Path] = [
+                "--backend",
+                backend,
+                "--height",
+                side,
+                "--width",
+                side,
+                *each,
+                *graphs,
+                "--engines",
+                engines,
+            ]
             try:
                 timed(report, f"{backend} engines", partial(command, "build", bundle, *words))
             except RuntimeError as error:

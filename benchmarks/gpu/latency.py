@@ -156,7 +156,7 @@ def diffusers_pipelines(
         if variant == "compiled":
             mode = {"mode": "reduce-overhead"} if compiler == "inductor" else {}
             # Each batch size is compiled for itself, as engines are built.
-            options = {"backend": compiler, "fullgraph": True, "dynamic": False, **mode}
+            options: dict[str, Any] = {"backend": compiler, "fullgraph": True, "dynamic": False, **mode}
             pipe.unet = torch.compile(pipe.unet, **options)
             pipe.vae.decode = torch.compile(pipe.vae.decode, **options)
         yield variant, pipe

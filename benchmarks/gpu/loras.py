@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from latentrt.export.trt_build import BuildOptions
 from latentrt.runtime import Bundle, Pipeline
+from latentrt.runtime.request import CallOptions
 from latentrt.runtime.verify import relative_error
 
 from .backends import ensure_engines
@@ -20,9 +22,15 @@ RANK, PROJECTIONS = 4, (".to_q", ".to_v", ".to_out.0", ".conv1", ".q_proj")
 def run(place: Place, report: Report, steps: int = 8) -> None:
     """Engines are refitted and sessions made anew; with a LoRA, latents must be those of the CPU."""
     engines = ensure_engines(place, report, "refittable", BuildOptions(refittable=True))
-    files = [random_lora(place.work / f"{name}.safetensors", place.bundle, seed) for seed, name in enumerate("AB")]
-    call = {"num_inference_steps": steps, "seed": 12, "output_type": "latent"}
-    orders = ({}, {files[0]: 1.0}, {files[0]: 0.5, files[1]: -0.4}, {files[1]: 0.7}, {})
+    a, b = (random_lora(place.work / f"{name}.safetensors", place.bundle, seed) for seed, name in enumerate("AB"))
+    call: CallOptions = {"num_inference_steps": steps, "seed": 12, "output_type": "latent"}
+    orders: tuple[dict[Path | str, float], ...] = (
+        {},
+        {a: 1.0},
+        {a: 0.5, b: -0.4},
+        {b: 0.7},
+        {},
+    )
     with Pipeline.load(place.bundle, backend="onnxruntime", device="cpu") as cpu:
         expected = []
         for loras in orders[:-1]:
@@ -36,7 +44,7 @@ def run(place: Place, report: Report, steps: int = 8) -> None:
         for loras, wanted in zip(orders, expected, strict=True):
             milliseconds.append(pipe.set_loras(loras))
             got.append(pipe(PROMPT, **call).latents)
-            names = " + ".join(f"{weight} {file.stem}" for file, weight in loras.items()) or "the checkpoint"
+            names = " + ".join(f"{weight} {Path(file).stem}" for file, weight in loras.items()) or "the checkpoint"
             report.at_most(f"{backend}: {names}", relative_error(got[-1], wanted), TOLERANCE[backend])
         equal = np.array_equal(got[0], got[-1])
         report.check(f"{backend}: back to the checkpoint", equal, "equal to the bit" if equal else "differs")
@@ -48,7 +56,7 @@ def run(place: Place, report: Report, steps: int = 8) -> None:
 def random_lora(file: Path, bundle_path: Path, seed: int) -> Path:
     """A LoRA file, in the format of PEFT, of every projection and convolution that is named above."""
     random = np.random.default_rng(seed)
-    tensors = {}
+    tensors: dict[str, NDArray[np.float32]] = {}
     for parameter, uses in Bundle.open(bundle_path).manifest.weights.items():
         module = parameter.removesuffix(".weight")
         if module == parameter or module.startswith("vae.") or not module.endswith(PROJECTIONS):

@@ -4,7 +4,7 @@ Knows pipelines and engines; knows nothing of what is checked on them.
 """
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -52,14 +52,14 @@ class Place:
         folder: Path,
         options: BuildOptions | None = None,
         *,
-        bundle: Path | None = None,
-        **sizes: Sequence[str],
+        sizes: Mapping[str, Sequence[str]] | None = None,
     ) -> float:
-        """Build what is missing, quietly; returns the seconds that it took."""
+        """Build engines that are missing, quietly; returns the seconds that it took. Sizes are as for `latentrt build`:
+        height, width, batch, groups and tokens, each a list of sizes."""
         built = build_engines(
-            bundle or self.bundle,
+            self.bundle,
             backend,
-            lambda opened: buckets_from_options(opened.manifest, **sizes),
+            lambda opened: buckets_from_options(opened.manifest, **(sizes or {})),
             options,
             engines=folder,
         )

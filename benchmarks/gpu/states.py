@@ -63,7 +63,8 @@ def predictor(cpu: Pipeline, context: NDArray[np.float32]) -> Callable[[Float64,
             "guidance_rescale": np.zeros(1, np.float32),
             "noise": state[:, 0] * 0,
         }
-        return cpu.run("denoise", inputs | features | keys)["next_state"][0, 0].astype(np.float64)
+        prediction: Float64 = cpu.run("denoise", inputs | features | keys)["next_state"][0, 0].astype(np.float64)
+        return prediction
 
     return predict
 
