@@ -22,4 +22,5 @@ export PYTHONPATH="$site:$PWD/typings:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}
 # ONNX Runtime looks for the libraries that PyTorch's wheels bring beside itself, and it may lie elsewhere.
 libraries=$("$python" -c 'import glob, sys; print(":".join(d for p in sys.path if p for d in sorted(glob.glob(p + "/nvidia/*/lib"))))')
 export LD_LIBRARY_PATH="${libraries}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-exec "$python" -m gpu "$@"
+# Ten minutes in all, installing included; --seconds among the arguments comes later and wins.
+exec "$python" -m gpu --seconds "$((570 - SECONDS))" "$@"

@@ -90,6 +90,16 @@ def test_no_gpu_is_a_failed_check(work: Path) -> None:
     assert {note.split(" ")[0] for note in report.notes} == {"onnxruntime", "tensorrt", "tensorrt_rtx"}
 
 
+def test_a_library_that_breaks_does_not_hide_the_next(
+    work: Path, monkeypatch: pytest.MonkeyPatch, gpu: Machine
+) -> None:
+    monkeypatch.setattr(gpu.libraries["tensorrt"], "Runtime", lambda _: 1 / 0)
+    report = done("backends", Place(work))
+    assert report.passed
+    assert [check["name"] for check in report.checks] == ["tensorrt_rtx"]
+    assert "tensorrt does not run: division by zero" in report.notes
+
+
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize(
     ("part", "options"),
