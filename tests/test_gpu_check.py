@@ -247,7 +247,7 @@ def test_latencies(full: Place) -> None:
     cases = ("onnxruntime", "diffusers eager", "diffusers channels-last", "diffusers compiled")
     floor = report.figures[f"floor, {title}"]["ms"]
     assert floor == pytest.approx(sum(g["ms"] for g in report.figures[f"floor, {title}"]["graphs"].values()), rel=1e-4)
-    text = write_summary([runner.Outcome("latency", "passed", 1.0, "", report)], full.work)
+    text = write_summary([runner.Outcome("latency", "passed", 1.0, report=report)], full.work)
     assert len([line for line in text.splitlines() if line.endswith("times the floor")]) == len(cases)
     for case in cases:
         figures = report.figures[f"{case}, {title}"]
@@ -330,6 +330,7 @@ def test_parts_end_in_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "bad": ("report.check('sum', False, '3 is not 4'); report.finish(); sys.exit(1)", 30.0),
         "crash": ("print('about to'); import os; os.abort()", 30.0),
         "error": ("raise KeyError('colour')", 30.0),
+        "exit": ("report.finish(); print('leaving'); import os; os.abort()", 30.0),
         "hang": ("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)", 2.0),
     }
     commands = [
@@ -344,13 +345,15 @@ def test_parts_end_in_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "bad": "failed",
         "crash": "crashed",
         "error": "crashed",
+        "exit": "passed",
         "hang": "ran too long",
         "late": "crashed",
     }
     text = write_summary(outcomes, tmp_path / "out")
-    assert "last line: status 1: KeyError: 'colour'" in text
+    assert "ended with status 1; the last line of its log: KeyError: 'colour'" in text
+    assert "ended with status -6; the last line of its log: leaving" in text
     assert "FAILED  sum: 3 is not 4" in text
-    assert "status -6: about to" in text
+    assert "ended with status -6; the last line of its log: about to" in text
     parts = json.loads((tmp_path / "out" / "summary.json").read_text())["parts"]
     assert [part["part"] for part in parts] == [*endings, "late"]
     assert parts[2]["report"]["checks"] == [{"name": "begun", "passed": True, "text": "yes"}]

@@ -20,13 +20,15 @@ GRACE = 10.0  # seconds between asking a part to end and ending it
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a part ended. `verdict` is "passed", "failed", "crashed", "ran too long" or "no time left"."""
+    """How a part ended. `verdict` is "passed", "failed", "crashed", "ran too long" or "no time left"; `status` is that
+    of its process, which can also crash after the part came to its end."""
 
     part: str
     verdict: str
     seconds: float
-    last_line: str
-    report: Report | None
+    status: int | None = None
+    last_line: str = ""
+    report: Report | None = None
 
     @property
     def passed(self) -> bool:
@@ -49,8 +51,8 @@ def run_part(part: str, command: Sequence[str], seconds: float, work: Path) -> O
     else:
         verdict = "crashed" if in_time else "ran too long"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    status = f"status {process.returncode}: " if verdict == "crashed" else ""
-    return Outcome(part, verdict, time.monotonic() - start, status + (lines[-1] if lines else ""), report)
+    last_line = lines[-1] if lines else ""
+    return Outcome(part, verdict, time.monotonic() - start, process.returncode, last_line, report)
 
 
 def _ends_within(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
@@ -78,7 +80,7 @@ def run_parts(commands: Sequence[tuple[str, Sequence[str], float]], seconds: flo
     for part, command, limit in commands:
         left = end - time.monotonic() - GRACE
         if left < min(limit, 5.0):
-            yield Outcome(part, "no time left", 0.0, "", None)
+            yield Outcome(part, "no time left", 0.0)
         else:
             yield run_part(part, command, min(limit, left), work)
 
@@ -110,8 +112,8 @@ def _counts(report: Report | None) -> str:
 
 
 def _findings(outcome: Outcome) -> Iterator[str]:
-    if outcome.verdict in ("crashed", "ran too long"):
-        yield f"last line: {outcome.last_line}"
+    if outcome.verdict == "crashed" or outcome.status not in (None, 0, 1):
+        yield f"its process ended with status {outcome.status}; the last line of its log: {outcome.last_line}"
     if outcome.report is not None:
         for check in outcome.report.checks:
             yield f"{'passed' if check['passed'] else 'FAILED'}  {check['name']}: {check['text']}"

@@ -77,14 +77,15 @@ def counted_calls() -> Iterator[Counter[str]]:
 
     def counting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
-        def counted(*arguments: Any) -> Any:
+        def count(*arguments: Any) -> Any:
             calls[name] += 1
             return call(*arguments)
 
-        return counted
+        return count
 
     names = [name for name in (*WAITING, COPIES, LAUNCHES) if hasattr(cuda, name)]
-    with mock.patch.multiple(cuda, **{name: counting(name, getattr(cuda, name)) for name in names}):
+    counted: dict[str, Any] = {name: counting(name, getattr(cuda, name)) for name in names}
+    with mock.patch.multiple(cuda, **counted):
         yield calls
 
 
