@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -227,12 +227,18 @@ def test_ceilings(work: Path) -> None:
     assert all(rate > 1e6 for rate in report.figures.values())
 
 
+@pytest.fixture(scope="module")
+def small(exported: Callable[[str], Exported]) -> Exported:
+    """A small random checkpoint and its bundle."""
+    return exported("sd2-fp32-opset18")
+
+
 @pytest.fixture
-def full(sd1: Exported, tmp_path: Path) -> Place:
-    """A small checkpoint and bundle where the full-size ones would be."""
+def full(small: Exported, tmp_path: Path) -> Place:
+    """The small checkpoint and bundle where the full-size ones would be."""
     place = Place(tmp_path, device="cpu", backends=("onnxruntime",))
-    full_size.checkpoint_of(place).symlink_to(sd1.checkpoint)
-    shutil.copytree(sd1.bundle, full_size.bundle_of(place))
+    full_size.checkpoint_of(place).symlink_to(small.checkpoint)
+    shutil.copytree(small.bundle, full_size.bundle_of(place))
     return place
 
 
@@ -272,10 +278,10 @@ def test_latency_needs_a_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_full_size(full: Place, sd1: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_size(full: Place, small: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines are built for real (on the simulated GPU); making and exporting, minutes long, is played."""
     place = Place(full.work, backends=RTX)
-    report = done("full_size", place, pixels=64, batches=(1, 2))
+    report = done("full_size", place, pixels=32, batches=(1, 2))
     assert report.passed
     assert list(report.figures) == ["seconds: tensorrt_rtx engines"]
     with Pipeline.load(full_size.bundle_of(place), backend="tensorrt_rtx", engines=place.engines("sd15")) as pipe:
@@ -290,7 +296,7 @@ def test_full_size(full: Place, sd1: Exported, monkeypatch: pytest.MonkeyPatch) 
         arguments = _parser(words).parse_args(words)
         assert arguments.run is export_cli.run
         assert (arguments.checkpoint.name, arguments.precision) == ("sd15.checkpoint", "fp16")
-        shutil.copytree(sd1.bundle, arguments.out)
+        shutil.copytree(small.bundle, arguments.out)
         return 0
 
     monkeypatch.setattr(full_size, "main", export)
