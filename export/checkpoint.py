@@ -18,7 +18,7 @@ from latentrt.runtime.lora import read_loras, summed_delta
 
 from .contents import WEIGHTS, Contents, contents_of, resolved
 from .embeddings import read_embedding
-from .families import PIPELINES, Family, Preset, TextEncoderRow, check_models, family_of
+from .families import PIPELINES, Family, Preset, check_models, family_of
 from .modules import bare_name, module_from_weights
 from .single_file import vae_weights
 from .source import Source
@@ -83,17 +83,17 @@ class Checkpoint:
         """One hash over the names and contents of all files that an export reads."""
         return self.record().sha256
 
-    def load_text_encoder(self, row: TextEncoderRow, dtype: torch.dtype) -> torch.nn.Module:
-        """A CLIP text model in eval mode, with the vectors of textual inversions behind its own."""
-        return self._load(row.part, dtype)
+    def load(self, part: str, dtype: torch.dtype) -> torch.nn.Module:
+        """A component as a module in eval mode: "text_encoder", "text_encoder_2", "unet" or "vae".
 
-    def load_unet(self, dtype: torch.dtype) -> torch.nn.Module:
-        """The `UNet2DConditionModel` in eval mode."""
-        return self._load("unet", dtype)
-
-    def load_vae(self, dtype: torch.dtype) -> torch.nn.Module:
-        """The `AutoencoderKL` in eval mode."""
-        return self._load("vae", dtype)
+        LoRAs are merged, and the vectors of textual inversions lie behind the text encoders' own.
+        """
+        config = self.configs[part]
+        if part.startswith(_TEXT_ENCODER):
+            added = sum(embedding.count for embedding in self._embeddings)
+            config = {**config, "vocab_size": config["vocab_size"] + added}
+        where = f"{self.name}'s {part}"
+        return module_from_weights(part, config, self._changed_weights(part), dtype, where=where)
 
     def load_tokenizer(self, name: str = "tokenizer") -> Any:
         """The `CLIPTokenizer`, which knows the words of textual inversions; the second one is "tokenizer_2"."""
@@ -116,14 +116,6 @@ class Checkpoint:
                 raise CheckpointError(f"two textual inversions are called {embedding.word!r}: rename one, FILE:WORD")
             words[embedding.word] = embedding.count
         return {name: vocabulary.load(words) for name, vocabulary in self._contents.vocabularies.items()}
-
-    def _load(self, part: str, dtype: torch.dtype) -> torch.nn.Module:
-        config = self.configs[part]
-        if part.startswith(_TEXT_ENCODER):
-            added = sum(embedding.count for embedding in self._embeddings)
-            config = {**config, "vocab_size": config["vocab_size"] + added}
-        where = f"{self.name}'s {part}"
-        return module_from_weights(part, config, self._changed_weights(part), dtype, where=where)
 
     def _changed_weights(self, part: str) -> Iterator[tuple[str, torch.Tensor]]:
         """The component's tensors one after the other, those that LoRAs change in float32, to be rounded once."""

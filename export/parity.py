@@ -96,12 +96,12 @@ def check_and_make_golden(request: Mapping[str, Any]) -> Golden:
     golden = _GoldenMaker(checkpoint, model, decode(Defaults, request["defaults"], "defaults"), request["prompt"])
     with torch.inference_mode():
         for row, facts in zip(checkpoint.family.text_encoders, model.text_encoders, strict=True):
-            text = TextEncoderGraph(checkpoint.load_text_encoder(row, dtype).float(), row)
+            text = TextEncoderGraph(checkpoint.load(row.part, dtype).float(), row)
             _check_text_encoder(check, text, facts)
             golden.encode(text, facts, check.folder)
             del text
             gc.collect()
-        unet = checkpoint.load_unet(dtype).float()
+        unet = checkpoint.load("unet", dtype).float()
         size = sum(p.numel() for p in unet.parameters())
         references = _unet_references(unet, checkpoint.configs["unet"])
         golden.denoise(unet, small=size > _LARGE)
@@ -111,7 +111,7 @@ def check_and_make_golden(request: Mapping[str, Any]) -> Golden:
             check.compare("denoise", "next_state", _run_denoise(check, inputs), expected)
         del references
         _check_blend(check, model)
-        vae: Any = checkpoint.load_vae(dtype_of(request["vae_precision"])).float()
+        vae: Any = checkpoint.load("vae", dtype_of(request["vae_precision"])).float()
         _check_vae(_Check(check.folder, request["vae_precision"]), vae, model)
         golden.decode(vae)
     return golden.write(check.folder, GOLDEN_LIMITS[request["precision"]])

@@ -115,7 +115,7 @@ class _Writer:
         for row in self.checkpoint.family.text_encoders:
             config = self.checkpoint.configs[row.part]
             length = config["max_position_embeddings"]
-            module = text_encoder.TextEncoderGraph(self.checkpoint.load_text_encoder(row, self.dtype), row)
+            module = text_encoder.TextEncoderGraph(self.checkpoint.load(row.part, self.dtype), row)
             outputs = ["hidden_states", "pooled"][: 1 + row.pooled]
             model = onnx_from_module(module, text_encoder.inputs(length), outputs, opset=self.options.opset)
             shape = ["n", text_encoder.hidden_states(config, row), length, config["hidden_size"]]
@@ -123,7 +123,7 @@ class _Writer:
 
     def unet(self) -> None:
         config = self.checkpoint.configs["unet"]
-        unet_module: Any = self.checkpoint.load_unet(self.dtype)
+        unet_module: Any = self.checkpoint.load("unet", self.dtype)
         keep_unet_islands(unet_module)
         module = unet.UNetGraph(unet_module)
         max_length = self.checkpoint.configs["text_encoder"]["max_position_embeddings"]
@@ -139,7 +139,7 @@ class _Writer:
 
     def vae_decoder(self) -> None:
         config = self.checkpoint.configs["vae"]
-        module = vae.VAEDecoderGraph(self.checkpoint.load_vae(self.vae_dtype))
+        module = vae.VAEDecoderGraph(self.checkpoint.load("vae", self.vae_dtype))
         outputs = ["images", "nonfinite"]
         model = onnx_from_module(module, vae.decoder_inputs(config), outputs, opset=self.options.opset)
         factor = vae.scale_factor(config)
@@ -147,7 +147,7 @@ class _Writer:
 
     def vae_encoder(self) -> None:
         config = self.checkpoint.configs["vae"]
-        module = vae.VAEEncoderGraph(self.checkpoint.load_vae(self.vae_dtype))
+        module = vae.VAEEncoderGraph(self.checkpoint.load("vae", self.vae_dtype))
         model = onnx_from_module(module, vae.encoder_inputs(config), ["mean", "logvar"], opset=self.options.opset)
         factor, latents = vae.scale_factor(config), ["B", config.get("latent_channels", 4), "h", "w"]
         images = ["B", f"{factor}*h", f"{factor}*w", 3]

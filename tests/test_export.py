@@ -369,7 +369,7 @@ def test_a_spoilt_checkpoint_is_refused(
     folder = copied(checkpoint, tmp_path)
     spoil(folder)
     with pytest.raises(CheckpointError, match=message):
-        Checkpoint.open(folder).load_unet(torch.float32)
+        Checkpoint.open(folder).load("unet", torch.float32)
     if "cannot" not in message:
         assert main(["export", str(folder), str(tmp_path / "out")]) == 1
         assert capsys.readouterr().err.startswith("latentrt: ")

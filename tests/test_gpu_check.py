@@ -28,8 +28,8 @@ from test_gpu_wheels import wheel
 from latentrt.export import cli as export_cli
 from latentrt.runtime import BackendError, Pipeline
 from latentrt.runtime.cli import _parser
-from latentrt.runtime.trt_denoiser import TrtDenoiser
-from latentrt.runtime.trt_lane import Context
+from latentrt.runtime.gpu_loop import GpuDenoiser
+from latentrt.runtime.lane import Context
 from latentrt.runtime.trt_loaded import LoadedEngine
 
 RTX = ("tensorrt_rtx",)
@@ -142,13 +142,13 @@ def test_a_gpu_that_the_library_refuses_is_a_finding(work: Path, monkeypatch: py
 @pytest.mark.usefixtures("gpu")
 def test_a_wrong_register_is_found(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the third call on, register 2 is 0.1 % too large: the error names call and register."""
-    read = TrtDenoiser._read
+    read = GpuDenoiser._read
 
     def wrong(self: Any, lane: Any, denoise: Any, current: Any, k: int, register: int) -> Any:
         values = read(self, lane, denoise, current, k, register)
         return values * np.float32(1.001) if (k, register) == (2, 2) else values
 
-    monkeypatch.setattr(TrtDenoiser, "_read", wrong)
+    monkeypatch.setattr(GpuDenoiser, "_read", wrong)
     monkeypatch.setattr(states, "SCHEDULERS", ("unipc",))
     (found,) = failed(done("states", Place(work, backends=RTX), steps=4))
     assert found.startswith("tensorrt_rtx: unipc, worst in call 2 of 4, register 2: 1.00e-03")
