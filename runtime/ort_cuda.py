@@ -35,7 +35,10 @@ class OrtCudaBackend:
 
     def __init__(self, bundle: Bundle, *, device_index: int = 0) -> None:
         """Raises `BackendError` with the reason, and what to do, where CUDA cannot be used here."""
+        import onnxruntime
+
         self._device = device_at(device_index, "onnxruntime-cuda")
+        onnxruntime.preload_dlls()  # finds the CUDA libraries that pip has installed
         self._bundle = bundle
         self._stream = Stream(device_index)
         self._weights: NewWeights = {}

@@ -22,11 +22,15 @@ def simulated_onnxruntime(cuda: Cuda, *, captures: bool = True) -> ModuleType:
     module: Any = ModuleType("onnxruntime")
     module.__dict__.update({k: v for k, v in vars(real).items() if not k.startswith("__")})
     module.get_available_providers = lambda: PROVIDERS
+    found: list[bool] = []
+    module.preload_dlls = lambda: found.append(True)
 
     def session(path: Path, options: Any, providers: list[Any]) -> Any:
         if providers[0][0] != PROVIDERS[0]:
             return real.InferenceSession(path, options, providers=providers)
         facts = providers[0][1]
+        if not found:
+            raise RuntimeError("libcublasLt.so.13: cannot open shared object file")
         if facts["enable_cuda_graph"] == "1" and not captures:
             raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
         return InferenceSession(cuda, real.InferenceSession(path, options, providers=[PROVIDERS[1]]), facts)
