@@ -1,12 +1,12 @@
 """Makes a checkpoint with random weights in the diffusers folder format, offline and in seconds.
 
-    python benchmarks/make_checkpoint.py FOLDER [--size sd15|sd21|medium] [--dtype fp16|fp32|bf16] [--seed 0]
+    python benchmarks/make_checkpoint.py FOLDER [--size sd15|sd21|sdxl|medium] [--dtype fp16|fp32|bf16] [--seed 0]
 
-`sd15` and `sd21` have the configs and tensors of the public checkpoints of Stable Diffusion 1.5 and 2.1, so that what
-exporting and running them costs can be measured without a download; `medium` is SD 1.5 at half its width, a UNet of
-220 M parameters beside a small CLIP and VAE. The pictures are noise. Weights are normal draws scaled by
-1/sqrt(fan-in) and norms are close to 1, so that activations stay finite in fp16. Modules are built without memory,
-so the most that is needed is one component in the chosen type. The last line is JSON.
+`sd15`, `sd21` and `sdxl` have the configs and tensors of the public checkpoints of Stable Diffusion 1.5, 2.1 and XL, so
+that what exporting and running them costs can be measured without a download; `medium` is SD 1.5 at half its width, a
+UNet of 220 M parameters beside a small CLIP and VAE. The pictures are noise. Weights are normal draws scaled by
+1/sqrt(fan-in) and norms are close to 1, so that activations stay finite in fp16. Modules are built without memory, so
+the most that is needed is one component in the chosen type. The last line is JSON.
 """
 
 import argparse
@@ -22,6 +22,8 @@ import torch
 from harness import finish, show_environment, show_table
 from safetensors.torch import save_file
 
+from latentrt.export.contents import WEIGHTS
+from latentrt.export.modules import empty_module
 from latentrt.export.public_configs import PUBLIC_CONFIGS
 
 TOKENIZER = Path(__file__).resolve().parent.parent / "tests" / "data" / "shapes" / "tokenizer"
@@ -31,6 +33,7 @@ _SD15 = PUBLIC_CONFIGS["sd1"]
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "sd15": _SD15,
     "sd21": PUBLIC_CONFIGS["sd2-v"],
+    "sdxl": PUBLIC_CONFIGS["sdxl"],
     "medium": {
         **_SD15,
         "text_encoder": {**_SD15["text_encoder"], "num_hidden_layers": 4},
@@ -38,7 +41,6 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         "vae": {**_SD15["vae"], "block_out_channels": [64, 128, 256, 256], "layers_per_block": 1},
     },
 }
-WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 
 
 def make_checkpoint(folder: Path, size: str, dtype: torch.dtype, seed: int = 0) -> dict[str, int]:
@@ -47,33 +49,33 @@ def make_checkpoint(folder: Path, size: str, dtype: torch.dtype, seed: int = 0) 
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
     counts = {}
-    for part, stem in WEIGHTS.items():
+    parts = [part for part in WEIGHTS if part in configs]
+    for part in parts:
         _write(folder / part / "config.json", configs[part])
         weights = {
             name: random_weight(name, shape, generator).to(dtype) for name, shape in parameters(part, configs[part])
         }
-        save_file(weights, folder / part / f"{stem}.safetensors", metadata={"format": "pt"})
+        save_file(weights, folder / part / f"{WEIGHTS[part]}.safetensors", metadata={"format": "pt"})
         counts[part] = sum(weight.numel() for weight in weights.values())
     _write(folder / "scheduler" / "scheduler_config.json", configs["scheduler"])
-    _write_tokenizer(folder / "tokenizer", configs["tokenizer"]["pad_token"])
-    _write(folder / "model_index.json", _index(configs["scheduler"]["_class_name"]))
+    index = {"feature_extractor": [None, None], "requires_safety_checker": False, "safety_checker": [None, None]}
+    for part in parts:
+        index[part] = ["transformers" if part.startswith("text_encoder") else "diffusers", _class_name(configs[part])]
+    for name in ("tokenizer", "tokenizer_2"):
+        if name in configs:
+            _write_tokenizer(folder / name, configs[name]["pad_token"])
+            index[name] = ["transformers", "CLIPTokenizer"]
+    index["scheduler"] = ["diffusers", configs["scheduler"]["_class_name"]]
+    _write(folder / "model_index.json", {**configs["index"], **index})
     return counts
 
 
 def parameters(part: str, config: dict[str, Any]) -> Iterator[tuple[str, torch.Size]]:
     """Names and shapes of a component's tensors as they stand in a file, from a module without memory."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):
-        if part == "text_encoder":
-            module: Any = CLIPTextModel(CLIPTextConfig(**config))
-        else:
-            module = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part].from_config(config)
-    for name, tensor in module.state_dict().items():
-        # transformers 5.6 dropped this level from the module; the public files have it.
-        prefix = "text_model." if part == "text_encoder" and not name.startswith("text_model.") else ""
-        yield prefix + name, tensor.shape
+    for name, tensor in empty_module(part, config).state_dict().items():
+        # transformers 5.6 dropped this level from the first text encoder's module; the public files have it.
+        bare = part == "text_encoder" and not name.startswith("text_model.")
+        yield f"text_model.{name}" if bare else name, tensor.shape
 
 
 def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
@@ -84,18 +86,8 @@ def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> t
     return draw.mul_(0.05).add_(1.0 if name.endswith("weight") else 0.0)
 
 
-def _index(scheduler: str) -> dict[str, Any]:
-    return {
-        "_class_name": "StableDiffusionPipeline",
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", scheduler],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
+def _class_name(config: dict[str, Any]) -> str:
+    return str(config["_class_name"] if "_class_name" in config else config["architectures"][0])
 
 
 def _write_tokenizer(folder: Path, pad: str) -> None:
