@@ -29,16 +29,19 @@ def test_commands_run(sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyP
     bundle = Path(shutil.copytree(sd1.bundle, tmp_path / "engines" / "sd15"))
     for seed, name in enumerate(("ink", "castle")):
         kohya_file(tmp_path / f"{name}.safetensors", bundle, seed=10 * seed)
+    Image.effect_noise((64, 48), 90).save(tmp_path / "photo.jpg")
+    Image.linear_gradient("L").save(tmp_path / "hill.png")
     commands = [line[2:].split("  #")[0] for block in blocks("console") for line in block.splitlines()]
     ran = []
     with machine():
         for command in commands:
-            words = shlex.split(command.replace(" 512", " 64"))
+            words = shlex.split(command.replace(" 512", " 64").replace(" 2048", " 128"))
             if words[0] == "latentrt" and words[1] != "export":
                 assert main(words[1:]) == 0, command
                 ran.append(words[1])
-    assert ran == ["verify", "info", "generate", *["build", "generate"] * 2, *["schedule"] * 3]
+    assert ran == ["verify", "info", *["generate"] * 4, *["build", "generate"] * 2, *["schedule"] * 3]
     assert Image.open(tmp_path / "astronaut.png").size == (64, 64)
+    assert Image.open(tmp_path / "castle.png").size == (128, 128)
     assert Image.open(tmp_path / "out" / "sigmas.png").width > 500
     export = shlex.split(next(c for c in commands if c.startswith("latentrt export")))
     help_text = subprocess.run(
