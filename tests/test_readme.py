@@ -31,16 +31,19 @@ def test_commands_run(sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyP
         kohya_file(tmp_path / f"{name}.safetensors", bundle, seed=10 * seed)
     (jobs,) = blocks("jsonl")
     (tmp_path / "jobs.jsonl").write_text(jobs)
+    Image.effect_noise((64, 48), 90).save(tmp_path / "photo.jpg")
+    Image.linear_gradient("L").save(tmp_path / "hill.png")
     commands = [line[2:].split("  #")[0] for block in blocks("console") for line in block.splitlines()]
     ran = []
     with machine():
         for command in commands:
-            words = shlex.split(command.replace(" 512", " 64"))
+            words = shlex.split(command.replace(" 512", " 64").replace(" 2048", " 128"))
             if words[0] == "latentrt" and words[1] != "export":
                 assert main(words[1:]) == 0, command
                 ran.append(words[1])
-    assert ran == ["verify", "info", *["generate"] * 3, *["build", "generate"] * 2, *["schedule"] * 3]
+    assert ran == ["verify", "info", *["generate"] * 6, *["build", "generate"] * 2, *["schedule"] * 3]
     assert Image.open(tmp_path / "astronaut.png").size == (64, 64)
+    assert Image.open(tmp_path / "castle.png").size == (128, 128)
     assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["fox-0002-0.png", "fox-0002-1.png"]
     assert Image.open(tmp_path / "out" / "sigmas.png").width > 500
     exports = [word for c in commands if c.startswith("latentrt export") for word in shlex.split(c)]
