@@ -16,6 +16,12 @@ Sizes = Mapping[str, int]
 ROWS = ("n", "B")  # symbols of the first dimension: rows are independent, so fewer may be wanted than are computed
 
 
+def needed_graphs(manifest: Manifest) -> tuple[str, ...]:
+    """The graphs that every picture needs an engine of; others are for tasks that begin from a picture."""
+    text_encoders = (encoder.graph for encoder in manifest.model.text_encoders)
+    return (*text_encoders, "context", "time", "denoise", "vae_decoder")
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """What an engine must fit: the installed library, the GPU, and whether engines may bring code for the host."""

@@ -33,6 +33,7 @@ class Parameters:
     guidance_scale: float
     scheduler: str
     strength: float | None
+    clip_skip: int
     model: str
     model_sha256: str
     version: str
@@ -51,6 +52,7 @@ class Parameters:
             "RNG": {"cpu": "CPU", "cuda": "NV"}[self.rng],
             "Size": f"{self.width}x{self.height}",
             **({} if self.strength is None else {"Denoising strength": f"{self.strength:g}"}),
+            **({"Clip skip": self.clip_skip + 1} if self.clip_skip else {}),
             "Model hash": self.model_sha256[:10],
             "Model": self.model,
             # How web UIs name it: brackets in the prompt are weights, or they are text.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from .shared_lock import SharedLock
 from .start import start_from_request
 from .time_inputs import takes, time_inputs
 from .tokenizer import Tokenizer
-from .vae_tiling import tiled_decode, tiled_encode
+from .vae import Vae
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,7 +72,7 @@ class Step:
 
     def preview(self) -> "list[Image.Image]":
         """The pictures as the model predicts them now, decoded by the VAE."""
-        images, _ = self._pipeline._decode(self._step.read(REGISTERS - 1), tiling=self._tiling)
+        images, _ = self._pipeline._vae.decode(self._step.read(REGISTERS - 1), tiling=self._tiling)
         return pil_from_arrays(images, [{}] * len(images))
 
 
@@ -85,6 +85,7 @@ class Pipeline:
         self._scheduler_config = bundle.read_json(bundle.manifest.scheduler)
         self._loras: dict[Path, float] = {}
         self._weights_in_use = SharedLock()
+        self._vae = Vae(bundle.manifest.model, self.run)
 
     @classmethod
     def load(
@@ -191,7 +192,7 @@ class Pipeline:
             (model.latent_channels, bucket.height, bucket.width),
             scaling=model.scaling_factor,
             inpaints=takes(graphs["denoise"], "extra"),
-            encode=partial(self._encode, tiling=request.vae_tiling),
+            encode=partial(self._vae.encode, tiling=request.vae_tiling),
         )
         if request.image is not None:
             clock.lap("vae_encoder")
@@ -221,25 +222,12 @@ class Pipeline:
                 result = self._result(request, latents, clock)
             yield Step(step.index, step.total, result, self, step, request.vae_tiling)
 
-    def _encode(self, pixels: Float32, *, tiling: bool) -> tuple[Float32, Float32]:
-        """Mean and logvar of pictures; the VAE's encoder."""
-
-        def encode(part: Float32) -> tuple[Float32, Float32]:
-            outputs = self.run("vae_encoder", {"images": part})
-            return outputs["mean"], outputs["logvar"]
-
-        model = self.bundle.manifest.model
-        size = max(pixels.shape[1:3]) // model.vae_scale_factor
-        if tiling and size > model.vae_tile:
-            return tiled_encode(encode, pixels, tile=model.vae_tile, factor=model.vae_scale_factor)
-        return encode(pixels)
-
     def _result(self, request: Request, latents: Float32, clock: "_Clock") -> Result:
         images: list[Image.Image] | NDArray[np.uint8] = []
         if request.output_type == "latent":
             bad = np.flatnonzero(~np.isfinite(latents).all(axis=(1, 2, 3)))
         else:
-            images, nonfinite = self._decode(latents, tiling=request.vae_tiling)
+            images, nonfinite = self._vae.decode(latents, tiling=request.vae_tiling)
             bad = np.flatnonzero(nonfinite)
             clock.lap("vae_decoder")
         if bad.size:
@@ -252,16 +240,6 @@ class Pipeline:
         if request.output_type == "pil":
             images = pil_from_arrays(np.asarray(images), [p.png_text() for p in self._parameters(request)])
         return Result(images, latents, request.seeds, clock.done())
-
-    def _decode(self, latents: Float32, *, tiling: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        def decode(part: Float32) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-            outputs = self.run("vae_decoder", {"latents": part})
-            return outputs["images"], outputs["nonfinite"]
-
-        model = self.bundle.manifest.model
-        if tiling and max(latents.shape[2:]) > model.vae_tile:
-            return tiled_decode(decode, latents, tile=model.vae_tile, factor=model.vae_scale_factor)
-        return decode(latents)
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one of the bundle's graphs on host arrays; `bundle.graph(name)` says what it takes and gives."""
@@ -292,6 +270,7 @@ class Pipeline:
                 guidance_scale=request.guidance_scale,
                 scheduler=request.scheduler,
                 strength=request.strength,
+                clip_skip=request.clip_skip,
                 model=checkpoint.name,
                 model_sha256=checkpoint.sha256,
                 version=version("latentrt"),
@@ -333,13 +312,6 @@ def embedded_bundle() -> Path:
     from latentrt import engines
 
     return Path(next(iter(engines.__path__))) / "shapes"
-
-
-class _Conditioning(NamedTuple):
-    """(images, groups, S, D), and (images, groups, P) for models that take pooled text."""
-
-    context: Float32
-    pooled: Float32 | None
 
 
 class _Clock:

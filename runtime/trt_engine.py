@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from .bundle import Bundle, EngineRecord
 from .device import device_at
 from .engine import Bucket, NewWeights
-from .engine_choice import Host, Sizes, build_command, nothing_fits, refusal, tightest
+from .engine_choice import Host, Sizes, build_command, needed_graphs, nothing_fits, refusal, tightest
 from .engine_files import EngineFiles
 from .errors import BackendError
 from .gpu_loop import Fitted, GpuDenoiser, GpuEngine
@@ -18,8 +18,6 @@ from .lane_pool import LanePool
 from .trt_library import TrtLibrary
 from .trt_loaded import LoadedEngine
 from .weights import stored_weight
-
-NEEDED = ("context", "time", "denoise", "vae_decoder")
 
 
 class TrtBackend:
@@ -52,7 +50,7 @@ class TrtBackend:
         own = [record for record in self._files.engines if record.backend == host.backend]
         refusals = {record.file: refusal(record, self._bundle.manifest, host) for record in own}
         usable = [record for record in own if refusals[record.file] is None]
-        needed = (*(encoder.graph for encoder in self._bundle.manifest.model.text_encoders), *NEEDED)
+        needed = needed_graphs(self._bundle.manifest)
         missing = [graph for graph in needed if graph not in {record.graph for record in usable}]
         if missing:
             command = build_command(self._bundle, host.backend)

@@ -230,7 +230,8 @@ def test_a_wrong_graph_is_named_with_error_and_tolerance(sd1: Exported, tmp_path
             "vae_precision": "fp32",
             "prompt": "a",
             "model": json.loads((sd1.bundle / "bundle.json").read_text())["model"],
-            "defaults": {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 2.0},
+            "defaults": {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 2.0}
+            | {"strength": 0.8, "inpaint_strength": 1.0},
         }
         with pytest.raises(ParityError, match=rf"{graph}: .* differs from PyTorch by .* tolerance is .* at fp32"):
             parity.check_and_make_golden(request)

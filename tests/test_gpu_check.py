@@ -295,7 +295,7 @@ def test_full_size(full: Place, small: Exported, monkeypatch: pytest.MonkeyPatch
     def export(words: list[str]) -> int:
         arguments = _parser(words).parse_args(words)
         assert arguments.run is export_cli.run
-        assert (arguments.checkpoint.name, arguments.precision) == ("sd15.checkpoint", "fp16")
+        assert (Path(arguments.checkpoint).name, arguments.precision) == ("sd15.checkpoint", "fp16")
         shutil.copytree(small.bundle, arguments.out)
         return 0
 

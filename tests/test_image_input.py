@@ -1,5 +1,6 @@
 """Pictures that a call is given: as diffusers' image processor prepares them, and clear errors for what is none."""
 
+import argparse
 import struct
 import zlib
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps
 
 from latentrt.runtime import InputError, Pipeline
 from latentrt.runtime.image_input import GivenImages, ImageInput
+from latentrt.runtime.picture_flags import add_picture_flags, picture_options
 
 RANDOM = np.random.default_rng(0)
 BYTES = RANDOM.integers(0, 256, (50, 67, 3), dtype=np.uint8)
@@ -197,3 +199,26 @@ def test_the_picture_says_how_much_was_drawn_anew(pipe: Pipeline) -> None:
     image = pipe("a star", image=BYTES, strength=0.5, num_inference_steps=4, seed=1).images[0]
     assert image.size == (64, 48)
     assert "Denoising strength: 0.5" in image.info["parameters"]
+
+
+def test_flags_become_options() -> None:
+    parser = argparse.ArgumentParser()
+    add_picture_flags(parser)
+    assert picture_options(parser.parse_args([])) == {}
+    words = [
+        "--image",
+        "a.png",
+        "--vae-tiling",
+        "--original-size",
+        "96",
+        "64",
+        "--negative-crops-coords-top-left",
+        "3",
+        "4",
+    ]
+    assert picture_options(parser.parse_args(words)) == {
+        "image": "a.png",
+        "vae_tiling": True,
+        "original_size": [96, 64],
+        "negative_crops_coords_top_left": [3, 4],
+    }

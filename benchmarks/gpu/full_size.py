@@ -10,8 +10,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.cli import main
-from latentrt.runtime.trt_engine import NEEDED
+from latentrt.runtime.engine_choice import needed_graphs
 from latentrt.runtime.trt_library import TRT_BACKENDS
 
 from .places import Place
@@ -38,10 +39,11 @@ def run(place: Place, report: Report, pixels: int = 512, batches: tuple[int, ...
         timed(report, "export", partial(command, "export", checkpoint, bundle, "--precision", "fp16"))
     report.check("bundle", bundle.exists(), str(bundle))
     side, each = str(pixels), [word for batch in batches for word in ("--batch", str(batch))]
-    graphs = [word for graph in NEEDED for word in ("--graph", graph)]
     engines = place.engines("sd15")
     for backend in place.backends:
         if backend in TRT_BACKENDS and bundle.exists():
+            needed = needed_graphs(Bundle.open(bundle).manifest)
+            graphs = [word for graph in needed for word in ("--graph", graph)]
             words: list[str | Path] = [
                 "--backend",
                 backend,
