@@ -205,18 +205,8 @@ def test_flags_become_options() -> None:
     parser = argparse.ArgumentParser()
     add_picture_flags(parser)
     assert picture_options(parser.parse_args([])) == {}
-    words = [
-        "--image",
-        "a.png",
-        "--vae-tiling",
-        "--original-size",
-        "96",
-        "64",
-        "--negative-crops-coords-top-left",
-        "3",
-        "4",
-    ]
-    assert picture_options(parser.parse_args(words)) == {
+    sizes = ["--original-size", "96", "64", "--negative-crops-coords-top-left", "3", "4"]
+    assert picture_options(parser.parse_args(["--image", "a.png", "--vae-tiling", *sizes])) == {
         "image": "a.png",
         "vae_tiling": True,
         "original_size": [96, 64],
