@@ -16,6 +16,7 @@ EXPORTS = {
     "sdxl-fp32": ("sdxl", "fp32", 23, True),
     "sd1-inpaint-fp32": ("sd1-inpaint", "fp32", 23, True),
     "lcm-fp32": ("lcm", "fp32", 23, True),
+    "shapes-fp16": ("shapes", "fp16", 23, False),
 }
 # Exported from a single file in the original layout; what tests compare with is the folder that it was made from.
 SINGLE_FILES = ("sd2-fp32-opset18",)
@@ -34,14 +35,16 @@ SHAPES = Exported(ROOT / "tests" / "data" / "shapes", ROOT / "engines" / "shapes
 
 def export(folder: Path, name: str, family: str, precision: str, opset: int, tinier: bool) -> Exported:
     """Checkpoint and bundle, made by a child process unless they are in the cache, or another process is about it."""
-    result = Exported(folder / f"{name}.checkpoint", folder / name)
+    checkpoint = SHAPES.checkpoint if family == "shapes" else folder / f"{name}.checkpoint"
+    result = Exported(checkpoint, folder / name)
     script = (
         "import os, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
         "os.sched_setaffinity(0, range(os.cpu_count()))\n"
         "from checkpoints import tiny_checkpoint; from latentrt.runtime.cli import main\n"
         "from original_layout import single_file\n"
         "checkpoint, bundle, family, tinier, single, *options = sys.argv[2:]\n"
-        "tiny_checkpoint(Path(checkpoint), family, seed=11, tinier=tinier == 'True')\n"
+        "if family != 'shapes':\n"
+        "    tiny_checkpoint(Path(checkpoint), family, seed=11, tinier=tinier == 'True')\n"
         "if single == 'True':\n"
         "    options += ['--config', checkpoint]\n"
         "    checkpoint = str(single_file(Path(checkpoint), Path(checkpoint + '.safetensors'), family))\n"
