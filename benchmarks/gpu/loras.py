@@ -45,7 +45,7 @@ def run(place: Place, report: Report, steps: int = 8) -> None:
             milliseconds.append(pipe.set_loras(loras))
             got.append(pipe(PROMPT, **call).latents)
             names = " + ".join(f"{weight} {Path(file).stem}" for file, weight in loras.items()) or "the checkpoint"
-            report.at_most(f"{backend}: {names}", relative_error(got[-1], wanted), TOLERANCE[backend])
+            report.at_most(f"{backend}: {names}", relative_error(got[-1], wanted), TOLERANCE)
         equal = np.array_equal(got[0], got[-1])
         report.check(f"{backend}: back to the checkpoint", equal, "equal to the bit" if equal else "differs")
         report.figure(f"{backend}: milliseconds of each swap", milliseconds[1:])

@@ -32,10 +32,10 @@ def run(place: Place, report: Report, steps: int = 20) -> None:
         for name, call in CALLS.items():
             got = pipe(PROMPT, num_inference_steps=steps, output_type="np", **call)
             error = relative_error(got.latents, expected[name].latents)
-            report.at_most(f"{backend}: latents of {name}", error, TOLERANCE[backend])
+            report.at_most(f"{backend}: latents of {name}", error, TOLERANCE)
             ratio = psnr(np.asarray(got.images), np.asarray(expected[name].images))
             report.check(f"{backend}: {name}", ratio >= LEAST_PSNR, f"PSNR {ratio:.1f} dB, at least {LEAST_PSNR:g}")
-        # Goldens have limits of their own, which TF32 need not keep.
+        # Goldens have limits of their own.
         report.figure(f"{backend}: goldens", {check.name: [check.passed, check.text] for check in verify_goldens(pipe)})
 
     on_each_backend(place, report, compare, engines=engines)

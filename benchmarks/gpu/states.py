@@ -40,7 +40,7 @@ def run(place: Place, report: Report, steps: int = 6) -> None:
                 report.at_most(
                     f"{backend}: {name}, worst in call {call} of {len(plan)}, register {register}",
                     float(errors.max()),
-                    TOLERANCE[backend],
+                    TOLERANCE,
                 )
 
         on_each_backend(place, report, compare, engines=engines)
