@@ -1,14 +1,16 @@
-"""What fp16 costs each family, beside what it costs diffusers: errors of the latents against diffusers in float32.
+"""What fp16 and bf16 cost each family, beside what they cost diffusers: errors of latents against diffusers in float32.
 
-    python benchmarks/family_precision.py [sd1 sdxl sd1-inpaint sdxl-inpaint lcm] [--seeds 4]
+    python benchmarks/family_precision.py [sd1 sd2 sdxl sd1-inpaint lcm …] [--precision fp16 bf16] [--seeds 4]
 
-Small random checkpoints, exported to fp16, drawn on the CPU, and by diffusers in fp16 on the CPU. Passes where
-latentrt's error is at most 1.5 times that of diffusers. The last line of the output is JSON.
+Small random checkpoints, exported to that precision and drawn on the CPU with every result rounded to it (see
+`rounded_bundle.py`), and by diffusers in that precision on the CPU. Passes where latentrt's error is at most 1.5 times
+that of diffusers. The last line of the output is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -24,13 +26,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from checkpoints import tiny_checkpoint  # noqa: E402
+from rounded_bundle import rounded_bundle  # noqa: E402
 
 from latentrt.export.write import ExportOptions, export_bundle  # noqa: E402
 from latentrt.runtime import Pipeline  # noqa: E402
 from latentrt.runtime.verify import relative_error  # noqa: E402
 
 LIMIT = 1.5
-FAMILIES = ("sd1", "sdxl", "sd1-inpaint", "sdxl-inpaint", "lcm")
+FAMILIES = ("sd1", "sd2", "sdxl", "sd1-inpaint", "lcm")
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 CALL = {"prompt": "a lighthouse in a storm", "num_inference_steps": 6, "guidance_scale": 4.0}
 
 
@@ -56,15 +60,16 @@ def drawn_by_diffusers(checkpoint: Path, dtype: torch.dtype, seed: int, **option
     return np.asarray(latents.float().numpy())
 
 
-def measure(family: str, folder: Path, seeds: int) -> dict[str, float]:
+def measure(family: str, precision: str, folder: Path, seeds: int) -> dict[str, float]:
+    """Mean relative errors of both."""
     checkpoint = tiny_checkpoint(folder / "checkpoint", family, seed=3, tinier=True)
-    bundle = export_bundle(checkpoint, folder / "bundle", ExportOptions(precision="fp16", num_inference_steps=6))
+    bundle = export_bundle(checkpoint, folder / "bundle", ExportOptions(precision=precision, num_inference_steps=6))
     ours, theirs = [], []
-    with Pipeline.load(bundle.path, device="cpu") as pipe:
+    with Pipeline.load(rounded_bundle(bundle, folder / "rounded"), device="cpu") as pipe:
         for seed in range(seeds):
             options = {**CALL, **pictures(family)}
             exact = drawn_by_diffusers(checkpoint, torch.float32, seed, **options)
-            half = drawn_by_diffusers(checkpoint, torch.float16, seed, **options)
+            half = drawn_by_diffusers(checkpoint, DTYPES[precision], seed, **options)
             theirs.append(relative_error(half, exact))
             ours.append(relative_error(pipe(seed=seed, output_type="latent", **options).latents, exact))
     return {"latentrt": float(np.mean(ours)), "diffusers": float(np.mean(theirs))}
@@ -73,17 +78,20 @@ def measure(family: str, folder: Path, seeds: int) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", default=list(FAMILIES))
+    parser.add_argument("--precision", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
     parser.add_argument("--seeds", type=int, default=4)
     arguments = parser.parse_args()
     results = {}
-    for family in arguments.families:
+    for family, precision in itertools.product(arguments.families, arguments.precision):
         with tempfile.TemporaryDirectory() as folder:
-            result = measure(family, Path(folder), arguments.seeds)
-        results[family] = result
+            result = measure(family, precision, Path(folder), arguments.seeds)
+        name = f"{family} {precision}"
+        results[name] = result
         ratio = result["latentrt"] / result["diffusers"]
         verdict = "ok" if ratio <= LIMIT else f"FAIL, more than {LIMIT}"
         print(
-            f"{family:14} latentrt {result['latentrt']:.2e}  diffusers {result['diffusers']:.2e}  {ratio:.2f} {verdict}"
+            f"{name:18} latentrt {result['latentrt']:.2e}  diffusers {result['diffusers']:.2e}  {ratio:.2f} {verdict}",
+            flush=True,
         )
     print(json.dumps(results))
     return int(any(r["latentrt"] > LIMIT * r["diffusers"] for r in results.values()))

@@ -12,7 +12,7 @@ import pytest
 from lora_files import shapes_file
 from numpy.typing import NDArray
 from simulator import Fault, Machine, machine
-from simulator.onnxruntime import IOBinding
+from simulator.ort import IOBinding
 
 from latentrt.runtime import BackendError, Pipeline
 from latentrt.runtime.ort_cuda import SessionContext

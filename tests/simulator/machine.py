@@ -15,7 +15,7 @@ from latentrt.export.profiles import buckets_from_options
 from latentrt.export.trt_build import BuildOptions
 
 from .cuda import Cuda
-from .onnxruntime import simulated_onnxruntime
+from .ort import simulated_onnxruntime
 from .tensorrt import simulated_tensorrt
 
 VERSIONS = {"tensorrt": "10.16.1.11", "tensorrt_rtx": "1.7.1.116"}

@@ -9,7 +9,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-
 import onnxruntime as real
 
 from .cuda import Cuda, Fault, Work
