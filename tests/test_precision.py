@@ -4,12 +4,14 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+from rounded_bundle import round_results
 
 from latentrt.export.onnx_export import TensorInput, onnx_from_module
 from latentrt.export.precision import Float32Attention, keep_unet_islands
@@ -114,3 +116,34 @@ def test_a_vae_that_overflows_in_float16_is_decoded_in_float32() -> None:
     # The weights have been rounded to float16 on the way.
     bytes_of = (expected * 0.5 + 0.5).clamp(0, 1).mul(255).round().permute(0, 2, 3, 1).numpy()
     assert np.abs(images - bytes_of).max() <= 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_a_rounded_graph_rounds_each_result(dtype: torch.dtype) -> None:
+    """What `benchmarks/family_precision.py` measures with: as PyTorch computes step by step in the half itself."""
+    torch.manual_seed(8)
+    module = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.Sigmoid(), torch.nn.Linear(40, 5)).to(dtype)
+    x = torch.randn(7, 24).to(dtype)
+    model = onnx_from_module(Positional(module), [TensorInput("x", x, {0: "n"})], ["y"], opset=18)
+    round_results(model.graph)
+    serialized = ir.serde.serialize_model(model).SerializeToString()
+    (got,) = onnxruntime.InferenceSession(serialized).run(["y"], {"x": x.float().numpy()})
+    exact = module.float()(x.float())
+    expected = module.to(dtype)(x).float()
+    assert np.array_equal(got, torch.from_numpy(got).to(dtype).float().numpy())
+    step = float(torch.finfo(dtype).eps) * float(expected.abs().max())
+    np.testing.assert_allclose(got, expected.numpy(), rtol=0, atol=2 * step)
+    assert np.abs(got - exact.numpy()).max() > 0.1 * step
+
+
+class Positional(torch.nn.Module):
+    """A module whose argument is called `x`."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.module(x)
+        return y
