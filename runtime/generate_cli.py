@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .bundle_flags import add_bundle_flags, load_pipeline
 from .errors import InputError
-from .image import require_png, save_png
+from .image import require_png, save_npy, save_png
 from .jobs import lines_of_file, numbered, run_jobs
 from .picture_flags import add_picture_flags, picture_options
 from .prompt import SYNTAXES
@@ -46,6 +46,7 @@ _OPTIONS = {
     "num_images": "num_images_per_prompt",
     "clip_skip": "clip_skip",
     "rng": "rng",
+    "latents": "latents",
 }
 
 
@@ -92,6 +93,8 @@ def add_parser(commands: Any) -> None:
         help="LoRA file, weight 1 if not said; repeatable",
     )
     parser.add_argument("--clip-skip", type=int, help="layers of the text encoder to skip")
+    parser.add_argument("--latents", metavar="FILE.npy", help="noise to start from, instead of the seed's")
+    parser.add_argument("--save-latents", type=Path, metavar="FILE.npy", help="write the latents, too, for --image")
     add_picture_flags(parser)
     parser.set_defaults(run=run)
 
@@ -100,6 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
     if (arguments.prompt is None) == (arguments.jobs is None):
         raise InputError("pass either a prompt or --jobs FILE")
     require_png(arguments.out)
+    if arguments.save_latents and (arguments.jobs or arguments.save_latents.suffix != ".npy"):
+        raise InputError(f"--save-latents {arguments.save_latents} is one .npy file for one prompt, not for --jobs")
     lines = None if arguments.jobs is None else lines_of_file(arguments.jobs)
     given = {option: getattr(arguments, flag) for flag, option in _OPTIONS.items()}
     options = {option: value for option, value in given.items() if value is not None} | picture_options(arguments)
@@ -108,10 +113,10 @@ def run(arguments: argparse.Namespace) -> int:
             pipe.set_loras(dict(map(_lora, arguments.lora)))
         if lines is not None:
             return run_jobs(pipe, lines, options, arguments.out)
-        return _draw(pipe, arguments.prompt, options, arguments.out)
+        return _draw(pipe, arguments.prompt, options, arguments.out, arguments.save_latents)
 
 
-def _draw(pipe: "Pipeline", prompt: str, options: dict[str, Any], out: Path) -> int:
+def _draw(pipe: "Pipeline", prompt: str, options: dict[str, Any], out: Path, latents: Path | None) -> int:
     from tqdm import tqdm
 
     result = None
@@ -121,6 +126,8 @@ def _draw(pipe: "Pipeline", prompt: str, options: dict[str, Any], out: Path) -> 
             bar.update()
             result = step.result
     assert result is not None
+    if latents is not None:
+        save_npy(result.latents, latents)
     for file, image, seed in zip(numbered(out, len(result.images)), result.images, result.seeds, strict=True):
         save_png(image, file)
         print(f"{file} (seed {seed}, {result.timings['total'] / 1000:.2f} s on {pipe.backend})")

@@ -99,3 +99,14 @@ def save_png(image: "Image.Image", path: Path) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_npy(array: NDArray[np.float32], path: Path) -> None:
+    """Save an array in numpy's format, through a temporary file as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.partial.npy")
+    try:
+        np.save(temporary, array)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

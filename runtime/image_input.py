@@ -59,6 +59,8 @@ class GivenImages:
         """Raises: InputError: not pictures, unreadable, or a mask without a picture."""
         if image is None and mask_image is not None:
             raise InputError("mask_image needs image, the picture that it is a mask of")
+        if is_npy(image):
+            image = read_npy(image)
         self.latents = _as_latents(image, latent_channels)
         given = image is not None and self.latents is None
         self.pictures = _opened("image", image) if given else []
@@ -99,6 +101,22 @@ class GivenImages:
             mask=np.stack(masks * (count if len(masks) == 1 else 1)) if masks else None,
             rows=_rows(count, prompts, per_prompt),
         )
+
+
+def is_npy(given: object) -> bool:
+    """Whether this is the path of an array in numpy's format."""
+    return isinstance(given, str | os.PathLike) and Path(given).suffix.lower() == ".npy"
+
+
+def read_npy(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """An array in numpy's format; raises `InputError` where it is none. Nothing pickled is read."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is no array in numpy's format: {error}") from error
+    return np.asarray(array)
 
 
 def _rows(count: int, prompts: int, per_prompt: int) -> NDArray[np.int64]:

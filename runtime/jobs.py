@@ -16,8 +16,8 @@ from .request import CallOptions
 if TYPE_CHECKING:
     from .pipeline import Pipeline
 
-# Arrays do not go into a line of JSON, and every job ends in PNG files.
-_NOT_IN_JOBS = ("latents", "output_type", *(name for name in CallOptions.__annotations__ if name.endswith("_embeds")))
+# Embeddings do not go into a line of JSON, and every job ends in PNG files.
+_NOT_IN_JOBS = ("output_type", *(name for name in CallOptions.__annotations__ if name.endswith("_embeds")))
 JOB_KEYS = ("prompt", "out", *(name for name in CallOptions.__annotations__ if name not in _NOT_IN_JOBS))
 
 

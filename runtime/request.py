@@ -13,7 +13,7 @@ import numpy as np
 from .bundle import Defaults, Manifest
 from .engine import Float32
 from .errors import InputError, nearest_names
-from .image_input import GivenImages, ImageInput, Picture
+from .image_input import GivenImages, ImageInput, Picture, is_npy, read_npy
 from .noise import TorchGenerator
 from .prompt import SYNTAXES
 from .scheduler import Plan, resolve
@@ -48,9 +48,10 @@ class CallOptions(TypedDict, total=False):
     guidance_rescale: 0 to 1, pulls the guided prediction back to the contrast of the unguided (arXiv 2305.08891).
     prompt_embeds, negative_prompt_embeds: (prompts, S, D) float32 hidden states instead of text.
     pooled_prompt_embeds, negative_pooled_prompt_embeds: (prompts, P) float32, beside them for SDXL.
-    latents: (images, C, h, w) float32, unit normal noise to start from, instead of what the seeds give.
+    latents: (images, C, h, w) float32, or a .npy file of it, unit normal noise to start from instead of the seeds'.
     image: what to start from, one for all prompts or one for each: a file, a PIL image, an array (H, W, 3) of uint8 or
-        of floats from 0 to 1, or latents (images, C, h, w). Height and width are then its own, if they are not given.
+        of floats from 0 to 1, or latents (images, C, h, w), also as a .npy file. Height and width are then its own, if
+        they are not given.
     mask_image: of the same kinds, light where the picture is drawn anew, dark where it is kept.
     strength: in (0, 1], how much of the image is drawn anew.
     original_size, crops_coords_top_left, target_size: (height, width), what SDXL is told of the picture's origin; the
@@ -81,7 +82,7 @@ class CallOptions(TypedDict, total=False):
     negative_prompt_embeds: Float32 | None
     pooled_prompt_embeds: Float32 | None
     negative_pooled_prompt_embeds: Float32 | None
-    latents: Float32 | None
+    latents: "Float32 | str | os.PathLike[str] | None"
     image: Picture
     mask_image: Picture
     strength: float | None
@@ -303,10 +304,10 @@ def _choice(name: str, given: str, choices: Sequence[str]) -> str:
     return given
 
 
-def _latents(given: Float32 | None, shape: tuple[int, ...]) -> Float32 | None:
+def _latents(given: Any, shape: tuple[int, ...]) -> Float32 | None:
     if given is None:
         return None
-    array = np.asarray(given, np.float32)
+    array = np.asarray(read_npy(given) if is_npy(given) else given, np.float32)
     if array.shape != shape:
         raise InputError(f"latents have the shape {array.shape}; for these images it should be {shape}")
     return array

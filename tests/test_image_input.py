@@ -13,6 +13,7 @@ from exports import SHAPES
 from PIL import Image, ImageOps
 
 from latentrt.runtime import InputError, Pipeline
+from latentrt.runtime.cli import main
 from latentrt.runtime.image_input import GivenImages, ImageInput
 from latentrt.runtime.picture_flags import add_picture_flags, picture_options
 
@@ -212,3 +213,30 @@ def test_flags_become_options() -> None:
         "original_size": [96, 64],
         "negative_crops_coords_top_left": [3, 4],
     }
+
+
+def test_latents_of_one_picture_are_the_start_of_another(pipe: Pipeline, tmp_path: Path) -> None:
+    """On the command line, through files in numpy's format."""
+    noise, latents = tmp_path / "noise.npy", tmp_path / "new" / "star.npy"
+    np.save(noise, RANDOM.standard_normal((1, 4, 6, 8)).astype(np.float32))
+    size = ["--height", "48", "--width", "64", "--steps", "4", "--device", "cpu", "-o", str(tmp_path / "star.png")]
+    first = ["generate", "a star", *size, "--latents", str(noise), "--save-latents", str(latents)]
+    assert main(first) == 0
+    call = {"num_inference_steps": 4, "output_type": "latent"}
+    expected = pipe("a star", latents=np.load(noise), height=48, width=64, **call).latents
+    np.testing.assert_allclose(np.load(latents), expected, rtol=0, atol=1e-5)
+    again = ["generate", "a heart", *size, "--seed", "4", "--image", str(latents), "--strength", "0.5"]
+    assert main([*again, "--save-latents", str(tmp_path / "heart.npy")]) == 0
+    expected = pipe("a heart", image=np.load(latents), strength=0.5, seed=4, **call).latents
+    np.testing.assert_allclose(np.load(tmp_path / "heart.npy"), expected, rtol=0, atol=1e-5)
+    assert sorted(p.name for p in latents.parent.iterdir()) == ["star.npy"]
+
+
+def test_files_that_hold_no_array_are_refused(pipe: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "text.npy").write_text("no array")
+    np.save(tmp_path / "pickled.npy", np.array([{}], object), allow_pickle=True)
+    for name, message in (("text", "no array in numpy's format"), ("pickled", "no array"), ("none", "does not exist")):
+        for option in ("latents", "image"):
+            with pytest.raises(InputError, match=message):
+                pipe.stream("a", **{option: str(tmp_path / f"{name}.npy")})
+    assert main(["generate", "a", "--save-latents", str(tmp_path / "x.png")]) == 1

@@ -72,7 +72,7 @@ def test_failures_are_told_at_the_end_and_stop_nothing(sd1: Exported, capsys: py
     write(
         [
             {"prompt": "a", "seeed": 1},
-            {"prompt": "a", "latents": [1]},
+            {"prompt": "a", "output_type": "np"},
             "{'prompt': 'a'}",
             '["a"]',
             {"seed": 1},
@@ -81,6 +81,7 @@ def test_failures_are_told_at_the_end_and_stop_nothing(sd1: Exported, capsys: py
             {"prompt": "a", "height": "tall"},
             {"prompt": "a", "out": "x.jpg"},
             {"prompt": "a", "out": 5},
+            {"prompt": "a", "latents": [1]},
             {"prompt": "a", "out": "jobs.jsonl/x.png"},
             {"prompt": "fine", "out": "fine.png"},
         ]
@@ -88,10 +89,10 @@ def test_failures_are_told_at_the_end_and_stop_nothing(sd1: Exported, capsys: py
     assert run(sd1.bundle) == 1
     assert pictures() == ["fine.png"]
     first, *rest = capsys.readouterr().err.splitlines()
-    assert first == "latentrt: 11 of 12 jobs failed"
+    assert first == "latentrt: 12 of 13 jobs failed"
     reasons = [
         "line 1: unknown key 'seeed'; did you mean 'seed'?",
-        "line 2: unknown key 'latents'; ",
+        "line 2: unknown key 'output_type'; ",
         "line 3: this cannot be read as JSON: ",
         "line 4: a job is an object such as",
         'line 5: a job has a "prompt"',
@@ -100,7 +101,8 @@ def test_failures_are_told_at_the_end_and_stop_nothing(sd1: Exported, capsys: py
         "line 8: height='tall': it is a whole number",
         "line 9: x.jpg does not end in .png",
         'line 10: a job has a "prompt"',
-        "line 11: ",
+        "line 11: latents have the shape (1,); for these images it should be (1, 4, ",
+        "line 12: ",
     ]
     assert all(line.strip().startswith(reason) for line, reason in zip(rest, reasons, strict=True)), rest
 
