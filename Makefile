@@ -19,12 +19,12 @@ check: .venv/installed
 
 .venv-demo/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-demo
-	.venv-demo/bin/pip install --quiet --no-compile --disable-pip-version-check -e '.[cpu]'
+	.venv-demo/bin/pip install --quiet --disable-pip-version-check -e '.[cpu]'
 	touch $@
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --no-compile --disable-pip-version-check -e '.[test]'
+	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
 clean:
