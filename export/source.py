@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentrt.runtime.errors import CheckpointError
+from latentrt.runtime.lora import file_and_weight
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
@@ -56,11 +57,7 @@ class Source:
 
 def lora_from_text(text: str) -> LoraFile:
     """ "style.safetensors:0.8" is a file and its weight; without a number the weight is 1."""
-    path, colon, weight = text.rpartition(":")
-    try:
-        return LoraFile(path, float(weight)) if colon else LoraFile(text)
-    except ValueError:
-        return LoraFile(text)  # a path with a colon
+    return LoraFile(*file_and_weight(text))
 
 
 def embedding_from_text(text: str) -> EmbeddingFile:

@@ -8,6 +8,7 @@ from .bundle_flags import add_bundle_flags, load_pipeline
 from .errors import InputError
 from .image import require_png, save_npy, save_png
 from .jobs import lines_of_file, numbered, run_jobs
+from .lora import file_and_weight
 from .picture_flags import add_picture_flags, picture_options
 from .prompt import SYNTAXES
 from .request import LONG_PROMPTS
@@ -110,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = {option: value for option, value in given.items() if value is not None} | picture_options(arguments)
     with load_pipeline(arguments) as pipe:
         if arguments.lora:
-            pipe.set_loras(dict(map(_lora, arguments.lora)))
+            pipe.set_loras(dict(map(file_and_weight, arguments.lora)))
         if lines is not None:
             return run_jobs(pipe, lines, options, arguments.out)
         return _draw(pipe, arguments.prompt, options, arguments.out, arguments.save_latents)
@@ -132,12 +133,3 @@ def _draw(pipe: "Pipeline", prompt: str, options: dict[str, Any], out: Path, lat
         save_png(image, file)
         print(f"{file} (seed {seed}, {result.timings['total'] / 1000:.2f} s on {pipe.backend})")
     return 0
-
-
-def _lora(text: str) -> tuple[str, float]:
-    """ "style.safetensors:0.8" is a file and its weight."""
-    path, colon, weight = text.rpartition(":")
-    try:
-        return (path, float(weight)) if colon else (text, 1.0)
-    except ValueError:
-        return text, 1.0  # a path with a colon

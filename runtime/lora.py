@@ -159,6 +159,15 @@ def changed_weights(bundle: Bundle, loras: Mapping[Path, float]) -> NewWeights:
     return changed
 
 
+def file_and_weight(text: str) -> tuple[str, float]:
+    """ "style.safetensors:0.8" is a file and its weight; without a number the weight is 1."""
+    path, colon, weight = text.rpartition(":")
+    try:
+        return (path, float(weight)) if colon else (text, 1.0)
+    except ValueError:
+        return text, 1.0  # a path with a colon
+
+
 class _Names:
     """Names of modules in LoRA files -> parameters of the checkpoint."""
 

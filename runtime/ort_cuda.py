@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .bundle import Bundle
 from .device import Stream, device_at
 from .engine import Bucket, NewWeights
-from .engine_choice import Sizes, shape_at
+from .engine_choice import Sizes, shape_at, sizes_of_inputs
 from .errors import BackendError
 from .gpu_loop import Fitted, GpuDenoiser, GpuEngine
 from .lane import Lane
@@ -164,18 +164,14 @@ class SessionContext:
 
     def __init__(self, session: CudaSession) -> None:
         self._spec, self._device_index = session.spec, session.device_index
-        self._sizes: dict[str, int] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self.binding: Any = None
         self.graph_id = NO_CAPTURE
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Learn the sizes of symbols from an input's shape."""
-        spec = next(tensor for tensor in self._spec.inputs if tensor.name == name)
-        for size, given in zip(spec.shape, shape, strict=True):
-            *factors, symbol = str(size).split("*")
-            if not symbol.isdigit() and all(map(str.isdigit, factors)):
-                self._sizes[symbol] = given // int(np.prod([int(factor) for factor in factors], dtype=int))
+        """The shape of an input."""
+        self._shapes[name] = shape
         self.binding = None
         return True
 
@@ -190,9 +186,10 @@ class SessionContext:
 
     def bind(self, binding: Any) -> None:
         """Bind all tensors where they lie."""
+        sizes = sizes_of_inputs(self._spec, self._shapes)
         for bind, tensors in ((binding.bind_input, self._spec.inputs), (binding.bind_output, self._spec.outputs)):
             for tensor in tensors:
                 dtype: Any = BFLOAT16 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype).type
-                shape, address = shape_at(tensor, self._sizes), self._addresses[tensor.name]
+                shape, address = shape_at(tensor, sizes), self._addresses[tensor.name]
                 bind(tensor.name, "cuda", self._device_index, dtype, shape, address)
         self.binding = binding
