@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved medians, a card of the machine, and a last line in JSON.
+"""What the benchmarks share: interleaved repetitions, percentiles, a card of the machine, and a last line in JSON.
 
 Knows clocks and tables; knows nothing of models. Every script measures what it compares side by side in one run, and
 reports against its targets without failing: a figure is a fact about a machine.
@@ -8,20 +8,49 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from latentrt.runtime.bundle import Bundle
 
-PACKAGES = ("latentrt", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx-ir", "torch", "diffusers", "transformers")
+PACKAGES = (
+    *("latentrt", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx-ir", "openvino", "tensorrt", "tensorrt-rtx"),
+    *("torch", "diffusers", "transformers", "optimum", "optimum-onnx", "openvino-genai", "stable-diffusion-cpp-python"),
+)
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99}
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Repetitions of one figure; `name` tells it apart from all others of its benchmark, such as "shapes: latency"."""
+
+    name: str
+    unit: str
+    values: Sequence[float]
+    more_is_better: bool = False
+
+    @property
+    def p50(self) -> float:
+        """The median."""
+        return float(np.percentile(self.values, 50))
+
+    def record(self) -> dict[str, Any]:
+        """What stands in the JSON: the values as well, so that they can be judged anew."""
+        found = {name: float(np.percentile(self.values, q)) for name, q in PERCENTILES.items()}
+        return {**asdict(self), "values": [float(value) for value in self.values], **found}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +98,32 @@ def environment() -> dict[str, Any]:
     """The machine and what is installed on it, as far as it decides the figures."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+    model, clock = (re.search(rf"{name}\s*: (.*)", text) for name in ("model name", "cpu MHz"))
+    flags = re.search(r"flags\s*: (.*)", text)
     return {
         "cpu": model[1] if model else platform.machine(),
+        "mhz": round(float(clock[1])) if clock else None,
+        "instructions": [name for name in INSTRUCTIONS if flags and name in flags[1].split()],
         "cores": len(os.sched_getaffinity(0)),
+        "gpus": gpus(),
         "ram_gib": round(memory / 2**30, 1),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "packages": dict(sorted((d.name, d.version) for d in distributions() if d.name in PACKAGES)),
         "threads": {name: os.environ[name] for name in THREADS if name in os.environ},
     }
+
+
+def gpus() -> list[dict[str, str]]:
+    """Name, driver, memory, clocks and power limit of each NVIDIA GPU, as nvidia-smi tells."""
+    fields = ("name", "driver_version", "memory.total", "clocks.max.sm", "clocks.max.mem", "power.limit")
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = child.stdout.splitlines() if child.returncode == 0 else []
+    return [dict(zip(fields, map(str.strip, line.split(",")), strict=True)) for line in lines]
 
 
 def unet_parameters(bundle: Bundle) -> int:
@@ -109,12 +154,27 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def finish(benchmark: str, card: Mapping[str, Any], results: Mapping[str, Any], targets: Sequence[Target]) -> None:
-    """Print the targets, then everything as one line of JSON."""
+def finish(
+    benchmark: str,
+    card: Mapping[str, Any],
+    results: Mapping[str, Any],
+    targets: Sequence[Target] = (),
+    measurements: Sequence[Measurement] = (),
+) -> None:
+    """Print the targets, then everything as one line of JSON.
+
+    `measurements` are what `compare.py` compares between runs; `results` is whatever else should be kept.
+    """
     print()
     for target in targets:
         verdict = "met" if target.met else "missed"
         print(f"{target.name}: {target.value:.4g} {target.unit}, target at most {target.at_most:g}: {verdict}")
-    judged = [{**asdict(t), "met": t.met} for t in targets]
-    text = json.dumps({"benchmark": benchmark, "environment": card, "results": results, "targets": judged})
-    print(json.dumps(json.loads(text, parse_float=lambda digits: float(f"{float(digits):.6g}"))))
+    found = {
+        "benchmark": benchmark,
+        "date": date.today().isoformat(),
+        "environment": card,
+        "results": results,
+        "measurements": [measurement.record() for measurement in measurements],
+        "targets": [{**asdict(target), "met": target.met} for target in targets],
+    }
+    print(json.dumps(json.loads(json.dumps(found), parse_float=lambda digits: float(f"{float(digits):.6g}"))))
