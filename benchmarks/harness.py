@@ -4,6 +4,7 @@ Knows clocks and tables; knows nothing of models. Every script measures what it 
 reports against its targets without failing: a figure is a fact about a machine.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -12,7 +13,8 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import distributions
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from latentrt.runtime.bundle import Bundle
+from latentrt.runtime import Bundle, Pipeline
 
 PACKAGES = (
     *("latentrt", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx-ir", "openvino", "tensorrt", "tensorrt-rtx"),
@@ -94,6 +96,11 @@ def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def environment() -> dict[str, Any]:
     """The machine and what is installed on it, as far as it decides the figures."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -105,7 +112,7 @@ def environment() -> dict[str, Any]:
         "cpu": model[1] if model else platform.machine(),
         "mhz": round(float(clock[1])) if clock else None,
         "instructions": [name for name in INSTRUCTIONS if flags and name in flags[1].split()],
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "gpus": gpus(),
         "ram_gib": round(memory / 2**30, 1),
         "load": round(os.getloadavg()[0], 2),
@@ -124,6 +131,30 @@ def gpus() -> list[dict[str, str]]:
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = child.stdout.splitlines() if child.returncode == 0 else []
     return [dict(zip(fields, map(str.strip, line.split(",")), strict=True)) for line in lines]
+
+
+def add_pipeline_arguments(parser: argparse.ArgumentParser, *, repetitions: int) -> None:
+    """BUNDLE, --backend, --device, --height, --width and --repetitions."""
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--backend", nargs="+", default=["onnxruntime"], help="default: onnxruntime")
+    parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.add_argument("--height", type=int, help="pixels; default: the bundle's")
+    parser.add_argument("--width", type=int, help="pixels; default: the bundle's")
+    parser.add_argument("--repetitions", type=int, default=repetitions, help=f"default: {repetitions}")
+
+
+@contextmanager
+def pipelines(arguments: argparse.Namespace) -> Iterator[dict[str, Pipeline]]:
+    """The bundle on each backend that was asked for, by the backend's full name; height and width are filled in."""
+    with ExitStack() as stack:
+        pipes = [
+            stack.enter_context(Pipeline.load(arguments.bundle, backend=backend, device=arguments.device))
+            for backend in arguments.backend
+        ]
+        defaults = pipes[0].bundle.manifest.defaults
+        arguments.height = arguments.height or defaults.height
+        arguments.width = arguments.width or defaults.width
+        yield {pipe.backend: pipe for pipe in pipes}
 
 
 def unet_parameters(bundle: Bundle) -> int:

@@ -1,0 +1,95 @@
+"""Seconds from prompt to picture, by steps, batch and size; pictures a second; and how long a change of LoRA takes.
+
+    python benchmarks/latency.py BUNDLE [--backend onnxruntime ...] [--device cpu] [--height H] [--width W]
+        [--steps 1 4 20 50] [--batches 1 2 4 8] [--sizes 64 192] [--few-steps 4] [--repetitions 5]
+
+Every case is a whole call of a pipeline that has drawn before, PIL images included; all cases of all backends take
+turns. Steps are varied for one picture; batches and square sizes (pixels) at `--few-steps`. A step is one UNet call
+with DDIM; a call computes both guidance groups. The last line is JSON.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gpu.loras import random_lora
+from harness import (
+    Measurement,
+    add_pipeline_arguments,
+    finish,
+    interleaved,
+    pipelines,
+    show_environment,
+    show_table,
+)
+
+from latentrt.runtime import Pipeline
+
+PROMPT = "a photo of an astronaut riding a horse"
+
+
+def calls(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and options of each call that is measured."""
+    height, width, few = arguments.height, arguments.width, arguments.few_steps
+    wanted = [(steps, 1, height, width) for steps in arguments.steps]
+    wanted += [(few, batch, height, width) for batch in arguments.batches]
+    wanted += [(few, 1, size, size) for size in arguments.sizes]
+    for steps, batch, h, w in dict.fromkeys(wanted):
+        options = {"num_inference_steps": steps, "num_images_per_prompt": batch, "height": h, "width": w}
+        yield f"{w}x{h}, batch {batch}, {steps} steps", options
+
+
+def swap_seconds(pipe: Pipeline, loras: tuple[Path, Path], repetitions: int) -> list[float]:
+    """From one LoRA to another, until a picture can be drawn."""
+    pipe.set_loras({loras[0]: 1.0})
+    seconds = [pipe.set_loras({loras[(turn + 1) % 2]: 1.0}) / 1000 for turn in range(repetitions)]
+    pipe.set_loras({})
+    return seconds
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Measure calls by steps, batch and size, and changes of LoRA.")
+    add_pipeline_arguments(parser, repetitions=5)
+    parser.add_argument("--steps", type=int, nargs="*", default=[1, 4, 20, 50], help="default: 1 4 20 50")
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 2, 4, 8], help="default: 1 2 4 8")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[], help="pixels of squares; default: none")
+    parser.add_argument("--few-steps", type=int, default=4, help="for batches and sizes; default: 4")
+    parser.add_argument("--no-loras", action="store_true", help="leave changes of LoRA out")
+    arguments = parser.parse_args()
+    card = show_environment()
+    model = arguments.bundle.resolve().name
+    with pipelines(arguments) as pipes, tempfile.TemporaryDirectory() as folder:
+        cases: dict[str, Callable[[], object]] = {
+            f"{model}: {backend}: {name}": partial(pipe, PROMPT, scheduler="ddim", seed=0, **options)
+            for name, options in calls(arguments)
+            for backend, pipe in pipes.items()
+        }
+        batches = {name: options["num_images_per_prompt"] for name, options in calls(arguments)}
+        seconds = interleaved(cases, arguments.repetitions)
+        measurements = [Measurement(name, "s", values) for name, values in seconds.items()]
+        if not arguments.no_loras:
+            first, second = (random_lora(Path(folder) / f"{i}.safetensors", arguments.bundle, i) for i in (0, 1))
+            measurements += [
+                Measurement(f"{model}: {backend}: change of LoRA", "s", swap_seconds(pipe, (first, second), 3))
+                for backend, pipe in pipes.items()
+            ]
+    rates = {name: batches[name.split(": ")[-1]] for name in seconds}
+    measurements += [
+        Measurement(f"{name}: throughput", "pictures/s", [count / s for s in seconds[name]], more_is_better=True)
+        for name, count in rates.items()
+        if count == max(rates.values())
+    ]
+    rows = [
+        (m.name, f"{m.p50:,.3f}", *(f"{m.record()[q]:,.3f}" for q in ("p90", "p99", "min")), m.unit)
+        for m in measurements
+    ]
+    show_table(("call", "p50", "p90", "p99", "min", ""), rows)
+    finish("latency", card, {"model": model, "scheduler": "ddim", "unet_calls": "steps"}, [], measurements)
+
+
+if __name__ == "__main__":
+    main()
