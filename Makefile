@@ -1,10 +1,13 @@
 # make demo    draw a picture: installs the runtime into .venv-demo, no PyTorch
 # make test    the test suite, in .venv
 # make check   ruff and mypy, in .venv
+# make bench   measure this machine against its peers, and write a report; DEVICE=cuda for a GPU, MODELS="shapes" for less
 
 PYTHON ?= python3
+DEVICE ?= cpu
+MODELS ?= shapes medium sd15
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 
 demo: .venv-demo/installed
 	.venv-demo/bin/latentrt generate "a large red star on a blue background" --seed 1 -o out/demo.png
@@ -16,6 +19,9 @@ check: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+bench: .venv/installed
+	.venv/bin/python benchmarks/bench.py --device $(DEVICE) --models $(MODELS)
 
 .venv-demo/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-demo

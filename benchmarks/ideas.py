@@ -134,13 +134,13 @@ def _prediction(plan: Plan, k: int) -> Plan:
 def rows(pipe: Pipeline, height: int, width: int, calls: int, repetitions: int) -> dict[str, dict[str, Any]]:
     """Idea -> seconds with and without it, and their ratio.
 
-    Raises `SystemExit` where the loop in pieces does not draw what the whole loop draws.
+    Raises `RuntimeError` where the loop in pieces does not draw what the whole loop draws.
     """
     loops = Loops(pipe, height, width, calls)
     whole, pieces = loops.whole(), loops.numpy_between()
     difference = float(np.abs(whole - pieces).max() / np.abs(whole).max())
     if not difference < 1e-2:
-        raise SystemExit(f"the loop in pieces differs from the whole one by {difference:.1e}: nothing was timed")
+        raise RuntimeError(f"the loop in pieces differs from the whole one by {difference:.1e}: nothing was timed")
     cases: dict[str, Callable[[], object]] = {
         "whole": loops.whole,
         "pieces": loops.pieces,

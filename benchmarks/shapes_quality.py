@@ -116,6 +116,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     text = report(figures, table, backend)
     (options.out / "shapes.md").write_text(text)
+    (options.out / "shapes.json").write_text(json.dumps(figures, indent=1) + "\n")
     print(text)
     print(json.dumps(figures))
 

@@ -1,7 +1,7 @@
 """Where the time of a picture goes, stage by stage, and how far each stage is from what the machine can do.
 
     python benchmarks/stages.py BUNDLE [--backend onnxruntime ...] [--device cpu] [--height H] [--width W] [--batch 1]
-        [--steps 20] [--repetitions 9]
+        [--steps 20] [--calls 5] [--repetitions 9]
 
 Each stage runs by itself on random inputs of the right sizes, the stages of all backends taking turns: tokenizer, text
 encoder, `time` for all calls, `context`, one `denoise` call (the mean over a loop without its first one), VAE decoder,
@@ -38,7 +38,6 @@ from latentrt.runtime.image import pil_from_arrays
 from latentrt.runtime.scheduler import Plan
 
 PROMPT = "a photo of an astronaut riding a horse"
-CALLS = 5  # of the loop that is timed for one `denoise` call
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -60,8 +59,8 @@ def _numpy_type(graph: Graph, name: str) -> np.dtype[Any]:
 class Stages:
     """The stages of one pipeline at fixed sizes, each a function that runs it once."""
 
-    def __init__(self, pipe: Pipeline, bucket: Bucket, steps: int) -> None:
-        self.pipe, self.bucket, self.steps = pipe, bucket, steps
+    def __init__(self, pipe: Pipeline, bucket: Bucket, *, steps: int, calls: int) -> None:
+        self.pipe, self.bucket, self.calls = pipe, bucket, calls
         self.per_call: list[float] = []  # seconds, one for each loop that was run
         model = pipe.bundle.manifest.model
         rows = bucket.batch * bucket.groups
@@ -97,7 +96,9 @@ class Stages:
         inputs = random_inputs(bundle.graph("time"), {"n": batch * bucket.groups})
         graph = bundle.graph("denoise")
         extra = [spec for spec in graph.inputs if spec.name == "extra"]
-        plan = Plan.from_config(bundle.read_json(bundle.manifest.scheduler) | {"_class_name": "DDIMScheduler"}, CALLS)
+        plan = Plan.from_config(
+            bundle.read_json(bundle.manifest.scheduler) | {"_class_name": "DDIMScheduler"}, self.calls
+        )
         denoiser = self.pipe.denoiser(bucket)
         options: dict[str, Any] = {
             "context": random.standard_normal((batch, bucket.groups, bucket.tokens, width), np.float32),
@@ -117,7 +118,7 @@ class Stages:
             for step in steps:
                 last = step
             _wait(last)
-            self.per_call.append((time.perf_counter() - start) / (CALLS - 1))
+            self.per_call.append((time.perf_counter() - start) / (self.calls - 1))
 
         return run
 
@@ -158,7 +159,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure each stage of a picture, and its distance to the floor.")
     add_pipeline_arguments(parser, repetitions=9)
     parser.add_argument("--batch", type=int, default=1, help="images; default: 1")
-    parser.add_argument("--steps", type=int, default=20, help="calls of the picture; default: 20")
+    parser.add_argument("--steps", type=int, default=20, help="of the picture, for `time`; default: 20")
+    parser.add_argument("--calls", type=int, default=5, help="of the loop that tells one call's time; default: 5")
     arguments = parser.parse_args()
     card = show_environment()
     measured = rates(arguments.device)
@@ -167,7 +169,10 @@ def main() -> None:
         model = next(iter(pipes.values())).bundle.manifest.model
         height, width = (size // model.vae_scale_factor for size in (arguments.height, arguments.width))
         bucket = Bucket(arguments.batch, 2, height, width, model.text_encoders[0].max_length)
-        stages = {backend: Stages(pipe, bucket, arguments.steps) for backend, pipe in pipes.items()}
+        stages = {
+            backend: Stages(pipe, bucket, steps=arguments.steps, calls=arguments.calls)
+            for backend, pipe in pipes.items()
+        }
         seconds = measure(stages, arguments.repetitions)
         least = floors(next(iter(stages.values())), arguments.device, measured)
     name = f"{arguments.bundle.resolve().name} {arguments.width}x{arguments.height}, batch {arguments.batch}"

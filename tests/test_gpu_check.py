@@ -109,6 +109,7 @@ def test_a_library_that_breaks_does_not_hide_the_next(
         ("states", {"steps": 3}),
         ("loras", {"steps": 1}),
         ("waits", {"steps": 5}),
+        ("ideas", {"calls": 2, "repetitions": 1}),
         ("older", {}),
     ],
 )

@@ -25,6 +25,7 @@ PARTS = {
     "loras": 120,
     "noise": 90,
     "waits": 60,
+    "ideas": 90,
     "older": 90,
     "full_size": 540,
     "latency": 540,

@@ -1,0 +1,334 @@
+"""From the JSON files of a device to `report.md`, its charts, and the table in the README.
+
+    python benchmarks/report.py benchmarks/results/DEVICE [--readme README.md]
+
+Knows the names of measurements; measures nothing. What was not measured has no section.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import charts
+
+Run = Mapping[str, Any]
+MARKS = ("<!-- figures of {} -->", "<!-- end of figures -->")
+PEER_FIGURES = {
+    "latency": ("latency", "s", 1),
+    "first": ("cold start, first picture", "s", 1),
+    "second": ("cold start, second picture", "s", 1),
+    "memory": ("peak memory", "MB", 1e-3),
+}
+
+
+def load(folder: Path) -> dict[str, Run]:
+    """All benchmarks of a device by their file's name."""
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
+
+
+def measured(run: Run) -> dict[str, Run]:
+    """The measurements of a run by name."""
+    return {record["name"]: record for record in run["measurements"]}
+
+
+def of_kind(runs: Mapping[str, Run], kind: str) -> list[Run]:
+    """The runs of one benchmark, smallest model first."""
+    order = {"shapes": 0, "medium": 1, "sd15": 2}
+    found = [run for run in runs.values() if run["benchmark"] == kind]
+    return sorted(found, key=lambda run: order.get(run["results"].get("model", ""), 9))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(value: float) -> str:
+    """Three digits that count."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+# --- sections ---------------------------------------------------------------------------------------------------------
+
+
+def machine(run: Run) -> str:
+    """What it was measured on, in a line."""
+    card = run["environment"]
+    name = ", ".join(gpu["name"] for gpu in card["gpus"]) or f"{card['cpu']}, {card['cores']} cores"
+    extras = f" ({', '.join(card['instructions'])})" if not card["gpus"] and card.get("instructions") else ""
+    return f"{name}{extras}, {card['ram_gib']:g} GiB, {run['date']}"
+
+
+def peers_section(run: Run, folder: Path) -> Iterator[str]:
+    """Ours against each peer, and why some are missing."""
+    results, found = run["results"], measured(run)
+    model = results["model"]
+    rows = peer_rows(run)
+    fastest = min((row["latency"] for row in rows.values() if "latency" in row), default=1.0)
+    yield f"## Peers: {title(run)}"
+    yield (
+        "Same weights, prompt, seed, steps, scheduler and initial latents; each in an environment of its own, taking "
+        "turns. p50; memory is the peak of the process that drew."
+    )
+    head = ("", "latency", "min – p90", "over the fastest", "first picture", "second", "memory", "PSNR")
+    lines = []
+    for peer, row in rows.items():
+        record = found.get(f"{model}: {peer}: latency")
+        span = f"{number(record['min'])} – {number(record['p90'])} s" if record else "-"
+        psnr = results["psnr"].get(peer)
+        lines.append(
+            (
+                peer,
+                _cell(row, "latency", "s"),
+                span,
+                f"{row['latency'] / fastest:.2f}" if "latency" in row else "-",
+                _cell(row, "first", "s"),
+                _cell(row, "second", "s"),
+                _cell(row, "memory", "GB"),
+                f"{psnr:.0f} dB" if psnr is not None else "-",
+            )
+        )
+    yield table(head, lines)
+    if results["reasons"]:
+        yield "\n".join(f"- {peer}: {reason}" for peer, reason in results["reasons"].items())
+    yield f"![latency, cold start and memory of each](peers-{model}.png)"
+    charts.peers(rows, title(run), folder / f"peers-{model}.png")
+
+
+def title(run: Run) -> str:
+    """Model, size and steps of a run."""
+    r = run["results"]
+    return f"{r['model']}, {r['width']}x{r['height']}, {r['steps']} steps"
+
+
+def peer_rows(run: Run) -> dict[str, dict[str, float]]:
+    """Peer -> medians of the figures that it has; latency and cold start in seconds, memory in GB."""
+    found, model = measured(run), run["results"]["model"]
+    rows: dict[str, dict[str, float]] = {}
+    for peer in run["results"]["peers"]:
+        names = {key: (f"{model}: {peer}: {name}", scale) for key, (name, _, scale) in PEER_FIGURES.items()}
+        rows[peer] = {key: found[name]["p50"] * scale for key, (name, scale) in names.items() if name in found}
+    return rows
+
+
+def _cell(row: Mapping[str, float], key: str, unit: str) -> str:
+    return f"{number(row[key])} {unit}" if key in row else "-"
+
+
+def sizes_section(run: Run) -> Iterator[str]:
+    """What an installation takes on the disk, and its import."""
+    found = measured(run)
+    names = [name.removesuffix(": installed size") for name in found if name.endswith(": installed size")]
+    if not names:
+        return
+    yield "## Installed size and import"
+    rows = []
+    for name in names:
+        spent = found.get(f"{name}: import")
+        rows.append(
+            (name, f"{found[f'{name}: installed size']['p50']:,.0f} MB", f"{spent['p50']:,.0f} ms" if spent else "-")
+        )
+    yield table(("environment", "site-packages", "import"), rows)
+
+
+def stages_section(run: Run, folder: Path) -> Iterator[str]:
+    """Milliseconds by stage and backend, and times over the floor."""
+    results = run["results"]
+    model, floors = results["model"], results["floors"]
+    yield f"## Stages: {title(run)}"
+    rates = ", ".join(f"{name} {rate / 1e9:,.0f} G/s" for name, rate in results["rates"].items())
+    yield f"Floor: the graph's operations or bytes over what this machine reaches at most ({rates})."
+    backends = list(results["milliseconds"])
+    head = ["stage", "runs", "floor", *(column for backend in backends for column in (backend, "over the floor"))]
+    rows = []
+    for stage in results["milliseconds"][backends[0]]:
+        floor = floors.get(stage, {}).get("floor_ms")
+        runs = results["steps"] if stage == "denoise" else 1
+        row = [stage, str(runs), f"{number(floor)} ms" if floor else "-"]
+        for backend in backends:
+            spent = results["milliseconds"][backend][stage]
+            row += [f"{number(spent)} ms", f"{spent / floor:.2f}" if floor else "-"]
+        rows.append(row)
+    yield table(head, rows)
+    yield f"![stages and floor](stages-{model}.png)"
+    charts.stages(results, title(run), folder / f"stages-{model}.png")
+
+
+def latency_section(run: Run, folder: Path) -> Iterator[str]:
+    """Whole calls by steps, batch and size."""
+    model = run["results"]["model"]
+    yield f"## Calls: {model}"
+    yield "Whole calls of a loaded pipeline, pictures included; DDIM, guidance on, one UNet call a step."
+    rows = []
+    for name, record in measured(run).items():
+        unit = record["unit"]
+        spans = (f"{number(record[q])} {unit}" for q in ("p50", "min", "p90", "p99"))
+        rows.append((name.removeprefix(f"{model}: "), *spans))
+    yield table(("call", "p50", "min", "p90", "p99"), rows)
+    yield f"![latency by batch](batches-{model}.png)"
+    charts.batches(measured(run), model, folder / f"batches-{model}.png")
+
+
+def ideas_section(run: Run) -> Iterator[str]:
+    """What each idea is worth."""
+    results, found = run["results"], measured(run)
+    model = results["model"]
+    yield f"## What each idea is worth: {model}, {results['width']}x{results['height']}"
+    yield f"A loop of {results['calls']} calls; above 1 the idea pays."
+    rows = []
+    for idea, ratio in results["ratios"].items():
+        pair = [found[f"{model}: {idea}: {which}"] for which in ("with", "without")]
+        rows.append((idea, *(f"{number(record['p50'])} {record['unit']}" for record in pair), f"{ratio:.3f}"))
+    yield table(("idea", "with", "without", "without / with"), rows)
+
+
+def cold_start_section(run: Run) -> Iterator[str]:
+    """Imports, and the first pictures of a process."""
+    results = run["results"]
+    yield f"## Cold start: {results['bundle']}, {results['steps']} steps"
+    rows = [
+        (name.partition(": ")[2], f"{number(record['p50'])} ms", f"{number(record['min'])} ms")
+        for name, record in measured(run).items()
+    ]
+    yield table(("", "p50", "min"), rows)
+
+
+def export_section(runs: Sequence[Run]) -> Iterator[str]:
+    """Time and memory of exports."""
+    rows = []
+    for run in runs:
+        results = run["results"]
+        peak = max(results["peak_bytes"].values())
+        seconds = results["seconds_without_parity"], results["seconds"].get("parity with PyTorch", 0.0)
+        size = results["bundle_bytes"] / 1e9
+        name = results["checkpoint"].removesuffix(".ckpt")
+        rows.append(
+            (name, results["precision"], *(f"{s:,.0f} s" for s in seconds), f"{peak / 1e9:.1f} GB", f"{size:.2f} GB")
+        )
+    yield "## Export"
+    yield table(("checkpoint", "precision", "export", "parity", "peak memory", "bundle"), rows)
+
+
+def builds_section(runs: Sequence[Run]) -> Iterator[str]:
+    """Time, memory and size of engines."""
+    rows = []
+    for run in runs:
+        for graph, f in run["results"]["graphs"].items():
+            figures = f"{f['seconds']:.0f} s", f"{f['peak_bytes'] / 1e9:.1f} GB", f"{f['engine_bytes'] / 1e6:,.0f} MB"
+            rows.append((run["results"]["bundle"], f"{graph} {f['sizes']}", *figures))
+    yield "## Engines of TensorRT for RTX"
+    yield table(("bundle", "engine", "build", "peak memory", "size"), rows)
+
+
+def targets_section(runs: Mapping[str, Run]) -> Iterator[str]:
+    """What was aimed at, and what came out."""
+    rows = []
+    for stem, run in runs.items():
+        for target in run["targets"]:
+            verdict = "met" if target["met"] else "**missed**"
+            value = f"{number(target['value'])} {target['unit']}"
+            rows.append((stem, target["name"], value, f"{target['at_most']:g}", verdict))
+    if rows:
+        yield "## Targets"
+        yield table(("benchmark", "figure", "found", "at most", ""), rows)
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+def report(runs: Mapping[str, Run], folder: Path) -> str:
+    """The text of `report.md`; charts are written on the way."""
+    latest = max(runs.values(), key=lambda run: run["date"])
+    parts = [
+        f"# {folder.name}",
+        f"{machine(latest)}. Made by `make bench`; every figure stands in a JSON file beside this one.",
+    ]
+    for run in of_kind(runs, "peers"):
+        parts += peers_section(run, folder)
+    for run in of_kind(runs, "peers")[:1]:
+        parts += sizes_section(run)
+    for run in of_kind(runs, "stages"):
+        parts += stages_section(run, folder)
+    for run in of_kind(runs, "latency"):
+        parts += latency_section(run, folder)
+    for run in of_kind(runs, "ideas"):
+        parts += ideas_section(run)
+    for run in of_kind(runs, "cold_start"):
+        parts += cold_start_section(run)
+    if exports := of_kind(runs, "export_cost"):
+        parts += export_section(exports)
+    if builds := of_kind(runs, "engine_build"):
+        parts += builds_section(builds)
+    parts += targets_section(runs)
+    return "\n\n".join(parts) + "\n"
+
+
+def readme_block(folder: Path) -> str:
+    """The README's table: latency of each peer by model, cold start with the smallest, memory with the largest."""
+    runs = load(folder)
+    peers = of_kind(runs, "peers")
+    if not peers:
+        raise SystemExit(f"{folder} holds no run of the peers: make bench")
+    rows = {run["results"]["model"]: peer_rows(run) for run in peers}
+    sizes = measured(peers[0])
+    names = list(dict.fromkeys(peer for row in rows.values() for peer in row if row[peer]))
+    last = peers[-1]
+    head = ["", *(title(run) for run in peers), "first picture", "peak memory", "installed"]
+    lines = []
+    for peer in names:
+        cells = [_cell(rows[run["results"]["model"]].get(peer, {}), "latency", "s") for run in peers]
+        cold = _cell(rows[peers[0]["results"]["model"]].get(peer, {}), "first", "s")
+        memory = _cell(rows[last["results"]["model"]].get(peer, {}), "memory", "GB")
+        environment = last["results"]["peers"].get(peer) or peers[0]["results"]["peers"].get(peer)
+        size = sizes.get(f"{environment}: installed size")
+        lines.append((peer, *cells, cold, memory, f"{size['p50']:,.0f} MB" if size else "-"))
+    first, folder_name = peers[0]["results"]["model"], folder.name
+    marks = (MARKS[0].format(folder_name), MARKS[1])
+    where = f"benchmarks/results/{folder_name}"
+    text = (
+        f"Seconds for a picture, on {machine(last)}; first picture of a new process with {first}, peak memory with "
+        f"{last['results']['model']}. Random weights but for {first}. [The whole report]({where}/report.md)."
+    )
+    chart = f"![latency, cold start and memory of each]({where}/peers-{last['results']['model']}.png)"
+    return "\n\n".join((marks[0], text, table(head, lines), chart, marks[1]))
+
+
+def with_block(readme: str, block: str, device: str) -> str:
+    """The README with its block of this device replaced."""
+    before, mark, rest = readme.partition(MARKS[0].format(device))
+    _, end, after = rest.partition(MARKS[1])
+    if not mark or not end:
+        raise SystemExit(
+            f"the README has no {MARKS[0].format(device)} … {MARKS[1]}: add the two lines where it belongs"
+        )
+    return before + block + after
+
+
+def write(folder: Path) -> Path:
+    """Write `report.md` and its charts into the folder of a device."""
+    runs = load(folder)
+    if not runs:
+        raise SystemExit(f"{folder} holds no JSON of a benchmark: run benchmarks/bench.py first")
+    file = folder / "report.md"
+    file.write_text(report(runs, folder), encoding="utf-8")
+    return file
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Make a report of a device's benchmarks.")
+    parser.add_argument("folder", type=Path, help="such as benchmarks/results/epyc-2-cores")
+    parser.add_argument("--readme", type=Path, help="put the table of the peers into this file, too")
+    arguments = parser.parse_args()
+    print(write(arguments.folder))
+    if arguments.readme:
+        text = arguments.readme.read_text(encoding="utf-8")
+        block = readme_block(arguments.folder)
+        arguments.readme.write_text(with_block(text, block, arguments.folder.name), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
