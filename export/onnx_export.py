@@ -49,16 +49,23 @@ def onnx_from_module(
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not supported: choose one of {', '.join(map(str, OPSETS))}")
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
+        # Captured here, because torch.onnx.export wants assertions for run time as well. With a UNet that fails after
+        # all of it was traced; a second trace, by way of the bytecode, takes longer and ends in the same graph.
+        captured = torch.export.export(
             module,
+            (),
             kwargs={i.name: i.example for i in inputs},
+            dynamic_shapes={i.name: dict.fromkeys(i.dynamic, torch.export.Dim.AUTO) for i in inputs},
+            strict=False,
+        )
+        program = torch.onnx.export(
+            captured,
             dynamo=True,
             opset_version=opset,
             optimize=False,
             verbose=False,
             input_names=[i.name for i in inputs],
             output_names=list(outputs),
-            dynamic_shapes={i.name: dict.fromkeys(i.dynamic, torch.export.Dim.DYNAMIC) for i in inputs},
         )
     if program is None:
         raise ExportError("torch.onnx.export returned nothing; run it with verbose=True to see why")
@@ -127,13 +134,14 @@ def _name_dimensions(graph: ir.Graph, dynamic: Mapping[str, Mapping[int, str]]) 
     for value in graph.inputs:
         assert value.shape is not None
         for axis, name in dynamic.get(value.name or "", {}).items():
-            dimension = value.shape[axis]
-            if isinstance(dimension, int):
+            # A fixed one comes as a number, or as a symbol that is called like one.
+            symbol = str(value.shape[axis])
+            if symbol.isdigit():
                 raise ExportError(
-                    f"dimension {axis} ({name!r}) of input {value.name!r} was fixed to {dimension} by the export; "
+                    f"dimension {axis} ({name!r}) of input {value.name!r} was fixed to {symbol} by the export; "
                     "the module's code depends on its value"
                 )
-            names.setdefault(str(dimension.value), name)
+            names.setdefault(symbol, name)
     for value in _values(graph):
         if value.shape is not None:
             value.shape = ir.Shape([d if isinstance(d, int) else _renamed(d.value, names) for d in value.shape])

@@ -175,6 +175,19 @@ def test_the_cut_knows_no_layer_names(opset: int, tmp_path: Path) -> None:
     assert np.abs(got - expected).max() < 1e-5
 
 
+class FixedLength(torch.nn.Module):
+    """Adds positions of a length that it knows, as code does that was written for one size."""
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return words + torch.arange(5)
+
+
+def test_a_dimension_that_the_code_fixes_is_refused() -> None:
+    words = TensorInput("words", torch.zeros(2, 5), {0: "n", 1: "S"})
+    with pytest.raises(ExportError, match=r"dimension 1 \('S'\) of input 'words' was fixed to 5"):
+        onnx_from_module(FixedLength(), [words], ["out"], opset=23)
+
+
 def test_compact_storage_loses_nothing(tmp_path: Path) -> None:
     import onnxruntime
 
