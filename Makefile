@@ -1,13 +1,14 @@
-# make demo    draw a picture: installs the runtime into .venv-demo, no PyTorch
-# make test    the test suite, in .venv
-# make check   ruff and mypy, in .venv
-# make bench   measure this machine against its peers, and write a report; DEVICE=cuda for a GPU, MODELS="shapes" for less
+# make demo       draw a picture: installs the runtime into .venv-demo, no PyTorch
+# make test       the test suite, in .venv
+# make check      ruff and mypy, in .venv
+# make bench      compare this machine with its peers, and write a report; DEVICE=cuda for a GPU, MODELS=shapes for less
+# make embedding  the example in C++, out/embedding/draw; needs cmake and a compiler, see docs/embedding.md
 
 PYTHON ?= python3
 DEVICE ?= cpu
 MODELS ?= shapes medium sd15
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench embedding clean
 
 demo: .venv-demo/installed
 	.venv-demo/bin/latentrt generate "a large red star on a blue background" --seed 1 -o out/demo.png
@@ -22,6 +23,11 @@ check: .venv/installed
 
 bench: .venv/installed
 	.venv/bin/python benchmarks/bench.py --device $(DEVICE) --models $(MODELS)
+
+embedding:
+	docs/embedding/fetch_headers.sh out/embedding/include
+	cmake --log-level=WARNING -S docs/embedding -B out/embedding
+	cmake --build out/embedding
 
 .venv-demo/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-demo

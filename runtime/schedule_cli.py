@@ -30,6 +30,7 @@ STABLE_DIFFUSION: Mapping[str, Any] = {
     "skip_prk_steps": True,
 }
 MARKERS = "os^vDPX*"
+PLAN_FORMAT = "latentrt.plan/1"
 # The tests compare every call of every class with this version, to this relative error.
 CHECKED_AGAINST = {"library": "diffusers", "version": "0.42.1", "tolerance": 2e-5}
 
@@ -108,6 +109,7 @@ def plan_document(plan: Plan, config: Mapping[str, Any], steps: int) -> dict[str
     a nonlinear model.
     """
     return {
+        "format": PLAN_FORMAT,
         "scheduler_config": {key: _plain(value) for key, value in complete(config).items()},
         "num_inference_steps": steps,
         "checked_against": CHECKED_AGAINST,

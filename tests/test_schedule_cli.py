@@ -35,6 +35,7 @@ def run_as_another_language_would(plan: dict[str, list], noise: np.ndarray) -> n
 def test_json_is_a_plan_that_any_language_can_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schedule", "unipc_karras", "--steps", "7", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
+    assert document["format"] == "latentrt.plan/1"
     assert document["checked_against"] == CHECKED_AGAINST
     assert document["scheduler_config"]["_class_name"] == "UniPCMultistepScheduler"
     assert document["scheduler_config"]["use_karras_sigmas"] is True

@@ -37,6 +37,10 @@ apt-get "${options[@]}" -qq update
 (cd "$work/deb" && apt-get "${options[@]}" -qq download "${packages[@]}")
 for package in "$work"/deb/*.deb; do dpkg-deb -x "$package" "$work/root"; done
 
-mkdir -p "$folder"
-cp -r "$work"/root/usr/include/{onnxruntime,nlohmann,stb} "$folder/"
-touch "$folder/complete"
+# In one step, so that a build beside this one finds all headers or none.
+touch "$work/root/usr/include/complete"
+mkdir -p "$(dirname "$folder")"
+partial=$(mktemp -d "$folder.XXXXXX")
+cp -r "$work"/root/usr/include/. "$partial"
+chmod 755 "$partial"
+mv -T "$partial" "$folder" 2> /dev/null || { rm -rf "$partial"; [ -e "$folder/complete" ]; }
