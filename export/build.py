@@ -69,22 +69,20 @@ def build_engines(
     bundle = Bundle.open(bundle_path)
     library = TrtBuilder(backend, visible_devices())
     options = library.check(options or BuildOptions())
-    altered = _altered_graphs(bundle, graphs)
-    if altered:
-        raise ExportError(f"{bundle.path}: altered: {', '.join(altered)}. Copy the bundle again, or export it again.")
+    require_unaltered(bundle, graphs)
     for task in _tasks(bundle, library, options, buckets(bundle), graphs):
-        present = EngineFiles.of_bundle(Bundle.open(bundle_path), engines)
-        same = next((r for r in present.engines if r.file == task.record.file and present.intact(r)), None)
+        same = built_before(bundle.path, engines, task.record)
         if same is not None:
-            yield Built(same, present.files[same.file].size, None)
+            yield same
             continue
         began = time.perf_counter()
         plan = _build(bundle, library, options, task, progress)
-        _add(bundle.path, engines, task.record, plan)
+        add_engine(bundle.path, engines, task.record, plan)
         yield Built(task.record, len(plan), time.perf_counter() - began)
 
 
-def _altered_graphs(bundle: Bundle, graphs: Sequence[str]) -> list[str]:
+def require_unaltered(bundle: Bundle, graphs: Sequence[str]) -> None:
+    """Refuse names of graphs that a bundle does not have, and graphs whose files are not those of its manifest."""
     known = bundle.manifest.graphs
     for name in graphs:
         if name not in known:
@@ -92,7 +90,9 @@ def _altered_graphs(bundle: Bundle, graphs: Sequence[str]) -> list[str]:
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
             raise InputError(f"{bundle.path} has no graph {name!r}; {hint}")
     files = [f for name in graphs or known for f in (known[name].file, f"{known[name].file}.data")]
-    return bundle.altered_files(only=files)
+    altered = bundle.altered_files(only=files)
+    if altered:
+        raise ExportError(f"{bundle.path}: altered: {', '.join(altered)}. Copy the bundle again, or export it again.")
 
 
 def _tasks(
@@ -125,9 +125,13 @@ def _tasks(
                 onnx_sha256=manifest.files[graph.file].sha256,
                 weights_sha256=weights.sha256 if weights else None,
             )
-            # The name only keeps files apart; what an engine is stands in the record.
-            key = hashlib.sha256(json.dumps(encode(record), sort_keys=True).encode()).hexdigest()[:12]
-            yield Task(replace(record, file=f"{FOLDER}/{name}-{key}.plan"), profile)
+            yield Task(with_file(record, "plan"), profile)
+
+
+def with_file(record: EngineRecord, kind: str) -> EngineRecord:
+    """The record with the name of its file, which only keeps files apart; what an engine is stands in the record."""
+    key = hashlib.sha256(json.dumps(encode(record), sort_keys=True).encode()).hexdigest()[:12]
+    return replace(record, file=f"{FOLDER}/{record.graph}-{key}.{kind}")
 
 
 def _only_device(library: TrtBuilder, options: BuildOptions) -> str | None:
@@ -164,7 +168,14 @@ def _timing_cache(library: TrtBuilder) -> Path | None:
     return cache_folder() / "timing" / f"{name}.cache"
 
 
-def _add(bundle_path: Path, engines: Path | None, record: EngineRecord, plan: bytes) -> None:
+def built_before(bundle_path: Path, engines: Path | None, record: EngineRecord) -> Built | None:
+    """The same engine where it is there already, and whole."""
+    present = EngineFiles.of_bundle(Bundle.open(bundle_path), engines)
+    same = next((r for r in present.engines if r.file == record.file and present.intact(r)), None)
+    return None if same is None else Built(same, present.files[same.file].size, None)
+
+
+def add_engine(bundle_path: Path, engines: Path | None, record: EngineRecord, plan: bytes) -> None:
     """Put an engine and its record in place: the file first, the list that names it last."""
     folder = bundle_path if engines is None else engines
     try:

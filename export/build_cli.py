@@ -8,10 +8,13 @@ from tqdm import tqdm
 
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.engine_choice import sizes_text
+from latentrt.runtime.errors import InputError
 from latentrt.runtime.trt_library import TRT_BACKENDS
 
 from .build import Built, Task, build_engines
 from .cli import interrupt_on_termination
+from .ort_build import BACKEND as ONNXRUNTIME
+from .ort_build import build_ort_graphs
 from .profiles import Bucket, buckets_from_options
 from .trt_build import HARDWARE, BuildOptions
 
@@ -19,9 +22,11 @@ EXAMPLES = """examples:
   latentrt build engines/sd15 --backend tensorrt --height 512 --width 512 --batch 1 --batch 4
   latentrt build engines/sd15 --backend tensorrt --height 512:768:1024 --width 512:768:1024
   latentrt build engines/sd15 --backend tensorrt_rtx --compute-capability 8.6 --compute-capability 8.9
+  latentrt build engines/sd15 --backend onnxruntime
 
 Sizes are static (512) or a range (min:opt:max). An option that is given several times asks for an engine at each size;
-several such options, for all combinations. Static sizes draw fastest.
+several such options, for all combinations. Static sizes draw fastest. For onnxruntime, graphs are put into a form that
+it computes faster with CUDA; they serve all sizes, so it takes --graph and --engines only.
 """
 
 
@@ -29,14 +34,17 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add `build` to the command line."""
     parser = commands.add_parser(
         "build",
-        help="build TensorRT engines for a bundle",
-        description="Build TensorRT engines from a bundle's ONNX files. What is there already is kept.",
+        help="build engines for a bundle",
+        description="Build engines from a bundle's ONNX files. What is there already is kept.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
     parser.add_argument(
-        "--backend", required=True, choices=tuple(TRT_BACKENDS), help="tensorrt_rtx also builds without a GPU"
+        "--backend",
+        required=True,
+        choices=(*TRT_BACKENDS, ONNXRUNTIME),
+        help="tensorrt_rtx and onnxruntime also build without a GPU",
     )
     sizes = parser.add_argument_group("sizes")
     for name, text in (
@@ -67,6 +75,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> int:
     """Build; prints a line for each engine."""
+    interrupt_on_termination()
     options = BuildOptions(
         optimization_level=arguments.optimization_level,
         tf32=arguments.tf32,
@@ -78,11 +87,17 @@ def run(arguments: argparse.Namespace) -> int:
         workspace_mib=arguments.workspace,
     )
 
+    sizes = {name: getattr(arguments, name) for name in ("height", "width", "batch", "groups", "tokens")}
+    if arguments.backend == ONNXRUNTIME:
+        if options != BuildOptions() or any(sizes.values()):
+            raise InputError("--backend onnxruntime has no sizes and no builder options: its graphs serve all sizes")
+        for built in build_ort_graphs(arguments.bundle, engines=arguments.engines, graphs=arguments.graph):
+            print(_line(built), flush=True)
+        return 0
+
     def buckets(bundle: Bundle) -> list[Bucket]:
-        sizes = {name: getattr(arguments, name) for name in ("height", "width", "batch", "groups", "tokens")}
         return buckets_from_options(bundle.manifest, **sizes)
 
-    interrupt_on_termination()
     with tqdm(total=1.0, disable=None, bar_format="{desc:48.48} {bar} {percentage:3.0f}% {elapsed}") as bar:
 
         def progress(task: Task, phase: str, share: float) -> None:
@@ -104,4 +119,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _line(built: Built) -> str:
     took = "there already" if built.seconds is None else f"{built.seconds:.1f} s"
-    return f"{built.record.graph:14} {sizes_text(built.record):32} {built.size / 2**20:10,.1f} MiB  {took}"
+    sizes = sizes_text(built.record) or "any size"
+    return f"{built.record.graph:14} {sizes:32} {built.size / 2**20:10,.1f} MiB  {took}"

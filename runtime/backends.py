@@ -37,7 +37,7 @@ def load_backend(
                 return _tensorrt(bundle, name, device, engines, trust_engines)
             except BackendError as error:
                 logger.warning("%s is not used: %s", name, error)
-    return _best_onnxruntime(bundle) if device is None else _onnxruntime(bundle, device)
+    return _best_onnxruntime(bundle, engines) if device is None else _onnxruntime(bundle, device, engines)
 
 
 def _built(bundle: Bundle, engines: Path | None) -> Iterator[str]:
@@ -55,13 +55,13 @@ def _tensorrt(bundle: Bundle, backend: str, device: str | None, engines: Path | 
     return TrtBackend(bundle, backend, device_index=index, engines=engines, trust_engines=trust_engines)
 
 
-def _onnxruntime(bundle: Bundle, device: str) -> Backend:
+def _onnxruntime(bundle: Bundle, device: str, engines: Path | None) -> Backend:
     if device == "cpu":
         return OrtBackend(bundle)
     require_device("cuda")
     from .ort_cuda import OrtCudaBackend  # here, as it is not needed without a GPU
 
-    backend = OrtCudaBackend(bundle, device_index=_index(device))
+    backend = OrtCudaBackend(bundle, device_index=_index(device), engines=engines)
     try:
         backend.fitted("time", {"n": 1})  # a small graph: what is missing shows now
     except BackendError:
@@ -74,7 +74,7 @@ def _index(device: str) -> int:
     return int(device.removeprefix("cuda").removeprefix(":") or 0)
 
 
-def _best_onnxruntime(bundle: Bundle) -> Backend:
+def _best_onnxruntime(bundle: Bundle, engines: Path | None) -> Backend:
     """CUDA where it works; where it should and does not, that is warned about."""
     if not available_devices():
         raise BackendError(
@@ -82,7 +82,7 @@ def _best_onnxruntime(bundle: Bundle) -> Backend:
         )
     if "cuda" in available_devices():
         try:
-            return _onnxruntime(bundle, "cuda")
+            return _onnxruntime(bundle, "cuda", engines)
         except BackendError as error:
             logger.warning("onnxruntime-cuda is not used: %s", error)
     return OrtBackend(bundle)

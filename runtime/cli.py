@@ -16,7 +16,7 @@ _BY_NAME = {
     "generate": ("latentrt.runtime.generate_cli", "draw pictures"),
     "schedule": ("latentrt.runtime.schedule_cli", "timesteps and noise levels of schedulers"),
     "export": ("latentrt.export.cli", "convert a checkpoint to a bundle (needs the extra `export`)"),
-    "build": ("latentrt.export.build_cli", "build TensorRT engines for a bundle (needs an extra `tensorrt…`)"),
+    "build": ("latentrt.export.build_cli", "build engines for a bundle (TensorRT needs an extra `tensorrt…`)"),
 }
 
 
@@ -124,8 +124,9 @@ def _info(arguments: argparse.Namespace) -> int:
         print(f"{name:14} {size / 2**20:9,.1f}  {', '.join(outputs[:2])}{more}")
     print(f"\nengines: {len(manifest.engines) or 'none; the graphs run on ONNX Runtime'}")
     for engine in manifest.engines:
-        gpus = engine.device or f"compute capability {', '.join(engine.compute_capabilities)}"
-        print(f"  {engine.graph:14} {sizes_text(engine):32} {engine.backend} {engine.version}, {gpus}")
+        capabilities = ", ".join(engine.compute_capabilities)
+        gpus = engine.device or (f"compute capability {capabilities}" if capabilities else "any GPU")
+        print(f"  {engine.graph:14} {sizes_text(engine) or 'any size':32} {engine.backend} {engine.version}, {gpus}")
     return 0
 
 

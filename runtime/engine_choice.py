@@ -44,8 +44,8 @@ class Choice:
 # --- may it be used ---------------------------------------------------------------------------------------------------
 
 
-def refusal(record: EngineRecord, manifest: Manifest, host: Host) -> str | None:
-    """Why an engine of this backend cannot be used here; None where it can."""
+def outdated(record: EngineRecord, manifest: Manifest) -> str | None:
+    """Why an engine is not one of the bundle as it is now; None where it is."""
     graph = manifest.graphs.get(record.graph)
     if graph is None:
         return f"the bundle has no graph {record.graph!r}"
@@ -54,6 +54,13 @@ def refusal(record: EngineRecord, manifest: Manifest, host: Host) -> str | None:
         return f"it was built from another {graph.file}; the bundle was exported again since"
     if record.weights_sha256 != (weights.sha256 if weights else None):
         return f"it was built with other weights than those in {graph.file}.data"
+    return None
+
+
+def refusal(record: EngineRecord, manifest: Manifest, host: Host) -> str | None:
+    """Why an engine of this backend cannot be used here; None where it can."""
+    if (reason := outdated(record, manifest)) is not None:
+        return reason
     if not _version_fits(record, host.version):
         return f"it was built with {record.backend} {record.version}, and {host.version} is installed"
     if record.device is not None and record.device != host.device.name:

@@ -1,4 +1,6 @@
-"""ONNX Runtime on an NVIDIA GPU: a bundle's ONNX files as they are, with the whole loop on the device.
+"""ONNX Runtime on an NVIDIA GPU: a bundle's ONNX files, with the whole loop on the device.
+
+Where `latentrt build --backend onnxruntime` has put a graph into a form that is faster here, that form is loaded.
 
 All sessions compute on one stream of ours, so that nothing waits between their work and our copies. ONNX Runtime
 captures `denoise` as a CUDA graph itself, once for each set of buffers; the memory that it computes in is shared by all
@@ -9,6 +11,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,8 @@ from numpy.typing import NDArray
 from .bundle import Bundle
 from .device import Stream, device_at
 from .engine import Bucket, NewWeights
-from .engine_choice import Sizes, shape_at, sizes_of_inputs
+from .engine_choice import Sizes, build_command, outdated, shape_at, sizes_of_inputs
+from .engine_files import EngineFiles
 from .errors import BackendError
 from .gpu_loop import Fitted, GpuDenoiser, GpuEngine
 from .lane import Lane
@@ -33,13 +37,13 @@ NO_CAPTURE = "-1"
 class OrtCudaBackend:
     """Sessions of one bundle on one GPU; made on first use, and kept."""
 
-    def __init__(self, bundle: Bundle, *, device_index: int = 0) -> None:
+    def __init__(self, bundle: Bundle, *, device_index: int = 0, engines: Path | None = None) -> None:
         """Raises `BackendError` with the reason, and what to do, where CUDA cannot be used here."""
         import onnxruntime
 
         self._device = device_at(device_index, "onnxruntime-cuda")
         onnxruntime.preload_dlls()  # finds the CUDA libraries that pip has installed
-        self._bundle = bundle
+        self._bundle, self._built = bundle, _built_graphs(bundle, engines)
         self._stream = Stream(device_index)
         self._weights: NewWeights = {}
         self._loaded: dict[str, CudaSession] = {}
@@ -70,7 +74,14 @@ class OrtCudaBackend:
             return Fitted(self._loaded[graph], sizes)
 
     def _session(self, graph: str, weights: NewWeights) -> "CudaSession":
-        return CudaSession(self._bundle, graph, self._stream, self._device.index, weights.get(graph, {}))
+        facts = (self._bundle, graph, self._stream, self._device.index, weights.get(graph, {}))
+        if graph in self._built:
+            try:
+                return CudaSession(*facts, built=self._built[graph])
+            except BackendError as error:
+                logger.warning("%s runs as it was exported: %s", graph, error)
+                del self._built[graph]
+        return CudaSession(*facts)
 
     def set_weights(self, weights: NewWeights) -> None:
         """See `Backend.set_weights`: sessions are made anew, as they keep copies of their weights in another form."""
@@ -92,6 +103,24 @@ class OrtCudaBackend:
             self._stream.close()
 
 
+def _built_graphs(bundle: Bundle, engines: Path | None) -> dict[str, Path]:
+    """Graphs in ONNX Runtime's own form, for all GPUs; those of another export, or damaged, are warned about."""
+    files = EngineFiles.of_bundle(bundle, engines)
+    found = {}
+    for record in files.engines:
+        if record.backend != "onnxruntime":
+            continue
+        reason = outdated(record, bundle.manifest)
+        if reason is None and not files.intact(record):
+            reason = "it is not what was built: its hash is another"
+        if reason is None:
+            found[record.graph] = files.path(record)
+        else:
+            command = build_command(bundle, record.backend)
+            logger.warning("%s is not used: %s. Build it again: %s", files.path(record), reason, command)
+    return found
+
+
 class CudaSession:
     """A session whose tensors lie where we say; see `lane.DeviceEngine`."""
 
@@ -99,11 +128,20 @@ class CudaSession:
     scratch_size = 0  # ONNX Runtime has its own
 
     def __init__(
-        self, bundle: Bundle, graph: str, stream: Stream, device_index: int, weights: Mapping[str, NDArray[Any]]
+        self,
+        bundle: Bundle,
+        graph: str,
+        stream: Stream,
+        device_index: int,
+        weights: Mapping[str, NDArray[Any]],
+        *,
+        built: Path | None = None,
     ) -> None:
+        """`built` is the graph in ONNX Runtime's own form, with its data in the bundle; None is the bundle's own."""
         self.spec = bundle.graph(graph)
         self._stream, self.device_index = stream, device_index
-        self._path, self._weights = bundle.file(self.spec.file), ort_values(weights)
+        self._path, self._weights = built or bundle.file(self.spec.file), ort_values(weights)
+        self._data_folder = None if built is None else bundle.path
         self._lock = threading.Lock()  # a session that captures serves one thread at a time
         self._graph_ids = itertools.count(1)
         self._captures = graph == CAPTURED
@@ -124,7 +162,7 @@ class CudaSession:
             "enable_cuda_graph": str(int(self._captures)),
             "use_tf32": "0",  # as the engines of TensorRT are built
         }
-        return new_session(self._path, "cuda", options, self._weights)
+        return new_session(self._path, "cuda", options, self._weights, data_folder=self._data_folder)
 
     def new_context(self) -> "SessionContext":
         """Shapes and addresses for one use of the session."""
@@ -156,7 +194,7 @@ class CudaSession:
         """There is none."""
 
     def __str__(self) -> str:
-        return f"onnxruntime's session of {self.spec.file}"
+        return f"onnxruntime's session of {self._path.name}"
 
 
 class SessionContext:

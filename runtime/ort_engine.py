@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 BFLOAT16 = 16  # ONNX's number of the type, which numpy does not have
 
 
@@ -45,9 +46,19 @@ def require_device(device: str) -> None:
 
 
 def new_session(
-    path: Path, device: str, provider_options: Mapping[str, str], weights: "Mapping[str, onnxruntime.OrtValue]"
+    path: Path,
+    device: str,
+    provider_options: Mapping[str, str],
+    weights: "Mapping[str, onnxruntime.OrtValue]",
+    *,
+    data_folder: Path | None = None,
 ) -> "onnxruntime.InferenceSession":
-    """A session on "cpu" or "cuda"; `weights` are initializers that differ from the file's, and must outlive it."""
+    """A session on "cpu" or "cuda".
+
+    Args:
+        weights: initializers that differ from the file's; they must outlive the session.
+        data_folder: where the external data lies, if not beside the file.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -56,12 +67,16 @@ def new_session(
     if weights:
         # They take the place of the file's, and so are prepared in the same way as these.
         options.add_external_initializers(list(weights), list(weights.values()))
+    if data_folder is not None:
+        options.add_session_config_entry(_DATA_FOLDER, str(data_folder))
     provider = _PROVIDERS[device]
     providers: list[Any] = [(provider, dict(provider_options))]
     if device != "cpu":
         providers.append(_PROVIDERS["cpu"])
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=providers)
+        # A file may refer to data beside it only, which holds for bytes and the folder that is given with them, too.
+        model = path if data_folder is None else path.read_bytes()
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # onnxruntime has no common base class of its errors
         raise BackendError(f"onnxruntime cannot load {path}: {error}") from error
     if session.get_providers()[0] != provider:

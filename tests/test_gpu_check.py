@@ -3,6 +3,7 @@
 import importlib
 import json
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -18,11 +19,12 @@ import pytest
 import torch
 from exports import ROOT, Exported
 from gpu import __main__ as gpu_main
-from gpu import full_size, latency, runner, states, waits
+from gpu import full_size, group_norms, latency, runner, states, waits
 from gpu.places import Place
 from gpu.report import Report
 from gpu.runner import run_part, run_parts, write_summary
 from simulator import Machine, machine
+from simulator import ort as simulated
 from test_gpu_wheels import wheel
 
 from latentrt.export import cli as export_cli
@@ -137,6 +139,25 @@ def test_a_gpu_that_the_library_refuses_is_a_finding(work: Path, monkeypatch: py
     assert report.figures["does not run"] == "BackendError: this GPU is not on the list"
 
 
+@pytest.fixture
+def ort(exported: Callable[[str], Exported], tmp_path: Path) -> Place:
+    """ONNX Runtime alone, with a small bundle where the full-size one would be."""
+    place = Place(tmp_path, backends=("onnxruntime",))
+    shutil.copytree(exported("sd1-fp32").bundle, full_size.bundle_of(place))
+    return place
+
+
+def test_group_norms(ort: Place) -> None:
+    with machine(onnxruntime={}):
+        report = done("group_norms", ort, steps=1, repetitions=1)
+    assert report.passed, failed(report)
+    assert len(report.checks) == 2 * 2 * 3
+    assert not report.notes
+    for name in ("shapes", "sd15"):
+        for variant in group_norms.VARIANTS:
+            assert report.figures[f"{name}, {variant}"].keys() == {"denoise_ms_a_call", "vae_decoder_ms"}
+
+
 # --- planted faults are found -----------------------------------------------------------------------------------------
 
 
@@ -179,6 +200,26 @@ def test_a_wait_inside_of_the_loop_is_found(gpu: Machine, work: Path, monkeypatc
         "tensorrt_rtx: the host waits: 4 times, at most 0"
     ]
     assert vars(gpu.cuda).keys() == before.keys()
+
+
+def test_wrong_group_norms_are_found(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted fault is a kernel with an epsilon of its own; the other, a library without the kernel."""
+    expanded = simulated.with_group_norms_expanded
+    epsilon = struct.pack("<f", 1e-5), struct.pack("<f", 2e-2)
+    monkeypatch.setattr(simulated, "with_group_norms_expanded", lambda model: expanded(model.replace(*epsilon)))
+    monkeypatch.setattr(group_norms, "VARIANTS", dict(list(group_norms.VARIANTS.items())[:2]))
+    place = Place(work / "group_norms", backends=("onnxruntime",))
+    with machine(onnxruntime={}):
+        report = done("group_norms", place, steps=1, repetitions=1)
+    assert report.notes == [f"{full_size.bundle_of(place)} is not there: run the part full_size first"]
+    found = failed(report)
+    assert [line.split(":")[0] for line in found] == ["shapes, group norms"] * len(found)
+    assert any("latents" in line for line in found)
+    with machine(onnxruntime={"group_norm": False}):
+        found = failed(done("group_norms", place, steps=1, repetitions=1))
+    assert len(found) == 1
+    assert found[0].startswith("shapes, group norms: its graphs are used: ")
+    assert "runs as it was exported" in found[0]
 
 
 @pytest.mark.usefixtures("gpu")

@@ -28,6 +28,7 @@ PARTS = {
     "ideas": 90,
     "older": 90,
     "full_size": 540,
+    "group_norms": 300,
     "latency": 540,
 }
 

@@ -12,27 +12,33 @@ import numpy as np
 import onnxruntime as real
 
 from .cuda import Cuda, Fault, Work
+from .group_norm import with_group_norms_expanded
 
 PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
-def simulated_onnxruntime(cuda: Cuda, *, captures: bool = True) -> ModuleType:
-    """A module like `onnxruntime-gpu`; without `captures` it refuses to capture CUDA graphs."""
+def simulated_onnxruntime(cuda: Cuda, *, captures: bool = True, group_norm: bool = True) -> ModuleType:
+    """A module like `onnxruntime-gpu`; without `captures` it refuses to capture CUDA graphs, without `group_norm` it
+    lacks the kernel of its own operator."""
     module: Any = ModuleType("onnxruntime")
     module.__dict__.update({k: v for k, v in vars(real).items() if not k.startswith("__")})
     module.get_available_providers = lambda: PROVIDERS
     found: list[bool] = []
     module.preload_dlls = lambda: found.append(True)
 
-    def session(path: Path, options: Any, providers: list[Any]) -> Any:
+    def session(model: Path | bytes, options: Any, providers: list[Any]) -> Any:
         if providers[0][0] != PROVIDERS[0]:
-            return real.InferenceSession(path, options, providers=providers)
+            return real.InferenceSession(model, options, providers=providers)
         facts = providers[0][1]
         if not found:
             raise RuntimeError("libcublasLt.so.13: cannot open shared object file")
         if facts["enable_cuda_graph"] == "1" and not captures:
             raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
-        return InferenceSession(cuda, real.InferenceSession(path, options, providers=[PROVIDERS[1]]), facts)
+        if isinstance(model, bytes):
+            if not group_norm:
+                raise RuntimeError("Could not find an implementation for GroupNorm(1) node with name 'group_norm'")
+            model = with_group_norms_expanded(model)
+        return InferenceSession(cuda, real.InferenceSession(model, options, providers=[PROVIDERS[1]]), facts)
 
     module.InferenceSession = session
     return module
