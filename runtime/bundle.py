@@ -167,10 +167,13 @@ class EngineRecord:
 
     Attributes:
         file: relative to the folder that lists the engine.
-        backend, version: the library that built it, "tensorrt" or "tensorrt_rtx".
+        backend, version: the library that built it, "tensorrt" or "tensorrt_rtx"; or "onnxruntime", for a graph in its
+            own form, with the version of the domain com.microsoft that it needs.
         device: the GPU's name where the engine fits that model only, else null.
-        compute_capabilities: GPUs that it runs on, such as "8.9"; "8.0+" is this one and all later.
-        profile: symbol -> [min, opt, max]; three times the same number is a static size.
+        compute_capabilities: GPUs that it runs on, such as "8.9"; "8.0+" is this one and all later. A graph of
+            onnxruntime has none, and runs on all.
+        profile: symbol -> [min, opt, max]; three times the same number is a static size. A graph of onnxruntime has
+            none, and serves all.
         options: what else was chosen for the builder.
         host_code: whether the plan carries code for the host, and so is loaded only when trusted.
         onnx_sha256, weights_sha256: of the ONNX file and its external data; null where there is none.
