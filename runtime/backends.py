@@ -10,12 +10,13 @@ from .device import has_driver
 from .engine import Backend
 from .engine_files import EngineFiles
 from .errors import BackendError, nearest_names
+from .openvino_engine import OpenVinoBackend, openvino_is_installed
 from .ort_engine import OrtBackend, available_devices, require_device
 from .trt_library import TRT_BACKENDS
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", *TRT_BACKENDS, "onnxruntime")
+BACKENDS = ("auto", *TRT_BACKENDS, "openvino", "onnxruntime")
 
 
 def load_backend(
@@ -30,6 +31,8 @@ def load_backend(
         raise BackendError(f"device {device!r} is unknown: choose cpu, cuda, or one of several GPUs such as cuda:1")
     if backend in TRT_BACKENDS:
         return _tensorrt(bundle, backend, device, engines, trust_engines)
+    if backend == "openvino":
+        return _openvino(bundle, device)
     # Without a driver the engines are for other machines, and there is nothing to warn of.
     if backend == "auto" and device != "cpu" and has_driver():
         for name in _built(bundle, engines):
@@ -37,7 +40,11 @@ def load_backend(
                 return _tensorrt(bundle, name, device, engines, trust_engines)
             except BackendError as error:
                 logger.warning("%s is not used: %s", name, error)
-    return _best_onnxruntime(bundle, engines) if device is None else _onnxruntime(bundle, device, engines)
+    if backend == "auto" and device == "cpu":
+        return _best_on_cpu(bundle)
+    if device is not None:
+        return _onnxruntime(bundle, device, engines)
+    return _onnxruntime_on_cuda(bundle, engines) or (_best_on_cpu(bundle) if backend == "auto" else OrtBackend(bundle))
 
 
 def _built(bundle: Bundle, engines: Path | None) -> Iterator[str]:
@@ -74,15 +81,31 @@ def _index(device: str) -> int:
     return int(device.removeprefix("cuda").removeprefix(":") or 0)
 
 
-def _best_onnxruntime(bundle: Bundle, engines: Path | None) -> Backend:
-    """CUDA where it works; where it should and does not, that is warned about."""
-    if not available_devices():
-        raise BackendError(
-            "no backend is installed: pip install 'latentrt[cpu]', or for NVIDIA GPUs pip install 'latentrt[cuda]'"
-        )
+def _openvino(bundle: Bundle, device: str | None) -> Backend:
+    if device not in (None, "cpu"):
+        raise BackendError(f"openvino runs on CPUs here, not on {device!r}: choose device='cpu' or another backend")
+    return OpenVinoBackend(bundle)
+
+
+def _onnxruntime_on_cuda(bundle: Bundle, engines: Path | None) -> Backend | None:
+    """None without CUDA; where it should work and does not, that is warned about."""
     if "cuda" in available_devices():
         try:
             return _onnxruntime(bundle, "cuda", engines)
         except BackendError as error:
             logger.warning("onnxruntime-cuda is not used: %s", error)
+    return None
+
+
+def _best_on_cpu(bundle: Bundle) -> Backend:
+    """OpenVINO where it is installed and reads the bundle, else ONNX Runtime."""
+    if openvino_is_installed():
+        try:
+            return _openvino(bundle, "cpu")
+        except BackendError as error:
+            logger.warning("openvino is not used: %s", error)
+    if not available_devices():
+        raise BackendError(
+            "no backend is installed: pip install 'latentrt[cpu]', or for NVIDIA GPUs pip install 'latentrt[cuda]'"
+        )
     return OrtBackend(bundle)

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 def add_bundle_flags(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `Pipeline.load`."""
     parser.add_argument("--bundle", type=Path, help="the bundle's folder; default: the small model that ships along")
-    parser.add_argument("--backend", default="auto", help="auto (default), tensorrt, tensorrt_rtx or onnxruntime")
+    parser.add_argument(
+        "--backend", default="auto", help="auto (default), tensorrt, tensorrt_rtx, openvino or onnxruntime"
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default: the best that is found")
     parser.add_argument("--engines", type=Path, metavar="DIR", help="compiled engines, where not in the bundle")
     parser.add_argument("--trust-engines", action="store_true", help="load engines with code for the host, too")

@@ -1,12 +1,10 @@
 """ONNX Runtime: the backend that runs a bundle's ONNX files as they are, on a CPU.
 
-Sessions are made on first use and shared; a denoiser holds the buffers of one loop, so several threads may draw at
-once.
+Sessions are made on first use and shared by all threads.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle, Graph
-from .engine import NO_INPUTS, Bucket, DenoiseStep, Float32, KnownParts, LoopTables, NewWeights, time_rows
+from .engine import Bucket, NewWeights
 from .errors import BackendError
-from .scheduler import Plan
+from .host_loop import Arrays, BoundCall, HostDenoiser
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -97,7 +95,7 @@ class OrtBackend:
         if "bf16" in (bundle.manifest.recipe.precision, bundle.manifest.recipe.vae_precision):
             raise BackendError(
                 f"{bundle.path} is a bf16 bundle, and onnxruntime has no bf16 kernels on a CPU: "
-                "export with --precision fp32, or use a GPU"
+                "export with --precision fp32, use a GPU, or pip install 'latentrt[openvino]'"
             )
         self._bundle = bundle
         self._weights: NewWeights = {}
@@ -111,10 +109,10 @@ class OrtBackend:
                 self._engines[graph] = OrtEngine(self._bundle, graph, self._weights.get(graph, {}))
             return self._engines[graph]
 
-    def denoiser(self, bucket: Bucket) -> "OrtDenoiser":
+    def denoiser(self, bucket: Bucket) -> HostDenoiser:
         """A denoiser for these sizes."""
         parts = (self.engine("time"), self.engine("context"), self.engine("denoise"))
-        return OrtDenoiser(parts, bucket, blend=lambda: self.engine("blend"))
+        return HostDenoiser(parts, bucket, blend=lambda: self.engine("blend"))
 
     def set_weights(self, weights: NewWeights) -> None:
         """See `Backend.set_weights`: sessions are made anew, as they keep copies of their weights in another form."""
@@ -150,95 +148,28 @@ class OrtEngine:
         names = [output.name for output in self.spec.outputs]
         return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
 
+    def bind(self, inputs: Arrays, outputs: Arrays) -> BoundCall:
+        """See `HostEngine.bind`."""
+        session = self.session
+        binding = session.io_binding()
+        # A binding holds the addresses alone; these hold the arrays.
+        bound = {name: _value(array) for name, array in {**inputs, **outputs}.items()}
+        for name in inputs:
+            binding.bind_ortvalue_input(name, bound[name])
+        for name in outputs:
+            binding.bind_ortvalue_output(name, bound[name])
+
+        def call(changing: Arrays) -> None:
+            for name, array in changing.items():
+                bound[name] = _value(array)
+                binding.bind_ortvalue_input(name, bound[name])
+            session.run_with_iobinding(binding)
+
+        return call
+
     def close(self) -> None:
         """Give the memory back."""
         self._session = None
-
-
-class OrtDenoiser:
-    """The loop on ONNX Runtime: two state buffers take turns, nothing is copied between."""
-
-    def __init__(self, parts: Sequence[OrtEngine], bucket: Bucket, *, blend: Callable[[], OrtEngine]) -> None:
-        self._time, self._context, self._denoise = parts
-        self._bucket, self._blend = bucket, blend
-
-    def run(
-        self,
-        plans: Sequence[Plan],
-        *,
-        context: Float32,
-        guidance: Float32,
-        guidance_rescale: Float32,
-        noise: Sequence[Float32],
-        clean: Float32 | None = None,
-        time_inputs: Mapping[str, Float32] = NO_INPUTS,
-        extra: Float32 | None = None,
-        mask: Float32 | None = None,
-    ) -> Iterator[DenoiseStep]:
-        """See `Denoiser.run`."""
-        tables = LoopTables.from_plans(plans, noise, clean)
-        features = self._time_features(tables.timesteps, time_inputs)
-        session = self._denoise.session
-        fixed = {
-            "guidance": _value(guidance),
-            "guidance_rescale": _value(guidance_rescale),
-            **self._keys_and_values(context),
-        }
-        if extra is not None:
-            fixed["extra"] = _value(extra)
-        states = _value(tables.state), _value(np.zeros_like(tables.state))
-        bindings = [self._binding(session, fixed, *pair) for pair in (states, states[::-1])]
-        known = None if mask is None or clean is None else KnownParts.from_plans(plans, noise, clean, mask)
-        if known is not None:
-            blend = self._blend().session
-            parts = {name: _value(array) for name, array in known.fixed.items()}
-            # Each call ends with its blend, which leaves the state where it was before the call.
-            blending = self._binding(blend, parts, *states[::-1])
-        quiet = _value(np.zeros_like(tables.state[:, 0]))
-        total = len(tables.timesteps)
-        for k in range(total):
-            turn = k % 2 if known is None else 0
-            binding, target = bindings[turn], states[1 - turn]
-            fresh = tables.noise[k]
-            binding.bind_ortvalue_input("coefficients", _value(tables.coefficients[k]))
-            binding.bind_ortvalue_input("time_features", _value(features[k]))
-            binding.bind_ortvalue_input("noise", quiet if fresh is None else _value(fresh))
-            session.run_with_iobinding(binding)
-            if known is not None:
-                blending.bind_ortvalue_input("blend", _value(known.blend[k]))
-                blend.run_with_iobinding(blending)
-                target = states[0]
-            yield DenoiseStep(k, total, partial(_register, target))
-
-    @staticmethod
-    def _binding(
-        session: "onnxruntime.InferenceSession",
-        fixed: Mapping[str, "onnxruntime.OrtValue"],
-        state: "onnxruntime.OrtValue",
-        next_state: "onnxruntime.OrtValue",
-    ) -> Any:
-        binding = session.io_binding()
-        for name, value in fixed.items():
-            binding.bind_ortvalue_input(name, value)
-        binding.bind_ortvalue_input("state", state)
-        binding.bind_ortvalue_output("next_state", next_state)
-        return binding
-
-    def _time_features(self, timesteps: Float32, time_inputs: Mapping[str, Float32]) -> NDArray[Any]:
-        """(M, B*G, F)."""
-        features = self._time.run(time_rows(timesteps, self._bucket.groups, time_inputs))["time_features"]
-        return features.reshape(len(timesteps), -1, features.shape[1])
-
-    def _keys_and_values(self, context: Float32) -> dict[str, "onnxruntime.OrtValue"]:
-        """Keys and values of every cross-attention."""
-        binding = self._context.session.io_binding()
-        hidden_states = _value(context.reshape(-1, *context.shape[2:]))
-        binding.bind_ortvalue_input("hidden_states", hidden_states)
-        names = [output.name for output in self._context.spec.outputs]
-        for name in names:
-            binding.bind_output(name)
-        self._context.session.run_with_iobinding(binding)
-        return dict(zip(names, binding.get_outputs(), strict=True))
 
 
 def _value(array: NDArray[Any]) -> "onnxruntime.OrtValue":
@@ -257,9 +188,3 @@ def ort_values(weights: Mapping[str, NDArray[Any]]) -> "dict[str, onnxruntime.Or
         return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
     return {name: value(array) for name, array in weights.items()}
-
-
-def _register(state: "onnxruntime.OrtValue", register: int) -> Float32:
-    """A copy of one register, (B, C, h, w), on the host."""
-    values: Float32 = state.numpy()
-    return values[:, register].copy()

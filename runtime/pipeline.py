@@ -101,8 +101,9 @@ class Pipeline:
 
         Args:
             path: the bundle's folder; None is the small model that ships with latentrt.
-            backend: "tensorrt", "tensorrt_rtx" or "onnxruntime"; "auto" takes the first of them that works here. An
-                explicit choice never falls back.
+            backend: "tensorrt", "tensorrt_rtx", "openvino" or "onnxruntime"; "auto" takes the best of them that works
+                here: TensorRT where there are engines, ONNX Runtime on other GPUs, OpenVINO on CPUs where it is
+                installed, else ONNX Runtime. An explicit choice never falls back.
             device: "cpu", "cuda" or "cuda:1"; None is the best that the backend finds.
             engines: folder of compiled engines, where they are not in the bundle.
             trust_engines: load engines that bring code for the host, too (those built as version-compatible).
