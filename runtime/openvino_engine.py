@@ -100,7 +100,7 @@ class OpenVinoBackend:
         try:
             return self._core.read_model(path)
         except Exception as error:  # openvino has no common base class of its errors
-            raise BackendError(f"openvino cannot read {path}: {error}") from error
+            raise BackendError(f"openvino cannot read {path}: {_reason(error)}") from error
 
     def _compiled(self, graph: str, weights: NewWeights, bucket: Bucket | None = None) -> "OpenVinoEngine":
         """The engine of a graph with these weights, at the sizes of a bucket or at all sizes."""
@@ -119,7 +119,7 @@ class OpenVinoBackend:
         try:
             return OpenVinoEngine(spec, self._core.compile_model(model, "CPU", options))
         except Exception as error:
-            raise BackendError(f"openvino cannot compile {spec.file}: {error}") from error
+            raise BackendError(f"openvino cannot compile {spec.file}: {_reason(error)}") from error
 
 
 class OpenVinoEngine:
@@ -167,6 +167,11 @@ class OpenVinoEngine:
         if self._compiled is None:
             raise BackendError(f"the engine of {self.spec.file} is closed")
         return self._compiled.create_infer_request()
+
+
+def _reason(error: Exception) -> str:
+    """The last line of a message that begins with where it was raised in OpenVINO's sources."""
+    return ([line for line in str(error).splitlines() if line.strip()] or [repr(error)])[-1]
 
 
 def _symbols(bucket: Bucket) -> dict[str, int]:

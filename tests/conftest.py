@@ -21,6 +21,14 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER", "")) and hasattr(os, "sched_
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", DIFFUSERS_VERBOSITY="error")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _auto_takes_onnxruntime_on_a_cpu() -> Iterator[None]:
+    """OpenVINO compiles for a second or two at each size, so only tests that are about it draw with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("latentrt.runtime.backends.openvino_is_installed", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def _exports(pytestconfig: pytest.Config) -> Iterator[dict[str, Future[Exported]]]:
     building = {

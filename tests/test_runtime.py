@@ -33,20 +33,22 @@ FORBIDDEN = ("torch", "transformers", "diffusers", "onnx", "onnx_ir", "onnxscrip
 SMALL: dict[str, Any] = {"num_inference_steps": 3, "height": 32, "width": 40, "output_type": "latent"}
 
 
-def test_a_generation_loads_no_pytorch(sd1: Exported, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_generation_loads_no_pytorch(sd1: Exported, tmp_path: Path, backend: str) -> None:
     script = (
         "import sys; from latentrt.runtime.cli import main\n"
-        "status = main(['generate', 'a cat', '--bundle', sys.argv[1], '-o', sys.argv[2], '--steps', '2'])\n"
-        "print(status, sorted(n for n in sys.argv[3:] if n in sys.modules))"
+        "status = main(['generate', 'a cat', '--bundle', sys.argv[1], '-o', sys.argv[2], '--steps', '2',\n"
+        "               '--backend', sys.argv[3]])\n"
+        "print(status, sorted(n for n in sys.argv[4:] if n in sys.modules))"
     )
-    command = [sys.executable, "-c", script, str(sd1.bundle), str(tmp_path / "x.png"), *FORBIDDEN]
+    command = [sys.executable, "-c", script, str(sd1.bundle), str(tmp_path / "x.png"), backend, *FORBIDDEN]
     child = subprocess.run(command, capture_output=True, text=True, check=True)
     assert child.stdout.splitlines()[-1] == "0 []"
     assert child.stderr == ""  # no warnings, and no progress bar in a pipe
 
 
 def test_the_runtime_imports_with_everything_else_blocked() -> None:
-    blocked = (*FORBIDDEN, "onnxruntime", "tokenizers", "PIL", "safetensors", "tqdm")
+    blocked = (*FORBIDDEN, "onnxruntime", "openvino", "tokenizers", "PIL", "safetensors", "tqdm")
     script = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import latentrt.runtime, latentrt.runtime.cli"
     )
