@@ -122,7 +122,7 @@ def _info(arguments: argparse.Namespace) -> int:
         outputs = [f"{o.name} {o.dtype} ({', '.join(map(str, o.shape))})" for o in graph.outputs]
         more = f" and {len(outputs) - 2} more" if len(outputs) > 2 else ""
         print(f"{name:14} {size / 2**20:9,.1f}  {', '.join(outputs[:2])}{more}")
-    print(f"\nengines: {len(manifest.engines) or 'none; the graphs run on ONNX Runtime'}")
+    print(f"\nengines: {len(manifest.engines) or 'none; the graphs run on OpenVINO or ONNX Runtime'}")
     for engine in manifest.engines:
         capabilities = ", ".join(engine.compute_capabilities)
         gpus = engine.device or (f"compute capability {capabilities}" if capabilities else "any GPU")
