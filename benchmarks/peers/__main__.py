@@ -1,0 +1,210 @@
+"""latentrt beside its peers, in one run.
+
+    PYTHONPATH=benchmarks python -m peers [--checkpoint FOLDER --bundle FOLDER] [--peers "latentrt,diffusers"]
+
+Every peer gets the same weights, prompt, steps, scheduler and initial latents, and runs in an environment of its own,
+which is made when it is missing. First each draws once: one that draws another picture than latentrt's own ONNX Runtime
+is reported and not compared. Then, always in turns: importing; process start until the first picture, the second
+picture, and peak memory; pictures by loaded workers. Where not all workers fit into `--memory`, they are stopped and
+started again in turns; loading is not in the latency. Each peer keeps its own default number of threads.
+
+Conversions for peers are made once and kept. The last line is JSON. `DEVICE=cuda` compares what runs on a GPU.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import Measurement, finish, interleaved, show_environment, show_table
+
+from latentrt.runtime.noise import TorchGenerator
+
+from .compare import Case, Outcome, compare
+from .environments import (
+    CONVERSIONS,
+    ENVIRONMENTS,
+    PEERS,
+    REMOVED_VARIABLES,
+    ROOT,
+    WORKERS,
+    Peer,
+    PeerError,
+    clean_variables,
+    convert,
+    installed_megabytes,
+    make_environment,
+    program,
+)
+
+PROMPT = "a large red star on a blue background"
+# What all peers have, beside the checkpoint's betas and prediction type. DDIM is exact for zero terminal SNR, too.
+SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
+    "ddim": {
+        "_class_name": "DDIMScheduler",
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+        "timestep_spacing": "trailing",
+    },
+    "euler": {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "linspace", "steps_offset": 0},
+}
+KEPT = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type", "rescale_betas_zero_snr")
+
+
+def scheduler_config(checkpoint: Path, name: str) -> dict[str, Any]:
+    """The scheduler of that name with the checkpoint's betas and prediction type."""
+    own = json.loads((checkpoint / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    return {**SCHEDULERS[name], **{key: own[key] for key in KEPT if key in own}}
+
+
+def prepare(
+    peers: Mapping[str, Peer], arguments: argparse.Namespace, scheduler: Path, reasons: dict[str, str]
+) -> tuple[dict[str, Case], dict[str, float]]:
+    """Environments, conversions, and a case for each peer that has both; seconds of the conversions by peer."""
+    places = {"bundle": arguments.bundle, "checkpoint": arguments.checkpoint}
+    cases: dict[str, Case] = {}
+    seconds: dict[str, float] = {}
+    for name, peer in peers.items():
+        print(f"preparing {name}", flush=True)
+        try:
+            make_environment(arguments.environments, peer.environment, ENVIRONMENTS[peer.environment])
+            if conversion := CONVERSIONS.get(peer.model):
+                converter = conversion.environment
+                make_environment(arguments.environments, converter, ENVIRONMENTS[converter])
+                place = arguments.models / f"{arguments.checkpoint.name}-{peer.model}"
+                seconds[name] = convert(arguments.environments, peer.model, conversion, arguments.checkpoint, place)
+            else:
+                place = places[peer.model]
+        except PeerError as error:
+            reasons[name] = str(error)
+            continue
+        for file in place.rglob("*"):  # into the page cache, for all alike
+            if file.is_file():
+                file.read_bytes()
+        command = (program(arguments.environments, peer.environment), "-u", WORKERS / peer.worker)
+        load = {"model": str(place.resolve()), "scheduler": str(scheduler), "options": dict(peer.options)}
+        cases[name] = Case(command, load)
+    return cases, seconds
+
+
+def imports(peers: Mapping[str, Peer], folder: Path, repetitions: int) -> dict[str, list[float]]:
+    """Milliseconds of importing each environment's entry point in a new process, by environment."""
+    modules = {peer.environment: peer.module for peer in peers.values()}
+    variables = clean_variables()
+
+    def run(name: str) -> None:
+        subprocess.run((program(folder, name), "-c", f"import {modules[name]}"), env=variables, check=True)
+
+    seconds = interleaved({name: lambda name=name: run(name) for name in modules}, repetitions)
+    return {name: [1000 * value for value in values] for name, values in seconds.items()}
+
+
+def show(outcome: Outcome, peers: Sequence[str]) -> None:
+    """The table of medians, and the reasons below it."""
+    columns = ("latency", "load", "cold start, first picture", "cold start, second picture", "peak memory")
+    rows = []
+    for name in peers:
+        if found := outcome.figures.get(name):
+            cells = [f"{np.median(found[column]):,.2f}" if column in found else "" for column in columns]
+            decibels = outcome.facts[name]["psnr"]
+            rows.append((name, *cells, "equal" if decibels is None else f"{decibels:.1f}"))
+    show_table(("", "latency s", "load s", "1st picture s", "2nd picture s", "peak MB", "PSNR dB"), rows)
+    for name, reason in outcome.reasons.items():
+        print(f"{name} is not compared: {reason}")
+
+
+def main() -> None:
+    """The command."""
+    build = ROOT / "build" / "peers"
+    device = os.environ.get("DEVICE", "cpu")
+    parser = argparse.ArgumentParser("peers", description="Compare latentrt with its peers on the same picture.")
+    parser.add_argument("--checkpoint", type=Path, default=ROOT / "tests" / "data" / "shapes", help="diffusers format")
+    parser.add_argument("--bundle", type=Path, default=ROOT / "engines" / "shapes", help="its bundle; fp32 on a CPU")
+    parser.add_argument("--name", help="the model's name in the measurements; default: the checkpoint's folder")
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--steps", type=int, default=20, help="default: 20")
+    parser.add_argument("--size", type=int, default=128, help="pixels of each side; default: 128")
+    parser.add_argument("--scheduler", choices=tuple(SCHEDULERS), default="ddim", help="default: ddim")
+    parser.add_argument("--guidance-scale", type=float, default=4.0, help="default: 4")
+    parser.add_argument("--seed", type=int, default=1, help="of the initial latents; default: 1")
+    parser.add_argument("--repetitions", type=int, default=5, help="pictures of loaded workers; default: 5")
+    parser.add_argument("--cold-starts", type=int, default=3, help="default: 3")
+    parser.add_argument("--imports", type=int, default=5, help="repetitions of the imports; default: 5")
+    parser.add_argument("--memory", type=float, default=16.0, help="GiB for all loaded workers; default: 16")
+    parser.add_argument("--psnr", type=float, default=30.0, help="least PSNR against the first peer's; default: 30")
+    parser.add_argument("--peers", help="names with commas between; default: all of the device")
+    parser.add_argument("--environments", type=Path, default=build / "environments", help="kept between runs")
+    parser.add_argument("--models", type=Path, default=build / "models", help="conversions, kept between runs")
+    parser.add_argument("--out", type=Path, default=build / "pictures", help="the pictures that were compared")
+    parser.add_argument("--prepare", action="store_true", help="make environments and conversions, measure nothing")
+    arguments = parser.parse_args()
+    of_device = [name for name, peer in PEERS.items() if peer.device == device]
+    chosen = [name.strip() for name in arguments.peers.split(",")] if arguments.peers else of_device
+    for name in chosen:
+        if name not in of_device:
+            parser.error(f"--peers: {name!r} is none of DEVICE={device}: there are {', '.join(of_device)}")
+    peers = {name: PEERS[name] for name in of_device if name in chosen}
+    model = arguments.name or arguments.checkpoint.name
+    folder = (arguments.out / model).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments.environments.mkdir(parents=True, exist_ok=True)
+
+    card = show_environment()
+    scheduler, latents = folder / "scheduler_config.json", folder / "latents.npy"
+    scheduler.write_text(json.dumps(scheduler_config(arguments.checkpoint, arguments.scheduler)), encoding="utf-8")
+    np.save(latents, TorchGenerator(arguments.seed).randn((1, 4, arguments.size // 8, arguments.size // 8)))
+    reasons: dict[str, str] = {}
+    cases, conversions = prepare(peers, arguments, scheduler, reasons)
+    if arguments.prepare:
+        for name, reason in reasons.items():
+            print(f"{name} is not compared: {reason}")
+        return
+    job = {
+        "prompt": arguments.prompt,
+        "steps": arguments.steps,
+        "size": arguments.size,
+        "guidance_scale": arguments.guidance_scale,
+        "seed": arguments.seed,
+        "latents": str(latents),
+    }
+    outcome = compare(
+        cases,
+        job,
+        folder,
+        psnr_floor=arguments.psnr,
+        cold_starts=arguments.cold_starts,
+        repetitions=arguments.repetitions,
+        limit=arguments.memory * 2**30 / 1e6,
+    )
+    outcome.reasons = reasons | outcome.reasons
+    measurements = outcome.measurements(model)
+    measurements += [Measurement(f"{model}: {n}: conversion", "s", [s]) for n, s in conversions.items()]
+    installed = {name: peer for name, peer in peers.items() if name in cases}
+    if arguments.imports:
+        for name, values in imports(installed, arguments.environments, arguments.imports).items():
+            measurements.append(Measurement(f"{name}: import", "ms", values))
+            size = installed_megabytes(arguments.environments, name)
+            measurements.append(Measurement(f"{name}: installed size", "MB", [size]))
+    show(outcome, list(peers))
+    finish(
+        "peers",
+        card,
+        {
+            "model": model,
+            "job": {**job, "latents": f"TorchGenerator({arguments.seed})", "scheduler": arguments.scheduler},
+            "facts": outcome.facts,
+            "reasons": outcome.reasons,
+            "psnr_floor": arguments.psnr,
+            "unset for workers": [name for name in REMOVED_VARIABLES if name in os.environ],
+        },
+        measurements=measurements,
+    )
+
+
+if __name__ == "__main__":
+    main()

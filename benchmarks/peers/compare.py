@@ -1,0 +1,152 @@
+"""What is measured of each peer, and whether it draws the same picture at all.
+
+Knows workers and pictures; knows nothing of environments and of which peers there are.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import Measurement, interleaved
+from PIL import Image
+
+from .environments import PeerError
+from .workers import Residents, Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A peer that is to be measured: how its worker is started, and what it loads."""
+
+    command: Sequence[str | Path]
+    load: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one run over all cases found; `reasons` tells why a case is not compared."""
+
+    figures: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, figure: str, value: float) -> None:
+        """Another repetition of a figure."""
+        self.figures.setdefault(name, {}).setdefault(figure, []).append(value)
+
+    def drop(self, name: str, reason: str) -> None:
+        """Leave a case out of everything, with the reason."""
+        self.reasons[name] = reason
+        self.figures.pop(name, None)
+
+    def measurements(self, model: str) -> list[Measurement]:
+        """All figures, named as "MODEL: PEER: FIGURE"."""
+        return [
+            Measurement(f"{model}: {name}: {figure}", "MB" if figure == "peak memory" else "s", values)
+            for name, figures in self.figures.items()
+            for figure, values in figures.items()
+        ]
+
+
+def psnr(picture: Path, reference: Path) -> float:
+    """Decibels between two pictures; infinite where they are equal, minus infinite where their sizes are not."""
+    a, b = (np.asarray(Image.open(file).convert("RGB"), dtype=np.float64) for file in (picture, reference))
+    if a.shape != b.shape:
+        return -math.inf
+    error = np.mean((a - b) ** 2)
+    return math.inf if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def compare(
+    cases: Mapping[str, Case],
+    job: Mapping[str, Any],
+    folder: Path,
+    *,
+    psnr_floor: float,
+    cold_starts: int,
+    repetitions: int,
+    limit: float,
+) -> Outcome:
+    """Measure all cases in turns; the first that works is the reference.
+
+    Every case draws once in a process of its own, and is left out when the picture is another one. Then come cold
+    starts, then pictures by workers that stay loaded.
+
+    Args:
+        cases: what is compared, the reference first.
+        job: the request of a draw, without the picture's file.
+        folder: gets the pictures.
+        psnr_floor: decibels that a picture must have against the reference's.
+        cold_starts: counted repetitions of the cold start.
+        repetitions: counted pictures of loaded workers; 0 leaves them out.
+        limit: megabytes that the loaded workers may take together.
+    """
+    outcome = Outcome()
+    megabytes: dict[str, float] = {}
+    reference: Path | None = None
+    for name, case in cases.items():
+        picture = folder / f"{name}.png"
+        try:
+            megabytes[name] = _cold_start(name, case, {**job, "picture": str(picture)}, outcome)
+        except PeerError as error:
+            outcome.drop(name, str(error))
+            continue
+        outcome.figures.pop(name, None)  # the files were read for the first time: not counted
+        reference = reference or picture
+        found = psnr(picture, reference)
+        outcome.facts[name]["psnr"] = None if math.isinf(found) else found
+        if found < psnr_floor:
+            outcome.drop(name, f"draws another picture: PSNR {found:.1f} dB, at least {psnr_floor:g} dB are asked for")
+
+    def guarded(name: str, measure: Any) -> None:
+        if name not in outcome.reasons:
+            try:
+                measure(name)
+            except PeerError as error:
+                outcome.drop(name, str(error))
+
+    def cold(name: str) -> None:
+        _cold_start(name, cases[name], job, outcome)
+
+    agreed = [name for name in cases if name not in outcome.reasons]
+    if cold_starts:
+        interleaved({name: lambda name=name: guarded(name, cold) for name in agreed}, cold_starts, warm_up=0)
+    commands = {name: cases[name].command for name in agreed}
+    residents = Residents(commands, {name: cases[name].load for name in agreed}, megabytes, limit)
+    taken: dict[str, list[float]] = {name: [] for name in agreed}
+
+    def warm(name: str) -> None:
+        taken[name].append(residents.draw(name, **job))
+
+    try:
+        if repetitions:
+            interleaved({name: lambda name=name: guarded(name, warm) for name in agreed}, repetitions, warm_up=1)
+    finally:
+        residents.close()
+    for name, seconds in taken.items():
+        if name not in outcome.reasons:
+            for value in seconds[1:]:
+                outcome.add(name, "latency", value)
+            outcome.facts[name]["starts for latency"] = residents.starts[name]
+    return outcome
+
+
+def _cold_start(name: str, case: Case, job: Mapping[str, Any], outcome: Outcome) -> float:
+    """Start a process, load, draw twice; the peak memory in megabytes."""
+    start = time.perf_counter()
+    with Worker(case.command) as worker:
+        loaded = worker.ask("load", **case.load)
+        first = worker.ask("draw", **job)
+        until_first = time.perf_counter() - start
+        second = worker.ask("draw", **{**job, "picture": None})
+        memory = float(worker.ask("memory")["megabytes"])
+    outcome.add(name, "load", loaded["seconds"])
+    outcome.add(name, "cold start, first picture", until_first)
+    outcome.add(name, "cold start, second picture", second["seconds"])
+    outcome.add(name, "peak memory", memory)
+    outcome.facts[name] = {**outcome.facts.get(name, {}), **loaded["facts"], "unet_calls": first["unet_calls"]}
+    return memory

@@ -1,0 +1,229 @@
+"""The peers as a table, and an environment for each.
+
+Knows what to install and how to start a worker; knows nothing of measuring. A new peer is a new row. An environment
+that cannot be made is a reason to report, not an error: the others are compared all the same.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKERS = Path(__file__).resolve().parent
+# Set for one machine's own BLAS; they would slow some peers down and not others.
+REMOVED_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+TORCH = ("torch>=2.9,<2.14", "accelerate>=1.10")
+BROUGHT_BY_VENV = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth")
+
+
+class PeerError(Exception):
+    """A peer cannot be compared; the message is the reason that is reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What `pip install` gets. `extra` installs this project with that extra; `without` are removed afterwards."""
+
+    requirements: tuple[str, ...] = ()
+    extra: str | None = None
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One row of the comparison.
+
+    `model` is what it opens: the "bundle", the "checkpoint", or a conversion with a name of `CONVERSIONS`.
+    """
+
+    environment: str
+    worker: str
+    module: str
+    model: str
+    device: str = "cpu"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """How a checkpoint becomes a peer's model: a command of an environment, given two folders."""
+
+    environment: str
+    command: tuple[str, ...]
+
+
+ENVIRONMENTS: Mapping[str, Environment] = MappingProxyType(
+    {
+        "latentrt": Environment(extra="cpu"),
+        "latentrt-openvino": Environment(extra="openvino"),
+        "latentrt-cuda": Environment(extra="cuda"),
+        "latentrt-tensorrt": Environment(extra="tensorrt-cu13"),
+        "latentrt-tensorrt-rtx": Environment(extra="tensorrt-rtx"),
+        "diffusers": Environment((*TORCH, "diffusers==0.42.*", "transformers<5.24")),
+        # optimum-onnx itself asks for transformers below 4.58; without the other pins pip tries every version there is.
+        "optimum-onnx": Environment(
+            ("optimum-onnx[onnxruntime]", *TORCH, "transformers==4.57.*", "diffusers==0.35.*"),
+        ),
+        "optimum-onnx-cuda": Environment(
+            ("optimum-onnx[onnxruntime-gpu]", *TORCH, "transformers==4.57.*", "diffusers==0.35.*"),
+        ),
+        "openvino-genai": Environment(("openvino-genai", "openvino-tokenizers", "pillow", "numpy")),
+        # PyPI's torchvision is built for CUDA: beside a PyTorch without it, importing transformers fails.
+        "openvino-export": Environment(
+            ("optimum-intel[openvino]", *TORCH, "diffusers>=0.35"), without=("torchvision",)
+        ),
+        "stable-diffusion.cpp": Environment(("stable-diffusion-cpp-python", "numpy", "pillow")),
+    }
+)
+
+CONVERSIONS: Mapping[str, Conversion] = MappingProxyType(
+    {
+        "onnx": Conversion("optimum-onnx", ("optimum-cli", "export", "onnx", "--task", "text-to-image", "--model")),
+        "openvino": Conversion(
+            "openvino-export",
+            ("optimum-cli", "export", "openvino", "--task", "text-to-image", "--weight-format", "fp32", "--model"),
+        ),
+    }
+)
+
+_DIFFUSERS = ("diffusers", "worker_diffusers.py", "diffusers", "checkpoint")
+_CUDA = {"device": "cuda", "dtype": "float16"}
+_OURS = ("worker_latentrt.py", "latentrt.runtime", "bundle")
+
+# The first row of a device is what the others' pictures are compared with.
+PEERS: Mapping[str, Peer] = MappingProxyType(
+    {
+        "latentrt": Peer("latentrt", *_OURS, options={"backend": "onnxruntime", "device": "cpu"}),
+        "latentrt openvino": Peer("latentrt-openvino", *_OURS, options={"backend": "openvino"}),
+        "diffusers": Peer(*_DIFFUSERS),
+        "diffusers channels-last": Peer(*_DIFFUSERS, options={"channels_last": True}),
+        "diffusers bf16": Peer(*_DIFFUSERS, options={"dtype": "bfloat16"}),
+        "diffusers compiled": Peer(*_DIFFUSERS, options={"compile": True}),
+        "optimum-onnx": Peer(
+            "optimum-onnx", "worker_diffusers.py", "optimum.onnxruntime", "onnx", options={"optimum": True}
+        ),
+        "openvino-genai": Peer("openvino-genai", "worker_openvino_genai.py", "openvino_genai", "openvino"),
+        "stable-diffusion.cpp": Peer(
+            "stable-diffusion.cpp", "worker_stable_diffusion_cpp.py", "stable_diffusion_cpp", "checkpoint"
+        ),
+        "latentrt cuda": Peer("latentrt-cuda", *_OURS, "cuda", {"backend": "onnxruntime", "device": "cuda"}),
+        "latentrt tensorrt": Peer("latentrt-tensorrt", *_OURS, "cuda", {"backend": "tensorrt"}),
+        "latentrt tensorrt-rtx": Peer("latentrt-tensorrt-rtx", *_OURS, "cuda", {"backend": "tensorrt_rtx"}),
+        "diffusers cuda": Peer(*_DIFFUSERS, "cuda", _CUDA),
+        "diffusers cuda compiled": Peer(*_DIFFUSERS, "cuda", {**_CUDA, "channels_last": True, "compile": True}),
+        "optimum-onnx cuda": Peer(
+            *("optimum-onnx-cuda", "worker_diffusers.py", "optimum.onnxruntime", "onnx", "cuda"),
+            {"optimum": True, "device": "cuda"},
+        ),
+    }
+)
+
+
+def clean_variables() -> dict[str, str]:
+    """This process's variables, without those that are another machine's or this environment's own."""
+    kept = {name: value for name, value in os.environ.items() if name not in REMOVED_VARIABLES}
+    return kept | {"HF_HUB_OFFLINE": "1"}
+
+
+def program(folder: Path, environment: str, name: str = "python") -> Path:
+    """A program of an environment."""
+    return folder.resolve() / environment / "bin" / name
+
+
+def make_environment(folder: Path, name: str, environment: Environment) -> None:
+    """Install an environment, unless the same has been installed before.
+
+    Raises: PeerError: pip failed, now or in an earlier run; remove its folder to try again.
+    """
+    place, note = folder / name, folder / name / "made.json"
+    wish = json.loads(
+        json.dumps([environment.requirements, environment.extra, environment.without, _sources(environment)])
+    )
+    if note.exists():
+        found = json.loads(note.read_text(encoding="utf-8"))
+        if found["wish"] == wish:
+            if found["error"]:
+                raise PeerError(f"{found['error']} (remove {place} to try again)")
+            return
+    pip = (program(folder, name), "-m", "pip", "--disable-pip-version-check")
+    commands: list[Sequence[str | Path]] = [] if place.exists() else [(sys.executable, "-m", "venv", place)]
+    if environment.extra:
+        commands.append((*pip, "install", f"latentrt[{environment.extra}] @ {ROOT.as_uri()}"))
+        commands.append((*pip, "install", "--force-reinstall", "--no-deps", ROOT))
+    if environment.requirements:
+        commands.append((*pip, "install", *environment.requirements))
+    if environment.without:
+        commands.append((*pip, "uninstall", "--yes", *environment.without))
+    error = ""
+    for command in commands:
+        child = subprocess.run(command, env=clean_variables(), capture_output=True, text=True, check=False)
+        if child.returncode:
+            error = f"installing {name} failed: {_last_line(child.stderr)}"
+            break
+    place.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps({"wish": wish, "error": error}), encoding="utf-8")
+    if error:
+        raise PeerError(error)
+
+
+def convert(folder: Path, name: str, conversion: Conversion, checkpoint: Path, target: Path) -> float:
+    """Convert a checkpoint, unless it has been, and return the seconds that it took, then or now.
+
+    Raises: PeerError: the converter failed.
+    """
+    note = target / "conversion.json"
+    if note.exists():
+        return float(json.loads(note.read_text(encoding="utf-8"))["seconds"])
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    command = (program(folder, conversion.environment, conversion.command[0]), *conversion.command[1:])
+    child = subprocess.run(
+        (*command, checkpoint.resolve(), target.resolve()),
+        env=clean_variables(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    seconds = time.perf_counter() - start
+    if child.returncode:
+        raise PeerError(f"conversion to {name} failed: {_last_line(child.stderr)}")
+    note.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
+    return seconds
+
+
+def installed_megabytes(folder: Path, environment: str) -> float:
+    """What an environment's packages take on the disk, without those of every new environment."""
+    packages = next((folder / environment / "lib").glob("python*/site-packages"))
+    files = (
+        file for entry in packages.iterdir() if not entry.name.startswith(BROUGHT_BY_VENV) for file in _files(entry)
+    )
+    return sum(file.stat().st_size for file in files) / 1e6
+
+
+def _files(entry: Path) -> list[Path]:
+    return (
+        [entry] if entry.is_file() else [file for file in entry.rglob("*") if file.is_file() and not file.is_symlink()]
+    )
+
+
+def _sources(environment: Environment) -> str:
+    """What tells versions of this project apart, which has one number for all of them."""
+    if not environment.extra:
+        return ""
+    files = [ROOT / "pyproject.toml", *sorted((ROOT / "runtime").rglob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"

@@ -1,0 +1,119 @@
+"""Worker processes: starting, asking, stopping, and how many of them memory has room for.
+
+Knows the protocol of `protocol.py`; knows nothing of models and figures.
+"""
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from .environments import PeerError, clean_variables
+
+
+class Worker:
+    """A running worker; a context manager that ends the process."""
+
+    def __init__(self, command: Sequence[str | Path]) -> None:
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by close
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=clean_variables(),
+        )
+
+    def ask(self, do: str, **job: Any) -> dict[str, Any]:
+        """Send a request and wait for the answer.
+
+        Raises: PeerError: the worker says that it failed, or ended.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            print(json.dumps({"do": do, **job}), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise PeerError(f"its process ended with status {self._process.wait()}: {self._last_words()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise PeerError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        """End the process; one that does not end by itself is killed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log if line.strip()]
+        return lines[-1][:300] if lines else "no message"
+
+
+class Residents:
+    """Workers that stay loaded between draws, as many as memory has room for.
+
+    Before a worker would take more than `limit` megabytes together with the others, the one that was used the longest
+    ago ends. A worker that starts again loads its model and draws once, with one step; neither is counted.
+    """
+
+    def __init__(
+        self,
+        commands: Mapping[str, Sequence[str | Path]],
+        loads: Mapping[str, Mapping[str, Any]],
+        megabytes: Mapping[str, float],
+        limit: float,
+    ) -> None:
+        self._commands, self._loads, self._megabytes, self._limit = commands, loads, megabytes, limit
+        self._running: dict[str, Worker] = {}  # the last used stands last
+        self.starts: dict[str, int] = dict.fromkeys(commands, 0)
+
+    @property
+    def names(self) -> list[str]:
+        """Those that are loaded."""
+        return list(self._running)
+
+    def draw(self, name: str, **job: Any) -> float:
+        """Seconds of one draw."""
+        worker = self._running.pop(name, None)
+        if worker is None:
+            while self._running and self._taken() + self._megabytes[name] > self._limit:
+                self._running.pop(next(iter(self._running))).close()
+            worker = Worker(self._commands[name])
+            self.starts[name] += 1
+            self._running[name] = worker
+            worker.ask("load", **self._loads[name])
+            worker.ask("draw", **{**job, "steps": 1})
+        self._running[name] = worker
+        return float(worker.ask("draw", **job)["seconds"])
+
+    def close(self) -> None:
+        """End all of them."""
+        while self._running:
+            self._running.popitem()[1].close()
+
+    def _taken(self) -> float:
+        return sum(self._megabytes[name] for name in self._running)
