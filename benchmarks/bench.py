@@ -38,17 +38,20 @@ class Model:
     steps: int
     calls: int
     repetitions: int
+    peers: tuple[str, ...]
     latency: tuple[str, ...]
     kinds: tuple[str, ...]
 
 
 ALL = ("peers", "stages", "latency", "ideas", "cold_start")
 MODELS = {
-    "shapes": Model("shapes", 128, 20, 5, 9, ("--sizes", "64", "192"), ALL),
+    "shapes": Model("shapes", 128, 20, 5, 9, ("--cold-starts", "5"), ("--sizes", "64", "192"), ALL),
     "medium": Model(
-        "medium", 256, 4, 3, 5, ("--steps", "1", "4", "--batches", "1", "2", "4", "--few-steps", "2"), ALL[:4]
+        *("medium", 256, 4, 3, 5, ("--imports", "0")),
+        ("--steps", "1", "4", "--batches", "1", "2", "4", "--few-steps", "2"),
+        ALL[:4],
     ),
-    "sd15": Model("sd15", 512, 2, 2, 2, (), ALL[:2]),
+    "sd15": Model("sd15", 512, 2, 2, 2, ("--imports", "0", "--cold-starts", "1"), (), ALL[:2]),
 }
 
 
@@ -83,11 +86,8 @@ def commands(model: Model, device: str, backends: list[str]) -> Iterator[tuple[s
     for kind in ALL if gpu else model.kinds:
         match kind:
             case "peers":
-                peers = ["--checkpoint", checkpoint_of(model.name), "--bundle", bundle, "--model", model.name]
-                yield (
-                    kind,
-                    ["-m", "peers", *peers, "--size", model.pixels, "--steps", steps, "--device", device, *turns],
-                )
+                peers = ["--checkpoint", checkpoint_of(model.name), "--bundle", bundle, "--name", model.name]
+                yield kind, ["-m", "peers", *peers, "--size", model.pixels, "--steps", steps, *turns, *model.peers]
             case "stages":
                 calls = 20 if gpu else model.calls
                 yield kind, [HERE / "stages.py", *common, "--steps", steps, "--calls", calls, *turns]
@@ -107,11 +107,11 @@ def device_name(card: dict[str, Any]) -> str:
     return "-".join([*words, str(card["cores"]), "cores"]).lower()
 
 
-def measure(command: list[Any]) -> dict[str, Any]:
+def measure(command: list[Any], device: str) -> dict[str, Any]:
     """Run a benchmark, whose output goes on to the terminal; returns its JSON."""
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    variables = {**os.environ, "DEVICE": device, "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     process = subprocess.Popen(
-        [sys.executable, "-u", *map(str, command)], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+        [sys.executable, "-u", *map(str, command)], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=variables
     )
     assert process.stdout is not None
     last = ""
@@ -151,7 +151,7 @@ def main() -> None:
                 continue
             print(f"\n== {kind}, {name} ({time.strftime('%H:%M')})", flush=True)
             try:
-                found = measure(command)
+                found = measure(command, arguments.device)
             except (RuntimeError, ValueError) as error:
                 failed.append(f"{kind} of {name}: {error}")
                 continue

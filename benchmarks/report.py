@@ -78,7 +78,6 @@ def peers_section(run: Run, folder: Path) -> Iterator[str]:
     for peer, row in rows.items():
         record = found.get(f"{model}: {peer}: latency")
         span = f"{number(record['min'])} – {number(record['p90'])} s" if record else "-"
-        psnr = results["psnr"].get(peer)
         lines.append(
             (
                 peer,
@@ -88,7 +87,7 @@ def peers_section(run: Run, folder: Path) -> Iterator[str]:
                 _cell(row, "first", "s"),
                 _cell(row, "second", "s"),
                 _cell(row, "memory", "GB"),
-                f"{psnr:.0f} dB" if psnr is not None else "-",
+                _agreement(results["facts"].get(peer)),
             )
         )
     yield table(head, lines)
@@ -96,6 +95,13 @@ def peers_section(run: Run, folder: Path) -> Iterator[str]:
         yield "\n".join(f"- {peer}: {reason}" for peer, reason in results["reasons"].items())
     yield f"![latency, cold start and memory of each](peers-{model}.png)"
     charts.peers(rows, title(run), folder / f"peers-{model}.png")
+
+
+def _agreement(facts: Mapping[str, Any] | None) -> str:
+    """How near a picture is to the first peer's."""
+    if facts is None:
+        return "-"
+    return "equal" if facts["psnr"] is None else f"{facts['psnr']:.0f} dB"
 
 
 def title(run: Run) -> str:
@@ -108,7 +114,7 @@ def peer_rows(run: Run) -> dict[str, dict[str, float]]:
     """Peer -> medians of the figures that it has; latency and cold start in seconds, memory in GB."""
     found, model = measured(run), run["results"]["model"]
     rows: dict[str, dict[str, float]] = {}
-    for peer in run["results"]["peers"]:
+    for peer in run["results"]["environments"]:
         names = {key: (f"{model}: {peer}: {name}", scale) for key, (name, _, scale) in PEER_FIGURES.items()}
         rows[peer] = {key: found[name]["p50"] * scale for key, (name, scale) in names.items() if name in found}
     return rows
@@ -282,7 +288,7 @@ def readme_block(folder: Path) -> str:
         cells = [_cell(rows[run["results"]["model"]].get(peer, {}), "latency", "s") for run in peers]
         cold = _cell(rows[peers[0]["results"]["model"]].get(peer, {}), "first", "s")
         memory = _cell(rows[last["results"]["model"]].get(peer, {}), "memory", "GB")
-        environment = last["results"]["peers"].get(peer) or peers[0]["results"]["peers"].get(peer)
+        environment = {**peers[0]["results"]["environments"], **last["results"]["environments"]}[peer]
         size = sizes.get(f"{environment}: installed size")
         lines.append((peer, *cells, cold, memory, f"{size['p50']:,.0f} MB" if size else "-"))
     first, folder_name = peers[0]["results"]["model"], folder.name

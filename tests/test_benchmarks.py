@@ -214,8 +214,8 @@ def test_a_report_holds_what_was_measured(tmp_path: Path) -> None:
         "width": 128,
         "height": 128,
         "steps": 7,
-        "peers": {"latentrt": "latentrt", "diffusers": "diffusers", "other": "other"},
-        "psnr": {"diffusers": 61.0},
+        "environments": {"latentrt": "latentrt", "diffusers": "diffusers", "other": "other"},
+        "facts": {"latentrt": {"psnr": None}, "diffusers": {"psnr": 61.0}},
         "reasons": {"other": "it cannot be installed"},
     }
     runs = {"peers-shapes": run_of(names, benchmark="peers", results=results)}

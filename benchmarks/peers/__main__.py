@@ -196,6 +196,10 @@ def main() -> None:
         card,
         {
             "model": model,
+            "width": arguments.size,
+            "height": arguments.size,
+            "steps": arguments.steps,
+            "environments": {name: peer.environment for name, peer in peers.items()},
             "job": {**job, "latents": f"TorchGenerator({arguments.seed})", "scheduler": arguments.scheduler},
             "facts": outcome.facts,
             "reasons": outcome.reasons,
