@@ -36,7 +36,7 @@ IMPORT_TARGET, GENERATE_TARGET = 50.0, 3.0
 def pictures_in_one_process(bundle: Path, steps: int, device: str) -> dict[str, float]:
     """Milliseconds of `Pipeline.load`, the first and the second picture; runs in the child."""
     marks = [time.perf_counter()]
-    with Pipeline.load(bundle, device=device) as pipe:
+    with Pipeline.load(bundle, backend="onnxruntime", device=device) as pipe:
         marks.append(time.perf_counter())
         for _ in range(2):
             pipe(PROMPT, num_inference_steps=steps, seed=0)
@@ -78,7 +78,7 @@ def measure(
     )
     inside: list[dict[str, float]] = []
     cases = {
-        "latentrt generate": lambda: run(*generate, "--device", device),
+        "latentrt generate": lambda: run(*generate, "--backend", "onnxruntime", "--device", device),
         "one process": lambda: inside.append(json.loads(run(*one_process))),
     }
     result["latentrt generate"] = [1000 * value for value in interleaved(cases, pictures)["latentrt generate"]]

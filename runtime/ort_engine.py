@@ -62,6 +62,8 @@ def new_session(
     options = onnxruntime.SessionOptions()
     # Warnings are about nodes placed on the CPU on purpose; errors are raised.
     options.log_severity_level = 3
+    # A bundle has several sessions, and each has threads of its own: these must not spin while another session runs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if weights:
         # They take the place of the file's, and so are prepared in the same way as these.
         options.add_external_initializers(list(weights), list(weights.values()))
