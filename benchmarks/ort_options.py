@@ -60,18 +60,17 @@ OPTIONS: dict[str, Change] = {
 @contextmanager
 def sessions_with(change: Change) -> Iterator[None]:
     """Sessions that are made in this block have the option."""
-    original = onnxruntime.SessionOptions
+    original = onnxruntime.InferenceSession
 
-    def options() -> Any:
-        made = original()
-        change(made)
-        return made
+    def session(path: Path, options: Any, **more: Any) -> Any:
+        change(options)  # after latentrt has set its own
+        return original(path, options, **more)
 
-    onnxruntime.SessionOptions = options
+    onnxruntime.InferenceSession = session
     try:
         yield
     finally:
-        onnxruntime.SessionOptions = original
+        onnxruntime.InferenceSession = original
 
 
 def drawn(bundle: Path, option: str, call: dict[str, Any]) -> tuple[Pipeline, np.ndarray]:
@@ -166,6 +165,7 @@ def main() -> None:
     parser.add_argument("--one-process", choices=tuple(OPTIONS), help=argparse.SUPPRESS)
     parser.add_argument("--call", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    onnxruntime.set_default_logger_severity(3)  # it warns of every key that is set a second time
     bundle = arguments.bundle.resolve()
     if arguments.one_process:
         print(json.dumps(one_process(bundle, arguments.one_process, arguments.call)))
