@@ -1,6 +1,6 @@
 """Group norms in the form that ONNX Runtime has a CUDA kernel for: its own operator, channels last, with SiLU.
 
-ONNX's GroupNormalization has none there, and is taken apart into a dozen nodes. Knows graphs; knows nothing of bundles.
+ONNX's GroupNormalization has none there, and is taken apart into some twenty nodes. Knows nothing of bundles.
 """
 
 from collections.abc import Sequence

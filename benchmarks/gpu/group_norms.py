@@ -85,7 +85,9 @@ def look(
             else:
                 report.check(f"{title}: its graphs are used", not said, "; ".join(said) or "no warning")
                 report.at_most(f"{title}: latents", error, limit)
-                report.check(f"{title}: pictures", ratio >= LEAST_PSNR, f"PSNR {ratio:.1f} dB, at least {LEAST_PSNR:g}")
+                if limit == TOLERANCE:  # of random weights in fp16, a picture says nothing that latents do not
+                    text = f"PSNR {ratio:.1f} dB, at least {LEAST_PSNR:g}"
+                    report.check(f"{title}: pictures", ratio >= LEAST_PSNR, text)
             pipes[variant] = pipe
         attempt(report, f"{name}: times", partial(times, report, name, pipes, steps, repetitions))
 

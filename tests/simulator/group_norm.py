@@ -12,7 +12,7 @@ from .cuda import Fault
 
 
 def with_group_norms_expanded(model: bytes) -> bytes:
-    """The model with each group norm of ONNX Runtime's own as a dozen nodes; all else, external data too, as it is."""
+    """The model with each group norm of ONNX Runtime's own as twenty nodes; all else as it is, external data too."""
     proto = onnx.load_model_from_string(model)
     graph = proto.graph
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
