@@ -130,7 +130,7 @@ def gpus() -> list[dict[str, str]]:
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = child.stdout.splitlines() if child.returncode == 0 else []
-    return [dict(zip(fields, map(str.strip, line.split(",")), strict=True)) for line in lines]
+    return [dict(zip(fields, map(str.strip, line.split(",")), strict=False)) for line in lines]
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser, *, repetitions: int) -> None:
