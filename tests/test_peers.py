@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 from peers import environments  # noqa: E402
 from peers.__main__ import SCHEDULERS, scheduler_config  # noqa: E402
+from peers.checkpoint import with_public_names  # noqa: E402
 from peers.compare import Case, Outcome, compare, psnr  # noqa: E402
 from peers.environments import ENVIRONMENTS, PEERS, Environment, PeerError, make_environment  # noqa: E402
 from peers.workers import Residents, Worker  # noqa: E402
@@ -187,6 +189,18 @@ def test_the_scheduler_has_the_checkpoints_betas_and_prediction(tmp_path: Path) 
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(own))
     found = scheduler_config(tmp_path, "euler")
     assert found == {**SCHEDULERS["euler"], "beta_end": 0.02, "prediction_type": "v_prediction"}
+
+
+def test_a_text_encoder_without_the_public_names_gets_them(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "text_encoder").mkdir(parents=True)
+    (old / "model_index.json").write_text("{}")
+    save_file({"final_layer_norm.bias": np.arange(3.0)}, old / "text_encoder" / "model.safetensors")
+    assert with_public_names(old, new) == new
+    found = load_file(new / "text_encoder" / "model.safetensors")
+    assert {name: list(tensor) for name, tensor in found.items()} == {"text_model.final_layer_norm.bias": [0, 1, 2]}
+    assert (new / "model_index.json").read_text() == "{}"
+    assert with_public_names(new, tmp_path / "newer") == new
 
 
 @pytest.mark.parametrize("name", PEERS)

@@ -24,6 +24,7 @@ from harness import Measurement, finish, interleaved, show_environment, show_tab
 
 from latentrt.runtime.noise import TorchGenerator
 
+from .checkpoint import with_public_names
 from .compare import Case, Outcome, compare
 from .environments import (
     CONVERSIONS,
@@ -66,7 +67,9 @@ def prepare(
     peers: Mapping[str, Peer], arguments: argparse.Namespace, scheduler: Path, reasons: dict[str, str]
 ) -> tuple[dict[str, Case], dict[str, float]]:
     """Environments, conversions, and a case for each peer that has both; seconds of the conversions by peer."""
-    places = {"bundle": arguments.bundle, "checkpoint": arguments.checkpoint}
+    name_of_copy = f"{arguments.checkpoint.name}-checkpoint"
+    checkpoint = with_public_names(arguments.checkpoint, arguments.models / name_of_copy)
+    places = {"bundle": arguments.bundle, "checkpoint": checkpoint}
     cases: dict[str, Case] = {}
     seconds: dict[str, float] = {}
     for name, peer in peers.items():
@@ -77,7 +80,7 @@ def prepare(
                 converter = conversion.environment
                 make_environment(arguments.environments, converter, ENVIRONMENTS[converter])
                 place = arguments.models / f"{arguments.checkpoint.name}-{peer.model}"
-                seconds[name] = convert(arguments.environments, peer.model, conversion, arguments.checkpoint, place)
+                seconds[name] = convert(arguments.environments, peer.model, conversion, checkpoint, place)
             else:
                 place = places[peer.model]
         except PeerError as error:

@@ -169,6 +169,9 @@ def make_environment(folder: Path, name: str, environment: Environment) -> None:
         if child.returncode:
             error = f"installing {name} failed: {_last_line(child.stderr)}"
             break
+        if "does not provide the extra" in child.stderr:  # pip only warns
+            error = f"installing {name} failed: this version of latentrt has no extra {environment.extra!r}"
+            break
     place.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps({"wish": wish, "error": error}), encoding="utf-8")
     if error:

@@ -1,0 +1,26 @@
+"""A checkpoint as all peers can read it.
+
+transformers 5 drops the prefix "text_model." from the names of CLIP's weights. Older versions, which some peers ask
+for, do not find such names, and go on with random weights after no more than a warning.
+"""
+
+import shutil
+from pathlib import Path
+
+from safetensors.numpy import load_file, save_file
+
+PREFIX = "text_model."
+
+
+def with_public_names(checkpoint: Path, target: Path) -> Path:
+    """The checkpoint itself where its text encoder has the public names, else a copy that has them."""
+    weights = Path("text_encoder", "model.safetensors")
+    if not (checkpoint / weights).is_file():
+        return checkpoint
+    tensors = load_file(checkpoint / weights)
+    if all(name.startswith(PREFIX) for name in tensors):
+        return checkpoint
+    shutil.copytree(checkpoint, target, dirs_exist_ok=True)
+    renamed = {PREFIX + name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    save_file(renamed, target / weights, metadata={"format": "pt"})
+    return target
