@@ -15,8 +15,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +28,64 @@ HERE = Path(__file__).resolve().parent
 MADE = ROOT / "build" / "bench"
 
 
+ALL = ("peers", "stages", "latency", "ideas", "cold_start")
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What is measured with a model on a CPU, where large ones get few steps; `calls` of the loop, for one call's time.
-    A GPU draws all of them with 20 steps."""
+    """How a model is measured on a CPU, where large ones get few steps. A GPU draws all of them with 20 steps.
+
+    Attributes:
+        calls: of the loop that tells one call's time.
+        options: of a kind of benchmark.
+        kinds: the benchmarks that it is used for.
+    """
 
     name: str
     pixels: int
-    steps: int
-    calls: int
-    repetitions: int
-    peers: tuple[str, ...]
-    latency: tuple[str, ...]
-    kinds: tuple[str, ...]
+    steps: int = 20
+    calls: int = 5
+    repetitions: int = 7
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    kinds: tuple[str, ...] = ALL
 
 
-ALL = ("peers", "stages", "latency", "ideas", "cold_start")
 MODELS = {
-    "shapes": Model("shapes", 128, 20, 5, 9, ("--cold-starts", "5"), ("--sizes", "64", "192"), ALL),
+    "shapes": Model("shapes", 128, options={"latency": ("--sizes", "64", "192")}),
     "medium": Model(
-        *("medium", 256, 4, 3, 5, ("--imports", "0")),
-        ("--steps", "1", "4", "--batches", "1", "2", "4", "--few-steps", "2"),
-        ALL[:4],
+        "medium",
+        256,
+        steps=4,
+        calls=3,
+        repetitions=3,
+        options={
+            "peers": ("--scheduler", "euler", "--imports", "0", "--cold-starts", "1"),
+            "latency": ("--steps", "1", "4", "--batches", "1", "4", "--few-steps", "1", "--repetitions", "3"),
+        },
+        kinds=ALL[:4],
     ),
-    "sd15": Model("sd15", 512, 2, 2, 2, ("--imports", "0", "--cold-starts", "1"), (), ALL[:2]),
+    # A picture takes minutes: two in one process are all that each peer draws.
+    "sd15": Model(
+        "sd15",
+        512,
+        steps=2,
+        calls=2,
+        repetitions=1,
+        options={
+            "peers": (
+                "--scheduler",
+                "euler",
+                "--imports",
+                "0",
+                "--repetitions",
+                "0",
+                "--cold-starts",
+                "0",
+                "--keep-first",
+            )
+        },
+        kinds=ALL[:2],
+    ),
 }
 
 
@@ -81,22 +115,22 @@ def commands(model: Model, device: str, backends: list[str]) -> Iterator[tuple[s
     bundle = bundle_of(model.name, "fp16" if gpu and model.name != "shapes" else "fp32")
     size = ("--height", model.pixels, "--width", model.pixels)
     common = [bundle, "--backend", *backends, "--device", device, *size]
-    steps = 20 if gpu else model.steps
     turns = ("--repetitions", 12 if gpu else model.repetitions)
+    steps, calls = (20, 20) if gpu else (model.steps, model.calls)
     for kind in ALL if gpu else model.kinds:
         match kind:
             case "peers":
-                peers = ["--checkpoint", checkpoint_of(model.name), "--bundle", bundle, "--name", model.name]
-                yield kind, ["-m", "peers", *peers, "--size", model.pixels, "--steps", steps, *turns, *model.peers]
+                models = ["--checkpoint", checkpoint_of(model.name), "--bundle", bundle, "--name", model.name]
+                command = ["-m", "peers", *models, "--size", model.pixels, "--steps", steps, *turns]
             case "stages":
-                calls = 20 if gpu else model.calls
-                yield kind, [HERE / "stages.py", *common, "--steps", steps, "--calls", calls, *turns]
+                command = [HERE / "stages.py", *common, "--steps", steps, "--calls", calls, *turns]
             case "latency":
-                yield kind, [HERE / "latency.py", *common, *(() if gpu else model.latency)]
+                command = [HERE / "latency.py", *common]
             case "ideas":
-                yield kind, [HERE / "ideas.py", *common, "--calls", 20 if gpu else 2 * model.calls]
+                command = [HERE / "ideas.py", *common, "--calls", calls, *turns]
             case "cold_start":
-                yield kind, [HERE / "cold_start.py", "--bundle", bundle, "--device", device]
+                command = [HERE / "cold_start.py", "--bundle", bundle, "--device", device]
+        yield kind, command if gpu else [*command, *model.options.get(kind, ())]
 
 
 def device_name(card: dict[str, Any]) -> str:

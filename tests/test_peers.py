@@ -20,7 +20,7 @@ sys.path.insert(0, str(BENCHMARKS))
 from peers import environments  # noqa: E402
 from peers.__main__ import SCHEDULERS, scheduler_config  # noqa: E402
 from peers.checkpoint import with_public_names  # noqa: E402
-from peers.compare import Case, Outcome, compare, psnr  # noqa: E402
+from peers.compare import Case, Outcome, compare, goals, psnr  # noqa: E402
 from peers.environments import ENVIRONMENTS, PEERS, Environment, PeerError, make_environment  # noqa: E402
 from peers.workers import Residents, Worker  # noqa: E402
 
@@ -210,3 +210,39 @@ def test_every_row_names_an_environment_and_a_worker_that_exist(name: str) -> No
     assert (BENCHMARKS / "peers" / peer.worker).is_file()
     assert peer.model in {"bundle", "checkpoint", *environments.CONVERSIONS}
     assert np.all([conversion.environment in ENVIRONMENTS for conversion in environments.CONVERSIONS.values()])
+
+
+def test_pictures_that_take_minutes_are_drawn_twice_only(make: Make, tmp_path: Path, journal: Path) -> None:
+    """The first process counts, and its second picture is the latency."""
+    outcome = compare(
+        {"ours": make("ours")},
+        JOB,
+        tmp_path,
+        psnr_floor=30,
+        cold_starts=0,
+        repetitions=0,
+        limit=1e6,
+        keep_first=True,
+    )
+    figures = outcome.figures["ours"]
+    assert figures["latency"] == figures["cold start, second picture"]
+    assert [len(values) for values in figures.values()] == [1] * 5
+    assert journal.read_text().splitlines() == ["ours load", "ours draw 3", "ours draw 3", "ours end"]
+
+
+def test_goals_are_ratios_of_medians() -> None:
+    def row(latency: float, first: float, memory: float) -> dict[str, list[float]]:
+        return {"latency": [9.0, latency, 0.1], "cold start, first picture": [first], "peak memory": [memory]}
+
+    figures = {
+        "latentrt": row(3.0, 2.0, 500),
+        "latentrt openvino": row(2.0, 4.0, 900),
+        "diffusers": row(4.0, 10.0, 1000),
+        "diffusers bf16": row(1.0, 1.0, 100),  # another precision
+        "other": {**row(2.5, 20.0, 400)},
+    }
+    sizes = {"latentrt": 200, "latentrt openvino": 300, "diffusers": 1000, "diffusers bf16": 1000, "other": 900}
+    values = [target.value for target in goals(Outcome(figures=figures), sizes)]
+    assert values == pytest.approx([2 / 2.5, 3 / 4, 2 / 10, 200 / 1000, 500 / 400])
+    # A peer that cannot draw has no part in them.
+    assert [t.value for t in goals(Outcome(figures={"latentrt": figures["latentrt"]}), sizes)] == []

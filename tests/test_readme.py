@@ -1,5 +1,6 @@
 """The README's commands and code, executed as they stand."""
 
+import json
 import re
 import shlex
 import shutil
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import report
 from exports import ROOT, Exported
 from lora_files import kohya_file
 from PIL import Image
@@ -56,7 +58,7 @@ def test_commands_run(sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^\$ make (\w+)", README, re.MULTILINE)
-    assert targets == ["demo", "test"]
+    assert targets == ["demo", "test", "bench"]
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 
@@ -78,3 +80,16 @@ def test_extras_exist() -> None:
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_numbers_are_those_of_committed_results() -> None:
+    """Every measured number: those in tables that are made from JSON, and those in sentences, which are listed here."""
+    results = ROOT / "benchmarks" / "results"
+    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    for device in re.findall(r"<!-- figures of (\S+) -->", README):
+        block = report.readme_block(results / device)
+        assert block in text, f"python benchmarks/report.py benchmarks/results/{device} --readme README.md"
+        text = text.replace(block, "")
+    shares = json.loads((results / "shapes.json").read_text())
+    told = {f"{100 * shares[f'{kind}/all']:.3g} %" for kind in ("single", "double")}
+    assert set(re.findall(r"\d[\d.,]* (?:%|ms|s|seconds|minutes|MB|GB|MiB|GiB|dB|times)(?![\w-])", text)) == told

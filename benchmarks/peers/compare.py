@@ -4,6 +4,7 @@ Knows workers and pictures; knows nothing of environments and of which peers the
 """
 
 import math
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Measurement, interleaved
+from harness import Measurement, Target, interleaved
 from PIL import Image
 
 from .environments import PeerError
@@ -52,6 +53,33 @@ class Outcome:
         ]
 
 
+def goals(outcome: Outcome, megabytes: Mapping[str, float]) -> list[Target]:
+    """What ours are meant to be beside the others: ratios of medians, for figures that both sides have.
+
+    `megabytes` is the installed size of each case's environment. Ours are those whose name begins with latentrt; the
+    plain name runs on ONNX Runtime, and the plain "diffusers" in float32.
+    """
+    medians = {
+        name: {figure: statistics.median(values) for figure, values in figures.items()} | {"size": megabytes[name]}
+        for name, figures in outcome.figures.items()
+    }
+    ours = {name: row for name, row in medians.items() if name.startswith("latentrt")}
+    theirs = {name: row for name, row in medians.items() if name not in ours and "bf16" not in name}
+
+    def target(name: str, figure: str, mine: Mapping[str, Any], other: Mapping[str, Any], most: float) -> list[Target]:
+        best, least = ([row[figure] for row in rows.values() if figure in row] for rows in (mine, other))
+        return [Target(name, min(best) / min(least), most, "times")] if best and least else []
+
+    plain, diffusers = ({n: row for n, row in medians.items() if n == name} for name in ("latentrt", "diffusers"))
+    return [
+        *target("latency of our best engine over the fastest peer's", "latency", ours, theirs, 1.0),
+        *target("latency with ONNX Runtime over diffusers'", "latency", plain, diffusers, 0.9),
+        *target("first picture of a process over diffusers'", "cold start, first picture", plain, diffusers, 0.25),
+        *target("installed size over diffusers'", "size", plain, diffusers, 0.2),
+        *target("peak memory over the leanest peer's", "peak memory", ours, theirs, 1.0),
+    ]
+
+
 def psnr(picture: Path, reference: Path) -> float:
     """Decibels between two pictures; infinite where they are equal, minus infinite where their sizes are not."""
     a, b = (np.asarray(Image.open(file).convert("RGB"), dtype=np.float64) for file in (picture, reference))
@@ -70,6 +98,7 @@ def compare(
     cold_starts: int,
     repetitions: int,
     limit: float,
+    keep_first: bool = False,
 ) -> Outcome:
     """Measure all cases in turns; the first that works is the reference.
 
@@ -82,8 +111,9 @@ def compare(
         folder: gets the pictures.
         psnr_floor: decibels that a picture must have against the reference's.
         cold_starts: counted repetitions of the cold start.
-        repetitions: counted pictures of loaded workers; 0 leaves them out.
+        repetitions: counted pictures of loaded workers; with 0 the second pictures of cold starts are the latency.
         limit: megabytes that the loaded workers may take together.
+        keep_first: count the first process of a case as a cold start, too.
     """
     outcome = Outcome()
     megabytes: dict[str, float] = {}
@@ -95,7 +125,8 @@ def compare(
         except PeerError as error:
             outcome.drop(name, str(error))
             continue
-        outcome.figures.pop(name, None)  # the files were read for the first time: not counted
+        if not keep_first:
+            outcome.figures.pop(name)  # its libraries were read for the first time
         reference = reference or picture
         found = psnr(picture, reference)
         outcome.facts[name]["psnr"] = None if math.isinf(found) else found
@@ -129,7 +160,7 @@ def compare(
         residents.close()
     for name, seconds in taken.items():
         if name not in outcome.reasons:
-            for value in seconds[1:]:
+            for value in seconds[1:] if repetitions else outcome.figures[name]["cold start, second picture"]:
                 outcome.add(name, "latency", value)
             outcome.facts[name]["starts for latency"] = residents.starts[name]
     return outcome
