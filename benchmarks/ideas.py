@@ -65,7 +65,7 @@ class Loops:
         factor, random = model.vae_scale_factor, np.random.default_rng(0)
         self._pipe, self._sizes = pipe, (height // factor, width // factor)
         self._tokens = model.text_encoders[0].max_length
-        config = bundle.read_json(bundle.manifest.scheduler) | {"_class_name": "DDIMScheduler"}
+        config = bundle.read_json(bundle.manifest.scheduler) | {"_class_name": "DDIMScheduler", "clip_sample": False}
         self.plan = Plan.from_config(config, calls)
         hidden = next(spec.shape[-1] for spec in bundle.graph("context").inputs)
         self._context = random.standard_normal((1, 2, self._tokens, hidden), np.float32)

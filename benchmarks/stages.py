@@ -97,7 +97,8 @@ class Stages:
         graph = bundle.graph("denoise")
         extra = [spec for spec in graph.inputs if spec.name == "extra"]
         plan = Plan.from_config(
-            bundle.read_json(bundle.manifest.scheduler) | {"_class_name": "DDIMScheduler"}, self.calls
+            bundle.read_json(bundle.manifest.scheduler) | {"_class_name": "DDIMScheduler", "clip_sample": False},
+            self.calls,
         )
         denoiser = self.pipe.denoiser(bucket)
         options: dict[str, Any] = {

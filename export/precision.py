@@ -55,7 +55,9 @@ class Float32Attention:
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = (
             # -1 and not the number of tokens, which would have to cross the cut between text and loop
-            projected.view(len(hidden_states), -1, attn.heads, projected.shape[2] // attn.heads).transpose(1, 2).float()
+            projected.view(hidden_states.shape[0], -1, attn.heads, projected.shape[2] // attn.heads)
+            .transpose(1, 2)
+            .float()
             for projected in (attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source))
         )
         mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value)
