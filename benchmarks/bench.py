@@ -29,6 +29,7 @@ MADE = ROOT / "build" / "bench"
 
 
 ALL = ("peers", "stages", "latency", "ideas", "cold_start")
+SLOW_BF16 = "diffusers bf16:this CPU has no instructions for bf16, and takes many times as long (see shapes)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,12 @@ class Model:
     steps: int = 20
     calls: int = 5
     repetitions: int = 7
-    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = ALL
 
 
 MODELS = {
-    "shapes": Model("shapes", 128, options={"latency": ("--sizes", "64", "192")}),
+    "shapes": Model("shapes", 128, options={"latency": "--sizes 64 192"}),
     "medium": Model(
         "medium",
         256,
@@ -59,8 +60,8 @@ MODELS = {
         calls=3,
         repetitions=3,
         options={
-            "peers": ("--scheduler", "euler", "--imports", "0", "--cold-starts", "1"),
-            "latency": ("--steps", "1", "4", "--batches", "1", "4", "--few-steps", "1", "--repetitions", "3"),
+            "peers": "--scheduler euler --imports 0 --cold-starts 1",
+            "latency": "--steps 1 4 --batches 1 4 --few-steps 1 --repetitions 3",
         },
         kinds=ALL[:4],
     ),
@@ -71,19 +72,7 @@ MODELS = {
         steps=2,
         calls=2,
         repetitions=1,
-        options={
-            "peers": (
-                "--scheduler",
-                "euler",
-                "--imports",
-                "0",
-                "--repetitions",
-                "0",
-                "--cold-starts",
-                "0",
-                "--keep-first",
-            )
-        },
+        options={"peers": "--scheduler euler --imports 0 --repetitions 0 --cold-starts 0 --keep-first"},
         kinds=ALL[:2],
     ),
 }
@@ -130,7 +119,16 @@ def commands(model: Model, device: str, backends: list[str]) -> Iterator[tuple[s
                 command = [HERE / "ideas.py", *common, "--calls", calls, *turns]
             case "cold_start":
                 command = [HERE / "cold_start.py", "--bundle", bundle, "--device", device]
-        yield kind, command if gpu else [*command, *model.options.get(kind, ())]
+        if not gpu:
+            command += model.options.get(kind, "").split()
+            if kind == "peers" and model.name != "shapes" and not has_bf16():
+                command += ["--without", SLOW_BF16]
+        yield kind, command
+
+
+def has_bf16() -> bool:
+    """Whether this CPU multiplies in bf16."""
+    return any(name.endswith("bf16") for name in environment()["instructions"])
 
 
 def device_name(card: dict[str, Any]) -> str:

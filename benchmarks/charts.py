@@ -21,7 +21,9 @@ def peers(rows: Mapping[str, Mapping[str, float]], title: str, file: Path) -> No
     kinds = (("latency", "latency, s"), ("first", "first picture of a new process, s"), ("memory", "peak memory, GB"))
     shown = [(key, name) for key, name in kinds if any(key in row for row in rows.values())]
     names = [peer for peer, row in rows.items() if row][::-1]
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(4.2 * len(shown), 0.9 + 0.36 * len(names)), squeeze=False)
+    figure, axes = pyplot.subplots(
+        1, len(shown), figsize=(4.2 * len(shown), 1.1 + 0.36 * len(names)), squeeze=False, layout="constrained"
+    )
     for axis, (key, name) in zip(axes[0], shown, strict=True):
         values = [rows[peer].get(key, 0.0) for peer in names]
         colours = [OURS if peer.startswith("latentrt") else THEIRS for peer in names]
@@ -35,7 +37,9 @@ def stages(results: Mapping[str, Any], title: str, file: Path) -> None:
     """On the left where a picture's time goes, a backend a line; on the right each graph's time over its floor."""
     spent = results["milliseconds"]
     names = list(next(iter(spent.values())))
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 1.6 + 0.5 * max(len(spent), 4)), width_ratios=(3, 2))
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(11, 1.6 + 0.5 * max(len(spent), 4)), width_ratios=(3, 2), layout="constrained"
+    )
     for y, backend in enumerate(spent):
         start = 0.0
         for name, colour in zip(names, STAGES, strict=False):
@@ -46,9 +50,9 @@ def stages(results: Mapping[str, Any], title: str, file: Path) -> None:
             start += width
         left.text(start, y, f" {start:.3g} s", va="center", fontsize=9)
     left.set_yticks(range(len(spent)), list(spent), fontsize=9)
-    left.margins(x=0.12)
+    left.set_xlim(right=1.15 * left.dataLim.xmax)
     left.set_title("seconds by stage", fontsize=10)
-    left.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
+    left.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
     graphs = [name for name in names if name in results["floors"]]
     height = 0.8 / len(spent)
     for i, (backend, colour) in enumerate(zip(spent, (OURS, THEIRS, GREY), strict=False)):
@@ -62,7 +66,7 @@ def stages(results: Mapping[str, Any], title: str, file: Path) -> None:
     right.set_xscale("log")
     right.margins(x=0.2)
     right.set_title("times the floor", fontsize=10)
-    right.legend(fontsize=8, frameon=False)
+    right.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
     figure.suptitle(title, fontsize=11)
     _save(figure, file)
 

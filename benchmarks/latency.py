@@ -3,14 +3,16 @@
     python benchmarks/latency.py BUNDLE [--backend onnxruntime ...] [--device cpu] [--height H] [--width W]
         [--steps 1 4 20 50] [--batches 1 2 4 8] [--sizes 64 192] [--few-steps 4] [--repetitions 5]
 
-Every case is a whole call of a pipeline that has drawn before, PIL images included; all cases of all backends take
-turns. Steps are varied for one picture; batches and square sizes (pixels) at `--few-steps`. A step is one UNet call
-with DDIM; a call computes both guidance groups. The last line is JSON.
+Every case is a whole call of a pipeline that has drawn at its sizes before, PIL images included; the backends take
+turns, one case after the other, as a service that changes sizes in every call is another matter: OpenVINO compiles
+`denoise` for each size, which is measured as the first call at a size. Steps are varied for one picture; batches and
+square sizes (pixels) at `--few-steps`. A step is one UNet call with DDIM; a call computes both guidance groups. The
+last line is JSON.
 """
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,20 @@ def calls(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]
         yield f"{w}x{h}, batch {batch}, {steps} steps", options
 
 
+def measure(
+    model: str, name: str, pipes: Mapping[str, Pipeline], options: Mapping[str, Any], repetitions: int
+) -> Iterator[Measurement]:
+    """One case on every backend: its latency, what the first call took, and pictures a second."""
+    cases = {backend: partial(pipe, PROMPT, scheduler="ddim", seed=0, **options) for backend, pipe in pipes.items()}
+    first = interleaved(cases, 1, warm_up=0)
+    for backend, values in interleaved(cases, repetitions, warm_up=0).items():
+        call = f"{model}: {backend}: {name}"
+        yield Measurement(call, "s", values)
+        yield Measurement(f"{call}: first", "s", first[backend])
+        rates = [options["num_images_per_prompt"] / value for value in values]
+        yield Measurement(f"{call}: throughput", "pictures/s", rates, more_is_better=True)
+
+
 def swap_seconds(pipe: Pipeline, loras: tuple[Path, Path], repetitions: int) -> list[float]:
     """From one LoRA to another, until a picture can be drawn."""
     pipe.set_loras({loras[0]: 1.0})
@@ -63,26 +79,15 @@ def main() -> None:
     card = show_environment()
     model = arguments.bundle.resolve().name
     with pipelines(arguments) as pipes, tempfile.TemporaryDirectory() as folder:
-        cases: dict[str, Callable[[], object]] = {
-            f"{model}: {backend}: {name}": partial(pipe, PROMPT, scheduler="ddim", seed=0, **options)
-            for name, options in calls(arguments)
-            for backend, pipe in pipes.items()
-        }
-        batches = {name: options["num_images_per_prompt"] for name, options in calls(arguments)}
-        seconds = interleaved(cases, arguments.repetitions)
-        measurements = [Measurement(name, "s", values) for name, values in seconds.items()]
+        measurements: list[Measurement] = []
+        for name, options in calls(arguments):
+            measurements += measure(model, name, pipes, options, arguments.repetitions)
         if not arguments.no_loras:
-            first, second = (random_lora(Path(folder) / f"{i}.safetensors", arguments.bundle, i) for i in (0, 1))
+            one, other = (random_lora(Path(folder) / f"{i}.safetensors", arguments.bundle, i) for i in (0, 1))
             measurements += [
-                Measurement(f"{model}: {backend}: change of LoRA", "s", swap_seconds(pipe, (first, second), 3))
+                Measurement(f"{model}: {backend}: change of LoRA", "s", swap_seconds(pipe, (one, other), 3))
                 for backend, pipe in pipes.items()
             ]
-    rates = {name: batches[name.split(": ")[-1]] for name in seconds}
-    measurements += [
-        Measurement(f"{name}: throughput", "pictures/s", [count / s for s in seconds[name]], more_is_better=True)
-        for name, count in rates.items()
-        if count == max(rates.values())
-    ]
     rows = [
         (m.name, f"{m.p50:,.3f}", *(f"{m.record()[q]:,.3f}" for q in ("p90", "p99", "min")), m.unit)
         for m in measurements

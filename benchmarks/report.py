@@ -1,6 +1,6 @@
-"""From the JSON files of a device to `report.md`, its charts, and the table in the README.
+"""From the JSON files of a device to `report.md` and its charts.
 
-    python benchmarks/report.py benchmarks/results/DEVICE [--readme README.md]
+    python benchmarks/report.py benchmarks/results/DEVICE
 
 Knows the names of measurements; measures nothing. What was not measured has no section.
 """
@@ -14,7 +14,6 @@ from typing import Any
 import charts
 
 Run = Mapping[str, Any]
-MARKS = ("<!-- figures of {} -->", "<!-- end of figures -->")
 PEER_FIGURES = {
     "latency": ("latency", "s", 1),
     "first": ("cold start, first picture", "s", 1),
@@ -81,12 +80,12 @@ def peers_section(run: Run, folder: Path) -> Iterator[str]:
         lines.append(
             (
                 peer,
-                _cell(row, "latency", "s"),
+                cell(row, "latency", "s"),
                 span,
                 f"{row['latency'] / fastest:.2f}" if "latency" in row else "-",
-                _cell(row, "first", "s"),
-                _cell(row, "second", "s"),
-                _cell(row, "memory", "GB"),
+                cell(row, "first", "s"),
+                cell(row, "second", "s"),
+                cell(row, "memory", "GB"),
                 _agreement(results["facts"].get(peer)),
             )
         )
@@ -120,7 +119,7 @@ def peer_rows(run: Run) -> dict[str, dict[str, float]]:
     return rows
 
 
-def _cell(row: Mapping[str, float], key: str, unit: str) -> str:
+def cell(row: Mapping[str, float], key: str, unit: str) -> str:
     return f"{number(row[key])} {unit}" if key in row else "-"
 
 
@@ -168,12 +167,15 @@ def latency_section(run: Run, folder: Path) -> Iterator[str]:
     model = run["results"]["model"]
     yield f"## Calls: {model}"
     yield "Whole calls of a loaded pipeline, pictures included; DDIM, guidance on, one UNet call a step."
-    rows = []
-    for name, record in measured(run).items():
-        unit = record["unit"]
-        spans = (f"{number(record[q])} {unit}" for q in ("p50", "min", "p90", "p99"))
-        rows.append((name.removeprefix(f"{model}: "), *spans))
-    yield table(("call", "p50", "min", "p90", "p99"), rows)
+    found, rows = measured(run), []
+    for name, record in found.items():
+        if name.endswith((": first", ": throughput")):
+            continue
+        spans = [f"{number(record[q])} s" for q in ("p50", "min", "p90", "p99")]
+        rate, first = (found.get(f"{name}: {figure}") for figure in ("throughput", "first"))
+        more = f"{number(rate['p50'])}" if rate else "-", f"{number(first['p50'])} s" if first else "-"
+        rows.append((name.removeprefix(f"{model}: "), *spans, *more))
+    yield table(("call", "p50", "min", "p90", "p99", "pictures/s", "the first time"), rows)
     yield f"![latency by batch](batches-{model}.png)"
     charts.batches(measured(run), model, folder / f"batches-{model}.png")
 
@@ -272,47 +274,6 @@ def report(runs: Mapping[str, Run], folder: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def readme_block(folder: Path) -> str:
-    """The README's table: latency of each peer by model, cold start with the smallest, memory with the largest."""
-    runs = load(folder)
-    peers = of_kind(runs, "peers")
-    if not peers:
-        raise SystemExit(f"{folder} holds no run of the peers: make bench")
-    rows = {run["results"]["model"]: peer_rows(run) for run in peers}
-    sizes = measured(peers[0])
-    names = list(dict.fromkeys(peer for row in rows.values() for peer in row if row[peer]))
-    last = peers[-1]
-    head = ["", *(title(run) for run in peers), "first picture", "peak memory", "installed"]
-    lines = []
-    for peer in names:
-        cells = [_cell(rows[run["results"]["model"]].get(peer, {}), "latency", "s") for run in peers]
-        cold = _cell(rows[peers[0]["results"]["model"]].get(peer, {}), "first", "s")
-        memory = _cell(rows[last["results"]["model"]].get(peer, {}), "memory", "GB")
-        environment = {**peers[0]["results"]["environments"], **last["results"]["environments"]}[peer]
-        size = sizes.get(f"{environment}: installed size")
-        lines.append((peer, *cells, cold, memory, f"{size['p50']:,.0f} MB" if size else "-"))
-    first, folder_name = peers[0]["results"]["model"], folder.name
-    marks = (MARKS[0].format(folder_name), MARKS[1])
-    where = f"benchmarks/results/{folder_name}"
-    text = (
-        f"Seconds for a picture, on {machine(last)}; first picture of a new process with {first}, peak memory with "
-        f"{last['results']['model']}. Random weights but for {first}. [The whole report]({where}/report.md)."
-    )
-    chart = f"![latency, cold start and memory of each]({where}/peers-{last['results']['model']}.png)"
-    return "\n\n".join((marks[0], text, table(head, lines), chart, marks[1]))
-
-
-def with_block(readme: str, block: str, device: str) -> str:
-    """The README with its block of this device replaced."""
-    before, mark, rest = readme.partition(MARKS[0].format(device))
-    _, end, after = rest.partition(MARKS[1])
-    if not mark or not end:
-        raise SystemExit(
-            f"the README has no {MARKS[0].format(device)} … {MARKS[1]}: add the two lines where it belongs"
-        )
-    return before + block + after
-
-
 def write(folder: Path) -> Path:
     """Write `report.md` and its charts into the folder of a device."""
     runs = load(folder)
@@ -327,13 +288,8 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Make a report of a device's benchmarks.")
     parser.add_argument("folder", type=Path, help="such as benchmarks/results/epyc-2-cores")
-    parser.add_argument("--readme", type=Path, help="put the table of the peers into this file, too")
     arguments = parser.parse_args()
     print(write(arguments.folder))
-    if arguments.readme:
-        text = arguments.readme.read_text(encoding="utf-8")
-        block = readme_block(arguments.folder)
-        arguments.readme.write_text(with_block(text, block, arguments.folder.name), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import report
 from exports import ROOT, Exported
 from lora_files import kohya_file
 from PIL import Image
+from readme_table import readme_block
 from simulator import machine
 
 from latentrt.runtime.cli import main
@@ -87,8 +87,8 @@ def test_numbers_are_those_of_committed_results() -> None:
     results = ROOT / "benchmarks" / "results"
     text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     for device in re.findall(r"<!-- figures of (\S+) -->", README):
-        block = report.readme_block(results / device)
-        assert block in text, f"python benchmarks/report.py benchmarks/results/{device} --readme README.md"
+        block = readme_block(results / device)
+        assert block in text, f"python benchmarks/readme_table.py benchmarks/results/{device} README.md"
         text = text.replace(block, "")
     shares = json.loads((results / "shapes.json").read_text())
     told = {f"{100 * shares[f'{kind}/all']:.3g} %" for kind in ("single", "double")}

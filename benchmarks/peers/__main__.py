@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=16.0, help="GiB for all loaded workers; default: 16")
     parser.add_argument("--psnr", type=float, default=30.0, help="least PSNR against the first peer's; default: 30")
     parser.add_argument("--peers", help="names with commas between; default: all of the device")
+    parser.add_argument("--without", action="append", default=[], metavar="PEER:REASON", help="leave one out")
     parser.add_argument("--environments", type=Path, default=build / "environments", help="kept between runs")
     parser.add_argument("--models", type=Path, default=build / "models", help="conversions, kept between runs")
     parser.add_argument("--out", type=Path, default=build / "pictures", help="the pictures that were compared")
@@ -152,7 +153,8 @@ def main() -> None:
     for name in chosen:
         if name not in of_device:
             parser.error(f"--peers: {name!r} is none of DEVICE={device}: there are {', '.join(of_device)}")
-    peers = {name: PEERS[name] for name in of_device if name in chosen}
+    reasons = dict(text.partition(":")[::2] for text in arguments.without)
+    peers = {name: PEERS[name] for name in of_device if name in chosen and name not in reasons}
     model = arguments.name or arguments.checkpoint.name
     folder = (arguments.out / model).resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +164,6 @@ def main() -> None:
     scheduler, latents = folder / "scheduler_config.json", folder / "latents.npy"
     scheduler.write_text(json.dumps(scheduler_config(arguments.checkpoint, arguments.scheduler)), encoding="utf-8")
     np.save(latents, TorchGenerator(arguments.seed).randn((1, 4, arguments.size // 8, arguments.size // 8)))
-    reasons: dict[str, str] = {}
     cases, conversions = prepare(peers, arguments, scheduler, reasons)
     if arguments.prepare:
         for name, reason in reasons.items():
@@ -205,7 +206,7 @@ def main() -> None:
             "width": arguments.size,
             "height": arguments.size,
             "steps": arguments.steps,
-            "environments": {name: peer.environment for name, peer in peers.items()},
+            "environments": {name: PEERS[name].environment for name in (*peers, *reasons) if name in PEERS},
             "job": {**job, "latents": f"TorchGenerator({arguments.seed})", "scheduler": arguments.scheduler},
             "facts": outcome.facts,
             "reasons": outcome.reasons,
