@@ -60,7 +60,7 @@ MODELS = {
         calls=3,
         repetitions=3,
         options={
-            "peers": "--scheduler euler --imports 0 --cold-starts 1",
+            "peers": "--scheduler euler --imports 0 --cold-starts 0 --keep-first",
             "latency": "--steps 1 4 --batches 1 4 --few-steps 1 --repetitions 3",
         },
         kinds=ALL[:4],
