@@ -5,8 +5,8 @@
 Prints the ratio of the medians of each figure that both files hold, and how far it may be from 1 by chance. A figure is
 called slower or faster only where median and fastest repetition are both beyond that band: a neighbour that disturbs a
 few repetitions moves the one, a change of the code moves both. Exit status 1 where something is slower, 2 where the
-runs cannot be compared. The noise of fewer than three repetitions is not known, and their band is wide. Files are those
-of `benchmarks/results/`, or any whose last line is a benchmark's JSON.
+runs cannot be compared. Times of fewer than three repetitions are shown and not judged, as their noise is not known.
+Files are those of `benchmarks/results/`, or any whose last line is a benchmark's JSON.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from harness import show_table
 
 MACHINE = ("cpu", "cores", "gpus", "threads")
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
-UNKNOWN = 0.25  # the band where the noise is not known
+TIMES = ("s", "ms", "pictures/s")
 MEDIAN_TO_MEAN = math.sqrt(math.pi / 2)  # a median varies this much more than a mean
 
 
@@ -60,7 +60,7 @@ def change_of(old: Mapping[str, Any], new: Mapping[str, Any], *, least: float, s
     best = max if old["more_is_better"] else min
     medians = [statistics.median(run["values"]) for run in (old, new)]
     errors = [_relative_error(run["values"]) for run in (old, new)]
-    few = min(len(run["values"]) for run in (old, new)) < 3
+    unknown = old["unit"] in TIMES and min(len(run["values"]) for run in (old, new)) < 3
     return Change(
         name=old["name"],
         unit=old["unit"],
@@ -68,7 +68,7 @@ def change_of(old: Mapping[str, Any], new: Mapping[str, Any], *, least: float, s
         new=medians[1],
         ratio=medians[1] / medians[0],
         fastest=best(new["values"]) / best(old["values"]),
-        band=max(least, UNKNOWN if few else sigmas * math.hypot(*errors)),
+        band=math.inf if unknown else max(least, sigmas * math.hypot(*errors)),
         more_is_better=old["more_is_better"],
     )
 

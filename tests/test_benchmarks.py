@@ -77,6 +77,13 @@ def test_more_is_better_for_rates() -> None:
     assert (change.verdict, round(change.ratio, 3)) == ("slower", 0.8)
 
 
+def test_times_taken_once_are_not_judged() -> None:
+    """Sizes are, since they have no noise."""
+    old, new = ({"a": ("s", [seconds]), "b": ("MB", [megabytes])} for seconds, megabytes in ((1.0, 200), (2.0, 220)))
+    found = compare.changes(run_of(old), run_of(new), least=0.03, sigmas=3)
+    assert [change.verdict for change in found] == ["no change", "slower"]
+
+
 def test_a_neighbour_in_most_repetitions_is_no_change() -> None:
     """The median moves by a third, the fastest repetition does not."""
     assert verdict([1.0, 1.01, 1.0, 1.02, 1.01], [1.0, 1.33, 1.35, 1.01, 1.34]) == "no change"
