@@ -5,7 +5,6 @@ the best of two libraries counts. Convolutions by Winograd's method need fewer m
 engine may come out below the floor there.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ def rates(device: str = "cpu") -> dict[str, float]:
         "numpy": partial(np.matmul, left, right),
         "onnxruntime": partial(session.run, None, {"left": left, "right": right}),
     }
-    flops = max(2 * SIDE**3 / _median_seconds(work) for work in products.values())
+    flops = max(2 * SIDE**3 / _least_seconds(work) for work in products.values())
     return {"float32": flops, "bytes": _copied_bytes()}
 
 
@@ -61,15 +60,15 @@ def _copied_bytes() -> float:
     pieces = [np.ones(MEGABYTES * 2**20 // 8 // count) for _ in range(count)]
     targets = [np.empty_like(piece) for piece in pieces]
     with ThreadPoolExecutor(count) as pool:
-        seconds = _median_seconds(lambda: list(pool.map(np.copyto, targets, pieces)))
+        seconds = _least_seconds(lambda: list(pool.map(np.copyto, targets, pieces)))
     return 2 * sum(piece.nbytes for piece in pieces) / seconds
 
 
-def _median_seconds(work: Callable[[], Any]) -> float:
+def _least_seconds(work: Callable[[], Any]) -> float:
     seconds = []
     for turn in range(-2, REPETITIONS):
         start = time.perf_counter()
         work()
         if turn >= 0:
             seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return min(seconds)

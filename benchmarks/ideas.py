@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=8, help="of the loop; default: 8")
     arguments = parser.parse_args()
     card = show_environment()
-    model = arguments.bundle.resolve().name
+    model = arguments.bundle.absolute().name
     found: dict[str, Mapping[str, Any]] = {}
     with pipelines(arguments) as pipes:
         for backend, pipe in pipes.items():

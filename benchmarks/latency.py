@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--no-loras", action="store_true", help="leave changes of LoRA out")
     arguments = parser.parse_args()
     card = show_environment()
-    model = arguments.bundle.resolve().name
+    model = arguments.bundle.absolute().name
     with pipelines(arguments) as pipes, tempfile.TemporaryDirectory() as folder:
         measurements: list[Measurement] = []
         for name, options in calls(arguments):
