@@ -25,6 +25,9 @@ import numpy as np
 from tqdm import tqdm
 
 from latentrt.runtime import Bundle, Pipeline
+from latentrt.runtime.scheduler import Plan
+
+PROMPT = "a photo of an astronaut riding a horse"
 
 PACKAGES = (
     *("latentrt", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx-ir", "openvino", "tensorrt", "tensorrt-rtx"),
@@ -155,6 +158,12 @@ def pipelines(arguments: argparse.Namespace) -> Iterator[dict[str, Pipeline]]:
         arguments.height = arguments.height or defaults.height
         arguments.width = arguments.width or defaults.width
         yield {pipe.backend: pipe for pipe in pipes}
+
+
+def ddim_plan(bundle: Bundle, calls: int) -> Plan:
+    """DDIM with the checkpoint's betas and prediction type: one call a step, no draws."""
+    config = bundle.read_json(bundle.manifest.scheduler) | {"_class_name": "DDIMScheduler", "clip_sample": False}
+    return Plan.from_config(config, calls)
 
 
 def unet_parameters(bundle: Bundle) -> int:

@@ -29,6 +29,7 @@ import numpy as np
 from harness import (
     Measurement,
     add_pipeline_arguments,
+    ddim_plan,
     finish,
     interleaved,
     median_ratio,
@@ -65,8 +66,7 @@ class Loops:
         factor, random = model.vae_scale_factor, np.random.default_rng(0)
         self._pipe, self._sizes = pipe, (height // factor, width // factor)
         self._tokens = model.text_encoders[0].max_length
-        config = bundle.read_json(bundle.manifest.scheduler) | {"_class_name": "DDIMScheduler", "clip_sample": False}
-        self.plan = Plan.from_config(config, calls)
+        self.plan = ddim_plan(bundle, calls)
         hidden = next(spec.shape[-1] for spec in bundle.graph("context").inputs)
         self._context = random.standard_normal((1, 2, self._tokens, hidden), np.float32)
         self._noise = random.standard_normal((1, model.latent_channels, *self._sizes), np.float32)

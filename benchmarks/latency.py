@@ -19,6 +19,7 @@ from typing import Any
 
 from gpu.loras import random_lora
 from harness import (
+    PROMPT,
     Measurement,
     add_pipeline_arguments,
     finish,
@@ -29,8 +30,6 @@ from harness import (
 )
 
 from latentrt.runtime import Pipeline
-
-PROMPT = "a photo of an astronaut riding a horse"
 
 
 def calls(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:

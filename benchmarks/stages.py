@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 from ceilings import floor_seconds, rates
 from harness import (
+    PROMPT,
     Measurement,
     add_pipeline_arguments,
+    ddim_plan,
     finish,
     interleaved,
     pipelines,
@@ -35,9 +37,7 @@ from latentrt.runtime.bundle import Graph
 from latentrt.runtime.engine import Bucket, DenoiseStep
 from latentrt.runtime.engine_choice import shape_at
 from latentrt.runtime.image import pil_from_arrays
-from latentrt.runtime.scheduler import Plan
 
-PROMPT = "a photo of an astronaut riding a horse"
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -48,12 +48,9 @@ def random_inputs(graph: Graph, sizes: Mapping[str, int]) -> Arrays:
     for spec in graph.inputs:
         shape = shape_at(spec, sizes)
         ids = spec.dtype.startswith("int")
-        found[spec.name] = random.integers(0, 1000, shape) if ids else random.standard_normal(shape, np.float32)
-    return {name: array.astype(_numpy_type(graph, name)) for name, array in found.items()}
-
-
-def _numpy_type(graph: Graph, name: str) -> np.dtype[Any]:
-    return np.dtype(next(spec.dtype for spec in graph.inputs if spec.name == name))
+        values = random.integers(0, 1000, shape) if ids else random.standard_normal(shape, np.float32)
+        found[spec.name] = values.astype(spec.dtype)
+    return found
 
 
 class Stages:
@@ -96,10 +93,7 @@ class Stages:
         inputs = random_inputs(bundle.graph("time"), {"n": batch * bucket.groups})
         graph = bundle.graph("denoise")
         extra = [spec for spec in graph.inputs if spec.name == "extra"]
-        plan = Plan.from_config(
-            bundle.read_json(bundle.manifest.scheduler) | {"_class_name": "DDIMScheduler", "clip_sample": False},
-            self.calls,
-        )
+        plan = ddim_plan(bundle, self.calls)
         denoiser = self.pipe.denoiser(bucket)
         options: dict[str, Any] = {
             "context": random.standard_normal((batch, bucket.groups, bucket.tokens, width), np.float32),
