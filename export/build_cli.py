@@ -14,7 +14,7 @@ from latentrt.runtime.trt_library import TRT_BACKENDS
 from .build import Built, Task, build_engines
 from .cli import interrupt_on_termination
 from .ort_build import BACKEND as ONNXRUNTIME
-from .ort_build import build_ort_graphs
+from .ort_build import DEVICES, build_ort_graphs
 from .profiles import Bucket, buckets_from_options
 from .trt_build import HARDWARE, BuildOptions
 
@@ -26,7 +26,7 @@ EXAMPLES = """examples:
 
 Sizes are static (512) or a range (min:opt:max). An option that is given several times asks for an engine at each size;
 several such options, for all combinations. Static sizes draw fastest. For onnxruntime, graphs are put into a form that
-it computes faster with CUDA; they serve all sizes, so it takes --graph and --engines only.
+it computes faster; they serve all sizes, so it takes --device, --graph and --engines only.
 """
 
 
@@ -68,6 +68,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--compute-capability", action="append", default=[], metavar="X.Y", help="GPUs, for tensorrt_rtx; repeatable"
     )
     builder.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory; default: all of the GPU's")
+    parser.add_argument("--device", choices=DEVICES, help="for onnxruntime; default: all of them")
     parser.add_argument("--graph", action="append", default=[], help="build this graph only; repeatable")
     parser.add_argument("--engines", type=Path, metavar="DIR", help="keep engines here instead of in the bundle")
     parser.set_defaults(run=run)
@@ -91,9 +92,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.backend == ONNXRUNTIME:
         if options != BuildOptions() or any(sizes.values()):
             raise InputError("--backend onnxruntime has no sizes and no builder options: its graphs serve all sizes")
-        for built in build_ort_graphs(arguments.bundle, engines=arguments.engines, graphs=arguments.graph):
+        devices = (arguments.device,) if arguments.device else DEVICES
+        for built in build_ort_graphs(
+            arguments.bundle, devices=devices, engines=arguments.engines, graphs=arguments.graph
+        ):
             print(_line(built), flush=True)
         return 0
+    if arguments.device:
+        raise InputError(f"--device is for onnxruntime: {arguments.backend} builds for NVIDIA GPUs only")
 
     def buckets(bundle: Bundle) -> list[Bucket]:
         return buckets_from_options(bundle.manifest, **sizes)
@@ -119,5 +125,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _line(built: Built) -> str:
     took = "there already" if built.seconds is None else f"{built.seconds:.1f} s"
-    sizes = sizes_text(built.record) or "any size"
+    sizes = sizes_text(built.record) or f"any size, {built.record.device}"
     return f"{built.record.graph:14} {sizes:32} {built.size / 2**20:10,.1f} MiB  {took}"

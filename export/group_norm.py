@@ -3,12 +3,10 @@
 ONNX's GroupNormalization has none there, and is taken apart into some twenty nodes. Knows nothing of bundles.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
 import onnx_ir as ir
 
-DOMAIN, DOMAIN_VERSION = "com.microsoft", 1
+from .ort_nodes import DOMAIN, Replacement, use_domain
+
 # Before it, the scale and bias of GroupNormalization are those of groups, not of channels.
 PER_CHANNEL_OPSET = 21
 MOST_CHANNELS_OF_A_GROUP = 512  # what one block of the kernel holds
@@ -27,7 +25,7 @@ def use_ort_group_norms(model: ir.Model) -> int:
     for node in nodes:
         _replace(model.graph, node)
     if nodes:
-        model.opset_imports[DOMAIN] = DOMAIN_VERSION
+        use_domain(model)
     return len(nodes)
 
 
@@ -53,36 +51,27 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     x, scale, bias = (value for value in node.inputs if value is not None)
     assert x.shape is not None
     silu = _silu_of(node.outputs[0])
-    old = [node, *silu]
-    name = str(node.outputs[0].name)
-    new: list[ir.Node] = []
-
-    def add(op: str, inputs: Sequence[ir.Value], attributes: dict[str, int | float | list[int]], what: str) -> ir.Value:
-        domain = DOMAIN if op == "GroupNorm" else ""
-        new.append(ir.node(op, inputs, attributes, domain=domain, name=f"{name}.{what}"))
-        new[-1].outputs[0].name = f"{name}.{what}"
-        return new[-1].outputs[0]
-
+    new = Replacement(graph, str(node.outputs[0].name))
     gamma, beta = (
-        value if value.dtype == ir.DataType.FLOAT else add("Cast", [value], {"to": int(ir.DataType.FLOAT)}, what)
+        value if value.dtype == ir.DataType.FLOAT else new.add("Cast", [value], {"to": int(ir.DataType.FLOAT)}, what)
         for value, what in ((scale, "gamma"), (bias, "beta"))
     )
     flat = len(x.shape) == 3
-    last = add("Transpose", [x], {"perm": [0, 2, 1] if flat else [0, 2, 3, 1]}, "channels_last")
+    last = new.add("Transpose", [x], {"perm": [0, 2, 1] if flat else [0, 2, 3, 1]}, "channels_last")
     if flat:  # (n, l, c) to (n, 1, l, c)
-        axis = _axis(graph, f"{name}.height", 1)
-        last = add("Unsqueeze", [last, axis], {}, "unsqueezed")
-    attributes: dict[str, int | float | list[int]] = {
+        axis = new.integers([1], "height")
+        last = new.add("Unsqueeze", [last, axis], {}, "unsqueezed")
+    attributes: dict[str, int | float] = {
         "groups": node.attributes["num_groups"].as_int(),
         "epsilon": node.attributes.get_float("epsilon", 1e-5),
         "channels_last": 1,
         "activation": int(bool(silu)),
     }
-    result = add("GroupNorm", [last, gamma, beta], attributes, "normalized")
+    result = new.add("GroupNorm", [last, gamma, beta], attributes, "normalized", DOMAIN)
     if flat:
-        result = add("Squeeze", [result, axis], {}, "squeezed")
-    result = add("Transpose", [result], {"perm": [0, 2, 1] if flat else [0, 3, 1, 2]}, "channels_first")
-    ir.convenience.replace_nodes_and_values(graph, node, old, new, [old[-1].outputs[0]], [result])
+        result = new.add("Squeeze", [result, axis], {}, "squeezed")
+    result = new.add("Transpose", [result], {"perm": [0, 2, 1] if flat else [0, 3, 1, 2]}, "channels_first")
+    new.replace([node, *silu], result)
 
 
 def _silu_of(value: ir.Value) -> tuple[ir.Node, ...]:
@@ -98,11 +87,3 @@ def _silu_of(value: ir.Value) -> tuple[ir.Node, ...]:
     gate = users["Sigmoid"].outputs[0]
     alone = len(gate.uses()) == 1 and not gate.is_graph_output()
     return (users["Sigmoid"], users["Mul"]) if alone and gate in users["Mul"].inputs else ()
-
-
-def _axis(graph: ir.Graph, name: str, axis: int) -> ir.Value:
-    """A new initializer for the axes of Squeeze and Unsqueeze."""
-    tensor = ir.tensor(np.array([axis]), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape([1]), const_value=tensor)
-    graph.register_initializer(value)
-    return value

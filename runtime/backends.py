@@ -41,10 +41,12 @@ def load_backend(
             except BackendError as error:
                 logger.warning("%s is not used: %s", name, error)
     if backend == "auto" and device == "cpu":
-        return _best_on_cpu(bundle)
+        return _best_on_cpu(bundle, engines)
     if device is not None:
         return _onnxruntime(bundle, device, engines)
-    return _onnxruntime_on_cuda(bundle, engines) or (_best_on_cpu(bundle) if backend == "auto" else OrtBackend(bundle))
+    if (on_gpu := _onnxruntime_on_cuda(bundle, engines)) is not None:
+        return on_gpu
+    return _best_on_cpu(bundle, engines) if backend == "auto" else OrtBackend(bundle, engines=engines)
 
 
 def _built(bundle: Bundle, engines: Path | None) -> Iterator[str]:
@@ -64,7 +66,7 @@ def _tensorrt(bundle: Bundle, backend: str, device: str | None, engines: Path | 
 
 def _onnxruntime(bundle: Bundle, device: str, engines: Path | None) -> Backend:
     if device == "cpu":
-        return OrtBackend(bundle)
+        return OrtBackend(bundle, engines=engines)
     require_device("cuda")
     from .ort_cuda import OrtCudaBackend  # here, as it is not needed without a GPU
 
@@ -97,7 +99,7 @@ def _onnxruntime_on_cuda(bundle: Bundle, engines: Path | None) -> Backend | None
     return None
 
 
-def _best_on_cpu(bundle: Bundle) -> Backend:
+def _best_on_cpu(bundle: Bundle, engines: Path | None) -> Backend:
     """OpenVINO where it is installed and reads the bundle, else ONNX Runtime."""
     if openvino_is_installed():
         try:
@@ -108,4 +110,4 @@ def _best_on_cpu(bundle: Bundle) -> Backend:
         raise BackendError(
             "no backend is installed: pip install 'latentrt[cpu]', or for NVIDIA GPUs pip install 'latentrt[cuda]'"
         )
-    return OrtBackend(bundle)
+    return OrtBackend(bundle, engines=engines)

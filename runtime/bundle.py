@@ -169,7 +169,8 @@ class EngineRecord:
         file: relative to the folder that lists the engine.
         backend, version: the library that built it, "tensorrt" or "tensorrt_rtx"; or "onnxruntime", for a graph in its
             own form, with the version of the domain com.microsoft that it needs.
-        device: the GPU's name where the engine fits that model only, else null.
+        device: the GPU's name where the engine fits that model only, else null. A graph of onnxruntime is for "cpu" or
+            "cuda".
         compute_capabilities: GPUs that it runs on, such as "8.9"; "8.0+" is this one and all later. A graph of
             onnxruntime has none, and runs on all.
         profile: symbol -> [min, opt, max]; three times the same number is a static size. A graph of onnxruntime has

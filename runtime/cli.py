@@ -125,7 +125,7 @@ def _info(arguments: argparse.Namespace) -> int:
     print(f"\nengines: {len(manifest.engines) or 'none; the graphs run on OpenVINO or ONNX Runtime'}")
     for engine in manifest.engines:
         capabilities = ", ".join(engine.compute_capabilities)
-        gpus = engine.device or (f"compute capability {capabilities}" if capabilities else "any GPU")
+        gpus = engine.device or f"compute capability {capabilities}"
         print(f"  {engine.graph:14} {sizes_text(engine) or 'any size':32} {engine.backend} {engine.version}, {gpus}")
     return 0
 

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from .bundle import Bundle
 from .device import Stream, device_at
 from .engine import Bucket, NewWeights
-from .engine_choice import Sizes, build_command, outdated, shape_at, sizes_of_inputs
-from .engine_files import EngineFiles
+from .engine_choice import Sizes, shape_at, sizes_of_inputs
 from .errors import BackendError
 from .gpu_loop import Fitted, GpuDenoiser, GpuEngine
 from .lane import Lane
 from .lane_pool import LanePool
 from .ort_engine import BFLOAT16, new_session, ort_values
+from .ort_graphs import OrtGraphs
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class OrtCudaBackend:
 
         self._device = device_at(device_index, "onnxruntime-cuda")
         onnxruntime.preload_dlls()  # finds the CUDA libraries that pip has installed
-        self._bundle, self._built = bundle, _built_graphs(bundle, engines)
+        self._bundle, self._graphs = bundle, OrtGraphs(bundle, engines, "cuda")
         self._stream = Stream(device_index)
         self._weights: NewWeights = {}
         self._loaded: dict[str, CudaSession] = {}
@@ -75,13 +75,7 @@ class OrtCudaBackend:
 
     def _session(self, graph: str, weights: NewWeights) -> "CudaSession":
         facts = (self._bundle, graph, self._stream, self._device.index, weights.get(graph, {}))
-        if graph in self._built:
-            try:
-                return CudaSession(*facts, built=self._built[graph])
-            except BackendError as error:
-                logger.warning("%s runs as it was exported: %s", graph, error)
-                del self._built[graph]
-        return CudaSession(*facts)
+        return self._graphs.loaded(graph, lambda built: CudaSession(*facts, built=built))
 
     def set_weights(self, weights: NewWeights) -> None:
         """See `Backend.set_weights`: sessions are made anew, as they keep copies of their weights in another form."""
@@ -101,24 +95,6 @@ class OrtCudaBackend:
         with self._loading:
             self._loaded.clear()
             self._stream.close()
-
-
-def _built_graphs(bundle: Bundle, engines: Path | None) -> dict[str, Path]:
-    """Graphs in ONNX Runtime's own form, for all GPUs; those of another export, or damaged, are warned about."""
-    files = EngineFiles.of_bundle(bundle, engines)
-    found = {}
-    for record in files.engines:
-        if record.backend != "onnxruntime":
-            continue
-        reason = outdated(record, bundle.manifest)
-        if reason is None and not files.intact(record):
-            reason = "it is not what was built: its hash is another"
-        if reason is None:
-            found[record.graph] = files.path(record)
-        else:
-            command = build_command(bundle, record.backend)
-            logger.warning("%s is not used: %s. Build it again: %s", files.path(record), reason, command)
-    return found
 
 
 class CudaSession:

@@ -1,8 +1,10 @@
 """ONNX Runtime: the backend that runs a bundle's ONNX files as they are, on a CPU.
 
-Sessions are made on first use and shared by all threads.
+Sessions are made on first use and shared by all threads. All of them compute in the same memory.
 """
 
+import ctypes
+import functools
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +17,15 @@ from .bundle import Bundle, Graph
 from .engine import Bucket, NewWeights
 from .errors import BackendError
 from .host_loop import Arrays, BoundCall, HostDenoiser
+from .ort_graphs import OrtGraphs
 
 if TYPE_CHECKING:
     import onnxruntime
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+# Of the arena's first block. Memory is taken when it is written to, so that this costs addresses only.
+ARENA_BYTES = 1 << 30
 BFLOAT16 = 16  # ONNX's number of the type, which numpy does not have
 
 
@@ -64,6 +69,11 @@ def new_session(
     options.log_severity_level = 3
     # A bundle has several sessions, and each has threads of its own: these must not spin while another session runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if device == "cpu":
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        # A pattern wants one block for all tensors of a run, beside what the first run has taken piece by piece.
+        options.enable_mem_pattern = False
     if weights:
         # They take the place of the file's, and so are prepared in the same way as these.
         options.add_external_initializers(list(weights), list(weights.values()))
@@ -87,19 +97,32 @@ def new_session(
     return session
 
 
+@functools.cache
+def _share_arena() -> None:
+    """Let all sessions of this process that ask for it compute in one arena, as graphs run one after the other.
+
+    An arena of its own would keep the most that a graph ever needed, for each graph. One large block serves tensors of
+    all sizes; an arena that grows as it must has blocks that fit the tensors of one graph only.
+    """
+    import onnxruntime as ort
+
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"initial_chunk_size_bytes": ARENA_BYTES}))
+
+
 class OrtBackend:
     """Sessions of one bundle on the CPU."""
 
     name = "onnxruntime-cpu"
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, engines: Path | None = None) -> None:
         require_device("cpu")
         if "bf16" in (bundle.manifest.recipe.precision, bundle.manifest.recipe.vae_precision):
             raise BackendError(
                 f"{bundle.path} is a bf16 bundle, and onnxruntime has no bf16 kernels on a CPU: "
                 "export with --precision fp32, use a GPU, or pip install 'latentrt[openvino]'"
             )
-        self._bundle = bundle
+        self._bundle, self._graphs = bundle, OrtGraphs(bundle, engines, "cpu")
         self._weights: NewWeights = {}
         self._engines: dict[str, OrtEngine] = {}
         self._lock = threading.Lock()
@@ -108,8 +131,12 @@ class OrtBackend:
         """The engine of a graph, made on first use and kept."""
         with self._lock:
             if graph not in self._engines:
-                self._engines[graph] = OrtEngine(self._bundle, graph, self._weights.get(graph, {}))
+                self._engines[graph] = self._engine(graph, self._weights)
             return self._engines[graph]
+
+    def _engine(self, graph: str, weights: NewWeights) -> "OrtEngine":
+        changed = weights.get(graph, {})
+        return self._graphs.loaded(graph, lambda built: OrtEngine(self._bundle, graph, changed, built=built))
 
     def denoiser(self, bucket: Bucket) -> HostDenoiser:
         """A denoiser for these sizes."""
@@ -120,23 +147,41 @@ class OrtBackend:
         """See `Backend.set_weights`: sessions are made anew, as they keep copies of their weights in another form."""
         with self._lock:
             before, changed = self._engines, {*self._weights, *weights}
-            rebuilt = {name: OrtEngine(self._bundle, name, weights.get(name, {})) for name in before if name in changed}
+            rebuilt = {name: self._engine(name, weights) for name in before if name in changed}
             self._weights, self._engines = weights, before | rebuilt
 
     def close(self) -> None:
-        """Give all memory back."""
+        """Give all memory back, but for the arena, which the process's next sessions compute in."""
         with self._lock:
             while self._engines:
                 self._engines.popitem()[1].close()
+        _return_freed_memory()
+
+
+def _return_freed_memory() -> None:
+    """To the system: glibc keeps most of a session's weights for the process, which may never want them again."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 class OrtEngine:
-    """One session; `weights` are initializers that differ from the bundle's."""
+    """One session.
 
-    def __init__(self, bundle: Bundle, graph: str, weights: Mapping[str, NDArray[Any]]) -> None:
+    `weights` are initializers that differ from the bundle's; `built` is the graph in ONNX Runtime's own form, with its
+    data in the bundle.
+    """
+
+    def __init__(
+        self, bundle: Bundle, graph: str, weights: Mapping[str, NDArray[Any]], *, built: Path | None = None
+    ) -> None:
         self.spec: Graph = bundle.graph(graph)
-        self._weights, path = ort_values(weights), bundle.file(self.spec.file)
-        self._session: onnxruntime.InferenceSession | None = new_session(path, "cpu", {}, self._weights)
+        self.path = built or bundle.file(self.spec.file)
+        self._weights = ort_values(weights)
+        folder = None if built is None else bundle.path
+        self._session: onnxruntime.InferenceSession | None = new_session(
+            self.path, "cpu", {}, self._weights, data_folder=folder
+        )
 
     @property
     def session(self) -> "onnxruntime.InferenceSession":

@@ -34,7 +34,9 @@ def _exports(pytestconfig: pytest.Config) -> Iterator[dict[str, Future[Exported]
     building = {
         "build.py",
         "build_cli.py",
+        "flash_attention.py",
         "group_norm.py",
+        "ort_nodes.py",
         "ort_build.py",
         "profiles.py",
         "trt_build.py",

@@ -32,6 +32,7 @@ from latentrt.runtime.verify import verify_goldens
 
 PROMPT = "a small blue diamond on a white background"
 FEW: dict[str, Any] = {"num_inference_steps": 3, "output_type": "latent", "seed": 4}
+CUDA = ("cuda",)
 GRAPHS = ("denoise", "vae_decoder", "vae_encoder")
 SIZES = {"B": 1, "G": 2, "n": 2, "h": 8, "w": 6, "H": 32, "W": 24, "S": 77}
 
@@ -62,7 +63,7 @@ def _cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def bundle(tmp_path: Path) -> Path:
     """A copy of the embedded bundle, with its graphs built."""
     copy = Path(shutil.copytree(SHAPES.bundle, tmp_path / "shapes"))
-    assert [built.record.graph for built in build_ort_graphs(copy)] == list(GRAPHS)
+    assert [built.record.graph for built in build_ort_graphs(copy, devices=CUDA)] == list(GRAPHS)
     return copy
 
 
@@ -215,20 +216,20 @@ def test_files_share_the_weights_and_are_kept(bundle: Path) -> None:
             if isinstance(theirs, ir.ExternalTensor):
                 assert isinstance(mine, ir.ExternalTensor)
                 assert (mine.location, mine.offset, mine.length) == (f"{original}.data", theirs.offset, theirs.length)
-    assert all(built.seconds is None for built in build_ort_graphs(bundle))
+    assert all(built.seconds is None for built in build_ort_graphs(bundle, devices=CUDA))
     assert main(["verify", str(bundle), "--device", "cpu"]) == 0
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["build", str(SHAPES.bundle), "--backend", "onnxruntime", "--engines", str(tmp_path / "elsewhere")]
-    assert main([*command, "--graph", "vae_decoder"]) == 0
-    assert capsys.readouterr().out.split()[:3] == ["vae_decoder", "any", "size"]
+    assert main([*command, "--graph", "vae_decoder", "--device", "cuda"]) == 0
+    assert capsys.readouterr().out.split()[:4] == ["vae_decoder", "any", "size,", "cuda"]
     assert main([*command, "--height", "64"]) == 1
     assert "no sizes and no builder options" in capsys.readouterr().err
     assert main([*command, "--graph", "time"]) == 1
-    assert "no group norm there" in capsys.readouterr().err
+    assert "nothing there that onnxruntime has a kernel of its own for on cpu or cuda" in capsys.readouterr().err
     (record,) = EngineFiles.of_bundle(Bundle.open(SHAPES.bundle), tmp_path / "elsewhere").engines
-    assert record.profile == {}
+    assert (record.profile, record.device) == ({}, "cuda")
 
 
 def test_info_lists_them(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,17 +241,17 @@ def test_info_lists_them(bundle: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_bundles_without_such_norms_are_refused(
     exported: Callable[[str], Exported], tmp_path: Path, name: str, reason: str
 ) -> None:
-    with pytest.raises(ExportError, match=f"(?s)no group norm there.*{reason}"):
-        list(build_ort_graphs(exported(name).bundle, engines=tmp_path))
+    with pytest.raises(ExportError, match=f"(?s)nothing there.*on cuda.*{reason}"):
+        list(build_ort_graphs(exported(name).bundle, devices=CUDA, engines=tmp_path))
 
 
 def test_wrong_names_and_altered_graphs_are_refused(bundle: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'denoise'"):
-        list(build_ort_graphs(bundle, graphs=["denois"]))
+        list(build_ort_graphs(bundle, devices=CUDA, graphs=["denois"]))
     path = bundle / "denoise.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(ExportError, match=r"altered: denoise\.onnx"):
-        list(build_ort_graphs(bundle))
+        list(build_ort_graphs(bundle, devices=CUDA))
 
 
 # --- on the simulated GPU ---------------------------------------------------------------------------------------------
@@ -289,7 +290,7 @@ def test_they_draw_the_same(bundle: Path, expected: NDArray[Any], monkeypatch: p
 def test_a_folder_of_their_own(tmp_path: Path, expected: NDArray[Any]) -> None:
     folder = tmp_path / "elsewhere"
     assert drawn(None, expected, engines=folder).endswith("shapes/denoise.onnx")
-    list(build_ort_graphs(SHAPES.bundle, engines=folder))
+    list(build_ort_graphs(SHAPES.bundle, devices=CUDA, engines=folder))
     assert drawn(None, expected, engines=folder).startswith(str(folder))
 
 
@@ -325,7 +326,7 @@ def test_those_of_another_export_are_not_used(
     assert drawn(bundle, expected) == str(bundle / "denoise.onnx")
     assert "the bundle was exported again since" in caplog.text
     assert f"latentrt build {bundle} --backend onnxruntime" in caplog.text
-    again = {built.record.graph: built.seconds for built in build_ort_graphs(bundle)}
+    again = {built.record.graph: built.seconds for built in build_ort_graphs(bundle, devices=CUDA)}
     assert again["denoise"] is not None
     assert again["vae_decoder"] is None
     assert "engines/denoise-" in drawn(bundle, expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +176,22 @@ def test_an_environment_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     make_environment(tmp_path, "bare", Environment())
 
 
+def test_what_pip_cannot_install_runs_in_its_own_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wish = Environment(given="SOME_DEMO")
+    monkeypatch.delenv("SOME_DEMO", raising=False)
+    with pytest.raises(PeerError, match="SOME_DEMO does not name its folder"):
+        make_environment(tmp_path, "demo", wish)
+    monkeypatch.setenv("SOME_DEMO", str(tmp_path))
+    monkeypatch.setenv("SOME_DEMO_PYTHON", str(tmp_path / "none"))
+    with pytest.raises(PeerError, match=r"SOME_DEMO_PYTHON=.*none is no program"):
+        make_environment(tmp_path, "demo", wish)
+    monkeypatch.setenv("SOME_DEMO_PYTHON", sys.executable)
+    make_environment(tmp_path, "demo", wish)
+    command = [environments.program(tmp_path, "demo"), "-c", "import sys; print(sys.prefix, sys.argv[1])", "a b"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert found.split(maxsplit=1) == [sys.prefix, "a b\n"]
+
+
 def test_variables_of_this_machine_do_not_reach_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
@@ -242,7 +259,12 @@ def test_goals_are_ratios_of_medians() -> None:
         "other": {**row(2.5, 20.0, 400)},
     }
     sizes = {"latentrt": 200, "latentrt openvino": 300, "diffusers": 1000, "diffusers bf16": 1000, "other": 900}
-    values = [target.value for target in goals(Outcome(figures=figures), sizes)]
+    values = [target.value for target in goals(Outcome(figures=figures), sizes, reduced=["diffusers bf16"])]
     assert values == pytest.approx([2 / 2.5, 3 / 4, 2 / 10, 200 / 1000, 500 / 400])
     # A peer that cannot draw has no part in them.
     assert [t.value for t in goals(Outcome(figures={"latentrt": figures["latentrt"]}), sizes)] == []
+    # What pip did not install has no size, and is compared in all else.
+    del sizes["diffusers"]
+    assert [t.value for t in goals(Outcome(figures=figures), sizes, reduced=["diffusers bf16"])] == pytest.approx(
+        [2 / 2.5, 3 / 4, 2 / 10, 500 / 400]
+    )

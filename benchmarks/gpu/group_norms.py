@@ -56,7 +56,7 @@ def look(
     """All variants of a bundle: latents and pictures against `expected` (None is those of the exported graphs), then
     times, taking turns."""
     folder = place.engines(f"{name}-onnxruntime")
-    built = sum(one.seconds or 0.0 for one in build_ort_graphs(bundle, engines=folder))
+    built = sum(one.seconds or 0.0 for one in build_ort_graphs(bundle, devices=["cuda"], engines=folder))
     report.figure(f"{name}: seconds of building", built)
     limit = SAME if expected is None else TOLERANCE
     pipes: dict[str, Pipeline] = {}

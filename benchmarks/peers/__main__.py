@@ -190,7 +190,7 @@ def main() -> None:
     outcome.reasons = reasons | outcome.reasons
     measurements = outcome.measurements(model)
     measurements += [Measurement(f"{model}: {n}: conversion", "s", [s]) for n, s in conversions.items()]
-    installed = {name: peer for name, peer in peers.items() if name in cases}
+    installed = {name: peers[name] for name in cases if not ENVIRONMENTS[peers[name].environment].given}
     sizes = {name: installed_megabytes(arguments.environments, peer.environment) for name, peer in installed.items()}
     if arguments.imports:
         for name, values in imports(installed, arguments.environments, arguments.imports).items():
@@ -213,7 +213,7 @@ def main() -> None:
             "psnr_floor": arguments.psnr,
             "unset for workers": [name for name in REMOVED_VARIABLES if name in os.environ],
         },
-        goals(outcome, sizes),
+        goals(outcome, sizes, reduced=[name for name, peer in peers.items() if not peer.full_precision]),
         measurements,
     )
 

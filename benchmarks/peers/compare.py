@@ -6,7 +6,7 @@ Knows workers and pictures; knows nothing of environments and of which peers the
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,18 +53,22 @@ class Outcome:
         ]
 
 
-def goals(outcome: Outcome, megabytes: Mapping[str, float]) -> list[Target]:
+def goals(outcome: Outcome, megabytes: Mapping[str, float], *, reduced: Collection[str] = ()) -> list[Target]:
     """What ours are meant to be beside the others: ratios of medians, for figures that both sides have.
 
-    `megabytes` is the installed size of each case's environment. Ours are those whose name begins with latentrt; the
-    plain name runs on ONNX Runtime, and the plain "diffusers" in float32.
+    `megabytes` is the installed size of environments, by case; `reduced` are cases with less precision, which are not
+    compared with. Ours are those whose name begins with latentrt; the plain name runs on ONNX Runtime, and the plain
+    "diffusers" in float32.
     """
     medians = {
-        name: {figure: statistics.median(values) for figure, values in figures.items()} | {"size": megabytes[name]}
+        name: {figure: statistics.median(values) for figure, values in figures.items()}
         for name, figures in outcome.figures.items()
     }
+    for name, row in medians.items():
+        if name in megabytes:
+            row["size"] = megabytes[name]
     ours = {name: row for name, row in medians.items() if name.startswith("latentrt")}
-    theirs = {name: row for name, row in medians.items() if name not in ours and "bf16" not in name}
+    theirs = {name: row for name, row in medians.items() if name not in ours and name not in reduced}
 
     def target(name: str, figure: str, mine: Mapping[str, Any], other: Mapping[str, Any], most: float) -> list[Target]:
         best, least = ([row[figure] for row in rows.values() if figure in row] for rows in (mine, other))
@@ -76,7 +80,7 @@ def goals(outcome: Outcome, megabytes: Mapping[str, float]) -> list[Target]:
         *target("latency with ONNX Runtime over diffusers'", "latency", plain, diffusers, 0.9),
         *target("first picture of a process over diffusers'", "cold start, first picture", plain, diffusers, 0.25),
         *target("installed size over diffusers'", "size", plain, diffusers, 0.2),
-        *target("peak memory over the leanest peer's", "peak memory", ours, theirs, 1.0),
+        *target("peak memory over the leanest peer's at full precision", "peak memory", ours, theirs, 1.0),
     ]
 
 

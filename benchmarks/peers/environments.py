@@ -7,6 +7,7 @@ that cannot be made is a reason to report, not an error: the others are compared
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,18 +32,25 @@ class PeerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What `pip install` gets. `extra` installs this project with that extra; `without` are removed afterwards."""
+    """What `pip install` gets. `extra` installs this project with that extra; `without` are removed afterwards.
+
+    What pip cannot install is `given`: a variable that names its folder, and with _PYTHON behind it its Python, else
+    python3.
+    """
 
     requirements: tuple[str, ...] = ()
     extra: str | None = None
     without: tuple[str, ...] = ()
+    given: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
     """One row of the comparison.
 
-    `model` is what it opens: the "bundle", the "checkpoint", or a conversion with a name of `CONVERSIONS`.
+    Attributes:
+        model: what it opens: the "bundle", the "checkpoint", or a conversion with a name of `CONVERSIONS`.
+        full_precision: whether it keeps the weights as the model that it opens has them.
     """
 
     environment: str
@@ -51,6 +59,7 @@ class Peer:
     model: str
     device: str = "cpu"
     options: Mapping[str, Any] = field(default_factory=dict)
+    full_precision: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,7 @@ ENVIRONMENTS: Mapping[str, Environment] = MappingProxyType(
             ("optimum-intel[openvino]", *TORCH, "diffusers>=0.35"), without=("torchvision",)
         ),
         "stable-diffusion.cpp": Environment(("stable-diffusion-cpp-python", "numpy", "pillow")),
+        "nvidia-demo": Environment(given="NVIDIA_DEMO"),
     }
 )
 
@@ -106,14 +116,18 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
         "latentrt openvino": Peer("latentrt-openvino", *_OURS, options={"backend": "openvino"}),
         "diffusers": Peer(*_DIFFUSERS),
         "diffusers channels-last": Peer(*_DIFFUSERS, options={"channels_last": True}),
-        "diffusers bf16": Peer(*_DIFFUSERS, options={"dtype": "bfloat16"}),
+        "diffusers bf16": Peer(*_DIFFUSERS, options={"dtype": "bfloat16"}, full_precision=False),
         "diffusers compiled": Peer(*_DIFFUSERS, options={"compile": True}),
         "optimum-onnx": Peer(
             "optimum-onnx", "worker_diffusers.py", "optimum.onnxruntime", "onnx", options={"optimum": True}
         ),
         "openvino-genai": Peer("openvino-genai", "worker_openvino_genai.py", "openvino_genai", "openvino"),
         "stable-diffusion.cpp": Peer(
-            "stable-diffusion.cpp", "worker_stable_diffusion_cpp.py", "stable_diffusion_cpp", "checkpoint"
+            "stable-diffusion.cpp",
+            "worker_stable_diffusion_cpp.py",
+            "stable_diffusion_cpp",
+            "checkpoint",
+            full_precision=False,  # kernels of convolutions are always in fp16
         ),
         "latentrt cuda": Peer("latentrt-cuda", *_OURS, "cuda", {"backend": "onnxruntime", "device": "cuda"}),
         "latentrt tensorrt": Peer("latentrt-tensorrt", *_OURS, "cuda", {"backend": "tensorrt"}),
@@ -124,6 +138,7 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
             *("optimum-onnx-cuda", "worker_diffusers.py", "optimum.onnxruntime", "onnx", "cuda"),
             {"optimum": True, "device": "cuda"},
         ),
+        "NVIDIA's demo": Peer("nvidia-demo", "worker_nvidia_demo.py", "demo_diffusion", "checkpoint", "cuda"),
     }
 )
 
@@ -144,6 +159,9 @@ def make_environment(folder: Path, name: str, environment: Environment) -> None:
 
     Raises: PeerError: pip failed, now or in an earlier run; remove its folder to try again.
     """
+    if environment.given:
+        _use_given(folder, name, environment.given)
+        return
     place, note = folder / name, folder / name / "made.json"
     wish = json.loads(
         json.dumps([environment.requirements, environment.extra, environment.without, _sources(environment)])
@@ -176,6 +194,19 @@ def make_environment(folder: Path, name: str, environment: Environment) -> None:
     note.write_text(json.dumps({"wish": wish, "error": error}), encoding="utf-8")
     if error:
         raise PeerError(error)
+
+
+def _use_given(folder: Path, name: str, variable: str) -> None:
+    """Let the environment's Python be the one that somebody has installed the peer in."""
+    if not os.environ.get(variable):
+        raise PeerError(f"it is not installed, or {variable} does not name its folder")
+    python = shutil.which(os.environ.get(f"{variable}_PYTHON", "python3"))
+    if python is None:
+        raise PeerError(f"{variable}_PYTHON={os.environ[f'{variable}_PYTHON']} is no program")
+    place = program(folder, name)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(f'#!/bin/sh\nexec {shlex.quote(python)} "$@"\n', encoding="utf-8")
+    place.chmod(0o755)
 
 
 def convert(folder: Path, name: str, conversion: Conversion, checkpoint: Path, target: Path) -> float:
