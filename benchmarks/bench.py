@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 MADE = ROOT / "build" / "bench"
 
 
-ALL = ("peers", "stages", "latency", "ideas", "cold_start")
+ALL = ("peers", "stages", "latency", "ideas", "cold_start", "ort_options")
 SLOW_BF16 = "diffusers bf16:this CPU has no instructions for bf16, and takes many times as long (see shapes)"
 
 
@@ -51,6 +52,8 @@ class Model:
     kinds: tuple[str, ...] = ALL
 
 
+# A part of all options, as each takes minutes.
+MEMORY_OPTIONS = "--option \"ONNX Runtime's memory\" --option 'exported graphs'"
 MODELS = {
     "shapes": Model("shapes", 128, options={"latency": "--sizes 64 192"}),
     "medium": Model(
@@ -62,8 +65,9 @@ MODELS = {
         options={
             "peers": "--scheduler euler --imports 0 --cold-starts 0 --keep-first",
             "latency": "--steps 1 4 --batches 1 4 --few-steps 1 --repetitions 3",
+            "ort_options": MEMORY_OPTIONS,
         },
-        kinds=ALL[:4],
+        kinds=("peers", "stages", "latency", "ideas", "ort_options"),
     ),
     # A picture takes minutes: two in one process are all that each peer draws.
     "sd15": Model(
@@ -72,8 +76,11 @@ MODELS = {
         steps=2,
         calls=2,
         repetitions=1,
-        options={"peers": "--scheduler euler --imports 0 --repetitions 0 --cold-starts 0 --keep-first"},
-        kinds=ALL[:2],
+        options={
+            "peers": "--scheduler euler --imports 0 --repetitions 0 --cold-starts 0 --keep-first",
+            "ort_options": f"{MEMORY_OPTIONS} --processes 1",
+        },
+        kinds=("peers", "stages", "ort_options"),
     ),
 }
 
@@ -94,7 +101,10 @@ def bundle_of(name: str, precision: str) -> Path:
         return ROOT / "engines" / "shapes"
     folder = MADE / precision / name
     if not folder.exists():
-        _run("-m", "latentrt.runtime.cli", "export", checkpoint_of(name), folder, "--precision", precision)
+        latentrt = ("-m", "latentrt.runtime.cli")
+        _run(*latentrt, "export", checkpoint_of(name), folder, "--precision", precision)
+        if precision == "fp32":
+            _run(*latentrt, "build", folder, "--backend", "onnxruntime", "--device", "cpu")
     return folder
 
 
@@ -106,7 +116,7 @@ def commands(model: Model, device: str, backends: list[str]) -> Iterator[tuple[s
     common = [bundle, "--backend", *backends, "--device", device, *size]
     turns = ("--repetitions", 12 if gpu else model.repetitions)
     steps, calls = (20, 20) if gpu else (model.steps, model.calls)
-    for kind in ALL if gpu else model.kinds:
+    for kind in ALL[:5] if gpu else model.kinds:
         match kind:
             case "peers":
                 models = ["--checkpoint", checkpoint_of(model.name), "--bundle", bundle, "--name", model.name]
@@ -117,10 +127,12 @@ def commands(model: Model, device: str, backends: list[str]) -> Iterator[tuple[s
                 command = [HERE / "latency.py", *common]
             case "ideas":
                 command = [HERE / "ideas.py", *common, "--calls", calls, *turns]
+            case "ort_options":
+                command = [HERE / "ort_options.py", bundle, "--size", model.pixels, "--steps", steps, *turns]
             case "cold_start":
                 command = [HERE / "cold_start.py", "--bundle", bundle, "--device", device]
         if not gpu:
-            command += model.options.get(kind, "").split()
+            command += shlex.split(model.options.get(kind, ""))
             if kind == "peers" and model.name != "shapes" and not has_bf16():
                 command += ["--without", SLOW_BF16]
         yield kind, command

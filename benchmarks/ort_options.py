@@ -2,6 +2,8 @@
 
     python benchmarks/ort_options.py [BUNDLE] [--steps 4] [--size 128] [--repetitions 5] [--processes 2] [--option NAME]
 
+`exported graphs` is no option: it leaves out what `latentrt build --backend onnxruntime` has made, where it has.
+
 Every option is set alone, on all sessions of a pipeline, and compared with a pipeline as latentrt makes it: the two
 take turns in one process for latency and processor time, and each has fresh processes for load time and the most memory
 it ever held. A ratio below 1 means that the option pays. `result` says whether the latents are equal bit for bit. The
@@ -31,6 +33,7 @@ from latentrt.runtime.pipeline import embedded_bundle
 from latentrt.runtime.verify import relative_error
 
 Change = Callable[[Any], None]
+NO_ENGINES = Path("no folder")
 
 
 def entry(name: str, value: str) -> Change:
@@ -64,6 +67,7 @@ OPTIONS: dict[str, Change] = {
     "no prepacking": entry("session.disable_prepacking", "1"),
     "denormals are zero": entry("session.set_denormal_as_zero", "1"),
     "no layout changes": attribute("graph_optimization_level", onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED),
+    "exported graphs": lambda _: None,
     "least optimization": attribute("graph_optimization_level", onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC),
 }
 
@@ -87,7 +91,8 @@ def sessions_with(change: Change) -> Iterator[None]:
 def drawn(bundle: Path, option: str, call: dict[str, Any]) -> tuple[Pipeline, np.ndarray]:
     """A pipeline with the option, all of its sessions made, and what it draws."""
     with sessions_with(OPTIONS[option]):
-        pipe = Pipeline.load(bundle, backend="onnxruntime", device="cpu")
+        engines = NO_ENGINES if option == "exported graphs" else None
+        pipe = Pipeline.load(bundle, backend="onnxruntime", device="cpu", engines=engines)
         return pipe, pipe("a red star", seed=1, **call).latents
 
 
@@ -189,7 +194,8 @@ def main() -> None:
     call["output_type"] = "np"
     measurements: list[Measurement] = []
     rows = []
-    for option in arguments.option or OPTIONS:
+    built = any(record.device == "cpu" for record in Bundle.open(bundle).manifest.engines)
+    for option in arguments.option or [name for name in OPTIONS if built or name != "exported graphs"]:
         measured, row = compare(bundle, option, call, arguments.repetitions, arguments.processes)
         print("  ".join(row), flush=True)
         measurements += measured

@@ -6,13 +6,11 @@ Texts are encoded without an attention mask, as diffusers does it for Stable Dif
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .bundle import TextEncoder
-from .engine import Float32
+from .engine import Float32, RunGraph
 from .prompt import parse
 from .request import Request
 from .text_input import TextInput
@@ -21,7 +19,6 @@ from .tokenizer import Chunks, Tokenizer
 logger = logging.getLogger(__name__)
 
 _Groups = Sequence[tuple[TextInput, int]]  # what each group is told, and the layers to skip
-Run = Callable[[str, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +39,7 @@ def conditioning_from_request(
     encoders: Sequence[TextEncoder],
     tokenizers: Sequence[Tokenizer],
     *,
-    run: Run,
+    run: RunGraph,
     lap: Callable[[str], object] = lambda _: None,
 ) -> Conditioning:
     """Encode the texts of a request; each different chunk of text is encoded once.
@@ -128,7 +125,7 @@ def _pooled(groups: _Groups, encoded: Sequence["_EncodedTexts"], pooling: int) -
 class _EncodedTexts:
     """What one text encoder makes of its texts."""
 
-    def __init__(self, chunks: Mapping[str, Chunks], run: Run, graph: str) -> None:
+    def __init__(self, chunks: Mapping[str, Chunks], run: RunGraph, graph: str) -> None:
         ids = {row.tobytes(): row for by_text in chunks.values() for row in by_text.ids}
         outputs = run(graph, {"input_ids": np.stack(list(ids.values()))})
         self._hidden_states, self._pooled = outputs["hidden_states"], outputs.get("pooled")

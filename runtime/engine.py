@@ -18,6 +18,8 @@ from .scheduler import REGISTERS, Plan
 Float32 = NDArray[np.float32]
 # Graph -> initializer -> its new values, in the type that it is stored in (bfloat16 as uint16).
 NewWeights = Mapping[str, Mapping[str, NDArray[Any]]]
+# Runs the graph of a name on inputs by name, and gives all outputs by name.
+RunGraph = Callable[[str, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 NO_INPUTS: Mapping[str, Float32] = MappingProxyType({})
 
 

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
-# Of the arena's first block. Memory is taken when it is written to, so that this costs addresses only.
-ARENA_BYTES = 1 << 30
+# Of the arena's first block, nearly the most that may be asked for. Memory is taken when it is written to, so that this
+# costs addresses only; in a small block large tensors soon find no gap, and the arena grows.
+ARENA_BYTES = (1 << 31) - (1 << 20)
 BFLOAT16 = 16  # ONNX's number of the type, which numpy does not have
 
 

@@ -1,22 +1,17 @@
 """The VAE of a bundle: pictures to the moments of latents, and latents to pictures, whole or in tiles."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Model
-from .engine import Float32
+from .engine import Float32, RunGraph
 from .vae_tiling import tiled_decode, tiled_encode
-
-Run = Callable[[str, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
 class Vae:
     """The two graphs of the VAE. With `tiling`, what is larger than the VAE was trained for is cut in tiles."""
 
-    def __init__(self, model: Model, run: Run) -> None:
+    def __init__(self, model: Model, run: RunGraph) -> None:
         """`run` runs a graph of the bundle on inputs by name."""
         self._model, self._run = model, run
 

@@ -220,12 +220,35 @@ def test_a_text_encoder_without_the_public_names_gets_them(tmp_path: Path) -> No
     assert with_public_names(new, tmp_path / "newer") == new
 
 
+def test_a_conversion_is_made_once_for_each_size(tmp_path: Path) -> None:
+    """With a stand-in of the command, which writes what it is given."""
+    program = tmp_path / "latentrt-tensorrt-rtx" / "bin" / "latentrt"
+    program.parent.mkdir(parents=True)
+    program.write_text(
+        '#!/bin/sh\nmkdir -p "$4"; echo "$@" > "$4/words"; test "$6" != 13 || { echo no >&2; exit 1; }\n'
+    )
+    program.chmod(0o755)
+    places = {"checkpoint": tmp_path / "c", "bundle": tmp_path / "b", "size": 64}
+    seconds = environments.convert(tmp_path, "tensorrt-rtx", places, tmp_path / "e-64")
+    words = (tmp_path / "e-64" / "words").read_text().split()
+    assert (
+        words == f"build {tmp_path}/b --engines {tmp_path}/e-64 --height 64 --width 64 --backend tensorrt_rtx".split()
+    )
+    assert environments.CONVERSIONS["tensorrt-rtx"].depends_on_size
+    assert not environments.CONVERSIONS["onnx"].depends_on_size
+    with pytest.raises(PeerError, match="conversion to tensorrt-rtx failed: no"):
+        environments.convert(tmp_path, "tensorrt-rtx", {**places, "size": 13}, tmp_path / "e-13")
+    program.unlink()
+    assert environments.convert(tmp_path, "tensorrt-rtx", places, tmp_path / "e-64") == seconds
+
+
 @pytest.mark.parametrize("name", PEERS)
 def test_every_row_names_an_environment_and_a_worker_that_exist(name: str) -> None:
     peer = PEERS[name]
     assert peer.environment in ENVIRONMENTS
     assert (BENCHMARKS / "peers" / peer.worker).is_file()
     assert peer.model in {"bundle", "checkpoint", *environments.CONVERSIONS}
+    assert peer.engines in {None, *environments.CONVERSIONS}
     assert np.all([conversion.environment in ENVIRONMENTS for conversion in environments.CONVERSIONS.values()])
 
 

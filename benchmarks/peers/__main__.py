@@ -69,20 +69,28 @@ def prepare(
     """Environments, conversions, and a case for each peer that has both; seconds of the conversions by peer."""
     name_of_copy = f"{arguments.checkpoint.name}-checkpoint"
     checkpoint = with_public_names(arguments.checkpoint, arguments.models / name_of_copy)
-    places = {"bundle": arguments.bundle, "checkpoint": checkpoint}
+    places = {"bundle": arguments.bundle.resolve(), "checkpoint": checkpoint.resolve()}
     cases: dict[str, Case] = {}
     seconds: dict[str, float] = {}
+
+    def converted(name: str, kind: str) -> Path:
+        """The result of a conversion, made where it is missing."""
+        conversion = CONVERSIONS[kind]
+        make_environment(arguments.environments, conversion.environment, ENVIRONMENTS[conversion.environment])
+        size = f"-{arguments.size}" if conversion.depends_on_size else ""
+        target = arguments.models / f"{arguments.checkpoint.name}-{kind}{size}"
+        took = convert(arguments.environments, kind, {**places, "size": arguments.size}, target)
+        seconds[name] = seconds.get(name, 0.0) + took
+        return target.resolve()
+
     for name, peer in peers.items():
         print(f"preparing {name}", flush=True)
+        options = dict(peer.options)
         try:
             make_environment(arguments.environments, peer.environment, ENVIRONMENTS[peer.environment])
-            if conversion := CONVERSIONS.get(peer.model):
-                converter = conversion.environment
-                make_environment(arguments.environments, converter, ENVIRONMENTS[converter])
-                place = arguments.models / f"{arguments.checkpoint.name}-{peer.model}"
-                seconds[name] = convert(arguments.environments, peer.model, conversion, checkpoint, place)
-            else:
-                place = places[peer.model]
+            place = places.get(peer.model) or converted(name, peer.model)
+            if peer.engines:
+                options["engines"] = str(converted(name, peer.engines))
         except PeerError as error:
             reasons[name] = str(error)
             continue
@@ -90,7 +98,7 @@ def prepare(
             if file.is_file():
                 file.read_bytes()
         command = (program(arguments.environments, peer.environment), "-u", WORKERS / peer.worker)
-        load = {"model": str(place.resolve()), "scheduler": str(scheduler), "options": dict(peer.options)}
+        load = {"model": str(place), "scheduler": str(scheduler), "options": options}
         cases[name] = Case(command, load)
     return cases, seconds
 

@@ -50,6 +50,7 @@ class Peer:
 
     Attributes:
         model: what it opens: the "bundle", the "checkpoint", or a conversion with a name of `CONVERSIONS`.
+        engines: name of the conversion that makes the engines which it loads beside its model.
         full_precision: whether it keeps the weights as the model that it opens has them.
     """
 
@@ -59,15 +60,24 @@ class Peer:
     model: str
     device: str = "cpu"
     options: Mapping[str, Any] = field(default_factory=dict)
+    engines: str | None = None
     full_precision: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """How a checkpoint becomes a peer's model: a command of an environment, given two folders."""
+    """How a checkpoint becomes a peer's model: a command of an environment.
+
+    Its words may name {checkpoint}, {bundle}, {target} and {size}, which is the pictures' in pixels.
+    """
 
     environment: str
     command: tuple[str, ...]
+
+    @property
+    def depends_on_size(self) -> bool:
+        """Whether there is one for each size of pictures."""
+        return any("{size}" in word for word in self.command)
 
 
 ENVIRONMENTS: Mapping[str, Environment] = MappingProxyType(
@@ -95,13 +105,17 @@ ENVIRONMENTS: Mapping[str, Environment] = MappingProxyType(
     }
 )
 
+_TO_TARGET = ("--task", "text-to-image", "--model", "{checkpoint}", "{target}")
+_BUILD = ("latentrt", "build", "{bundle}", "--engines", "{target}", "--height", "{size}", "--width", "{size}")
+
 CONVERSIONS: Mapping[str, Conversion] = MappingProxyType(
     {
-        "onnx": Conversion("optimum-onnx", ("optimum-cli", "export", "onnx", "--task", "text-to-image", "--model")),
+        "onnx": Conversion("optimum-onnx", ("optimum-cli", "export", "onnx", *_TO_TARGET)),
         "openvino": Conversion(
-            "openvino-export",
-            ("optimum-cli", "export", "openvino", "--task", "text-to-image", "--weight-format", "fp32", "--model"),
+            "openvino-export", ("optimum-cli", "export", "openvino", "--weight-format", "fp32", *_TO_TARGET)
         ),
+        "tensorrt": Conversion("latentrt-tensorrt", (*_BUILD, "--backend", "tensorrt")),
+        "tensorrt-rtx": Conversion("latentrt-tensorrt-rtx", (*_BUILD, "--backend", "tensorrt_rtx")),
     }
 )
 
@@ -130,8 +144,10 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
             full_precision=False,  # kernels of convolutions are always in fp16
         ),
         "latentrt cuda": Peer("latentrt-cuda", *_OURS, "cuda", {"backend": "onnxruntime", "device": "cuda"}),
-        "latentrt tensorrt": Peer("latentrt-tensorrt", *_OURS, "cuda", {"backend": "tensorrt"}),
-        "latentrt tensorrt-rtx": Peer("latentrt-tensorrt-rtx", *_OURS, "cuda", {"backend": "tensorrt_rtx"}),
+        "latentrt tensorrt": Peer("latentrt-tensorrt", *_OURS, "cuda", {"backend": "tensorrt"}, engines="tensorrt"),
+        "latentrt tensorrt-rtx": Peer(
+            "latentrt-tensorrt-rtx", *_OURS, "cuda", {"backend": "tensorrt_rtx"}, engines="tensorrt-rtx"
+        ),
         "diffusers cuda": Peer(*_DIFFUSERS, "cuda", _CUDA),
         "diffusers cuda compiled": Peer(*_DIFFUSERS, "cuda", {**_CUDA, "channels_last": True, "compile": True}),
         "optimum-onnx cuda": Peer(
@@ -209,8 +225,13 @@ def _use_given(folder: Path, name: str, variable: str) -> None:
     place.chmod(0o755)
 
 
-def convert(folder: Path, name: str, conversion: Conversion, checkpoint: Path, target: Path) -> float:
+def convert(folder: Path, name: str, places: Mapping[str, Path | int], target: Path) -> float:
     """Convert a checkpoint, unless it has been, and return the seconds that it took, then or now.
+
+    Args:
+        folder: of the environments.
+        name: of the conversion.
+        places: what its command may name, without {target}.
 
     Raises: PeerError: the converter failed.
     """
@@ -219,10 +240,11 @@ def convert(folder: Path, name: str, conversion: Conversion, checkpoint: Path, t
         return float(json.loads(note.read_text(encoding="utf-8"))["seconds"])
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
+    conversion = CONVERSIONS[name]
+    words = [word.format(**places, target=target.resolve()) for word in conversion.command]
     start = time.perf_counter()
-    command = (program(folder, conversion.environment, conversion.command[0]), *conversion.command[1:])
     child = subprocess.run(
-        (*command, checkpoint.resolve(), target.resolve()),
+        (program(folder, conversion.environment, words[0]), *words[1:]),
         env=clean_variables(),
         capture_output=True,
         text=True,
