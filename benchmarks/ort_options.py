@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--call", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     onnxruntime.set_default_logger_severity(3)  # it warns of every key that is set a second time
-    bundle = arguments.bundle.resolve()
+    bundle = arguments.bundle.absolute()
     if arguments.one_process:
         print(json.dumps(one_process(bundle, arguments.one_process, arguments.call)))
         return

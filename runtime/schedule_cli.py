@@ -46,6 +46,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help="such as euler_a, or a scheduler_config.json")
     parser.add_argument("--steps", type=int, default=20, help="number of inference steps; default: 20")
     parser.add_argument("--eta", type=float, help="noise of ddim and tcd, 0 to 1")
+    parser.add_argument(
+        "--strength", type=float, help="begin from a picture, of which so much is drawn anew; above 0, to 1"
+    )
     parser.add_argument("--bundle", type=Path, help="whose betas and options to take; default: Stable Diffusion 1.x")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--plot", type=Path, metavar="PNG", help="draw the noise levels (needs the extra `plot`)")
@@ -55,7 +58,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     configs = {name: _config(name, arguments.bundle) for name in arguments.names}
-    plans = {name: Plan.from_config(c, arguments.steps, eta=arguments.eta) for name, c in configs.items()}
+    options = {"eta": arguments.eta, "strength": arguments.strength}
+    plans = {name: Plan.from_config(config, arguments.steps, **options) for name, config in configs.items()}
     if arguments.json:
         if len(plans) > 1:
             raise InputError(f"--json writes one plan, not {len(plans)}: call it once for each scheduler")

@@ -48,6 +48,23 @@ def test_json_is_a_plan_that_any_language_can_run(capsys: pytest.CaptureFixture[
     np.testing.assert_allclose(run_as_another_language_would(document, noise), ours, rtol=1e-6, atol=1e-9)
 
 
+def test_a_plan_may_begin_from_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    """The steps and the noise level are those of diffusers' image-to-image pipeline."""
+    from diffusers import EulerDiscreteScheduler
+
+    assert main(["schedule", "euler", "--steps", "10", "--strength", "0.35", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    scheduler = EulerDiscreteScheduler.from_config(resolve("euler", STABLE_DIFFUSION))
+    scheduler.set_timesteps(10)
+    assert document["timesteps"] == pytest.approx(scheduler.timesteps[-3:].tolist())
+    # As the model sees it: clean latents and noise, scaled to the variance of one.
+    sigma = float(scheduler.sigmas[-4])
+    assert document["initial"][0] == pytest.approx([sigma / (sigma**2 + 1) ** 0.5, 1 / (sigma**2 + 1) ** 0.5], rel=1e-5)
+    assert document["residual"] < 1e-5
+    assert main(["schedule", "euler", "--strength", "1.2"]) == 1
+    assert "at most 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", [name for name in scheduler_names() if not name.endswith("Scheduler")])
 def test_every_document_is_strict_json_with_a_small_residual(name: str) -> None:
     config = resolve(name, STABLE_DIFFUSION)
