@@ -138,8 +138,9 @@ def warnings_of_sessions() -> Iterator[list[str]]:
             said.append(record.getMessage())
 
     listener = Listener(logging.WARNING)
-    ort_cuda.logger.addHandler(listener)
+    runtime = logging.getLogger("latentrt.runtime")
+    runtime.addHandler(listener)
     try:
         yield said
     finally:
-        ort_cuda.logger.removeHandler(listener)
+        runtime.removeHandler(listener)
