@@ -29,7 +29,8 @@ HERE = Path(__file__).resolve().parent
 MADE = ROOT / "build" / "bench"
 
 
-ALL = ("peers", "stages", "latency", "ideas", "cold_start", "ort_options")
+ON_ALL_DEVICES = ("peers", "stages", "latency", "ideas", "cold_start")
+ALL = (*ON_ALL_DEVICES, "ort_options")
 SLOW_BF16 = "diffusers bf16:this CPU has no instructions for bf16, and takes many times as long (see shapes)"
 
 
@@ -116,7 +117,7 @@ def commands(model: Model, device: str, backends: list[str]) -> Iterator[tuple[s
     common = [bundle, "--backend", *backends, "--device", device, *size]
     turns = ("--repetitions", 12 if gpu else model.repetitions)
     steps, calls = (20, 20) if gpu else (model.steps, model.calls)
-    for kind in ALL[:5] if gpu else model.kinds:
+    for kind in ON_ALL_DEVICES if gpu else model.kinds:
         match kind:
             case "peers":
                 models = ["--checkpoint", checkpoint_of(model.name), "--bundle", bundle, "--name", model.name]

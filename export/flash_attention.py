@@ -6,7 +6,7 @@ pictures. Knows nothing of bundles.
 
 import onnx_ir as ir
 
-from .ort_nodes import DOMAIN, Replacement, use_domain
+from .ort_nodes import DOMAIN, Replacement, replace_each
 
 SWAPPED = [0, 2, 1, 3]  # (n, heads, S, d) to (n, S, heads, d), and back
 
@@ -14,15 +14,10 @@ SWAPPED = [0, 2, 1, 3]  # (n, heads, S, d) to (n, S, heads, d), and back
 def use_flash_attention(model: ir.Model) -> int:
     """Replace each Attention that is computed by tiles, in place; returns how many.
 
-    Initializers stay as they are, so that their names and their external data do. The others are left: those with a
+    The others are left: those with a
     mask, a cap or scores as an output, 3-D inputs, and any type but float32, for which the CPU has no such kernel.
     """
-    nodes = [node for node in model.graph if node.op_type == "Attention" and _has_kernel(node)]
-    for node in nodes:
-        _replace(model.graph, node)
-    if nodes:
-        use_domain(model)
-    return len(nodes)
+    return replace_each(model, "Attention", _has_kernel, _replace)
 
 
 def _has_kernel(node: ir.Node) -> bool:

@@ -5,7 +5,7 @@ ONNX's GroupNormalization has none there, and is taken apart into some twenty no
 
 import onnx_ir as ir
 
-from .ort_nodes import DOMAIN, Replacement, use_domain
+from .ort_nodes import DOMAIN, Replacement, replace_each
 
 # Before it, the scale and bias of GroupNormalization are those of groups, not of channels.
 PER_CHANNEL_OPSET = 21
@@ -15,18 +15,13 @@ MOST_CHANNELS_OF_A_GROUP = 512  # what one block of the kernel holds
 def use_ort_group_norms(model: ir.Model) -> int:
     """Replace each GroupNormalization that the kernel can compute, and the SiLU behind it, in place; returns how many.
 
-    Initializers stay as they are, so that their names and their external data do. The others are left: bfloat16, an odd
+    The others are left: bfloat16, an odd
     number of channels a group, a scale of groups (before opset 21), and inputs that are neither (n, c, l) nor
     (n, c, h, w).
     """
     if model.opset_imports.get("", 0) < PER_CHANNEL_OPSET:
         return 0
-    nodes = [node for node in model.graph if node.op_type == "GroupNormalization" and _has_kernel(node)]
-    for node in nodes:
-        _replace(model.graph, node)
-    if nodes:
-        use_domain(model)
-    return len(nodes)
+    return replace_each(model, "GroupNormalization", _has_kernel, _replace)
 
 
 def _has_kernel(node: ir.Node) -> bool:

@@ -1,6 +1,6 @@
 """ONNX's operators replaced by ONNX Runtime's own, node by node. Knows neither bundles nor which operators."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -39,6 +39,16 @@ class Replacement:
         ir.convenience.replace_nodes_and_values(self._graph, old[0], old, self._nodes, [old[-1].outputs[0]], [result])
 
 
-def use_domain(model: ir.Model) -> None:
-    """Say that the model has operators of ONNX Runtime's own."""
-    model.opset_imports[DOMAIN] = DOMAIN_VERSION
+def replace_each(
+    model: ir.Model, op: str, has_kernel: Callable[[ir.Node], bool], replace: Callable[[ir.Graph, ir.Node], None]
+) -> int:
+    """Replace each node of an operator that ONNX Runtime's own can compute, in place; returns how many.
+
+    Initializers stay as they are, so that their names and their external data do.
+    """
+    nodes = [node for node in model.graph if node.op_type == op and has_kernel(node)]
+    for node in nodes:
+        replace(model.graph, node)
+    if nodes:
+        model.opset_imports[DOMAIN] = DOMAIN_VERSION
+    return len(nodes)
