@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import report
-from harness import environment
+
+from benchmarks.common.harness import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent

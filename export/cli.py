@@ -1,17 +1,14 @@
 """The command `latentrt export`."""
 
 import argparse
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from tqdm import tqdm
 
+from latentrt.export.checkpoint.source import PREDICTION_TYPES, Source, embedding_from_text, lora_from_text
+from latentrt.runtime.cli.main import interrupt_on_termination
 from latentrt.runtime.errors import LatentRTError
-
-from .source import PREDICTION_TYPES, Source, embedding_from_text, lora_from_text
 
 EXAMPLES = """examples:
   latentrt export ./stable-diffusion-v1-5 engines/sd15
@@ -84,7 +81,8 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export; prints where the bundle is."""
     try:
-        from .checkpoint import quiet_libraries
+        from latentrt.export.checkpoint.checkpoint import quiet_libraries
+
         from .write import STAGES, ExportOptions, export_bundle
     except ImportError as error:
         hint = "pip install 'latentrt[export]'"
@@ -122,12 +120,3 @@ def run(arguments: argparse.Namespace) -> int:
     size = sum(f.size for f in bundle.manifest.files.values())
     print(f"{arguments.out}: {len(bundle.manifest.graphs)} graphs, {size / 2**20:,.1f} MiB", file=sys.stdout)
     return 0
-
-
-def interrupt_on_termination() -> None:
-    """From now on a termination of this process cleans up like an interrupt."""
-    signal.signal(signal.SIGTERM, _raise_interrupt)
-
-
-def _raise_interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt

@@ -17,39 +17,28 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
-from latentrt.runtime.bundle import Defaults, Golden, Model, TextEncoder
-from latentrt.runtime.errors import ParityError, SchedulerError
-from latentrt.runtime.noise import TorchGenerator
-from latentrt.runtime.scheduler import Plan, resolve
-from latentrt.runtime.strict_json import decode, encode
-from latentrt.runtime.tokenizer import Tokenizer
+from latentrt.export.checkpoint.checkpoint import Checkpoint, quiet_libraries
+from latentrt.export.checkpoint.families import extra_channels, time_inputs
+from latentrt.export.checkpoint.source import Source
+from latentrt.export.graphs.fuse import REGISTERS
+from latentrt.export.graphs.onnx_files import float32_twin
+from latentrt.export.graphs.precision import dtype_of
+from latentrt.export.graphs.text_encoder import TextEncoderGraph
+from latentrt.export.graphs.unet import UNetGraph
+from latentrt.export.graphs.vae import VAEDecoderGraph, VAEEncoderGraph
+from latentrt.runtime.bundle.manifest import Defaults, Golden, Model, TextEncoder
+from latentrt.runtime.bundle.strict_json import decode, encode
+from latentrt.runtime.errors import ParityError
 
-from .checkpoint import Checkpoint, quiet_libraries
-from .families import extra_channels, time_inputs
-from .fuse import REGISTERS
-from .precision import dtype_of
-from .source import Source
-from .storage import float32_twin
-from .text_encoder import TextEncoderGraph
-from .unet import UNetGraph
-from .vae import VAEDecoderGraph, VAEEncoderGraph
+from .goldens import GOLDEN_LIMITS, LARGE, Array, GoldenMaker, as_tuple
 
-Array = NDArray[Any]
-GOLDEN_FILE = "golden/golden.safetensors"
 # Largest error, relative to the largest value; for bytes, levels of 255.
 TOLERANCE = {"fp32": 2e-4, "fp16": 3e-2, "bf16": 5e-2}
 BYTE_LEVELS = {"fp32": 1, "fp16": 8, "bf16": 32}
-# What a runtime must reach when it replays the golden: relative errors of embedding and latents, PSNR in dB.
-GOLDEN_LIMITS = {"fp32": (1e-3, 1e-3, 50.0), "fp16": (3e-2, 1e-1, 30.0), "bf16": (1e-1, 3e-1, 20.0)}
 # Weights of the groups, for each number of groups that is checked.
 GUIDANCE = {1: (1.0,), 2: (-3.0, 4.0)}
 _OF_DENOISE = ("state", "coefficients", "guidance", "guidance_rescale", "noise")  # inputs that no UNet has
-# Models above this many UNet parameters make a small golden, so that an export stays a matter of minutes.
-_LARGE = 100_000_000
-_EMBEDDING_SLICE = 16
 
 
 class _Check:
@@ -93,7 +82,7 @@ def check_and_make_golden(request: Mapping[str, Any]) -> Golden:
     model: Model = decode(Model, request["model"], "model")
     check = _Check(Path(request["folder"]), request["precision"])
     dtype = dtype_of(request["precision"])
-    golden = _GoldenMaker(checkpoint, model, decode(Defaults, request["defaults"], "defaults"), request["prompt"])
+    golden = GoldenMaker(checkpoint, model, decode(Defaults, request["defaults"], "defaults"), request["prompt"])
     with torch.inference_mode():
         for row, facts in zip(checkpoint.family.text_encoders, model.text_encoders, strict=True):
             text = TextEncoderGraph(checkpoint.load(row.part, dtype).float(), row)
@@ -104,7 +93,7 @@ def check_and_make_golden(request: Mapping[str, Any]) -> Golden:
         unet = checkpoint.load("unet", dtype).float()
         size = sum(p.numel() for p in unet.parameters())
         references = _unet_references(unet, checkpoint.configs["unet"])
-        golden.denoise(unet, small=size > _LARGE)
+        golden.denoise(unet, small=size > LARGE)
         del unet
         gc.collect()
         for inputs, expected in references:
@@ -124,14 +113,10 @@ def _check_text_encoder(check: _Check, module: torch.nn.Module, facts: TextEncod
         ids[:, 0] = facts.bos
         for row, end in zip(ids, random.integers(1, facts.max_length, n), strict=True):
             row[end], row[end + 1 :] = facts.eos, facts.pad
-        expected = _tuple(module(torch.from_numpy(ids)))
+        expected = as_tuple(module(torch.from_numpy(ids)))
         got = check.run(facts.graph, {"input_ids": ids})
         for name, value in zip(("hidden_states", "pooled"), expected, strict=False):
             check.compare(facts.graph, name, got[name], value.numpy())
-
-
-def _tuple(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def _unet_references(unet: Any, config: Mapping[str, Any]) -> list[tuple[dict[str, Array], Array]]:
@@ -219,85 +204,6 @@ def _check_vae(check: _Check, vae: Any, model: Model) -> None:
         expected = VAEEncoderGraph(vae)(torch.from_numpy(pixels))
         for name, value in zip(("mean", "logvar"), expected, strict=True):
             check.compare("vae_encoder", name, moments[name], value.numpy())
-
-
-class _GoldenMaker:
-    """Draws one picture with PyTorch's modules, keeping what a runtime must reproduce on the way."""
-
-    def __init__(self, checkpoint: Checkpoint, model: Model, defaults: Defaults, prompt: str) -> None:
-        self.checkpoint, self.model, self.defaults, self.prompt = checkpoint, model, defaults, prompt
-        self.arrays: dict[str, Array] = {}
-        self.size, self.steps = (defaults.height, defaults.width), defaults.num_inference_steps
-        distilled = checkpoint.configs["unet"].get("time_cond_proj_dim") is not None
-        self.scale = 1.0 if distilled else defaults.guidance_scale
-        self.hidden: list[Array] = []
-        self.time_inputs: dict[str, Array] = {}
-
-    def encode(self, text_encoder: torch.nn.Module, facts: TextEncoder, folder: Path) -> None:
-        """ids (2, 77) of [negative, positive], and the first channels of what the UNet gets."""
-        suffix = facts.graph.removeprefix("text_encoder")
-        ids = Tokenizer.from_bundle_files(folder, facts).encode(["", self.prompt]).ids
-        states, *pooled = _tuple(text_encoder(torch.from_numpy(ids)))
-        self.hidden.append(states[:, 0].numpy())
-        self.time_inputs.update(("pooled", value.numpy()) for value in pooled)
-        self.arrays[f"input_ids{suffix}"] = ids
-        self.arrays[f"embedding{suffix}"] = np.ascontiguousarray(self.hidden[-1][:, :, :_EMBEDDING_SLICE])
-
-    def denoise(self, unet: Any, *, small: bool) -> None:
-        """Noise, plan and final latents. A large model draws few steps of a small picture."""
-        if small:
-            stride = 2 ** (len(self.checkpoint.configs["unet"]["down_block_types"]) - 1)
-            factor = self.model.vae_scale_factor
-            self.size, self.steps = (stride * factor, 2 * stride * factor), 4
-        plan = self._plan()
-        height, width = (side // self.model.vae_scale_factor for side in self.size)
-        generator = TorchGenerator(0)
-        shape = (self.model.latent_channels, height, width)
-        noise = np.stack([generator.randn(shape) for _ in range(1 + int(plan.draws.sum()))])
-        draws = iter(noise[1:])
-        scale = self.scale
-        weights = np.array([1 - scale, scale] if scale > 1 else [0, 1], np.float32)
-        more = self._other_inputs(height, width)
-        own = {name: torch.from_numpy(np.broadcast_to(a, (2, *a.shape[1:])).copy()) for name, a in more.items()}
-        own["hidden_states"] = torch.from_numpy(np.concatenate(self.hidden, 2))
-
-        def predict(x: Array, timestep: np.float32) -> Array:
-            moment = torch.full((2,), float(timestep))
-            outputs = UNetGraph(unet)(sample=torch.from_numpy(np.stack([x, x])), timesteps=moment, **own)
-            return np.tensordot(weights, outputs.numpy(), 1)
-
-        self.arrays |= {f"input.{name}": array for name, array in more.items()}
-        self.arrays |= {"noise": noise, "latents": plan.replay(predict, noise[0], draw=lambda: next(draws))}
-        self.arrays |= {f"plan.{name}": array for name, array in plan.to_arrays().items()}
-
-    def _other_inputs(self, height: int, width: int) -> dict[str, Array]:
-        """What the UNet takes beside: pooled text, sizes of the picture, guidance, noise as a picture to inpaint."""
-        config, factor = self.checkpoint.configs["unet"], self.model.vae_scale_factor
-        random = np.random.default_rng(5)
-        size = [height * factor, width * factor]
-        made: dict[str, Array] = {**self.time_inputs, "time_ids": np.array([[*size, 0, 0, *size]] * 2, np.float32)}
-        found = {i.name: made.get(i.name, random.uniform(-1, 1, (2, *i.shape))) for i in time_inputs(config)}
-        if extra := extra_channels(config):
-            found["extra"] = random.standard_normal((1, extra, height, width))
-        return {name: array.astype(np.float32) for name, array in found.items()}
-
-    def _plan(self) -> Plan:
-        config = self.checkpoint.configs["scheduler"]
-        try:
-            return Plan.from_config(config, self.steps)
-        except SchedulerError:
-            return Plan.from_config(resolve("ddim", config), self.steps)
-
-    def decode(self, vae: Any) -> None:
-        """The picture, (8h, 8w, 3) uint8."""
-        images, _ = VAEDecoderGraph(vae)(torch.from_numpy(self.arrays["latents"][None]))
-        self.arrays["image"] = images[0].numpy()
-
-    def write(self, folder: Path, limits: tuple[float, float, float]) -> Golden:
-        """Write the arrays, and return the record for the manifest."""
-        (folder / GOLDEN_FILE).parent.mkdir()
-        save_file({k: np.ascontiguousarray(v) for k, v in self.arrays.items()}, folder / GOLDEN_FILE)
-        return Golden(GOLDEN_FILE, self.prompt, "", 0, *self.size, self.steps, self.scale, *limits)
 
 
 def main(read: Callable[[], str] = sys.stdin.read) -> int:

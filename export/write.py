@@ -22,20 +22,22 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from latentrt.runtime import bundle as manifest
+from latentrt.export.checkpoint.checkpoint import Checkpoint
+from latentrt.export.checkpoint.families import time_inputs
+from latentrt.export.checkpoint.source import Source
+from latentrt.export.graphs import text_encoder, unet, vae
+from latentrt.export.graphs.cut import split
+from latentrt.export.graphs.fuse import blend_model, fuse_denoise
+from latentrt.export.graphs.onnx_export import TRANSPOSED, onnx_from_module
+from latentrt.export.graphs.onnx_files import dtype_name, save_graph, stored_weights
+from latentrt.export.graphs.precision import dtype_of, keep_unet_islands
+from latentrt.runtime.bundle import manifest
+from latentrt.runtime.bundle.bundle import Bundle
+from latentrt.runtime.bundle.strict_json import decode, encode
 from latentrt.runtime.errors import ExportError, ParityError
-from latentrt.runtime.strict_json import decode, encode
+from latentrt.runtime.files import sha256_of_file
 
-from . import text_encoder, unet, vae
-from .checkpoint import Checkpoint
-from .facts import defaults_of, model_of
-from .families import time_inputs
-from .fuse import blend_model, fuse_denoise
-from .onnx_export import TRANSPOSED, onnx_from_module
-from .precision import dtype_of, keep_unet_islands
-from .source import Source
-from .split import split
-from .storage import dtype_name, save_graph, stored_weights
+from .model_facts import defaults_of, model_of
 
 STAGES = ("text encoder", "UNet", "VAE decoder", "VAE encoder", "tokenizer", "parity with PyTorch", "hashes")
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
@@ -61,7 +63,7 @@ def export_bundle(
     options: ExportOptions | None = None,
     *,
     progress: Callable[[str], object] = lambda _: None,
-) -> manifest.Bundle:
+) -> Bundle:
     """Export a checkpoint to the bundle `out`.
 
     Args:
@@ -84,7 +86,7 @@ def export_bundle(
             progress(stage)
             work()
             gc.collect()
-    return manifest.Bundle.open(out)
+    return Bundle.open(out)
 
 
 class _Writer:
@@ -183,7 +185,7 @@ class _Writer:
 
     def write_manifest(self) -> None:
         files = {
-            file.relative_to(self.folder).as_posix(): manifest.File(file.stat().st_size, manifest.sha256_of_file(file))
+            file.relative_to(self.folder).as_posix(): manifest.File(file.stat().st_size, sha256_of_file(file))
             for file in sorted(self.folder.rglob("*"))
             if file.is_file()
         }

@@ -6,7 +6,10 @@ with Pipeline.load("engines/sd15") as pipe:
     pipe("a photo of an astronaut riding a horse", seed=0).images[0].save("astronaut.png")
 """
 
-from .bundle import Bundle
+from latentrt.runtime.bundle.bundle import Bundle
+from latentrt.runtime.latents.noise import TorchGenerator
+from latentrt.runtime.scheduler.plan import Plan
+
 from .errors import (
     BackendError,
     BundleError,
@@ -18,9 +21,7 @@ from .errors import (
     ParityError,
     SchedulerError,
 )
-from .noise import TorchGenerator
 from .pipeline import Pipeline, Result, Step
-from .scheduler import Plan
 
 __all__ = [
     "BackendError",

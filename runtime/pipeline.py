@@ -12,20 +12,25 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import load_backend
-from .bundle import Bundle
-from .conditioning import conditioning_from_request
-from .engine import Backend, Bucket, Denoiser, DenoiseStep, Float32
+from latentrt.runtime.backends.choice import load_backend
+from latentrt.runtime.bundle.bundle import Bundle
+from latentrt.runtime.bundle.sizes import takes
+from latentrt.runtime.latents.initial import start_from_request
+from latentrt.runtime.latents.vae import Vae
+from latentrt.runtime.request.metadata import Parameters
+from latentrt.runtime.request.options import CallOptions
+from latentrt.runtime.request.request import Request
+from latentrt.runtime.request.time_inputs import time_inputs
+from latentrt.runtime.scheduler.plan import REGISTERS
+from latentrt.runtime.text.conditioning import conditioning_from_request
+from latentrt.runtime.text.tokenizer import Tokenizer
+from latentrt.runtime.weights.lora import changed_weights
+from latentrt.runtime.weights.shared_lock import SharedLock
+
+from .arrays import Float32
 from .errors import BundleError, NonFiniteError
-from .image import Parameters, pil_from_arrays
-from .lora import changed_weights
-from .request import CallOptions, Request
-from .scheduler import REGISTERS
-from .shared_lock import SharedLock
-from .start import start_from_request
-from .time_inputs import takes, time_inputs
-from .tokenizer import Tokenizer
-from .vae import Vae
+from .image import pil_from_arrays
+from .protocols import Backend, Bucket, Denoiser, DenoiseStep
 
 if TYPE_CHECKING:
     from PIL import Image

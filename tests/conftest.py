@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from exports import EXPORTS, ROOT, SHAPES, Exported, export
+from support.exports import EXPORTS, ROOT, SHAPES, Exported, export
 
 from latentrt.runtime import Pipeline
 
@@ -25,27 +25,20 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", DIFFUSERS_
 def _auto_takes_onnxruntime_on_a_cpu() -> Iterator[None]:
     """OpenVINO compiles for a second or two at each size, so only tests that are about it draw with it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("latentrt.runtime.backends.openvino_is_installed", lambda: False)
+        patch.setattr("latentrt.runtime.backends.choice.openvino_is_installed", lambda: False)
         yield
 
 
 @pytest.fixture(scope="session")
 def _exports(pytestconfig: pytest.Config) -> Iterator[dict[str, Future[Exported]]]:
-    building = {
-        "build.py",
-        "build_cli.py",
-        "flash_attention.py",
-        "group_norm.py",
-        "ort_nodes.py",
-        "ort_build.py",
-        "profiles.py",
-        "trt_build.py",
-    }  # engines, which exports know nothing of
+    exporter = ROOT / "export"
     sources = [
-        *sorted(file for file in (ROOT / "export").glob("*.py") if file.name not in building),
-        ROOT / "tests" / "checkpoints.py",
-        ROOT / "tests" / "original_layout.py",
-        ROOT / "runtime" / "bundle.py",
+        *sorted(exporter.glob("checkpoint/*.py")),
+        *sorted(exporter.glob("graphs/*.py")),
+        *(exporter / name for name in ("write.py", "parity.py", "goldens.py", "model_facts.py")),
+        ROOT / "runtime" / "bundle" / "manifest.py",
+        ROOT / "tests" / "support" / "checkpoints.py",
+        ROOT / "tests" / "support" / "original_layout.py",
     ]
     key = hashlib.sha256(b"".join(f.read_bytes() for f in sources)).hexdigest()[:16]
     assert pytestconfig.cache is not None

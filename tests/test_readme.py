@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from exports import ROOT, SHAPES, Exported
-from lora_files import kohya_file
 from PIL import Image
-from readme_table import readme_block
-from simulator import machine
+from support.exports import ROOT, SHAPES, Exported
+from support.lora_files import kohya_file
+from support.simulator import machine
 
-from latentrt.runtime.cli import main
+from benchmarks.reports.readme_table import readme_block
+from latentrt.runtime.cli.main import main
 
 README = (ROOT / "README.md").read_text()
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from latentrt.export.trt_build import BuildOptions
+from latentrt.export.build.trt_builder import BuildOptions
 from latentrt.runtime import Pipeline
-from latentrt.runtime.request import CallOptions
-from latentrt.runtime.trt_library import TRT_BACKENDS
+from latentrt.runtime.backends.trt.library import TRT_BACKENDS
+from latentrt.runtime.request.options import CallOptions
 
 from .places import Place, on_each_backend
 from .report import Report

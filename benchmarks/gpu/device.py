@@ -4,9 +4,8 @@ import ctypes
 import importlib
 import subprocess
 
-from harness import environment
-
-from latentrt.runtime.device import visible_devices
+from benchmarks.common.harness import environment
+from latentrt.runtime.gpu.device import visible_devices
 
 from .places import Place, attempt
 from .report import Report

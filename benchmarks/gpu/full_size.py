@@ -10,10 +10,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.cli import main
-from latentrt.runtime.engine_choice import needed_graphs
-from latentrt.runtime.trt_library import TRT_BACKENDS
+from latentrt.runtime.backends.engine_fit import needed_graphs
+from latentrt.runtime.backends.trt.library import TRT_BACKENDS
+from latentrt.runtime.bundle.bundle import Bundle
+from latentrt.runtime.cli.main import main
 
 from .places import Place
 from .report import Report
@@ -72,7 +72,8 @@ def timed(report: Report, name: str, work: Callable[[], object]) -> None:
 def random_checkpoint(folder: Path) -> None:
     """The checkpoint, in place only once it is whole."""
     import torch
-    from make_checkpoint import make_checkpoint
+
+    from benchmarks.common.make_checkpoint import make_checkpoint
 
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)

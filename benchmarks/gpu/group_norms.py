@@ -13,11 +13,12 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from harness import interleaved
 
-from latentrt.export.ort_build import build_ort_graphs
-from latentrt.runtime import Pipeline, Result, ort_cuda
-from latentrt.runtime.verify import psnr, relative_error
+from benchmarks.common.harness import interleaved
+from latentrt.export.build.ort_graphs import build_ort_graphs
+from latentrt.runtime import Pipeline, Result
+from latentrt.runtime.backends.ort import on_gpu as ort_cuda
+from latentrt.runtime.goldens import psnr, relative_error
 
 from .full_size import bundle_of
 from .latency import SAME

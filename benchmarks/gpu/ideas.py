@@ -2,8 +2,7 @@
 
 import statistics
 
-from ideas import rows
-
+from benchmarks.speed.ideas import rows
 from latentrt.runtime import Pipeline
 
 from .backends import ensure_engines

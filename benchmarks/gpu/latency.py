@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import interleaved
 from numpy.typing import NDArray
-from onnx_cost import bundle_costs
 
+from benchmarks.common.gpu_ceilings import rates
+from benchmarks.common.harness import interleaved
+from benchmarks.common.onnx_cost import bundle_costs
 from latentrt.runtime import Bundle, Pipeline, Result
-from latentrt.runtime.verify import relative_error
+from latentrt.runtime.goldens import relative_error
 
-from .ceilings import rates
 from .full_size import bundle_of, checkpoint_of
 from .places import Place, attempt, opened
 from .report import Report

@@ -3,20 +3,18 @@
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
-from latentrt.export.trt_build import BuildOptions
-from latentrt.runtime import Bundle, Pipeline
-from latentrt.runtime.request import CallOptions
-from latentrt.runtime.verify import relative_error
+from benchmarks.common.random_lora import random_lora
+from latentrt.export.build.trt_builder import BuildOptions
+from latentrt.runtime import Pipeline
+from latentrt.runtime.goldens import relative_error
+from latentrt.runtime.request.options import CallOptions
 
 from .backends import ensure_engines
 from .places import TOLERANCE, Place, on_each_backend
 from .report import Report
 
 PROMPT = "a large white cross on a red background"
-RANK, PROJECTIONS = 4, (".to_q", ".to_v", ".to_out.0", ".conv1", ".q_proj")
 
 
 def run(place: Place, report: Report, steps: int = 8) -> None:
@@ -51,22 +49,3 @@ def run(place: Place, report: Report, steps: int = 8) -> None:
         report.figure(f"{backend}: milliseconds of each swap", milliseconds[1:])
 
     on_each_backend(place, report, compare, engines=engines)
-
-
-def random_lora(file: Path, bundle_path: Path, seed: int) -> Path:
-    """A LoRA file, in the format of PEFT, of every projection and convolution that is named above."""
-    random = np.random.default_rng(seed)
-    tensors: dict[str, NDArray[np.float32]] = {}
-    for parameter, uses in Bundle.open(bundle_path).manifest.weights.items():
-        module = parameter.removesuffix(".weight")
-        if module == parameter or module.startswith("vae.") or not module.endswith(PROJECTIONS):
-            continue
-        shape = uses[0].shape[::-1] if uses[0].transposed else uses[0].shape
-        out, into, *kernel = shape
-        scale = 0.3 / np.sqrt(RANK * into * np.prod(kernel, dtype=int))
-        down = random.standard_normal((RANK, into, *kernel)).astype(np.float32)
-        up = random.standard_normal((out, RANK, *[1] * len(kernel))).astype(np.float32) * np.float32(scale)
-        tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file)
-    return file

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cuda_noise import SEEDS, SIZES, differences, grid
+from benchmarks.quality.cuda_noise import SEEDS, SIZES, differences, grid
 
 from .places import Place
 from .report import Report

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from latentrt.export.trt_build import BuildOptions
+from latentrt.export.build.trt_builder import BuildOptions
 from latentrt.runtime import Pipeline
-from latentrt.runtime.device import visible_devices
+from latentrt.runtime.gpu.device import visible_devices
 
 from .backends import FEW, PROMPT
 from .places import Place

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from latentrt.runtime import Pipeline
-from latentrt.runtime.verify import psnr, relative_error, verify_goldens
+from latentrt.runtime.goldens import psnr, relative_error, verify_goldens
 
 from .backends import ensure_engines
 from .places import TOLERANCE, Place, on_each_backend

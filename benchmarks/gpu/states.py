@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime import Pipeline, Plan, TorchGenerator
-from latentrt.runtime.engine import Bucket
-from latentrt.runtime.scheduler import REGISTERS, resolve
+from latentrt.runtime.protocols import Bucket
+from latentrt.runtime.scheduler.plan import REGISTERS, resolve
 
 from .backends import ensure_engines
 from .places import TOLERANCE, Place, on_each_backend

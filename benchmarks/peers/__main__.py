@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Measurement, finish, interleaved, show_environment, show_table
 
-from latentrt.runtime.noise import TorchGenerator
+from benchmarks.common.harness import Measurement, finish, interleaved, show_environment, show_table
+from latentrt.runtime.latents.noise import TorchGenerator
 
 from .checkpoint import with_public_names
 from .compare import Case, Outcome, compare, goals

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Measurement, Target, interleaved
 from PIL import Image
+
+from benchmarks.common.harness import Measurement, Target, interleaved
 
 from .environments import PeerError
 from .workers import Residents, Worker

@@ -11,7 +11,8 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from protocol import Job, serve, versions
+
+from .protocol import Job, serve, versions
 
 _loaded: dict[str, Any] = {}
 

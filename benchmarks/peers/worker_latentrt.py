@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from protocol import Job, serve, versions
 
 from latentrt.runtime import Pipeline
-from latentrt.runtime.scheduler import Plan
+from latentrt.runtime.scheduler.plan import Plan
+
+from .protocol import Job, serve, versions
 
 _loaded: dict[str, Any] = {}
 

@@ -26,7 +26,8 @@ from cuda.bindings import runtime as cudart
 from demo_diffusion import pipeline as demo
 from diffusers import UNet2DConditionModel
 from PIL import Image
-from protocol import Job, serve, versions
+
+from .protocol import Job, serve, versions
 
 VERSION, KIND = "1.4", "TXT2IMG"
 SCHEDULERS = {"DDIMScheduler": "DDIM", "EulerDiscreteScheduler": "Euler"}

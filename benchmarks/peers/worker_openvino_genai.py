@@ -6,7 +6,8 @@ import numpy as np
 import openvino
 import openvino_genai
 from PIL import Image
-from protocol import Job, serve, versions
+
+from .protocol import Job, serve, versions
 
 _loaded: dict[str, Any] = {}
 

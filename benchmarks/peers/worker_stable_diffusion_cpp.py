@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from protocol import Job, serve, versions
 from stable_diffusion_cpp import StableDiffusion
+
+from .protocol import Job, serve, versions
 
 _loaded: dict[str, Any] = {}
 

@@ -1,0 +1,186 @@
+"""What a graph must compute and move at given sizes: floating-point operations of its products, and bytes.
+
+    python benchmarks/onnx_cost.py BUNDLE [--batch 1] [--groups 2] [--height H] [--width W] [--tokens 77]
+
+Counts MatMul, Gemm, Conv and Attention, a multiplication and an addition as two operations, from the shapes that stand
+in the ONNX file; knows nothing of machines. Everything else is cheap arithmetic that a good engine does on the way. The
+last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from latentrt.runtime import Bundle
+
+from .harness import finish, show_environment, show_table
+
+Shape = tuple[int, ...]
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one run of a graph.
+
+    Attributes:
+        flops: by operator.
+        weights: bytes of all initializers as they are stored, each read once.
+        edges: bytes of the graph's own inputs and outputs.
+        activations: bytes that the counted operators read and write, beside weights: what is moved where everything
+            between two products is fused, and nothing stays in a cache.
+    """
+
+    flops: dict[str, int]
+    weights: int
+    edges: int
+    activations: int
+
+    def seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
+        """The floor: no implementation is faster on a machine of these rates."""
+        return max(sum(self.flops.values()) / flops_per_second, (self.weights + self.edges) / bytes_per_second)
+
+
+def cost_of(file: Path, sizes: Mapping[str, int]) -> Cost:
+    """The cost of an ONNX file.
+
+    Args:
+        sizes: of each symbol in the shapes of the graph's inputs, such as `{"B": 1, "h": 64}`.
+
+    Raises `ValueError` for a symbol that has no size, and for a product whose shapes the file does not tell.
+    """
+    graph = onnx.load(file, load_external_data=False).graph
+    tensors = _Tensors(graph, sizes)
+    flops: dict[str, int] = {}
+    activations = 0
+    for node in graph.node:
+        if node.op_type in FLOPS:
+            shapes = [tensors.shape(name) if name else () for name in node.input]
+            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            count = FLOPS[node.op_type](shapes, tensors.shape(node.output[0]), attributes)
+            flops[node.op_type] = flops.get(node.op_type, 0) + count
+            activations += sum(tensors.bytes(name) for name in (*node.input, *node.output) if tensors.computed(name))
+    edges = sum(tensors.bytes(value.name) for value in (*graph.input, *graph.output))
+    return Cost(flops, sum(map(_stored_bytes, graph.initializer)), edges, activations)
+
+
+def _matmul(inputs: list[Shape], output: Shape, _: Mapping[str, Any]) -> int:
+    return 2 * math.prod(output) * inputs[0][-1]
+
+
+def _gemm(inputs: list[Shape], output: Shape, attributes: Mapping[str, Any]) -> int:
+    return 2 * math.prod(output) * inputs[0][0 if attributes.get("transA") else 1]
+
+
+def _conv(inputs: list[Shape], output: Shape, _: Mapping[str, Any]) -> int:
+    return 2 * math.prod(output) * math.prod(inputs[1][1:])  # weights are (out, in / groups, *kernel)
+
+
+def _attention(inputs: list[Shape], output: Shape, attributes: Mapping[str, Any]) -> int:
+    """Q·K and P·V; heads are a dimension of their own, or folded into the last one, which makes no difference."""
+    query, key = inputs[:2]
+    heads = query[1] if len(query) == 4 else attributes["q_num_heads"]
+    widths = query[-1] + output[-1] if len(query) == 4 else (query[-1] + output[-1]) // heads
+    return 2 * query[0] * heads * query[-2] * key[-2] * widths
+
+
+FLOPS = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "Attention": _attention}
+
+
+class _Tensors:
+    """Shapes and bytes of a graph's tensors at given sizes."""
+
+    def __init__(self, graph: onnx.GraphProto, sizes: Mapping[str, int]) -> None:
+        self._sizes = dict(sizes)
+        if {"B", "G"} <= sizes.keys():
+            self._sizes.setdefault("n", sizes["B"] * sizes["G"])  # rows of the UNet, inside of `denoise`
+        self._values = {
+            value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)
+        }
+        self._weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+
+    def computed(self, name: str) -> bool:
+        return bool(name) and name not in self._weights
+
+    def shape(self, name: str) -> Shape:
+        if name in self._weights:
+            return self._weights[name]
+        if name not in self._values:
+            raise ValueError(f"the file does not tell the shape of {name!r}: export it again")
+        dims = self._values[name].shape.dim
+        return tuple(d.dim_value if not d.dim_param else evaluated(d.dim_param, self._sizes) for d in dims)
+
+    def bytes(self, name: str) -> int:
+        kind = onnx.helper.tensor_dtype_to_np_dtype(self._values[name].elem_type)
+        return math.prod(self.shape(name)) * int(kind.itemsize)
+
+
+def evaluated(expression: str, sizes: Mapping[str, int]) -> int:
+    """The value of a dimension such as `2*(h//2) + 1`; `ValueError` where it has other symbols or operators."""
+
+    def value(node: ast.expr) -> int:
+        match node:
+            case ast.Constant(value=int(number)):
+                return number
+            case ast.Name(id=name) if name in sizes:
+                return sizes[name]
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+                return int(OPERATORS[type(op)](value(left), value(right)))
+        raise ValueError(f"{ast.unparse(node)!r} in the dimension {expression!r} has no value; known: {dict(sizes)}")
+
+    return value(ast.parse(expression, mode="eval").body)
+
+
+def _stored_bytes(tensor: onnx.TensorProto) -> int:
+    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return int(math.prod(tensor.dims) * kind.itemsize)
+
+
+def bundle_costs(bundle: Bundle, sizes: Mapping[str, int]) -> dict[str, Cost]:
+    """Of one run of each graph that a picture needs, for one prompt; sizes are those of `denoise`: B, G, h, w and S."""
+    groups, rows = {"n": sizes["G"]}, {"n": sizes["B"] * sizes["G"]}
+    more = {"text_encoder": groups, "context": rows, "time": rows, "denoise": {}, "vae_decoder": {}}
+    return {name: cost_of(bundle.file(bundle.graph(name).file), {**sizes, **added}) for name, added in more.items()}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Count what the graphs of a bundle compute and move.")
+    parser.add_argument("bundle", type=Path)
+    for name, default in (("batch", 1), ("groups", 2), ("tokens", 77)):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+    for name in ("height", "width"):
+        parser.add_argument(f"--{name}", type=int, help="pixels; default: the bundle's")
+    arguments = parser.parse_args()
+    card = show_environment()
+    bundle = Bundle.open(arguments.bundle)
+    defaults, factor = bundle.manifest.defaults, bundle.manifest.model.vae_scale_factor
+    sizes = {
+        "B": arguments.batch,
+        "G": arguments.groups,
+        "h": (arguments.height or defaults.height) // factor,
+        "w": (arguments.width or defaults.width) // factor,
+        "S": arguments.tokens,
+    }
+    costs = bundle_costs(bundle, sizes)
+    rows, results = [], {}
+    for name, cost in costs.items():
+        numbers = (sum(cost.flops.values()) / 1e9, cost.weights / 1e6, cost.edges / 1e6, cost.activations / 1e6)
+        rows.append((name, *(f"{number:,.2f}" for number in numbers)))
+        results[name] = {"flops": cost.flops, "weights": cost.weights, "edges": cost.edges}
+        results[name]["activations"] = cost.activations
+    show_table(("graph", "GFLOP", "MB of weights", "MB in and out", "MB of activations"), rows)
+    finish("onnx_cost", card, {"bundle": bundle.path.name, "sizes": sizes, "graphs": results}, [])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Every scheduler on the embedded model: how well it draws in 20 steps, and how long a plan takes to compile.
+
+    python benchmarks/schedulers.py [--bundle engines/shapes] [--prompts 24] [--out docs/schedulers.png]
+
+The same prompts and seeds for all. The last line of the output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from latentrt.runtime import Pipeline, Plan
+from latentrt.runtime.errors import SchedulerError
+from latentrt.runtime.scheduler.plan import resolve, scheduler_names
+
+from .judge import PROMPTS, ROOT, accuracies
+from .shapes_quality import Pictures, draw
+
+STEPS = 20
+SHOWN = 6  # pictures of each scheduler
+LABEL = 190  # pixels
+COMPILE_LIMIT_MS = 50.0
+
+
+def names_to_draw() -> list[str]:
+    """Short names without a suffix for sigmas, and Karras sigmas for the two that they are mostly used with."""
+    short = [name for name in scheduler_names() if not name.endswith(("Scheduler", "_karras", "_exponential", "_beta"))]
+    return [*(name for name in short if not name.startswith("flow")), "dpm++_2m_karras", "dpm2_a_karras"]
+
+
+def compile_ms(name: str, config: dict[str, object], steps: int) -> float:
+    """The best of five, each with another beta_end, so that no plan comes out of the cache."""
+    seconds = []
+    for i in range(5):
+        changed = resolve(name, config | {"beta_end": 0.0121 + 1e-5 * i, "rescale_betas_zero_snr": False})
+        start = time.perf_counter()
+        Plan.from_config(changed, steps)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * min(seconds)
+
+
+def sheet(rows: dict[str, tuple[Pictures, str]]) -> Image.Image:
+    """A row of pictures for each scheduler, its name and figures at the left."""
+    side = next(iter(rows.values()))[0][0].shape[0]
+    image = Image.new("RGB", (LABEL + SHOWN * (side + 4), len(rows) * (side + 4)), "white")
+    pen = ImageDraw.Draw(image)
+    for row, (name, (pictures, text)) in enumerate(rows.items()):
+        y = row * (side + 4)
+        pen.text((8, y + side // 2 - 20), name, fill="black", font_size=18)
+        pen.text((8, y + side // 2 + 4), text, fill="black", font_size=12)
+        for column, picture in enumerate(pictures[:SHOWN]):
+            image.paste(Image.fromarray(picture), (LABEL + column * (side + 4), y))
+    return image
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="draw with every scheduler")
+    parser.add_argument("--bundle", type=Path, help="default: the model that ships along")
+    parser.add_argument("--prompts", type=int, default=24, help="held-out prompts of one object")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "schedulers.png")
+    options = parser.parse_args()
+    prompts = json.loads(PROMPTS.read_text())["prompts"][: options.prompts]
+    rows: dict[str, tuple[Pictures, str]] = {}
+    figures: dict[str, dict[str, float | None]] = {}
+    with Pipeline.load(options.bundle) as pipe:
+        config = pipe.bundle.read_json(pipe.bundle.manifest.scheduler)
+        print(f"{'scheduler':18} {'calls':>5} {'shape':>7} {'colour':>7} {'ground':>7} {'all':>7} {'50-step plan':>13}")
+        for name in names_to_draw():
+            try:
+                plan = Plan.from_config(resolve(name, config), STEPS)
+            except SchedulerError as error:
+                print(f"{name:18} {error}")
+                continue
+            pictures = draw(pipe, prompts, range(len(prompts)), scheduler=plan)
+            right = accuracies(lambda _, p=pictures: p, prompts)
+            shares = [right[f"single/{key}"] for key in ("shape", "colour", "background", "all")]
+            milliseconds = compile_ms(name, config, 50)
+            rows[name] = pictures, f"{len(plan)} calls, {shares[-1]:.0%} right"
+            figures[name] = {"all": shares[-1], "compile_ms": round(milliseconds, 1)}
+            cells = " ".join(f"{share:7.1%}" for share in shares)
+            print(f"{name:18} {len(plan):5} {cells} {milliseconds:10.1f} ms", flush=True)
+    sheet(rows).save(options.out, optimize=True)
+    slowest = max(row["compile_ms"] or 0.0 for row in figures.values())
+    print(f"slowest 50-step plan: {slowest:.1f} ms (limit {COMPILE_LIMIT_MS:g} ms); pictures in {options.out}")
+    print(json.dumps({"n": len(prompts), "steps": STEPS, "schedulers": figures}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The README's table of the peers, made from the JSON files of a device.
+
+python benchmarks/readme_table.py benchmarks/results/DEVICE README.md
+"""
+
+import argparse
+from pathlib import Path
+
+from .report import cell, load, machine, measured, of_kind, peer_rows, table, title
+
+MARKS = ("<!-- figures of {} -->", "<!-- end of figures -->")
+
+
+def readme_block(folder: Path) -> str:
+    """The README's table: latency of each peer by model, cold start with the smallest, memory with the largest."""
+    runs = load(folder)
+    peers = of_kind(runs, "peers")
+    if not peers:
+        raise SystemExit(f"{folder} holds no run of the peers: make bench")
+    rows = {run["results"]["model"]: peer_rows(run) for run in peers}
+    sizes = measured(peers[0])
+    names = list(dict.fromkeys(peer for row in rows.values() for peer in row if row[peer]))
+    last = peers[-1]
+    head = ["", *(title(run) for run in peers), "first picture", "peak memory", "installed"]
+    lines = []
+    for peer in names:
+        cells = [cell(rows[run["results"]["model"]].get(peer, {}), "latency", "s") for run in peers]
+        cold = cell(rows[peers[0]["results"]["model"]].get(peer, {}), "first", "s")
+        memory = cell(rows[last["results"]["model"]].get(peer, {}), "memory", "GB")
+        environment = {**peers[0]["results"]["environments"], **last["results"]["environments"]}[peer]
+        size = sizes.get(f"{environment}: installed size")
+        lines.append((peer, *cells, cold, memory, f"{size['p50']:,.0f} MB" if size else "-"))
+    first, folder_name = peers[0]["results"]["model"], folder.name
+    marks = (MARKS[0].format(folder_name), MARKS[1])
+    where = f"benchmarks/results/{folder_name}"
+    text = (
+        f"Seconds for a picture, on {machine(last)}; first picture of a new process with {first}, peak memory with "
+        f"{last['results']['model']}. Random weights but for {first}. [The whole report]({where}/report.md)."
+    )
+    chart = f"![latency, cold start and memory of each]({where}/peers-{last['results']['model']}.png)"
+    return "\n\n".join((marks[0], text, table(head, lines), chart, marks[1]))
+
+
+def with_block(readme: str, block: str, device: str) -> str:
+    """The README with its block of this device replaced."""
+    before, mark, rest = readme.partition(MARKS[0].format(device))
+    _, end, after = rest.partition(MARKS[1])
+    if not mark or not end:
+        raise SystemExit(
+            f"the README has no {MARKS[0].format(device)} … {MARKS[1]}: add the two lines where it belongs"
+        )
+    return before + block + after
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Put the table of the peers into the README.")
+    parser.add_argument("folder", type=Path, help="such as benchmarks/results/epyc-2-cores")
+    parser.add_argument("readme", type=Path)
+    arguments = parser.parse_args()
+    text = arguments.readme.read_text(encoding="utf-8")
+    made = with_block(text, readme_block(arguments.folder), arguments.folder.name)
+    arguments.readme.write_text(made, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

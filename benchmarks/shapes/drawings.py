@@ -1,0 +1,209 @@
+"""The picture language of the model `shapes`: scenes, their captions and their drawings, in numpy alone.
+
+A scene is one object ("a large red star on a blue background") or two ("a red circle and a small heart on a white
+background", "... left of ..."). Size and colour of an object may be left unsaid; the drawing then picks them.
+Everything is deterministic from the given numpy Generators. Run as a script, it writes the held-out prompts to
+`tests/data/prompts.json`; the sampler of training scenes skips every caption that stands there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIDE = 128
+PALETTE: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "green": (40, 160, 60),
+    "blue": (40, 80, 220),
+    "yellow": (250, 220, 60),
+    "orange": (245, 135, 25),
+    "purple": (150, 60, 190),
+    "white": (245, 245, 245),
+    "black": (20, 20, 20),
+}
+COLOURS = tuple(PALETTE)
+SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond")
+# Radii in pixels. Two objects share the picture, so each is smaller; large and small stay clearly apart in both cases.
+RADII = {1: {"small": (22.0, 26.0), "large": (40.0, 48.0)}, 2: {"small": (18.0, 20.5), "large": (26.5, 30.0)}}
+JITTER = 12.0  # pixels that an object's centre may move off the middle of its column
+PROMPTS = Path(__file__).resolve().parents[2] / "tests" / "data" / "prompts.json"
+
+Relation = Literal["and", "left of"]
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """One thing in a picture; `None` leaves the attribute to the drawing."""
+
+    shape: str
+    colour: str | None = None
+    size: str | None = None
+
+    def __str__(self) -> str:
+        return _with_article(" ".join(word for word in (self.size, self.colour, self.shape) if word))
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a caption says. `relation` joins two objects: "and" leaves their order open, "left of" fixes it."""
+
+    objects: tuple[Object, ...]
+    background: str
+    relation: Relation = "and"
+
+    def __post_init__(self) -> None:
+        if len(self.objects) not in (1, 2):
+            raise ValueError(f"a scene has one or two objects, not {len(self.objects)}")
+        if self.background in {thing.colour for thing in self.objects}:
+            raise ValueError(f"an object in the colour of its background ({self.background}) cannot be seen")
+
+    def caption(self) -> str:
+        return f"{f' {self.relation} '.join(map(str, self.objects))} on {_with_article(self.background)} background"
+
+
+def scene_from_caption(caption: str) -> Scene:
+    """The inverse of `Scene.caption`."""
+    things, _, background = caption.removesuffix(" background").rpartition(" on ")
+    relation: Relation = "left of" if " left of " in things else "and"
+    objects = []
+    for thing in things.split(f" {relation} "):
+        words = thing.split()[1:]
+        colour = next((word for word in words if word in PALETTE), None)
+        size = next((word for word in words if word in RADII[1]), None)
+        objects.append(Object(words[-1], colour, size))
+    scene = Scene(tuple(objects), background.split()[-1], relation)
+    if scene.caption() != caption:
+        raise ValueError(f"not in the picture language: {caption!r}")
+    return scene
+
+
+def _with_article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+# --- choosing scenes ----------------------------------------------------------------------------------------------
+
+
+def random_scene(
+    rng: np.random.Generator, *, objects: int, colour_named: float = 0.9, shapes: Sequence[str] = SHAPES
+) -> Scene:
+    """One or two objects: sizes are named in two of three cases, colours with probability `colour_named`."""
+    background = str(rng.choice(COLOURS))
+    others = [colour for colour in COLOURS if colour != background]
+    things = []
+    for _ in range(objects):
+        colour = str(rng.choice(others)) if rng.random() < colour_named else None
+        things.append(Object(str(rng.choice(shapes)), colour, (None, "small", "large")[rng.integers(3)]))
+    ordered = objects == 2 and rng.random() < 0.5
+    return Scene(tuple(things), background, "left of" if ordered else "and")
+
+
+def held_out_prompts(*, single: int = 200, double: int = 100, seed: int = 2024) -> list[str]:
+    """Distinct captions, single objects first; every colour is named, so that a picture can be judged by its prompt."""
+    rng = np.random.default_rng(seed)
+    captions: dict[str, None] = {}
+    for objects, count in ((1, single), (2, single + double)):
+        while len(captions) < count:
+            captions[random_scene(rng, objects=objects, colour_named=1.0).caption()] = None
+    return list(captions)
+
+
+def _digest(caption: str) -> str:
+    return hashlib.sha256(caption.encode()).hexdigest()
+
+
+@cache
+def _held_out_digests() -> frozenset[str]:
+    return frozenset(_digest(caption) for caption in json.loads(PROMPTS.read_text())["prompts"])
+
+
+def training_scenes(rng: np.random.Generator, *, two_objects: float = 0.3) -> Iterator[Scene]:
+    """Endless scenes for training; none has a held-out caption. Stars, the finest shape, come twice as often."""
+    while True:
+        scene = random_scene(rng, objects=2 if rng.random() < two_objects else 1, shapes=(*SHAPES, "star"))
+        if _digest(scene.caption()) not in _held_out_digests():
+            yield scene
+
+
+# --- drawing ------------------------------------------------------------------------------------------------------
+
+
+def signed_distance(shape: str, x: Floats, y: Floats) -> Floats:
+    """Distance to the edge of a shape of radius 1 around the origin, negative inside; y points down."""
+    match shape:
+        case "circle":
+            return np.hypot(x, y) - 1
+        case "square":
+            along: Floats = np.maximum(np.abs(x), np.abs(y))
+            return along - 0.84
+        case "diamond":  # narrower than high, so that it is no turned square
+            return (np.abs(x) + 0.68 * np.abs(y) - 0.68) / float(np.hypot(1, 0.68))
+        case "triangle":  # apex (0, -0.92), base y = 0.78 with half width 0.98
+            side: Floats = (1.7 * np.abs(x) - 0.98 * (y + 0.92)) / float(np.hypot(1.7, 0.98))
+            return np.maximum(y - 0.78, side)
+        case "star":  # five points: fold into a tenth of the turn, then one edge from outer (1, 0) to inner corner
+            turn = np.pi / 5
+            angle = np.abs(np.mod(np.arctan2(x, -y) + turn, 2 * turn) - turn)
+            radius = np.hypot(x, y)
+            inner_x, inner_y = 0.45 * np.cos(turn), 0.45 * np.sin(turn)
+            normal = np.array((inner_y, 1 - inner_x)) / np.hypot(inner_y, 1 - inner_x)
+            distance: Floats = (radius * np.cos(angle) - 1) * normal[0] + radius * np.sin(angle) * normal[1]
+            return distance
+        case "heart":  # https://iquilezles.org/articles/distfunctions2d, "Heart", moved to the origin and scaled
+            scale = 1.62
+            x, y = np.abs(x) / scale, 0.56 - y / scale
+            lobe = np.hypot(x - 0.25, y - 0.75) - 0.125**0.5
+            fold = 0.5 * np.maximum(x + y, 0)
+            body = np.minimum(np.hypot(x, y - 1), np.hypot(x - fold, y - fold)) * np.sign(x - y)
+            return scale * np.where(x + y > 1, lobe, body)
+    raise ValueError(f"no shape {shape!r}; there are {', '.join(SHAPES)}")
+
+
+def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Antialiased pictures (n, 128, 128, 3) of `scenes`; what a scene leaves open, and the jitter, come from `rng`."""
+    pictures = np.empty((len(scenes), SIDE, SIDE, 3), np.float32)
+    pictures[:] = np.array([PALETTE[scene.background] for scene in scenes], np.float32)[:, None, None, :]
+    placed: dict[tuple[str, int], list[tuple[int, float, float, float, tuple[int, int, int]]]] = {}
+    for index, scene in enumerate(scenes):
+        count = len(scene.objects)
+        order = rng.permutation(count) if scene.relation == "and" else range(count)
+        for place, which in enumerate(order):
+            thing = scene.objects[which]
+            open_colours = [colour for colour in COLOURS if colour != scene.background]
+            colour = thing.colour or open_colours[rng.integers(len(open_colours))]
+            size = thing.size or ("small", "large")[rng.integers(2)]
+            radius = rng.uniform(*RADII[count][size])
+            half = SIDE / 2 / count  # half of the width of the object's own column
+            x = half * (2 * place + 1) + rng.uniform(-1, 1) * min(half - radius - 2, JITTER)
+            y = SIDE / 2 + rng.uniform(-1, 1) * min(SIDE / 2 - radius - 2, JITTER)
+            placed.setdefault((thing.shape, place), []).append((index, x, y, radius, PALETTE[colour]))
+    grid = np.arange(SIDE, dtype=np.float32) + np.float32(0.5)
+    for (shape, _), group in placed.items():  # all objects of one shape at once; a picture is never twice in one group
+        at = [one[0] for one in group]
+        xs, ys, radii = (np.array([one[axis] for one in group], np.float32)[:, None, None] for axis in (1, 2, 3))
+        across, down = np.broadcast_arrays((grid[None, None, :] - xs) / radii, (grid[None, :, None] - ys) / radii)
+        coverage = np.clip(0.5 - signed_distance(shape, across, down) * radii, 0, 1)[..., None]
+        colours = np.array([one[4] for one in group], np.float32)[:, None, None, :]
+        pictures[at] += coverage * (colours - pictures[at])
+    return np.rint(pictures).astype(np.uint8)
+
+
+def main() -> None:
+    PROMPTS.parent.mkdir(parents=True, exist_ok=True)
+    comment = "Held out of the training of tests/data/shapes: 200 singles, 100 pairs (tests/shapes/drawings.py)"
+    PROMPTS.write_text(json.dumps({"comment": comment, "prompts": held_out_prompts()}, indent=1) + "\n")
+    print(f"wrote {PROMPTS}")
+
+
+if __name__ == "__main__":
+    main()

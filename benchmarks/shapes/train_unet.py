@@ -1,0 +1,273 @@
+"""Trains the text encoder and the UNet of the model `shapes` together, and writes the checkpoint `tests/data/shapes`.
+
+    python tests/shapes/train_vae.py && python tests/shapes/train_unet.py
+
+v-prediction on a schedule with zero terminal SNR, latents encoded once with the finished autoencoder, a tenth of the
+captions replaced by "" for guidance, moving averages of both networks as the result. Muon moves the UNet's matrices,
+AdamW everything else. Like the autoencoder's, the budget is time and the learning rate is zero at its end. `--warm`
+begins with the networks of the checkpoint, at half the learning rate; `--export` writes a checkpoint from the state of
+a running training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import drawings
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from .muon import Muon
+from .train_vae import CHECKPOINT, SCALING_FACTOR, rate_at, save_half, to_tensor
+from .vocabulary import write_tokenizer
+
+STATE = Path.home() / ".cache" / "latentrt" / "shapes-unet.pt"
+POOL = 40_000  # a state with fewer is filled up
+TWO_OBJECTS = 0.8  # share of the captions; they are the harder ones
+RATES = {"muon": 2.5e-3, "adamw": 1.5e-3}
+BATCHES = (16, 32)  # at first more steps are worth more than less noise
+SMALL_BATCHES = 1000  # steps
+DROPPED_CAPTIONS = 0.1
+EMA_DECAY = 0.99  # short, as the falling learning rate averages as well
+
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+}
+MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def new_text_encoder() -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=49_408,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        hidden_act="quick_gelu",
+        projection_dim=64,
+        bos_token_id=49_406,
+        eos_token_id=49_407,  # not the configuration's default, with which the pooled output would be another token's
+        pad_token_id=49_407,
+    )
+    return CLIPTextModel(config)
+
+
+def new_unet() -> UNet2DConditionModel:
+    unet = UNet2DConditionModel(
+        sample_size=drawings.SIDE // 8,
+        block_out_channels=(32, 64, 128),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=(2, 4, 8),  # the numbers of heads, in spite of the name
+        norm_num_groups=4,  # not more: in groups of two channels the colour of the background is lost
+    )
+    for name, parameter in unet.named_parameters():  # each residual branch, and the whole, starts as zero
+        if name.rpartition(".")[0].endswith((".conv2", ".proj_out", "conv_out")):
+            nn.init.zeros_(parameter)
+    return unet
+
+
+class Captioned(nn.Module):
+    """Text encoder and UNet as one module. While it trains, the embedding holds only the tokens of the picture
+    language: of 49,408 rows about thirty ever get a gradient, and steps on all would cost more than the UNet's.
+    """
+
+    def __init__(self, used: Tensor) -> None:
+        super().__init__()
+        self.text_encoder, self.unet = new_text_encoder(), new_unet()
+        self.full = self.text_encoder.get_input_embeddings().weight.shape
+        self.register_buffer("used", used)
+        self.text_encoder.set_input_embeddings(nn.Embedding(len(used), self.full[1]))
+        nn.init.normal_(self.text_encoder.get_input_embeddings().weight, std=0.1)
+
+    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
+        hidden: Tensor = self.text_encoder(ids).last_hidden_state
+        predicted: Tensor = self.unet(latents, timesteps, hidden).sample
+        return predicted
+
+    def load_checkpoint(self, folder: Path) -> None:
+        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        rows = text_encoder.get_input_embeddings().weight.data[self.used]
+        text_encoder.set_input_embeddings(nn.Embedding(*rows.shape, _weight=rows))
+        self.text_encoder.load_state_dict(text_encoder.state_dict())
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+        self.unet.load_state_dict(unet.state_dict())
+
+    def whole_text_encoder(self) -> CLIPTextModel:
+        """With all rows of the embedding; those of tokens that training never saw are zero."""
+        whole = copy.deepcopy(self.text_encoder)
+        embedding = nn.Embedding(*self.full)
+        nn.init.zeros_(embedding.weight)
+        embedding.weight.data[self.used] = self.text_encoder.get_input_embeddings().weight.data
+        whole.set_input_embeddings(embedding)
+        return whole
+
+
+def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
+    ids: Tensor = tokenizer(list(captions), padding="max_length", max_length=77, return_tensors="pt").input_ids
+    return ids
+
+
+@torch.no_grad()
+def encoded_pool(vae: AutoencoderKL, count: int, *, seed: int) -> tuple[Tensor, list[str]]:
+    """Latents (count, 4, 16, 16) of training pictures, at mean 0 and deviation 1, and their captions."""
+    rng = np.random.default_rng(seed)
+    scenes = list(islice(drawings.training_scenes(rng, two_objects=TWO_OBJECTS), count))
+    latents = []
+    for at in range(0, count, 50):
+        images = to_tensor(drawings.draw(scenes[at : at + 50], rng))
+        latents.append(vae.encode(images).latent_dist.mean * SCALING_FACTOR)
+    return torch.cat(latents), [scene.caption() for scene in scenes]
+
+
+def velocity_loss(model: Captioned, clean: Tensor, ids: Tensor, alphas: Tensor, noise: torch.Generator) -> Tensor:
+    # More of the noisy timesteps: what is drawn, and where, is decided there; below the half only edges are left to do.
+    late = torch.rand(len(clean), generator=noise) ** 1.7
+    timesteps = (len(alphas) * (1 - late)).long().clamp(0, len(alphas) - 1)
+    signal = alphas[timesteps].sqrt()[:, None, None, None]
+    spread = (1 - alphas[timesteps]).sqrt()[:, None, None, None]
+    epsilon = torch.randn(clean.shape, generator=noise)
+    predicted = model(signal * clean + spread * epsilon, timesteps, ids)
+    return nn.functional.mse_loss(predicted, signal * epsilon - spread * clean)
+
+
+def new_optimizers(model: Captioned) -> dict[str, torch.optim.Optimizer]:
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        inner = name.startswith("unet.") and not any(part in name for part in ("conv_in", "conv_out", "time_emb"))
+        (matrices if inner and parameter.ndim > 1 else others).append(parameter)
+    adamw = torch.optim.AdamW(others, lr=RATES["adamw"], betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    return {"muon": Muon(matrices, RATES["muon"]), "adamw": adamw}
+
+
+def write_checkpoint(model: Captioned, folder: Path) -> None:
+    save_half(model.whole_text_encoder(), folder / "text_encoder")
+    save_half(copy.deepcopy(model.unet), folder / "unet")
+    write_tokenizer(folder / "tokenizer")
+    (folder / "scheduler").mkdir(exist_ok=True)
+    for path, content in (("model_index.json", MODEL_INDEX), ("scheduler/scheduler_config.json", SCHEDULER)):
+        (folder / path).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="train text encoder and UNet of the model `shapes`")
+    parser.add_argument("--minutes", type=float, default=88, help="time to train, over all runs")
+    parser.add_argument("--state", type=Path, default=STATE, help="file to resume from and to save to")
+    parser.add_argument("--out", type=Path, default=CHECKPOINT, help="the checkpoint; its vae/ must be there")
+    parser.add_argument("--warm", action="store_true", help="begin with the checkpoint's networks, at half the rate")
+    parser.add_argument("--export", action="store_true", help="only write the checkpoint of the state")
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    state: dict[str, Any] = torch.load(options.state) if options.state.exists() else {}
+    write_tokenizer(options.out / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(options.out / "tokenizer")
+    words = " ".join((*drawings.COLOURS, *drawings.SHAPES, *drawings.RADII[1], "a an and left of on background"))
+    model = Captioned(token_ids(tokenizer, [words]).unique())
+    if options.export:
+        model.load_state_dict(state["average"])
+        write_checkpoint(model, options.out)
+        print(f"step {state['step']} after {state['spent'] / 60:.0f} minutes written to {options.out}")
+        return
+
+    known = len(state.setdefault("captions", []))
+    if known < POOL:
+        vae = AutoencoderKL.from_pretrained(options.out / "vae", torch_dtype=torch.float32).eval()
+        latents, captions = encoded_pool(vae, POOL - known, seed=7 + known)
+        state["latents"] = torch.cat((state["latents"], latents)) if known else latents
+        state["captions"] += captions
+        print(f"latents: mean {state['latents'].mean():.3f}, deviation {state['latents'].std():.3f}", flush=True)
+    latents = state["latents"]
+    # ids become row numbers of the small embedding
+    ids = torch.searchsorted(model.used, token_ids(tokenizer, state["captions"]))
+    empty = torch.searchsorted(model.used, token_ids(tokenizer, [""]))
+    alphas = DDIMScheduler.from_config(SCHEDULER).alphas_cumprod
+
+    if options.warm:
+        model.load_checkpoint(options.out)
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizers = new_optimizers(model)
+    step, spent, running = state.get("step", 0), state.get("spent", 0.0), state.get("running", 1.0)
+    if step:
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(state[name])
+    options.state.parent.mkdir(parents=True, exist_ok=True)
+
+    def save_state() -> None:
+        state.update({name: optimizer.state_dict() for name, optimizer in optimizers.items()})
+        state.update(model=model.state_dict(), average=average.state_dict())
+        state.update(step=step, spent=spent, running=running)
+        partial = options.state.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(options.state)  # so that --export never reads half a file
+
+    save_state()
+    noise = torch.Generator().manual_seed(step)
+    peaks = {name: rate * (0.5 if options.warm else 1) for name, rate in RATES.items()}
+    budget, last = options.minutes * 60, time.monotonic()
+    while spent < budget:
+        for name, optimizer in optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(spent / budget, peak=peaks[name], warm_up=0.005, fall=0.3)
+        batch = BATCHES[options.warm or step >= SMALL_BATCHES]
+        chosen = torch.randint(len(latents), (batch,), generator=noise)
+        kept = torch.rand(batch, 1, generator=noise) >= DROPPED_CAPTIONS
+        loss = velocity_loss(model, latents[chosen], torch.where(kept, ids[chosen], empty), alphas, noise)
+        model.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers.values():
+            optimizer.step()
+        step += 1
+        decay = min(EMA_DECAY, step / (step + 10))
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        running += (loss.item() - running) * 0.01
+        now = time.monotonic()
+        spent, last = spent + now - last, now
+        if step % 100 == 0:
+            left = (budget - spent) / 60
+            print(f"{step:6d}  loss {running:.4f}  {step / spent:.2f} it/s  {left:.1f} min left", flush=True)
+        if step % 250 == 0:
+            save_state()
+    save_state()
+    write_checkpoint(average, options.out)
+    print(f"{step} steps in {spent / 60:.0f} minutes, loss {running:.4f}, checkpoint in {options.out}")
+
+
+if __name__ == "__main__":
+    main()

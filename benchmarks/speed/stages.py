@@ -1,0 +1,202 @@
+"""Where the time of a picture goes, stage by stage, and how far each stage is from what the machine can do.
+
+    python benchmarks/stages.py BUNDLE [--backend onnxruntime ...] [--device cpu] [--height H] [--width W] [--batch 1]
+        [--steps 20] [--calls 5] [--repetitions 9]
+
+Each stage runs by itself on random inputs of the right sizes, the stages of all backends taking turns: tokenizer, text
+encoder, `time` for all calls, `context`, one `denoise` call (the mean over a loop without its first one), VAE decoder,
+and PNG. The floor is what the graph computes over the measured rate of matrix products, or what it moves over the
+measured bandwidth (`ceilings.py`). The last line is JSON.
+"""
+
+import argparse
+import io
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.common.ceilings import floor_seconds, rates
+from benchmarks.common.harness import (
+    PROMPT,
+    Measurement,
+    add_pipeline_arguments,
+    ddim_plan,
+    finish,
+    interleaved,
+    pipelines,
+    show_environment,
+    show_table,
+)
+from benchmarks.common.onnx_cost import cost_of
+from latentrt.runtime import Pipeline
+from latentrt.runtime.bundle.manifest import Graph
+from latentrt.runtime.bundle.sizes import shape_at
+from latentrt.runtime.image import pil_from_arrays
+from latentrt.runtime.protocols import Bucket, DenoiseStep
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def random_inputs(graph: Graph, sizes: Mapping[str, int]) -> Arrays:
+    """Inputs of a graph: unit normal numbers, or token ids."""
+    random = np.random.default_rng(0)
+    found: Arrays = {}
+    for spec in graph.inputs:
+        shape = shape_at(spec, sizes)
+        ids = spec.dtype.startswith("int")
+        values = random.integers(0, 1000, shape) if ids else random.standard_normal(shape, np.float32)
+        found[spec.name] = values.astype(spec.dtype)
+    return found
+
+
+class Stages:
+    """The stages of one pipeline at fixed sizes, each a function that runs it once."""
+
+    def __init__(self, pipe: Pipeline, bucket: Bucket, *, steps: int, calls: int) -> None:
+        self.pipe, self.bucket, self.calls = pipe, bucket, calls
+        self.per_call: list[float] = []  # seconds, one for each loop that was run
+        model = pipe.bundle.manifest.model
+        rows = bucket.batch * bucket.groups
+        self.sizes = {"B": bucket.batch, "G": bucket.groups, "h": bucket.height, "w": bucket.width, "S": bucket.tokens}
+        # Text is encoded once for each prompt, `time` runs once for all calls.
+        self.rows = {encoder.graph: bucket.groups for encoder in model.text_encoders}
+        self.rows |= {"context": rows, "time": rows * steps}
+        self.graphs = (*self.rows, "vae_decoder")
+
+    def sizes_of(self, graph: str) -> dict[str, int]:
+        """The size of each symbol of a graph."""
+        return self.sizes | {"n": self.rows.get(graph, self.bucket.batch * self.bucket.groups)}
+
+    def cases(self) -> dict[str, Callable[[], object]]:
+        """Stage -> what runs it."""
+        found: dict[str, Callable[[], object]] = {"tokenize": partial(self.pipe.tokenizer.encode, [PROMPT, ""])}
+        for graph in self.graphs:
+            inputs = random_inputs(self.pipe.bundle.graph(graph), self.sizes_of(graph))
+            found[graph] = partial(self.pipe.run, graph, inputs)
+        found["denoise"] = self.loop()
+        factor = self.pipe.bundle.manifest.model.vae_scale_factor
+        shape = (self.bucket.batch, self.bucket.height * factor, self.bucket.width * factor, 3)
+        found["picture and PNG"] = partial(_png, np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+        return found
+
+    def loop(self) -> Callable[[], object]:
+        """The denoising loop; it keeps the seconds of a call itself."""
+        bundle, bucket = self.pipe.bundle, self.bucket
+        model, batch = bundle.manifest.model, bucket.batch
+        random = np.random.default_rng(0)
+        latents = (1, model.latent_channels, bucket.height, bucket.width)
+        width = next(spec.shape[-1] for spec in bundle.graph("context").inputs)
+        inputs = random_inputs(bundle.graph("time"), {"n": batch * bucket.groups})
+        graph = bundle.graph("denoise")
+        extra = [spec for spec in graph.inputs if spec.name == "extra"]
+        plan = ddim_plan(bundle, self.calls)
+        denoiser = self.pipe.denoiser(bucket)
+        options: dict[str, Any] = {
+            "context": random.standard_normal((batch, bucket.groups, bucket.tokens, width), np.float32),
+            "guidance": np.tile(np.array([-6.5, 7.5][-bucket.groups :], np.float32), (batch, 1)),
+            "guidance_rescale": np.zeros(batch, np.float32),
+            "noise": [random.standard_normal(latents, np.float32) for _ in range(batch)],
+            "time_inputs": {
+                name: array.reshape(batch, bucket.groups, -1) for name, array in inputs.items() if name != "timesteps"
+            },
+            "extra": random.standard_normal(shape_at(extra[0], self.sizes), np.float32) if extra else None,
+        }
+
+        def run() -> None:
+            steps = iter(denoiser.run([plan] * batch, **options))
+            _wait(next(steps))
+            start = time.perf_counter()
+            for step in steps:
+                last = step
+            _wait(last)
+            self.per_call.append((time.perf_counter() - start) / (self.calls - 1))
+
+        return run
+
+
+def _wait(step: DenoiseStep) -> None:
+    step.read(0)
+
+
+def _png(images: NDArray[np.uint8]) -> None:
+    for image in pil_from_arrays(images, [{"parameters": PROMPT}] * len(images)):
+        image.save(io.BytesIO(), "PNG")
+
+
+def measure(stages: Mapping[str, Stages], repetitions: int) -> dict[tuple[str, str], list[float]]:
+    """Seconds by (backend, stage); all take turns."""
+    cases = {(backend, name): case for backend, s in stages.items() for name, case in s.cases().items()}
+    seconds = interleaved({f"{backend}: {name}": case for (backend, name), case in cases.items()}, repetitions)
+    found = {key: seconds[f"{key[0]}: {key[1]}"] for key in cases}
+    return found | {(backend, "denoise"): s.per_call[-repetitions:] for backend, s in stages.items()}
+
+
+def floors(stages: Stages, device: str, measured: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Graph -> GFLOP, MB of weights and of tensors at its edges, and milliseconds of the floor of one run."""
+    bundle, found = stages.pipe.bundle, {}
+    for graph in (*stages.graphs, "denoise"):
+        cost = cost_of(bundle.file(bundle.graph(graph).file), stages.sizes_of(graph))
+        seconds = floor_seconds(cost, measured, bundle.manifest.recipe.precision, device)
+        found[graph] = {
+            "gflop": sum(cost.flops.values()) / 1e9,
+            "mb": (cost.weights + cost.edges) / 1e6,
+            "floor_ms": 1000 * seconds,
+        }
+    return found
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Measure each stage of a picture, and its distance to the floor.")
+    add_pipeline_arguments(parser, repetitions=9)
+    parser.add_argument("--batch", type=int, default=1, help="images; default: 1")
+    parser.add_argument("--steps", type=int, default=20, help="of the picture, for `time`; default: 20")
+    parser.add_argument("--calls", type=int, default=5, help="of the loop that tells one call's time; default: 5")
+    arguments = parser.parse_args()
+    card = show_environment()
+    before = rates(arguments.device)
+    print("the machine: " + ", ".join(f"{name} {rate / 1e9:,.0f} G/s" for name, rate in before.items()), flush=True)
+    with pipelines(arguments) as pipes:
+        model = next(iter(pipes.values())).bundle.manifest.model
+        height, width = (size // model.vae_scale_factor for size in (arguments.height, arguments.width))
+        bucket = Bucket(arguments.batch, 2, height, width, model.text_encoders[0].max_length)
+        stages = {
+            backend: Stages(pipe, bucket, steps=arguments.steps, calls=arguments.calls)
+            for backend, pipe in pipes.items()
+        }
+        seconds = measure(stages, arguments.repetitions)
+        # Again, and the better of both: what a neighbour takes away for a while is no limit of the machine.
+        measured = {name: max(rate, before[name]) for name, rate in rates(arguments.device).items()}
+        least = floors(next(iter(stages.values())), arguments.device, measured)
+    name = f"{arguments.bundle.absolute().name} {arguments.width}x{arguments.height}, batch {arguments.batch}"
+    measurements = [
+        Measurement(f"{name}: {backend}: {stage}", "ms", [1000 * value for value in values])
+        for (backend, stage), values in seconds.items()
+    ]
+    rows = []
+    milliseconds: dict[str, dict[str, float]] = {backend: {} for backend in stages}
+    for (backend, stage), found in zip(seconds, measurements, strict=True):
+        milliseconds[backend][stage] = found.p50
+        floor = least.get(stage, {}).get("floor_ms")
+        above = (f"{floor:,.2f}", f"{found.p50 / floor:.2f}") if floor else ("", "")
+        rows.append((f"{backend}: {stage}", f"{found.p50:,.2f}", *above))
+    show_table(("stage", "ms", "floor", "times"), rows)
+    results = {
+        "model": arguments.bundle.absolute().name,
+        "height": arguments.height,
+        "width": arguments.width,
+        "batch": arguments.batch,
+        "steps": arguments.steps,
+        "rates": measured,
+        "floors": least,
+        "milliseconds": milliseconds,
+    }
+    finish("stages", card, results, [], measurements)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Engines from a bundle's ONNX files. Does not need the extra `export`."""

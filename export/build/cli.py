@@ -1,0 +1,130 @@
+"""The command `latentrt build`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from latentrt.runtime.backends.trt.library import TRT_BACKENDS
+from latentrt.runtime.bundle.bundle import Bundle
+from latentrt.runtime.bundle.sizes import sizes_text
+from latentrt.runtime.cli.main import interrupt_on_termination
+from latentrt.runtime.errors import InputError
+
+from .ort_graphs import BACKEND as ONNXRUNTIME
+from .ort_graphs import DEVICES, build_ort_graphs
+from .profiles import Bucket, buckets_from_options
+from .store import Built
+from .trt_builder import HARDWARE, BuildOptions
+from .trt_engines import Task, build_engines
+
+EXAMPLES = """examples:
+  latentrt build engines/sd15 --backend tensorrt --height 512 --width 512 --batch 1 --batch 4
+  latentrt build engines/sd15 --backend tensorrt --height 512:768:1024 --width 512:768:1024
+  latentrt build engines/sd15 --backend tensorrt_rtx --compute-capability 8.6 --compute-capability 8.9
+  latentrt build engines/sd15 --backend onnxruntime
+
+Sizes are static (512) or a range (min:opt:max). An option that is given several times asks for an engine at each size;
+several such options, for all combinations. Static sizes draw fastest. For onnxruntime, graphs are put into a form that
+it computes faster; they serve all sizes, so it takes --device, --graph and --engines only.
+"""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `build` to the command line."""
+    parser = commands.add_parser(
+        "build",
+        help="build engines for a bundle",
+        description="Build engines from a bundle's ONNX files. What is there already is kept.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path, help="the bundle's folder")
+    parser.add_argument(
+        "--backend",
+        required=True,
+        choices=(*TRT_BACKENDS, ONNXRUNTIME),
+        help="tensorrt_rtx and onnxruntime also build without a GPU",
+    )
+    sizes = parser.add_argument_group("sizes")
+    for name, text in (
+        ("height", "pixels; default: the bundle's"),
+        ("width", "pixels; default: the bundle's"),
+        ("batch", "images; default: 1"),
+        ("groups", "2 with guidance, 1 without; default: 2"),
+        ("tokens", "length of the text; default: the text encoder's"),
+    ):
+        sizes.add_argument(f"--{name}", action="append", default=[], metavar="SIZE", help=text)
+    builder = parser.add_argument_group("builder")
+    builder.add_argument("--optimization-level", type=int, default=3, metavar="0-5", help="default: 3")
+    builder.add_argument("--tf32", action="store_true", help="faster fp32, with inputs rounded to 10 bits")
+    builder.add_argument("--refittable", action="store_true", help="let LoRA change the weights")
+    builder.add_argument("--strip-weights", action="store_true", help="leave weights out; they come from the ONNX file")
+    builder.add_argument(
+        "--version-compatible", action="store_true", help="run with later versions of the library, too"
+    )
+    builder.add_argument("--hardware-compatible", choices=HARDWARE, default="none", help="GPUs, for tensorrt")
+    builder.add_argument(
+        "--compute-capability", action="append", default=[], metavar="X.Y", help="GPUs, for tensorrt_rtx; repeatable"
+    )
+    builder.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory; default: all of the GPU's")
+    parser.add_argument("--device", choices=DEVICES, help="for onnxruntime; default: all of them")
+    parser.add_argument("--graph", action="append", default=[], help="build this graph only; repeatable")
+    parser.add_argument("--engines", type=Path, metavar="DIR", help="keep engines here instead of in the bundle")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Build; prints a line for each engine."""
+    interrupt_on_termination()
+    options = BuildOptions(
+        optimization_level=arguments.optimization_level,
+        tf32=arguments.tf32,
+        refittable=arguments.refittable,
+        strip_weights=arguments.strip_weights,
+        version_compatible=arguments.version_compatible,
+        hardware_compatible=arguments.hardware_compatible,
+        compute_capabilities=tuple(arguments.compute_capability),
+        workspace_mib=arguments.workspace,
+    )
+
+    sizes = {name: getattr(arguments, name) for name in ("height", "width", "batch", "groups", "tokens")}
+    if arguments.backend == ONNXRUNTIME:
+        if options != BuildOptions() or any(sizes.values()):
+            raise InputError("--backend onnxruntime has no sizes and no builder options: its graphs serve all sizes")
+        devices = (arguments.device,) if arguments.device else DEVICES
+        for built in build_ort_graphs(
+            arguments.bundle, devices=devices, engines=arguments.engines, graphs=arguments.graph
+        ):
+            print(_line(built), flush=True)
+        return 0
+    if arguments.device:
+        raise InputError(f"--device is for onnxruntime: {arguments.backend} builds for NVIDIA GPUs only")
+
+    def buckets(bundle: Bundle) -> list[Bucket]:
+        return buckets_from_options(bundle.manifest, **sizes)
+
+    with tqdm(total=1.0, disable=None, bar_format="{desc:48.48} {bar} {percentage:3.0f}% {elapsed}") as bar:
+
+        def progress(task: Task, phase: str, share: float) -> None:
+            bar.n = share
+            bar.set_description_str(f"{task.record.graph}: {phase}")
+
+        for built in build_engines(
+            arguments.bundle,
+            arguments.backend,
+            buckets,
+            options,
+            engines=arguments.engines,
+            graphs=arguments.graph,
+            progress=progress,
+        ):
+            bar.write(_line(built), file=sys.stdout)
+    return 0
+
+
+def _line(built: Built) -> str:
+    took = "there already" if built.seconds is None else f"{built.seconds:.1f} s"
+    sizes = sizes_text(built.record) or f"any size, {built.record.device}"
+    return f"{built.record.graph:14} {sizes:32} {built.size / 2**20:10,.1f} MiB  {took}"

@@ -1,0 +1,1 @@
+"""Rewrites of ONNX graphs into forms that ONNX Runtime runs faster."""

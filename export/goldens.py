@@ -1,0 +1,110 @@
+"""Golden outputs of a bundle, drawn with PyTorch."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from latentrt.export.checkpoint.checkpoint import Checkpoint
+from latentrt.export.checkpoint.families import extra_channels, time_inputs
+from latentrt.export.graphs.unet import UNetGraph
+from latentrt.export.graphs.vae import VAEDecoderGraph
+from latentrt.runtime.bundle.manifest import Defaults, Golden, Model, TextEncoder
+from latentrt.runtime.errors import SchedulerError
+from latentrt.runtime.latents.noise import TorchGenerator
+from latentrt.runtime.scheduler.plan import Plan, resolve
+from latentrt.runtime.text.tokenizer import Tokenizer
+
+Array = NDArray[Any]
+GOLDEN_FILE = "golden/golden.safetensors"
+# What a runtime must reach when it replays the golden: relative errors of embedding and latents, PSNR in dB.
+GOLDEN_LIMITS = {"fp32": (1e-3, 1e-3, 50.0), "fp16": (3e-2, 1e-1, 30.0), "bf16": (1e-1, 3e-1, 20.0)}
+# Models above this many UNet parameters make a small golden, so that an export stays a matter of minutes.
+LARGE = 100_000_000
+_EMBEDDING_SLICE = 16
+
+
+def as_tuple(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+class GoldenMaker:
+    """Draws one picture with PyTorch's modules, keeping what a runtime must reproduce on the way."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Model, defaults: Defaults, prompt: str) -> None:
+        self.checkpoint, self.model, self.defaults, self.prompt = checkpoint, model, defaults, prompt
+        self.arrays: dict[str, Array] = {}
+        self.size, self.steps = (defaults.height, defaults.width), defaults.num_inference_steps
+        distilled = checkpoint.configs["unet"].get("time_cond_proj_dim") is not None
+        self.scale = 1.0 if distilled else defaults.guidance_scale
+        self.hidden: list[Array] = []
+        self.time_inputs: dict[str, Array] = {}
+
+    def encode(self, text_encoder: torch.nn.Module, facts: TextEncoder, folder: Path) -> None:
+        """ids (2, 77) of [negative, positive], and the first channels of what the UNet gets."""
+        suffix = facts.graph.removeprefix("text_encoder")
+        ids = Tokenizer.from_bundle_files(folder, facts).encode(["", self.prompt]).ids
+        states, *pooled = as_tuple(text_encoder(torch.from_numpy(ids)))
+        self.hidden.append(states[:, 0].numpy())
+        self.time_inputs.update(("pooled", value.numpy()) for value in pooled)
+        self.arrays[f"input_ids{suffix}"] = ids
+        self.arrays[f"embedding{suffix}"] = np.ascontiguousarray(self.hidden[-1][:, :, :_EMBEDDING_SLICE])
+
+    def denoise(self, unet: Any, *, small: bool) -> None:
+        """Noise, plan and final latents. A large model draws few steps of a small picture."""
+        if small:
+            stride = 2 ** (len(self.checkpoint.configs["unet"]["down_block_types"]) - 1)
+            factor = self.model.vae_scale_factor
+            self.size, self.steps = (stride * factor, 2 * stride * factor), 4
+        plan = self._plan()
+        height, width = (side // self.model.vae_scale_factor for side in self.size)
+        generator = TorchGenerator(0)
+        shape = (self.model.latent_channels, height, width)
+        noise = np.stack([generator.randn(shape) for _ in range(1 + int(plan.draws.sum()))])
+        draws = iter(noise[1:])
+        scale = self.scale
+        weights = np.array([1 - scale, scale] if scale > 1 else [0, 1], np.float32)
+        more = self._other_inputs(height, width)
+        own = {name: torch.from_numpy(np.broadcast_to(a, (2, *a.shape[1:])).copy()) for name, a in more.items()}
+        own["hidden_states"] = torch.from_numpy(np.concatenate(self.hidden, 2))
+
+        def predict(x: Array, timestep: np.float32) -> Array:
+            moment = torch.full((2,), float(timestep))
+            outputs = UNetGraph(unet)(sample=torch.from_numpy(np.stack([x, x])), timesteps=moment, **own)
+            return np.tensordot(weights, outputs.numpy(), 1)
+
+        self.arrays |= {f"input.{name}": array for name, array in more.items()}
+        self.arrays |= {"noise": noise, "latents": plan.replay(predict, noise[0], draw=lambda: next(draws))}
+        self.arrays |= {f"plan.{name}": array for name, array in plan.to_arrays().items()}
+
+    def _other_inputs(self, height: int, width: int) -> dict[str, Array]:
+        """What the UNet takes beside: pooled text, sizes of the picture, guidance, noise as a picture to inpaint."""
+        config, factor = self.checkpoint.configs["unet"], self.model.vae_scale_factor
+        random = np.random.default_rng(5)
+        size = [height * factor, width * factor]
+        made: dict[str, Array] = {**self.time_inputs, "time_ids": np.array([[*size, 0, 0, *size]] * 2, np.float32)}
+        found = {i.name: made.get(i.name, random.uniform(-1, 1, (2, *i.shape))) for i in time_inputs(config)}
+        if extra := extra_channels(config):
+            found["extra"] = random.standard_normal((1, extra, height, width))
+        return {name: array.astype(np.float32) for name, array in found.items()}
+
+    def _plan(self) -> Plan:
+        config = self.checkpoint.configs["scheduler"]
+        try:
+            return Plan.from_config(config, self.steps)
+        except SchedulerError:
+            return Plan.from_config(resolve("ddim", config), self.steps)
+
+    def decode(self, vae: Any) -> None:
+        """The picture, (8h, 8w, 3) uint8."""
+        images, _ = VAEDecoderGraph(vae)(torch.from_numpy(self.arrays["latents"][None]))
+        self.arrays["image"] = images[0].numpy()
+
+    def write(self, folder: Path, limits: tuple[float, float, float]) -> Golden:
+        """Write the arrays, and return the record for the manifest."""
+        (folder / GOLDEN_FILE).parent.mkdir()
+        save_file({k: np.ascontiguousarray(v) for k, v in self.arrays.items()}, folder / GOLDEN_FILE)
+        return Golden(GOLDEN_FILE, self.prompt, "", 0, *self.size, self.steps, self.scale, *limits)

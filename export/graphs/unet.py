@@ -1,0 +1,62 @@
+"""The UNet as it is exported, before it is cut: one prediction for each sample, timestep and text."""
+
+from typing import Any
+
+import torch
+
+from latentrt.export.checkpoint.families import extra_channels, time_inputs
+
+from .onnx_export import TensorInput
+
+
+class UNetGraph(torch.nn.Module):
+    """`sample` (n, C, h, w), `timesteps` (n,) float32, `hidden_states` (n, S, D) float32 -> `prediction`, float32.
+
+    Where the UNet takes them, also `pooled` (n, P), `time_ids` (n, 6), `guidance_embedding` (n, E), all float32, and
+    `extra` (n, 5, h, w), which follows the sample's channels.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timesteps: torch.Tensor,
+        hidden_states: torch.Tensor,
+        pooled: torch.Tensor | None = None,
+        time_ids: torch.Tensor | None = None,
+        guidance_embedding: torch.Tensor | None = None,
+        extra: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See the class."""
+        prediction: torch.Tensor = self.unet(
+            sample if extra is None else torch.cat([sample, extra], dim=1),
+            timesteps,
+            hidden_states.to(self.unet.dtype),
+            timestep_cond=guidance_embedding,
+            added_cond_kwargs=None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids},
+            return_dict=False,
+        )[0]
+        return prediction.float()
+
+
+def inputs(config: dict[str, Any], dtype: torch.dtype, max_length: int) -> list[TensorInput]:
+    """Example inputs for the export.
+
+    Height and width are no multiple of the UNet's total stride: then diffusers takes the path that resizes each level
+    to the size of its skip connection, which is right for every size (for multiples it does the same as doubling).
+    """
+    stride = 2 ** (len(config["down_block_types"]) - 1)
+    size = (2 * stride + 1, 3 * stride + 1)
+    pixels = {0: "n", 2: "h", 3: "w"}
+    text = torch.zeros(2, max_length, config["cross_attention_dim"])
+    extra = extra_channels(config)
+    return [
+        TensorInput("sample", torch.zeros(2, config.get("out_channels", 4), *size, dtype=dtype), pixels),
+        TensorInput("timesteps", torch.tensor([1.0, 500.0]), {0: "n"}),
+        TensorInput("hidden_states", text, {0: "n", 1: "S"}),
+        *(TensorInput(more.name, torch.zeros(2, *more.shape), {0: "n"}) for more in time_inputs(config)),
+        *([TensorInput("extra", torch.zeros(2, extra, *size, dtype=dtype), pixels)] if extra else []),
+    ]

@@ -1,0 +1,69 @@
+"""What the manifest says of a model and of its defaults, from the checkpoint's configs."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from latentrt.export.checkpoint.checkpoint import Checkpoint
+from latentrt.export.checkpoint.families import TextEncoderRow
+from latentrt.export.graphs import text_encoder, vae
+from latentrt.export.graphs.fuse import REGISTERS
+from latentrt.runtime.bundle.manifest import Defaults, Model, TextEncoder
+
+
+def model_of(checkpoint: Checkpoint, tokenizers: Mapping[str, Any]) -> Model:
+    """Facts that no user changes; `tokenizers` are those of the text encoders by folder."""
+    configs, family = checkpoint.configs, checkpoint.family
+    factor = vae.scale_factor(configs["vae"])
+    return Model(
+        family=family.name,
+        prediction_type=configs["scheduler"].get("prediction_type", "epsilon"),
+        latent_channels=configs["unet"].get("out_channels", 4),
+        vae_scale_factor=factor,
+        vae_tile=_sides(configs["vae"].get("sample_size") or 32)[0] // factor,
+        scaling_factor=configs["vae"].get("scaling_factor", 0.18215),
+        registers=REGISTERS,
+        image_rounding="half_to_even",
+        force_zeros_for_empty_prompt=checkpoint.index.get(
+            "force_zeros_for_empty_prompt", family.zeros_for_empty_prompt
+        ),
+        text_encoders=tuple(_text_encoder(checkpoint, row, tokenizers[row.part]) for row in family.text_encoders),
+    )
+
+
+def _text_encoder(checkpoint: Checkpoint, row: TextEncoderRow, tokenizer: Any) -> TextEncoder:
+    config = checkpoint.configs[row.part]
+    return TextEncoder(
+        graph=row.part,
+        tokenizer=f"{row.tokenizer}/tokenizer.json",
+        max_length=config["max_position_embeddings"],
+        bos=tokenizer.bos_token_id,
+        eos=tokenizer.eos_token_id,
+        pad=tokenizer.pad_token_id,
+        hidden_size=config["hidden_size"],
+        hidden_states=text_encoder.hidden_states(config, row),
+        pooled=row.pooled,
+        embeddings=checkpoint.embeddings(row.tokenizer),
+    )
+
+
+def defaults_of(checkpoint: Checkpoint, num_inference_steps: int | None, guidance_scale: float | None) -> Defaults:
+    """What calls use where they say nothing: what was chosen here, else diffusers' own defaults."""
+    factor, preset = vae.scale_factor(checkpoint.configs["vae"]), checkpoint.preset
+    height, width = _sides(checkpoint.configs["unet"].get("sample_size") or 64)
+    if num_inference_steps is not None:
+        preset = replace(preset, num_inference_steps=num_inference_steps)
+    if guidance_scale is not None:
+        preset = replace(preset, guidance_scale=guidance_scale)
+    return Defaults(
+        height=height * factor,
+        width=width * factor,
+        num_inference_steps=preset.num_inference_steps,
+        guidance_scale=preset.guidance_scale,
+        strength=preset.strength,
+        inpaint_strength=preset.inpaint_strength,
+    )
+
+
+def _sides(size: int | list[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -1,0 +1,239 @@
+"""OpenVINO: a bundle's ONNX files on a CPU, compiled for it.
+
+`denoise` is compiled for each size that is drawn, and the last few are kept; all other graphs are compiled once, for
+every size. docs/decisions/0010-openvino-on-cpus.md has the reasons.
+"""
+
+import importlib.util
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.runtime.arrays import NewWeights
+from latentrt.runtime.bundle.bundle import Bundle
+from latentrt.runtime.bundle.manifest import Graph
+from latentrt.runtime.bundle.sizes import shape_at, sizes_of_inputs
+from latentrt.runtime.errors import BackendError
+from latentrt.runtime.loop.host import Arrays, BoundCall, HostDenoiser
+from latentrt.runtime.protocols import Bucket
+from latentrt.runtime.weights.stored import to_float32
+
+if TYPE_CHECKING:
+    import openvino
+
+# Each holds the UNet's weights once more, in the layout of its kernels.
+KEPT_SIZES = 2
+_HALVES = {"f16": "float16", "bf16": "bfloat16"}
+
+
+def openvino_is_installed() -> bool:
+    """Whether `import openvino` finds something; does not import it, which takes half a second."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+class OpenVinoBackend:
+    """Compiled graphs of one bundle on the CPU."""
+
+    name = "openvino-cpu"
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Reads all graphs, and compiles a small one: what is missing shows now."""
+        try:
+            import openvino
+        except ImportError as error:
+            raise BackendError(
+                f"openvino cannot be imported ({error}): pip install 'latentrt[openvino]', or use another backend"
+            ) from error
+        self._bundle, self._core = bundle, openvino.Core()
+        if "CPU" not in self._core.available_devices:
+            raise BackendError("openvino finds no plugin for this CPU: use backend='onnxruntime'")
+        self._has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self._models = {graph: self._read(graph) for graph in bundle.manifest.graphs}
+        self._weights: NewWeights = {}
+        self._engines: dict[str, OpenVinoEngine] = {}
+        self._denoise: dict[Bucket, OpenVinoEngine] = {}
+        self._lock = threading.Lock()
+        self.engine("time")
+
+    def engine(self, graph: str) -> "OpenVinoEngine":
+        """The engine of a graph for all sizes, made on first use and kept."""
+        with self._lock:
+            if graph not in self._engines:
+                self._engines[graph] = self._compiled(graph, self._weights)
+            return self._engines[graph]
+
+    def denoiser(self, bucket: Bucket) -> HostDenoiser:
+        """A denoiser for these sizes."""
+        time, context = self.engine("time"), self.engine("context")
+        with self._lock:
+            # The one that was used last goes to the end; the first is the one to let go.
+            denoise = self._denoise.pop(bucket, None) or self._compiled("denoise", self._weights, bucket)
+            self._denoise[bucket] = denoise
+            while len(self._denoise) > KEPT_SIZES:
+                del self._denoise[next(iter(self._denoise))]
+        return HostDenoiser((time, context, denoise), bucket, blend=lambda: self.engine("blend"))
+
+    def set_weights(self, weights: NewWeights) -> None:
+        """See `Backend.set_weights`: graphs are compiled anew, as that lays their weights out for the kernels."""
+        with self._lock:
+            changed = {*self._weights, *weights}
+            engines = {name: self._compiled(name, weights) for name in self._engines if name in changed}
+            # Sizes other than the last are compiled when they are drawn again.
+            last = list(self._denoise)[-1:] if "denoise" in changed else []
+            denoise = {bucket: self._compiled("denoise", weights, bucket) for bucket in last}
+            self._weights, self._engines = weights, self._engines | engines
+            if "denoise" in changed:
+                self._denoise = denoise
+
+    def close(self) -> None:
+        """Give all memory back."""
+        with self._lock:
+            for engines in (self._engines, self._denoise):
+                for engine in engines.values():
+                    engine.close()
+                engines.clear()
+            self._models.clear()
+
+    def _read(self, graph: str) -> "openvino.Model":
+        path = self._bundle.file(self._bundle.graph(graph).file)
+        try:
+            return self._core.read_model(path)
+        except Exception as error:  # openvino has no common base class of its errors
+            raise BackendError(f"openvino cannot read {path}: {_reason(error)}") from error
+
+    def _compiled(self, graph: str, weights: NewWeights, bucket: Bucket | None = None) -> "OpenVinoEngine":
+        """The engine of a graph with these weights, at the sizes of a bucket or at all sizes."""
+        if graph not in self._models:
+            raise BackendError(f"the engine of {self._bundle.graph(graph).file} is closed")
+        spec, model = self._bundle.graph(graph), _model_with(self._models[graph], weights.get(graph, {}))
+        if bucket is not None:
+            model.reshape({tensor.name: list(shape_at(tensor, _symbols(bucket))) for tensor in spec.inputs})
+        recipe = self._bundle.manifest.recipe
+        precision = recipe.vae_precision if graph.startswith("vae") else recipe.precision
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            # Left to itself OpenVINO takes bfloat16 wherever the CPU has it, for fp32 bundles as well.
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" and self._has_bf16 else "f32",
+        }
+        try:
+            return OpenVinoEngine(spec, self._core.compile_model(model, "CPU", options))
+        except Exception as error:
+            raise BackendError(f"openvino cannot compile {spec.file}: {_reason(error)}") from error
+
+
+class OpenVinoEngine:
+    """A compiled graph. Each run and each bound call has tensors of its own, so several threads may use it at once."""
+
+    def __init__(self, spec: Graph, compiled: "openvino.CompiledModel") -> None:
+        self.spec = spec
+        self._compiled: openvino.CompiledModel | None = compiled
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """All outputs by name; bfloat16 as uint16."""
+        request = self._request()
+        sizes_of_inputs(self.spec, {name: array.shape for name, array in inputs.items()})  # refuses what does not fit
+        tensors = {spec.name: _tensor(spec.dtype, inputs[spec.name]) for spec in self.spec.inputs}
+        for name, tensor in tensors.items():
+            request.set_tensor(name, tensor)
+        request.infer()
+        return {spec.name: _array(spec.dtype, request.get_tensor(spec.name)) for spec in self.spec.outputs}
+
+    def bind(self, inputs: Arrays, outputs: Arrays) -> BoundCall:
+        """See `HostEngine.bind`."""
+        request = self._request()
+        dtypes = {spec.name: spec.dtype for spec in (*self.spec.inputs, *self.spec.outputs)}
+        # They share the memory of their arrays, and have to live as long as the request uses it.
+        bound: dict[str, openvino.Tensor] = {}
+
+        def bind(arrays: Arrays) -> None:
+            for name, array in arrays.items():
+                bound[name] = _tensor(dtypes[name], array)
+                request.set_tensor(name, bound[name])
+
+        def call(changing: Arrays) -> None:
+            bind(changing)
+            request.infer()
+
+        bind(inputs)
+        bind(outputs)
+        return call
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._compiled = None
+
+    def _request(self) -> "openvino.InferRequest":
+        if self._compiled is None:
+            raise BackendError(f"the engine of {self.spec.file} is closed")
+        return self._compiled.create_infer_request()
+
+
+def _reason(error: Exception) -> str:
+    """The last line of a message that begins with where it was raised in OpenVINO's sources."""
+    return ([line for line in str(error).splitlines() if line.strip()] or [repr(error)])[-1]
+
+
+def _symbols(bucket: Bucket) -> dict[str, int]:
+    """Sizes by the symbols of the bundle's format."""
+    return {"B": bucket.batch, "G": bucket.groups, "h": bucket.height, "w": bucket.width, "S": bucket.tokens}
+
+
+def _tensor(dtype: str, array: NDArray[Any]) -> "openvino.Tensor":
+    """A tensor in the memory of an array, or of a copy where its type or its order differs."""
+    import openvino
+
+    if dtype == "bfloat16":  # which numpy does not have
+        raw = np.ascontiguousarray(array, np.uint16)
+        return openvino.Tensor(raw, openvino.Shape(list(raw.shape)), openvino.Type.bf16)
+    return openvino.Tensor(np.ascontiguousarray(array, dtype), shared_memory=True)
+
+
+def _array(dtype: str, tensor: "openvino.Tensor") -> NDArray[Any]:
+    """A copy, bfloat16 as uint16: the tensor's memory is the request's."""
+    array: NDArray[Any] = tensor.data
+    return (array.view(np.uint16) if dtype == "bfloat16" else array).copy()
+
+
+def _model_with(model: "openvino.Model", weights: Arrays) -> "openvino.Model":
+    """A copy of a model with these constants, by name.
+
+    Weights that are stored in 16 bits and cast to float32 are cast here; OpenVINO would cast them in every run.
+    """
+    copy, left = model.clone(), set(weights)
+    for node in copy.get_ops():
+        if node.get_type_name() != "Constant":
+            continue
+        name, kind = node.friendly_name, node.get_element_type().to_string()
+        left.discard(name)
+        inputs = node.output(0).get_target_inputs()
+        users = [user.get_node() for user in inputs]
+        is_cast = kind in _HALVES and all(map(_casts_to_float32, users))
+        if not is_cast and name not in weights:
+            continue
+        array = weights.get(name, node.data)
+        if is_cast:
+            array = to_float32(array.view(np.uint16) if kind == "bf16" else array, _HALVES[kind])
+            inputs = {user for cast in users for user in cast.output(0).get_target_inputs()}
+        constant = _constant("f32" if is_cast else kind, array)
+        for user in inputs:
+            user.replace_source_output(constant.output(0))
+    if left:
+        raise BackendError(f"openvino has no constant {min(left)}, which is to change: use another backend for LoRA")
+    return copy
+
+
+def _casts_to_float32(node: "openvino.Node") -> bool:
+    kinds: tuple[str, str] = node.get_type_name(), node.get_output_element_type(0).to_string()
+    return kinds == ("Convert", "f32")
+
+
+def _constant(kind: str, array: NDArray[Any]) -> "openvino.Node":
+    """In memory of OpenVINO's own: a compiled model goes on reading it."""
+    import openvino
+
+    tensor = openvino.Tensor(getattr(openvino.Type, kind), openvino.Shape(list(array.shape)))
+    tensor.data[...] = array.view(np.float16) if kind == "bf16" else array
+    return openvino.op.Constant(tensor)

@@ -1,0 +1,126 @@
+"""ONNX Runtime: the backend that runs a bundle's ONNX files as they are, on a CPU.
+
+Sessions are made on first use and shared by all threads. All of them compute in the same memory.
+"""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from latentrt.runtime.arrays import NewWeights
+from latentrt.runtime.bundle.bundle import Bundle
+from latentrt.runtime.bundle.manifest import Graph
+from latentrt.runtime.errors import BackendError
+from latentrt.runtime.loop.host import Arrays, BoundCall, HostDenoiser
+from latentrt.runtime.protocols import Bucket
+
+from .built_graphs import OrtGraphs
+from .session import new_session, ort_values, require_device, return_freed_memory, value_of
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+class OrtBackend:
+    """Sessions of one bundle on the CPU."""
+
+    name = "onnxruntime-cpu"
+
+    def __init__(self, bundle: Bundle, *, engines: Path | None = None) -> None:
+        require_device("cpu")
+        if "bf16" in (bundle.manifest.recipe.precision, bundle.manifest.recipe.vae_precision):
+            raise BackendError(
+                f"{bundle.path} is a bf16 bundle, and onnxruntime has no bf16 kernels on a CPU: "
+                "export with --precision fp32, use a GPU, or pip install 'latentrt[openvino]'"
+            )
+        self._bundle, self._graphs = bundle, OrtGraphs(bundle, engines, "cpu")
+        self._weights: NewWeights = {}
+        self._engines: dict[str, OrtEngine] = {}
+        self._lock = threading.Lock()
+
+    def engine(self, graph: str) -> "OrtEngine":
+        """The engine of a graph, made on first use and kept."""
+        with self._lock:
+            if graph not in self._engines:
+                self._engines[graph] = self._engine(graph, self._weights)
+            return self._engines[graph]
+
+    def _engine(self, graph: str, weights: NewWeights) -> "OrtEngine":
+        changed = weights.get(graph, {})
+        return self._graphs.loaded(graph, lambda built: OrtEngine(self._bundle, graph, changed, built=built))
+
+    def denoiser(self, bucket: Bucket) -> HostDenoiser:
+        """A denoiser for these sizes."""
+        parts = (self.engine("time"), self.engine("context"), self.engine("denoise"))
+        return HostDenoiser(parts, bucket, blend=lambda: self.engine("blend"))
+
+    def set_weights(self, weights: NewWeights) -> None:
+        """See `Backend.set_weights`: sessions are made anew, as they keep copies of their weights in another form."""
+        with self._lock:
+            before, changed = self._engines, {*self._weights, *weights}
+            rebuilt = {name: self._engine(name, weights) for name in before if name in changed}
+            self._weights, self._engines = weights, before | rebuilt
+
+    def close(self) -> None:
+        """Give all memory back, but for the arena, which the process's next sessions compute in."""
+        with self._lock:
+            while self._engines:
+                self._engines.popitem()[1].close()
+        return_freed_memory()
+
+
+class OrtEngine:
+    """One session.
+
+    `weights` are initializers that differ from the bundle's; `built` is the graph in ONNX Runtime's own form, with its
+    data in the bundle.
+    """
+
+    def __init__(
+        self, bundle: Bundle, graph: str, weights: Mapping[str, NDArray[Any]], *, built: Path | None = None
+    ) -> None:
+        self.spec: Graph = bundle.graph(graph)
+        self.path = built or bundle.file(self.spec.file)
+        self._weights = ort_values(weights)
+        folder = None if built is None else bundle.path
+        self._session: onnxruntime.InferenceSession | None = new_session(
+            self.path, "cpu", {}, self._weights, data_folder=folder
+        )
+
+    @property
+    def session(self) -> "onnxruntime.InferenceSession":
+        """The session; raises `BackendError` once the engine is closed."""
+        if self._session is None:
+            raise BackendError(f"the engine of {self.spec.file} is closed")
+        return self._session
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """All outputs by name."""
+        names = [output.name for output in self.spec.outputs]
+        return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+
+    def bind(self, inputs: Arrays, outputs: Arrays) -> BoundCall:
+        """See `HostEngine.bind`."""
+        session = self.session
+        binding = session.io_binding()
+        # A binding holds the addresses alone; these hold the arrays.
+        bound = {name: value_of(array) for name, array in {**inputs, **outputs}.items()}
+        for name in inputs:
+            binding.bind_ortvalue_input(name, bound[name])
+        for name in outputs:
+            binding.bind_ortvalue_output(name, bound[name])
+
+        def call(changing: Arrays) -> None:
+            for name, array in changing.items():
+                bound[name] = value_of(array)
+                binding.bind_ortvalue_input(name, bound[name])
+            session.run_with_iobinding(binding)
+
+        return call
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._session = None

@@ -1,0 +1,139 @@
+"""An engine file in the memory of a GPU, with TensorRT or TensorRT for RTX."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.runtime.bundle.manifest import EngineRecord, Graph
+from latentrt.runtime.bundle.sizes import sizes_text
+from latentrt.runtime.errors import BackendError
+from latentrt.runtime.files import cache_folder
+
+from .library import TrtLibrary
+
+logger = logging.getLogger(__name__)
+
+
+class LoadedEngine:
+    """A deserialised engine. Its contexts belong to lanes; its weights are shared by all of them."""
+
+    captures_itself = False
+
+    def __init__(self, library: TrtLibrary, record: EngineRecord, spec: Graph, plan: bytes, device_name: str) -> None:
+        """`plan` must have been checked against its hash before: the library trusts it."""
+        self.library, self.record, self.spec = library, record, spec
+        self._cache_file = _cache_file(library, record, device_name)
+        self._cache: Any = None
+        self._cached: bytes | None = None
+        trt = library.trt
+        library.forget_errors()
+        runtime = trt.Runtime(library.log)
+        if record.host_code:  # whoever chose this record trusts it
+            runtime.engine_host_code_allowed = True
+        self.engine: Any = runtime.deserialize_cuda_engine(plan)
+        if self.engine is None:
+            raise BackendError(f"{self} cannot be loaded: {library.last_errors()}")
+        self._runtime = runtime
+        self._check_tensors()
+        self.scratch_size = int(self.engine.get_device_memory_size_for_profile_v2(0))
+
+    def _check_tensors(self) -> None:
+        engine, mode = self.engine, self.library.trt.TensorIOMode
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        found = {name: engine.get_tensor_mode(name) == mode.INPUT for name in names}
+        inputs, outputs = ({spec.name for spec in side} for side in (self.spec.inputs, self.spec.outputs))
+        if found != {name: name in inputs for name in inputs | outputs}:
+            raise BackendError(f"{self} has the tensors {', '.join(names)}, and not those of {self.spec.file}")
+
+    def refit_from(self, onnx: Path) -> None:
+        """Fill a weight-stripped engine from the ONNX file that it was built from."""
+        trt = self.library.trt
+        refitter = trt.Refitter(self.engine, self.library.log)
+        reader = trt.OnnxParserRefitter(refitter, self.library.log)
+        if not reader.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
+            raise BackendError(f"{self} could not be filled with the weights of {onnx}: {self.library.last_errors()}")
+
+    def refit(self, weights: Mapping[str, NDArray[Any]]) -> None:
+        """Give initializers new values, in the type that they are stored in; no context may be at work."""
+        trt, library = self.library.trt, self.library
+        types = {"float32": trt.DataType.FLOAT, "float16": trt.DataType.HALF, "uint16": trt.DataType.BF16}
+        library.forget_errors()
+        refitter = trt.Refitter(self.engine, library.log)
+        arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}  # alive until they are read
+        for name, array in arrays.items():
+            if not refitter.set_named_weights(
+                name, trt.Weights(types[array.dtype.name], array.ctypes.data, array.size)
+            ):
+                raise BackendError(f"{self} does not take new values of {name}: {library.last_errors()}")
+        if not refitter.refit_cuda_engine():
+            missing = ", ".join(refitter.get_missing_weights()) or "none"
+            raise BackendError(f"{self} could not be refitted: {library.last_errors()} (also needed: {missing})")
+
+    def new_context(self) -> Any:
+        """An execution context without memory of its own. With TensorRT for RTX, kernels are compiled here."""
+        trt = self.library.trt
+        config = self.engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if self.library.backend == "tensorrt_rtx":
+            # Lazily compiled kernels would be missing from a graph that was captured before they were there.
+            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            config.set_runtime_cache(self._runtime_cache(config))
+        context = self.engine.create_execution_context(config)
+        if context is None:
+            raise BackendError(f"{self} gives no context: {self.library.last_errors()}")
+        return context
+
+    def execute(self, context: Any, stream: int) -> None:
+        """See `DeviceEngine.execute`."""
+        self.library.forget_errors()
+        if not context.execute_async_v3(stream):
+            raise BackendError(f"{self} failed: {self.last_errors()}")
+
+    def last_errors(self) -> str:
+        """Why the library has just refused something."""
+        return self.library.last_errors()
+
+    def _runtime_cache(self, config: Any) -> Any:
+        """Compiled kernels, kept in the user's cache between processes; losing them costs time only."""
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            try:
+                self._cached = self._cache_file.read_bytes()
+                self._cache.deserialize(self._cached)
+            except OSError:
+                pass
+        return self._cache
+
+    def save_cache(self) -> None:
+        """Keep kernels that were compiled since."""
+        if self._cache is None:
+            return
+        content = bytes(memoryview(self._cache.serialize()))
+        if content == self._cached:
+            return
+        self._cached = content
+        partial = self._cache_file.with_suffix(f".{os.getpid()}")
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(content)
+            partial.replace(self._cache_file)
+        except OSError as error:
+            logger.info("compiled kernels are not kept: %s", error)
+
+    def close(self) -> None:
+        """Give the weights back; all contexts must be closed."""
+        self._cache = self.engine = self._runtime = None
+
+    def __str__(self) -> str:
+        return f"the {self.record.backend} engine of {self.record.graph} for {sizes_text(self.record)}"
+
+
+def _cache_file(library: TrtLibrary, record: EngineRecord, device_name: str) -> Path:
+    key = hashlib.sha256(repr((library.version, device_name, record.file)).encode()).hexdigest()[:16]
+    return cache_folder() / "kernels" / f"{record.graph}-{key}.cache"

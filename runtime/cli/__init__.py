@@ -1,0 +1,5 @@
+"""The command `latentrt`."""
+
+from .main import main
+
+__all__ = ["main"]

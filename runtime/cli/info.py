@@ -1,0 +1,44 @@
+"""`latentrt info`: print what a bundle holds."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def _add_info(commands: Any) -> None:
+    parser = commands.add_parser(
+        "info", help="what a bundle holds", description="Graphs, sizes and engines of a bundle."
+    )
+    parser.add_argument("path", type=Path, nargs="?", help="default: the small model that ships along")
+    parser.set_defaults(run=_info)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from latentrt.runtime.bundle.bundle import Bundle
+    from latentrt.runtime.bundle.sizes import sizes_text
+    from latentrt.runtime.pipeline import embedded_bundle
+
+    bundle = Bundle.open(arguments.path or embedded_bundle())
+    manifest = bundle.manifest
+    model, recipe, defaults = manifest.model, manifest.recipe, manifest.defaults
+    print(
+        f"{bundle.path}: {manifest.checkpoint.name} ({model.family}, {model.prediction_type}), {recipe.precision}"
+        + (f", VAE {recipe.vae_precision}" if recipe.vae_precision != recipe.precision else "")
+    )
+    print(f"checkpoint  sha256 {manifest.checkpoint.sha256[:16]}…, exported by latentrt {manifest.producer.latentrt}")
+    print(
+        f"defaults    {defaults.width}x{defaults.height}, {defaults.num_inference_steps} steps, guidance "
+        f"{defaults.guidance_scale:g}, {bundle.read_json(manifest.scheduler).get('_class_name')}"
+    )
+    print(f"\n{'graph':14} {'MiB':>9}  {'outputs'}")
+    for name, graph in manifest.graphs.items():
+        size = sum(f.size for path, f in manifest.files.items() if path in (graph.file, f"{graph.file}.data"))
+        outputs = [f"{o.name} {o.dtype} ({', '.join(map(str, o.shape))})" for o in graph.outputs]
+        more = f" and {len(outputs) - 2} more" if len(outputs) > 2 else ""
+        print(f"{name:14} {size / 2**20:9,.1f}  {', '.join(outputs[:2])}{more}")
+    print(f"\nengines: {len(manifest.engines) or 'none; the graphs run on OpenVINO or ONNX Runtime'}")
+    for engine in manifest.engines:
+        capabilities = ", ".join(engine.compute_capabilities)
+        gpus = engine.device or f"compute capability {capabilities}"
+        print(f"  {engine.graph:14} {sizes_text(engine) or 'any size':32} {engine.backend} {engine.version}, {gpus}")
+    return 0

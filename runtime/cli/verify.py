@@ -1,0 +1,46 @@
+"""`latentrt verify`: check a bundle's hashes and replay its goldens."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .flags import add_bundle_flags, load_pipeline
+
+
+def _add_verify(commands: Any) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="prove that a bundle is whole and draws what it should",
+        description="Check all hashes, then replay the golden outputs on a backend. Exit status 1 where either fails.",
+    )
+    add_bundle_flags(parser)
+    parser.add_argument("path", type=Path, nargs="?", help="the bundle's folder, same as --bundle")
+    parser.add_argument("--hashes-only", action="store_true", help="do not draw")
+    parser.set_defaults(run=_verify)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from latentrt.runtime.bundle.bundle import Bundle
+    from latentrt.runtime.goldens import verify_goldens
+    from latentrt.runtime.pipeline import embedded_bundle
+
+    arguments.bundle = arguments.path or arguments.bundle or embedded_bundle()
+    bundle = Bundle.open(arguments.bundle)
+    files = bundle.manifest.files
+    total = sum(file.size for file in files.values())
+    with tqdm(total=total, disable=None, unit="B", unit_scale=True, desc="hashes") as bar:
+        altered = bundle.altered_files(bar.update)
+    if altered:
+        print(f"{bundle.path}: altered: {', '.join(altered)}. Copy the bundle again, or export it again.")
+        return 1
+    print(f"{bundle.path}: {len(files)} files, {total / 2**20:,.1f} MiB, all hashes agree")
+    if arguments.hashes_only:
+        return 0
+    with load_pipeline(arguments) as pipe:
+        checks = verify_goldens(pipe)
+        for check in checks:
+            print(f"  {'ok  ' if check.passed else 'FAIL'} {check.name}: {check.text}")
+    print(f"{bundle.path}: {'reproduces its goldens' if all(c.passed for c in checks) else 'WRONG'} on {pipe.backend}")
+    return 0 if all(check.passed for check in checks) else 1

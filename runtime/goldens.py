@@ -1,0 +1,96 @@
+"""Replay a bundle's golden outputs on a backend: tokenizer, text encoder, loop and decoder, each against PyTorch's."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from latentrt.runtime.scheduler.plan import Plan
+from latentrt.runtime.text.tokenizer import Tokenizer
+
+from .errors import BundleError
+from .pipeline import Pipeline
+from .protocols import Bucket
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenCheck:
+    """One comparison: what was compared, whether it holds, and the figure with its limit."""
+
+    name: str
+    passed: bool
+    text: str
+
+
+def verify_goldens(pipe: Pipeline) -> list[GoldenCheck]:
+    """Compare the pipeline with the goldens of its bundle, stage by stage.
+
+    Each stage starts from the golden's own input where it is stored, so that a fault shows in the stage that has it.
+    """
+    manifest = pipe.bundle.manifest
+    golden = manifest.golden
+    if golden is None:
+        raise BundleError(f"{pipe.bundle.path} holds no golden outputs; export it again")
+    arrays = load_file(pipe.bundle.file(golden.file))
+    encoders = manifest.model.text_encoders
+    texts = [golden.negative_prompt, golden.prompt]
+    checks, states = [], []
+    for facts in encoders:
+        suffix = facts.graph.removeprefix("text_encoder")
+        expected = arrays[f"input_ids{suffix}"]
+        equal = np.array_equal(Tokenizer.from_bundle_files(pipe.bundle.path, facts).encode(texts).ids, expected)
+        checks.append(GoldenCheck(f"ids{suffix}", equal, "equal" if equal else "the tokenizer gives other ids"))
+        outputs = pipe.run(facts.graph, {"input_ids": expected})
+        states.append(outputs["hidden_states"][:, 0])
+        known = arrays[f"embedding{suffix}"]
+        name, limit = f"text embedding{suffix}", golden.embedding_tolerance
+        checks.append(_relative(name, states[-1][:, :, : known.shape[2]], known, limit))
+        if facts.pooled:
+            checks.append(_relative("pooled text", outputs["pooled"], arrays["input.pooled"], limit))
+    hidden_states = np.concatenate(states, axis=2)
+    plan = Plan.from_arrays({k.removeprefix("plan."): v for k, v in arrays.items() if k.startswith("plan.")})
+    noise, scale = arrays["noise"], golden.guidance_scale
+    inputs = {name.removeprefix("input."): array for name, array in arrays.items() if name.startswith("input.")}
+    extra = inputs.pop("extra", None)
+    context = (hidden_states if scale > 1 else hidden_states[1:])[None]
+    weights = [1 - scale, scale] if scale > 1 else [1.0]
+    bucket = Bucket(1, len(weights), noise.shape[2], noise.shape[3], context.shape[2])
+    steps = pipe.denoiser(bucket).run(
+        [plan],
+        context=context,
+        guidance=np.array([weights], np.float32),
+        guidance_rescale=np.zeros(1, np.float32),
+        noise=[noise],
+        time_inputs={name: array[-len(weights) :][None] for name, array in inputs.items()},
+        extra=extra,
+    )
+    latents = next(step.read(0) for step in steps if step.index == step.total - 1)
+    image = pipe.run("vae_decoder", {"latents": latents})["images"][0]
+    return [
+        *checks,
+        _relative("latents", latents[0], arrays["latents"], golden.latents_tolerance),
+        _psnr("image", image, arrays["image"], golden.psnr_floor),
+    ]
+
+
+def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Euclidean norm of the difference over that of `expected`."""
+    return float(np.linalg.norm(got.astype(np.float64) - expected) / np.linalg.norm(expected.astype(np.float64)))
+
+
+def psnr(got: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of bytes in dB; infinite for equal pictures."""
+    error = float(np.mean((got.astype(np.float64) - expected.astype(np.float64)) ** 2))
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def _relative(name: str, got: NDArray[Any], expected: NDArray[Any], limit: float) -> GoldenCheck:
+    error = relative_error(got, expected)
+    return GoldenCheck(name, error <= limit, f"relative error {error:.2e}, at most {limit:.0e}")
+
+
+def _psnr(name: str, got: NDArray[np.uint8], expected: NDArray[np.uint8], floor: float) -> GoldenCheck:
+    value = psnr(got, expected)
+    return GoldenCheck(name, value >= floor, f"PSNR {value:.1f} dB, at least {floor:g} dB")

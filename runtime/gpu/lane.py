@@ -1,0 +1,244 @@
+"""What one running call owns on a GPU: a stream, scratch memory, and for each engine a context with its buffers.
+
+A lane serves one call at a time. All contexts of a lane share its scratch memory, which is safe because a stream does
+one thing after the other; two lanes share nothing but the engines' weights, and with ONNX Runtime the stream.
+"""
+
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from latentrt.runtime.arrays import BYTES
+from latentrt.runtime.bundle.manifest import Graph, TensorSpec
+from latentrt.runtime.bundle.sizes import Sizes, shape_at
+from latentrt.runtime.errors import BackendError
+
+from .device import CapturedGraph, DeviceMemory, Stream
+from .staging import Staging
+
+logger = logging.getLogger(__name__)
+
+CONTEXTS_KEPT = 16  # of the sizes that were drawn last; each holds buffers and a captured graph
+
+
+class DeviceEngine(Protocol):
+    """A graph that a library has loaded to a GPU, and that computes on streams and addresses of ours.
+
+    Attributes:
+        scratch_size: bytes of scratch memory that it needs from us.
+        captures_itself: whether the library captures its work as a CUDA graph; else we do.
+    """
+
+    spec: Graph
+    scratch_size: int
+    captures_itself: bool
+
+    def new_context(self) -> Any:
+        """Has TensorRT's `set_input_shape`, `set_tensor_address` and `set_device_memory`."""
+
+    def execute(self, context: Any, stream: int) -> None:
+        """Put the work of a context on a stream; raises `BackendError` with the library's reason."""
+
+    def last_errors(self) -> str:
+        """Why the library has just refused something."""
+
+    def save_cache(self) -> None:
+        """Keep what was compiled."""
+
+
+class Lane:
+    """A stream and everything that is used on it. `stream` is one that others use, too; else the lane has its own."""
+
+    def __init__(self, device_index: int, stream: Stream | None = None) -> None:
+        self.stream = stream or Stream(device_index)
+        self._owns_stream = stream is None
+        self.staging = Staging()
+        self._blocks: dict[str, DeviceMemory] = {}
+        self._contexts: OrderedDict[tuple[DeviceEngine, object], Context] = OrderedDict()
+
+    def begin(self) -> None:
+        """Make ready for the next call: nothing of the last one is under way any more."""
+        self.stream.make_current()
+        self.stream.synchronize()
+        self.staging.reset()
+
+    def block(self, name: str, size: int) -> DeviceMemory:
+        """A named block of at least this size; its content is lost when it grows."""
+        block = self._blocks.get(name)
+        if block is None or block.size < size:
+            if block is not None:
+                self.stream.synchronize()
+                block.close()
+            self._blocks[name] = block = DeviceMemory(size)
+        return block
+
+    def scratch(self, size: int) -> DeviceMemory:
+        """Scratch memory for all contexts; where it grows, what was captured with the old addresses is forgotten."""
+        before = self._blocks.get("scratch")
+        block = self.block("scratch", size)
+        if block is not before:
+            for context in self._contexts.values():
+                context.forget_capture()
+        return block
+
+    def context(self, engine: DeviceEngine, sizes: Sizes, *, kept: bool) -> "Context":
+        """A context of an engine at these sizes; `kept` keeps one for each size, and not one for all."""
+        key = (engine, tuple(sorted(sizes.items())) if kept else None)
+        if key not in self._contexts:
+            while len(self._contexts) >= CONTEXTS_KEPT:
+                self.stream.synchronize()
+                self._contexts.popitem(last=False)[1].close()
+            self._contexts[key] = Context(engine, self)
+        self._contexts.move_to_end(key)
+        return self._contexts[key]
+
+    def forget(self, engine: DeviceEngine) -> None:
+        """Give back what belongs to an engine that will not be used any more."""
+        self.stream.make_current()
+        self.stream.synchronize()
+        for key in [key for key in self._contexts if key[0] is engine]:
+            self._contexts.pop(key).close()
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        """Copy an array to the GPU, through pinned memory, without waiting."""
+        self.stream.upload(address, self.staging.filled(array))
+
+    def download(self, address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """Wait, and copy an array to the host."""
+        pinned = self.staging.taken(math.prod(shape) * BYTES[dtype])
+        self.stream.download(pinned, address)
+        self.stream.synchronize()
+        array = pinned.view(dtype).reshape(shape).copy()
+        self.staging.reset()  # all that was staged has arrived
+        return array
+
+    def close(self) -> None:
+        """Wait, and give all memory back."""
+        self.stream.make_current()
+        self.stream.synchronize()
+        for context in self._contexts.values():
+            context.close()
+        for block in self._blocks.values():
+            block.close()
+        self._contexts.clear()
+        self._blocks.clear()
+        self.staging.close()
+        if self._owns_stream:
+            self.stream.close()
+
+
+class Context:
+    """An engine's execution context on a lane: its shapes, its buffers, and its work as a captured graph."""
+
+    def __init__(self, engine: DeviceEngine, lane: Lane) -> None:
+        self.engine, self._lane = engine, lane
+        self._context = engine.new_context()
+        self._owned: dict[str, DeviceMemory] = {}
+        self._scratch = 0
+        self._sizes: Sizes = {}
+        self._captured: CapturedGraph | None = None
+        self._capturable: bool | None = None
+        self.addresses: dict[str, int] = {}
+
+    def resize(self, sizes: Sizes, elsewhere: Mapping[str, int] | None = None) -> None:
+        """Set the sizes, with a zeroed buffer for each tensor; `elsewhere` are addresses of tensors kept by others."""
+        spec, elsewhere = self.engine.spec, elsewhere or {}
+        if sizes != self._sizes:
+            self.forget_capture()
+            for tensor in spec.inputs:
+                self._require(self._context.set_input_shape(tensor.name, shape_at(tensor, sizes)), tensor.name)
+            self._sizes = dict(sizes)
+        for tensor in (*spec.inputs, *spec.outputs):
+            address = elsewhere.get(tensor.name) or self._buffer(tensor).address
+            if self.addresses.get(tensor.name) != address:
+                self.forget_capture()
+                self._require(self._context.set_tensor_address(tensor.name, address), tensor.name)
+                self.addresses[tensor.name] = address
+
+    def size_of(self, tensor: TensorSpec) -> int:
+        """Bytes of a tensor at the present sizes."""
+        return math.prod(shape_at(tensor, self._sizes)) * BYTES[tensor.dtype]
+
+    def write(self, name: str, array: NDArray[Any]) -> None:
+        """Fill an input, or its first rows, from the host."""
+        self._lane.upload(self.addresses[name], array)
+
+    def read(self, tensor: TensorSpec) -> NDArray[Any]:
+        """Wait, and copy an output to the host."""
+        if tensor.dtype == "bfloat16":
+            raise BackendError(f"{tensor.name} is bfloat16, which numpy does not have; it can be used on the GPU only")
+        return self._lane.download(self.addresses[tensor.name], shape_at(tensor, self._sizes), tensor.dtype)
+
+    def enqueue(self) -> None:
+        """Put the engine's work on the stream."""
+        scratch = self._lane.scratch(self.engine.scratch_size)
+        if scratch.address != self._scratch:
+            self._context.set_device_memory(scratch.address, scratch.size)
+            self._scratch = scratch.address
+        self.engine.execute(self._context, self._lane.stream.handle)
+
+    def enqueue_and_copy(self, source: str, target: str) -> None:
+        """The engine's work, and then a copy of an output to an input: as one captured graph where that is possible.
+
+        A library that captures by itself leaves the copy outside: two launches.
+        """
+        size = self.size_of(next(t for t in self.engine.spec.outputs if t.name == source))
+
+        def work() -> None:
+            self.enqueue()
+            self._lane.stream.copy(self.addresses[target], self.addresses[source], size)
+
+        if self._captured is None and self._capturable is not False and not self.engine.captures_itself:
+            self._capture(work)
+        if self._captured is None:
+            work()
+        else:
+            self._lane.stream.launch(self._captured)
+
+    def _capture(self, work: Any) -> None:
+        # Once without: only then are all shapes known, kernels compiled and memory in place.
+        self.enqueue()
+        can = getattr(self._context, "is_stream_capturable", None)  # TensorRT always can, and has no such question
+        self._capturable = can is None or bool(can(self._lane.stream.handle))
+        if self._capturable:
+            self._captured = self._lane.stream.capture(work)
+        else:
+            logger.warning("%s cannot be captured as a CUDA graph, and each call costs more time of the host", self)
+        self.engine.save_cache()
+
+    def forget_capture(self) -> None:
+        """Capture again at the next call."""
+        if self._captured is not None:
+            self._lane.stream.synchronize()
+            self._captured.close()
+        self._captured, self._capturable = None, None
+
+    def _buffer(self, tensor: TensorSpec) -> DeviceMemory:
+        size = self.size_of(tensor)
+        memory = self._owned.get(tensor.name)
+        if memory is None or memory.size < size:
+            if memory is not None:
+                self._lane.stream.synchronize()
+                memory.close()
+            self._owned[tensor.name] = memory = DeviceMemory(size)
+            self._lane.stream.zero(memory)
+        return memory
+
+    def _require(self, accepted: bool, tensor: str) -> None:
+        if not accepted:
+            raise BackendError(f"{self.engine} does not take {tensor!r} so: {self.engine.last_errors()}")
+
+    def close(self) -> None:
+        """Give the memory back; the stream must be at rest."""
+        self.forget_capture()
+        self._context = None
+        for memory in self._owned.values():
+            memory.close()
+        self._owned.clear()
+
+    def __str__(self) -> str:
+        return str(self.engine)

@@ -1,0 +1,1 @@
+"""Seeds and images to latents, and latents to images."""

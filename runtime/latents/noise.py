@@ -1,0 +1,167 @@
+"""The noise that PyTorch draws for a seed, without PyTorch. Knows nothing of latents, samplers and images.
+
+`torch.Generator("cpu")` is the Mersenne Twister MT19937, as numpy's is. Its normal values come from the Box-Muller
+transform in one of two ways (ATen, `native/cpu/DistributionTemplates.h` and `core/DistributionsHelper.h`): tensors of
+16 or more values in blocks of 16, smaller ones value by value in float64. `torch.Generator("cuda")` is Philox.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from latentrt.runtime.errors import InputError
+
+BLOCK = 16
+CUDA_BLOCK = 256  # threads a block in PyTorch's random kernels
+_SEED_RANGE = (-(2**63), 2**64 - 1)
+
+
+class TorchGenerator:
+    """Draws what `torch.randn(shape, generator=torch.Generator(device).manual_seed(seed))` draws, call after call.
+
+    Float32 values agree with PyTorch's to 3e-6 and are mostly equal to the bit; PyTorch itself differs that much
+    between processors, because it computes logarithm and sine with vector or fast instructions where it can.
+    """
+
+    def __init__(
+        self, seed: int, device: str = "cpu", *, multiprocessors: int = 132, threads_per_multiprocessor: int = 2048
+    ) -> None:
+        """Seed the generator.
+
+        Args:
+            seed: -2**63 to 2**64 - 1, as PyTorch takes it; the CPU generator uses the low 32 bits.
+            device: which of PyTorch's generators to follow, "cpu" or "cuda". The other one gives another picture.
+            multiprocessors: of the GPU that is followed; the default is an H100. Like the next one it matters only for
+                tensors of more values than the GPU has threads (270,336 there, 49,152 on a small one).
+            threads_per_multiprocessor: 2048 on most data centre GPUs, 1536 on GeForce 30 to 50, 1024 on GeForce 20.
+
+        Raises: InputError: seed or device is not one of these.
+        """
+        if device not in ("cpu", "cuda"):
+            raise InputError(
+                f"device={device!r}: noise can be that of torch.Generator('cpu') or torch.Generator('cuda')"
+            )
+        if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+            raise InputError(f"seed={seed!r}: it is a whole number")
+        if not _SEED_RANGE[0] <= seed <= _SEED_RANGE[1]:
+            raise InputError(f"seed={seed}: it is from -2**63 to 2**64 - 1")
+        seed = operator.index(seed) % 2**64
+        threads = multiprocessors * (threads_per_multiprocessor // CUDA_BLOCK) * CUDA_BLOCK
+        self._source = _Twister(seed) if device == "cpu" else _Philox(seed, threads)
+
+    def randn(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """The next unit normal values, shaped `shape`. Float16 values are float32 ones, rounded.
+
+        Raises: InputError: another dtype than float32 and float16.
+        """
+        dtype = np.dtype(dtype)
+        if dtype not in (np.float32, np.float16):
+            raise InputError(f"dtype={dtype}: noise is drawn in float32 or float16")
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        return self._source.normal(math.prod(shape), dtype).astype(dtype, copy=False).reshape(shape)
+
+
+class _Twister:
+    """PyTorch's CPU generator: MT19937, and Box-Muller in blocks of 16 or value by value."""
+
+    def __init__(self, seed: int) -> None:
+        self._bits = np.random.RandomState(seed & 0xFFFFFFFF)
+        self._spare: float | None = None
+
+    def normal(self, count: int, dtype: np.dtype[Any]) -> NDArray[np.float32]:
+        if count < BLOCK:
+            return np.array([self._single() for _ in range(count)], np.float32)
+        rest = count % BLOCK
+        values = np.empty(count, np.float32)
+        values[: count - rest] = _box_muller(self._uniform(count - rest))
+        if rest:  # the last 16 values are drawn anew as a block, in float32 after a draw for each value of the rest
+            self._uniform(rest if dtype == np.float32 else 0)
+            values[-BLOCK:] = _box_muller(self._uniform(BLOCK))
+        return values
+
+    def _uniform(self, count: int) -> NDArray[np.float32]:
+        """Uniform in [0, 1): the low 24 bits of each 32, as many as float32 holds."""
+        bits = self._bits.randint(0, 2**32, size=count, dtype=np.uint32)
+        return (bits & np.uint32(0xFFFFFF)).astype(np.float32) * np.float32(2.0**-24)
+
+    def _single(self) -> float:
+        """Box-Muller gives two values; the second one waits for the next call, even across tensors."""
+        if self._spare is not None:
+            value, self._spare = self._spare, None
+            return value
+        angle, size = 2 * math.pi * self._uniform53(), self._uniform53()
+        radius = math.sqrt(-2 * math.log1p(-size))
+        self._spare = radius * math.sin(angle)
+        return radius * math.cos(angle)
+
+    def _uniform53(self) -> float:
+        """Uniform in [0, 1): the low 53 bits of two draws, as many as float64 holds."""
+        high, low = (int(bits) for bits in self._bits.randint(0, 2**32, size=2, dtype=np.uint32))
+        return ((high << 32 | low) & (2**53 - 1)) * 2.0**-53
+
+
+class _Philox:
+    """PyTorch's CUDA generator: Philox4x32-10, one sequence for each thread of the grid (ATen,
+    `native/cuda/DistributionTemplates.h`), and cuRAND's Box-Muller, four values from four random words.
+
+    A grid of T threads covers T values at a time with the first of each thread's four, then T with the second, ...;
+    small tensors get a thread for each value, and three of four values are not used.
+    """
+
+    def __init__(self, seed: int, max_threads: int) -> None:
+        self._key = (seed & 0xFFFFFFFF, seed >> 32)
+        self._max_threads = max_threads
+        self._drawn = 0  # blocks of four words that each thread has used
+
+    def normal(self, count: int, _: np.dtype[Any]) -> NDArray[np.float32]:
+        if count == 0:
+            return np.empty(0, np.float32)
+        threads = min(-(-count // CUDA_BLOCK) * CUDA_BLOCK, self._max_threads)
+        rounds = (count - 1) // (4 * threads) + 1
+        used = threads if rounds > 1 else min(threads, count)
+        counters = np.zeros((rounds, used, 4), np.uint32)
+        blocks = np.arange(self._drawn, self._drawn + rounds, dtype=np.uint64)[:, None]
+        counters[..., 0], counters[..., 1] = blocks & np.uint64(0xFFFFFFFF), blocks >> np.uint64(32)
+        counters[..., 2] = np.arange(used, dtype=np.uint32)  # cuRAND's subsequence; a grid has fewer than 2**32 threads
+        self._drawn += rounds
+        words = philox(counters, self._key).reshape(rounds, used, 2, 2)
+        unit = np.float32(2.0**-32)
+        u = words[..., 0].astype(np.float32) * unit + unit / 2
+        angle = words[..., 1].astype(np.float32) * (unit * np.float32(2 * np.pi)) + unit * np.float32(np.pi)
+        radius = np.sqrt(np.float32(-2) * np.log(u))
+        values = np.stack([radius * np.sin(angle), radius * np.cos(angle)], -1).reshape(rounds, used, 4)
+        # Below one value a thread only the first of four is used.
+        return values[0, :, 0] if used < threads else values.transpose(0, 2, 1).reshape(-1)[:count]
+
+
+def philox(counters: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
+    """Philox4x32 with 10 rounds: Salmon et al. (2011), "Parallel random numbers: as easy as 1, 2, 3".
+
+    Args:
+        counters: (..., 4) words.
+        key: two words.
+
+    Returns: (..., 4) random words.
+    """
+    low = np.uint64(0xFFFFFFFF)
+    a, b, c, d = (counters[..., i].astype(np.uint64) for i in range(4))
+    k0, k1 = key
+    for _ in range(10):
+        first, second = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
+        a, c = second >> np.uint64(32) ^ b ^ np.uint64(k0), first >> np.uint64(32) ^ d ^ np.uint64(k1)
+        b, d = second & low, first & low
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([a, b, c, d], -1).astype(np.uint32)
+
+
+def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Normal values from uniform ones, in blocks of 16: the first 8 set the radius, the last 8 the angle."""
+    pairs = uniform.reshape(-1, 2, BLOCK // 2)
+    # Float32 throughout, as PyTorch: float64 would be nearer to the truth and farther from PyTorch.
+    radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - pairs[:, 0]))
+    angle = np.float32(2 * np.pi) * pairs[:, 1]
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1).ravel()

@@ -1,0 +1,76 @@
+"""The VAE on large pictures, tile by tile: tiles overlap by a quarter, and fade into each other there.
+
+The layout is that of diffusers' `AutoencoderKL`, for a VAE's memory grows with the area of what it sees at once.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.runtime.arrays import Float32
+
+OVERLAP = 0.25
+Bytes = NDArray[np.uint8]
+
+
+def tiled_decode(
+    decode: Callable[[Float32], tuple[Bytes, NDArray[np.int32]]], latents: Float32, *, tile: int, factor: int
+) -> tuple[Bytes, NDArray[np.int32]]:
+    """(images, 8h, 8w, 3) bytes, and how many values were not finite, of (images, C, h, w).
+
+    Args:
+        decode: the same for one tile.
+        tile: side of a tile in latent pixels.
+        factor: pixels for each of them.
+    """
+    nonfinite = np.zeros(len(latents), np.int32)
+
+    def one(part: Float32) -> Float32:
+        images, bad = decode(np.ascontiguousarray(part.transpose(0, 3, 1, 2)))
+        np.add(nonfinite, bad, out=nonfinite)
+        return images.astype(np.float32)
+
+    pixels = _tiled(one, latents.transpose(0, 2, 3, 1), tile=tile, grown=tile * factor)
+    return np.rint(pixels).astype(np.uint8), nonfinite
+
+
+def tiled_encode(
+    encode: Callable[[Float32], tuple[Float32, Float32]], pixels: Float32, *, tile: int, factor: int
+) -> tuple[Float32, Float32]:
+    """Mean and logvar, (pictures, C, h, w), of (pictures, 8h, 8w, 3); arguments as for `tiled_decode`."""
+
+    def one(part: Float32) -> Float32:
+        return np.concatenate(encode(np.ascontiguousarray(part)), axis=1).transpose(0, 2, 3, 1)
+
+    moments = _tiled(one, pixels, tile=tile * factor, grown=tile).transpose(0, 3, 1, 2)
+    mean, logvar = np.split(np.ascontiguousarray(moments), 2, axis=1)
+    return mean, logvar
+
+
+def _tiled(run: Callable[[Float32], Float32], array: Float32, *, tile: int, grown: int) -> Float32:
+    """`run` on tiles of (n, height, width, channels), joined; a side of `tile` becomes one of `grown`."""
+    step, fade = int(tile * (1 - OVERLAP)), int(grown * OVERLAP)
+    keep = grown - fade
+    above: list[Float32] = []
+    bands = []
+    for top in range(0, array.shape[1], step):
+        row = [run(array[:, top : top + tile, left : left + tile]) for left in range(0, array.shape[2], step)]
+        for i, piece in enumerate(row):
+            if above:
+                _fade(above[i], piece, fade, axis=1)
+            if i:
+                _fade(row[i - 1], piece, fade, axis=2)
+        bands.append(np.concatenate([piece[:, :keep, :keep] for piece in row], axis=2))
+        above = row
+    return np.concatenate(bands, axis=1)
+
+
+def _fade(before: Float32, piece: Float32, width: int, *, axis: int) -> None:
+    """Let the end of `before` fade into the beginning of `piece`, in place."""
+    width = min(before.shape[axis], piece.shape[axis], width)
+    ends = (slice(None),) * axis
+    end = before[(*ends, slice(before.shape[axis] - width, None))]
+    begin = piece[(*ends, slice(0, width))]
+    weight = (np.arange(width, dtype=np.float32) / np.float32(width)).reshape(-1, *[1] * (3 - axis))
+    begin[:] = end * (1 - weight) + begin * weight

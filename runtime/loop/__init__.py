@@ -1,0 +1,1 @@
+"""Plans, run call by call on engines. Knows no library."""

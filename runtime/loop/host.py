@@ -1,0 +1,95 @@
+"""The denoising loop on arrays of the host, for libraries that run a graph on buffers that they are given.
+
+Knows the order of calls and which buffer goes where; knows no library. Two state buffers take turns, nothing is copied
+between.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.runtime.arrays import NO_INPUTS, Float32
+from latentrt.runtime.protocols import Bucket, DenoiseStep, Engine
+from latentrt.runtime.scheduler.plan import Plan
+
+from .tables import KnownParts, LoopTables, time_rows
+
+Arrays = Mapping[str, NDArray[Any]]
+# Runs a graph on the buffers that it is bound to, and on these inputs, which are bound anew.
+BoundCall = Callable[[Arrays], None]
+
+
+class HostEngine(Engine, Protocol):
+    """An engine whose tensors may lie in arrays of the caller."""
+
+    def bind(self, inputs: Arrays, outputs: Arrays) -> BoundCall:
+        """A call that reads these inputs, as they are when it is made, and writes to these contiguous outputs."""
+
+
+class HostDenoiser:
+    """The loop for one bucket of sizes; each run has buffers of its own, so several threads may draw at once."""
+
+    def __init__(self, parts: Sequence[HostEngine], bucket: Bucket, *, blend: Callable[[], HostEngine]) -> None:
+        """`parts` are the engines of time, context and denoise; that of `blend` is made where it is needed."""
+        self._time, self._context, self._denoise = parts
+        self._bucket, self._blend = bucket, blend
+
+    def run(
+        self,
+        plans: Sequence[Plan],
+        *,
+        context: Float32,
+        guidance: Float32,
+        guidance_rescale: Float32,
+        noise: Sequence[Float32],
+        clean: Float32 | None = None,
+        time_inputs: Mapping[str, Float32] = NO_INPUTS,
+        extra: Float32 | None = None,
+        mask: Float32 | None = None,
+    ) -> Iterator[DenoiseStep]:
+        """See `Denoiser.run`."""
+        tables = LoopTables.from_plans(plans, noise, clean)
+        features = self._time_features(tables.timesteps, time_inputs)
+        keys_and_values = self._context.run({"hidden_states": context.reshape(-1, *context.shape[2:])})
+        fixed = {"guidance": guidance, "guidance_rescale": guidance_rescale, **keys_and_values}
+        if extra is not None:
+            fixed["extra"] = extra
+        states = tables.state, np.zeros_like(tables.state)
+        denoise = [
+            self._denoise.bind({**fixed, "state": state}, {"next_state": next_state})
+            for state, next_state in (states, states[::-1])
+        ]
+        known = None if mask is None or clean is None else KnownParts.from_plans(plans, noise, clean, mask)
+        if known is not None:
+            # Each call ends with its blend, which leaves the state where it was before the call.
+            blend = self._blend().bind({**known.fixed, "state": states[1]}, {"next_state": states[0]})
+        quiet = np.zeros_like(tables.state[:, 0])
+        total = len(tables.timesteps)
+        for k in range(total):
+            turn = k % 2 if known is None else 0
+            target = states[1 - turn]
+            fresh = tables.noise[k]
+            denoise[turn](
+                {
+                    "coefficients": tables.coefficients[k],
+                    "time_features": features[k],
+                    "noise": quiet if fresh is None else fresh,
+                }
+            )
+            if known is not None:
+                blend({"blend": known.blend[k]})
+                target = states[0]
+            yield DenoiseStep(k, total, partial(_register, target))
+
+    def _time_features(self, timesteps: Float32, time_inputs: Mapping[str, Float32]) -> NDArray[Any]:
+        """(M, B*G, F)."""
+        features = self._time.run(time_rows(timesteps, self._bucket.groups, time_inputs))["time_features"]
+        return features.reshape(len(timesteps), -1, features.shape[1])
+
+
+def _register(state: Float32, register: int) -> Float32:
+    """A copy of one register, (B, C, h, w)."""
+    return state[:, register].copy()

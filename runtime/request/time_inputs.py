@@ -1,0 +1,85 @@
+"""What some models add to the embedding of the timestep: pooled text and sizes (SDXL), guidance (distilled models)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from latentrt.runtime.arrays import Float32
+from latentrt.runtime.bundle.manifest import Graph
+from latentrt.runtime.bundle.sizes import takes
+from latentrt.runtime.errors import InputError
+
+SIZE_OPTIONS = (
+    "original_size",
+    "crops_coords_top_left",
+    "target_size",
+    "negative_original_size",
+    "negative_crops_coords_top_left",
+    "negative_target_size",
+)
+
+
+def time_ids_from_call(options: Mapping[str, Any], graph: Graph, height: int, width: int) -> Float32:
+    """(2, 6) of [negative, positive]: original size, top left of the crop, target size, each as (height, width).
+
+    As in diffusers, the negative sizes count where both are given, and are the positive ones otherwise. Raises
+    `InputError` for sizes that are no pairs, and for models that take none.
+    """
+    given = {name: _pair(name, options[name]) for name in SIZE_OPTIONS if options.get(name) is not None}
+    if given and not takes(graph, "time_ids"):
+        raise InputError(f"{', '.join(given)}: this model knows nothing of sizes, only SDXL does")
+    here = (height, width)
+    positive = (
+        *given.get("original_size", here),
+        *given.get("crops_coords_top_left", (0, 0)),
+        *given.get("target_size", here),
+    )
+    negative = positive
+    own = {"negative_original_size", "negative_target_size"} & set(given)
+    if len(own) == 1:
+        raise InputError("negative_original_size and negative_target_size go together: pass both")
+    if own:
+        crop = given.get("negative_crops_coords_top_left", (0, 0))
+        negative = (*given["negative_original_size"], *crop, *given["negative_target_size"])
+    return np.array([negative, positive], np.float32)
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, tuple | list) else ()
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= 0 for v in pair):
+        raise InputError(f"{name}={value!r}: it is a pair of whole numbers, (height, width)")
+    return pair
+
+
+def time_inputs(
+    graph: Graph, *, pooled: Float32 | None, time_ids: Float32, guidance_scale: float, batch: int, groups: int
+) -> dict[str, Float32]:
+    """The inputs that the graph `time` has beside timesteps, each (B, G, width) float32.
+
+    Args:
+        pooled: (B, G, P), for models that take it.
+        time_ids: see `time_ids_from_call`.
+    """
+    result: dict[str, Float32] = {}
+    for spec in graph.inputs:
+        if spec.name == "pooled" and pooled is not None:
+            result["pooled"] = pooled
+        elif spec.name == "time_ids":
+            result["time_ids"] = np.tile(time_ids[-groups:], (batch, 1, 1))
+        elif spec.name == "guidance_embedding":
+            embedding = guidance_embedding(guidance_scale, int(spec.shape[1]))
+            result["guidance_embedding"] = np.tile(embedding, (batch, groups, 1))
+    return result
+
+
+def guidance_embedding(guidance_scale: float, width: int) -> Float32:
+    """(width,): sines and cosines of 1000 (guidance_scale - 1) at falling frequencies.
+
+    diffusers' `get_guidance_scale_embedding`, in float32 as there: the angles are large, and their rounding shows.
+    """
+    half = width // 2
+    step = np.float32(np.log(np.float32(10000))) / np.float32(half - 1)
+    frequencies = np.exp(np.arange(half, dtype=np.float32) * -step)
+    angles = np.float32(guidance_scale - 1) * np.float32(1000) * frequencies
+    return np.pad(np.concatenate([np.sin(angles), np.cos(angles)]), (0, width % 2)).astype(np.float32)

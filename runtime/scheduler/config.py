@@ -1,0 +1,196 @@
+"""Scheduler configs: how a name or a checkpoint's file becomes the complete, checked options of one class.
+
+Follows `from_config` of diffusers 0.42: a missing key takes the default of the class that is *used*, not of the class
+that wrote the file, and keys that only other classes have are ignored. Knows nothing of timesteps and coefficients.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from latentrt.runtime.errors import SchedulerError, nearest_names
+from latentrt.runtime.scheduler.samplers import SAMPLERS
+
+from .diffusers_options import ALIASES, CHOICES, CLASS_CHOICES, KNOWN_KEYS, OPTIONS, REFUSED, UNPLANNED
+
+Config = Mapping[str, Any]
+
+_RESPACING_OPTIONS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+_SUFFIXES = {
+    "_karras": "use_karras_sigmas",
+    "_exponential": "use_exponential_sigmas",
+    "_beta": "use_beta_sigmas",
+}
+
+
+def scheduler_names() -> tuple[str, ...]:
+    """Every name that `resolve` takes: short names, short names with a sigma suffix, and diffusers class names."""
+    short = [
+        name + suffix
+        for class_name, sampler in SAMPLERS.items()
+        for name in sampler.names
+        for suffix in ("", *(s for s, option in _SUFFIXES.items() if option in OPTIONS[class_name]))
+    ]
+    return (*short, *SAMPLERS)
+
+
+def resolve(scheduler: str | Config | None, checkpoint_config: Config) -> dict[str, Any]:
+    """The scheduler config to use with a checkpoint.
+
+    Args:
+        scheduler: a diffusers class name or one of our short names, which take over the checkpoint's betas, prediction
+            type and every other option that the class has, as diffusers' `from_config` does. A mapping with
+            `_class_name` is a complete config and is used as it is; one without is laid over the checkpoint's config.
+            None is the checkpoint's own scheduler.
+        checkpoint_config: the checkpoint's `scheduler_config.json`.
+
+    Short names end in `_karras`, `_exponential` or `_beta` for those sigmas. `ddim`, `ddpm`, `heun`, `lcm` and `tcd`
+    set `clip_sample` to false where the checkpoint does not say: many Stable Diffusion checkpoints were saved with a
+    class that lacks the option, and the class default would clip the latents. `pndm` likewise sets `skip_prk_steps` to
+    true, as all Stable Diffusion checkpoints do. `dpm++_...` set algorithm type and order.
+
+    Returns: a new config with `_class_name`, not yet checked; `Plan.from_config` checks it.
+
+    Raises: SchedulerError: unknown name; the message lists the known ones.
+    """
+    carried = written(checkpoint_config)
+    if scheduler is None:
+        return carried
+    if isinstance(scheduler, Mapping):
+        return dict(scheduler) if "_class_name" in scheduler else carried | dict(scheduler)
+    if scheduler in UNPLANNED:
+        return carried | {"_class_name": scheduler}
+    if not isinstance(scheduler, str) or scheduler not in scheduler_names():
+        raise SchedulerError(_unknown("scheduler", scheduler, scheduler_names()))
+    if scheduler in SAMPLERS:
+        return carried | {"_class_name": scheduler}
+    suffix = next((s for s in _SUFFIXES if scheduler.endswith(s)), "")
+    name = scheduler.removesuffix(suffix)
+    class_name = next(c for c, sampler in SAMPLERS.items() if name in sampler.names)
+    config = carried | {"_class_name": class_name}
+    for key, value in SAMPLERS[class_name].names[name].items():
+        if not key.endswith("?") or key[:-1] not in config:
+            config[key.removesuffix("?")] = value
+    if suffix:
+        config |= dict.fromkeys(_RESPACING_OPTIONS, False) | {_SUFFIXES[suffix]: True}
+    return config
+
+
+def complete(config: Config) -> dict[str, Any]:
+    """Options of the config's class, with defaults filled in and every value checked.
+
+    Returns: `_class_name` and exactly the options that the class has.
+
+    Raises: SchedulerError: unknown class, unknown key, wrong value, or an option that a plan cannot express.
+    """
+    class_name = config.get("_class_name")
+    if class_name is None:
+        raise SchedulerError(
+            'the scheduler config has no "_class_name": pass a diffusers scheduler_config, or a name to resolve()'
+        )
+    if class_name in UNPLANNED:
+        reason, nearest = UNPLANNED[class_name]
+        raise SchedulerError(f"{class_name} {reason}: use {nearest!r} instead")
+    if class_name not in SAMPLERS:
+        raise SchedulerError(_unknown("scheduler class", class_name, tuple(SAMPLERS)))
+    config = written(config)
+    for key in config:
+        if not key.startswith("_") and key not in KNOWN_KEYS:
+            raise SchedulerError(_unknown("scheduler config key", key, tuple(KNOWN_KEYS), list_all=False))
+    options = {key: _checked(class_name, key, default, config) for key, default in OPTIONS[class_name].items()}
+    _check_combinations(class_name, options)
+    return {"_class_name": class_name} | options
+
+
+def written(config: Config) -> dict[str, Any]:
+    """A config without the keys that diffusers filled in itself, which do not survive a switch of class there."""
+    filled = set(config.get("_use_default_values") or ())
+    return {key: value for key, value in config.items() if key not in filled and key != "_use_default_values"}
+
+
+def _checked(class_name: str, key: str, default: Any, config: Config) -> Any:
+    """The value of one option: of the default's type, one of the known choices, and expressible as a plan."""
+    value = config.get(key, default)
+    if key == "trained_betas":
+        return _checked_betas(value)
+    if key == "disable_corrector":
+        return _checked_indices(value)
+    value = ALIASES.get(class_name, {}).get(key, {}).get(value, value) if isinstance(value, str) else value
+    if isinstance(default, bool):
+        if not isinstance(value, bool | np.bool_ | None):
+            raise SchedulerError(f"{key}={value!r} in the scheduler config: it is true or false")
+        value = bool(value)
+    elif isinstance(default, int) and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise SchedulerError(f"{key}={value!r} in the scheduler config: it is a whole number, 0 or more")
+    elif isinstance(default, float) and (not isinstance(value, int | float) or isinstance(value, bool)):
+        raise SchedulerError(f"{key}={value!r} in the scheduler config: it is a number")
+    choices = CLASS_CHOICES.get(class_name, {}).get(key) or CHOICES.get(key)
+    if choices and value not in choices:
+        allowed = ", ".join(repr(choice) for choice in choices)
+        raise SchedulerError(f"{key}={value!r} in the scheduler config: {class_name} takes {allowed}")
+    if isinstance(value, str | bool) and (key, value) in REFUSED:
+        unset = "" if key in config else f", the default of {class_name} where the config does not say,"
+        raise SchedulerError(f"{key}={value!r}{unset} {REFUSED[key, value]}")
+    return value
+
+
+def _checked_betas(value: Any) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    betas = np.asarray(value, np.float32)
+    if betas.ndim != 1 or not np.all((betas > 0) & (betas <= 1)):
+        raise SchedulerError("trained_betas in the scheduler config: a list of numbers in (0, 1], one a timestep")
+    return tuple(float(beta) for beta in betas)
+
+
+def _checked_indices(value: Any) -> tuple[int, ...]:
+    """Indices of steps that UniPC does not correct."""
+    if not isinstance(value, list | tuple) or not all(isinstance(i, int) and i >= 0 for i in value):
+        raise SchedulerError(f"disable_corrector={value!r} in the scheduler config: a list of indices of steps, from 0")
+    return tuple(value)
+
+
+def _check_combinations(class_name: str, options: Config) -> None:
+    """Options that are allowed alone but not together."""
+    given = options.get("trained_betas")
+    if options["num_train_timesteps"] < 2 or (given is not None and len(given) != options["num_train_timesteps"]):
+        has = "" if given is None else f" and {len(given)} trained_betas"
+        raise SchedulerError(
+            f"num_train_timesteps={options['num_train_timesteps']}{has} in the scheduler config: "
+            "it is at least 2, and there is one beta a timestep"
+        )
+    chosen = [key for key in _RESPACING_OPTIONS if options.get(key)]
+    if len(chosen) > 1:
+        raise SchedulerError(f"{' and '.join(chosen)} are both set: choose one")
+    kind = options.get("algorithm_type", "")
+    to_zero = options.get("final_sigmas_type") == "zero"
+    if class_name.startswith("DPMSolver") and not kind.endswith("++") and to_zero:
+        raise SchedulerError(
+            f"algorithm_type={kind!r} cannot end at sigma 0: "
+            'set "final_sigmas_type": "sigma_min", or "algorithm_type": "dpmsolver++"'
+        )
+    if class_name == "UniPCMultistepScheduler" and to_zero and not options["predict_x0"]:
+        raise SchedulerError(
+            'predict_x0=False cannot end at sigma 0: set "final_sigmas_type": "sigma_min", or "predict_x0": true'
+        )
+    higher = options.get("solver_order", 1) > 1
+    if class_name == "UniPCMultistepScheduler" and to_zero and higher and not options["lower_order_final"]:
+        raise SchedulerError(
+            'lower_order_final=False cannot end at sigma 0: set "final_sigmas_type": "sigma_min", or '
+            '"lower_order_final": true'
+        )
+    right = class_name == "DPMSolverSinglestepScheduler" and options["solver_type"] == "midpoint"
+    if kind.startswith("sde-") and options["solver_order"] == 3 and not right:
+        raise SchedulerError(
+            f"algorithm_type={kind!r} with solver_order=3: diffusers has no correct formula to agree with. "
+            'Set "solver_order": 2'
+        )
+
+
+def _unknown(what: str, given: object, known: Iterable[str], *, list_all: bool = True) -> str:
+    """Message for a name that is not known: what was given, the nearest names, all names."""
+    nearest = nearest_names(given, known, 3)
+    hint = f" Did you mean {' or '.join(repr(name) for name in nearest)}?" if nearest else ""
+    listing = f" Available: {', '.join(known)}." if list_all else ""
+    return f"unknown {what} {given!r}.{hint}{listing}"

@@ -1,0 +1,309 @@
+"""Plans: a scheduler with its config and number of steps, compiled to a table of coefficients.
+
+Every sampler that Stable Diffusion uses is linear in state, model output and noise, so running a plan needs no
+scheduler code: `next_state = coefficients[k] @ [state, model output, noise]`. Knows nothing of text, guidance, masks
+and engines.
+"""
+
+import collections
+import itertools
+import json
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.runtime.errors import SchedulerError
+from latentrt.runtime.scheduler.samplers import REGISTERS, SAMPLERS, Call, Sampler
+
+from .config import complete, resolve, scheduler_names
+from .schedules import Options, Schedule, Steps
+from .sigmas import Float32, Float64
+
+__all__ = ["REGISTERS", "Plan", "resolve", "scheduler_names"]
+
+_PART = ("strength", "denoising_start", "denoising_end")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What the denoising loop executes, for M model calls and R = 7 registers. Arrays are copied and made read-only.
+
+    The state is `(R, ...)` float32. Its row 0 is the next model input, already scaled; the last call folds the end in,
+    so that row 0 then holds the finished latents. Row R-1 is the predicted clean latents. Other rows hold past
+    quantities: predictions, slopes, and the sample at which the step began. Known latents are blended into row 0 alone.
+
+    Attributes:
+        timesteps: (M,) float32, what the model is called with.
+        coefficients: (M, R, R+2) float32, columns are the state's registers, model output, noise.
+        initial: (R, 2) float32, the first state from [unit noise, clean latents].
+        draws: (M,) bool, the calls that consume a draw of unit noise.
+        noise_levels: (M+1, 2) float32, (alpha, sigma) of row 0 before each call and at the end: it is
+            `alpha * clean + sigma * noise`.
+        blend: (M, 2) float32, row 0 of known latents after each call from [clean, noise], as diffusers' inpainting
+            with an ordinary UNet mixes them in; clean after the last.
+
+    Raises: SchedulerError: a wrong shape, or a value that is not finite.
+    """
+
+    timesteps: Float32
+    coefficients: Float32
+    initial: Float32
+    draws: NDArray[np.bool_]
+    noise_levels: Float32
+    blend: Float32
+
+    def __post_init__(self) -> None:
+        calls, rows = len(self.timesteps), REGISTERS
+        shapes = {
+            "timesteps": (calls,),
+            "coefficients": (calls, rows, rows + 2),
+            "initial": (rows, 2),
+            "draws": (calls,),
+            "noise_levels": (calls + 1, 2),
+            "blend": (calls, 2),
+        }
+        for name, shape in shapes.items():
+            array = np.array(getattr(self, name), np.bool_ if name == "draws" else np.float32)
+            if array.shape != shape or not calls:
+                raise SchedulerError(f"{name} of a plan has shape {array.shape}, not {shape}")
+            if not np.isfinite(array).all():
+                raise SchedulerError(f"{name} of a plan is not finite")
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+
+    def __len__(self) -> int:
+        """M, the number of model calls; some samplers need more than one a step."""
+        return len(self.timesteps)
+
+    @staticmethod
+    def from_config(
+        config: Mapping[str, Any],
+        num_inference_steps: int | None = None,
+        *,
+        strength: float | None = None,
+        eta: float | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
+    ) -> "Plan":
+        """Compile a diffusers scheduler config. Plans are cached, so asking again is free.
+
+        Args:
+            config: diffusers' `scheduler_config` with `_class_name`, see `resolve`.
+            num_inference_steps: 1 to `num_train_timesteps`; None with custom timesteps or sigmas, which set it.
+            strength: in (0, 1], image-to-image: skip the first steps and begin from noised clean latents. None begins
+                from noise alone.
+            eta: noise of DDIM and TCD, 0 (none, the default, as in diffusers' pipelines) to 1.
+            timesteps: custom timesteps, strictly falling, where the class takes them.
+            sigmas: custom sigmas, strictly falling, the final one (mostly 0) included (Euler).
+            denoising_start: in [0, 1), go on from latents that a plan with `denoising_end` left; they are passed as
+                clean latents.
+            denoising_end: in (0, 1], stop where this part of the training timesteps is done; row 0 then holds the
+                latents in the scale of the diffusers class, unfinished.
+
+        Raises: SchedulerError: see the message.
+        """
+        options = complete(config)
+        sampler = SAMPLERS[options["_class_name"]]
+        _refuse_untaken(options["_class_name"], sampler, eta=eta or None, timesteps=timesteps, sigmas=sigmas)
+        if eta is not None and not 0 <= eta <= 1:
+            raise SchedulerError(f"eta={eta!r}: it is between 0 (deterministic) and 1 (as much noise as DDPM)")
+        steps = _steps(options, num_inference_steps, timesteps, sigmas)
+        _check_part(strength, denoising_start, denoising_end)
+        part = dict(zip(_PART, (strength, denoising_start, denoising_end), strict=True))
+        request = options | part | {"eta": float(eta or 0), "steps": [steps.count, steps.timesteps, steps.sigmas]}
+        return _compiled(json.dumps(request, sort_keys=True))
+
+    def states(
+        self,
+        model: Callable[[NDArray[Any], np.float32], NDArray[Any]],
+        noise: NDArray[Any],
+        clean: NDArray[Any] | None = None,
+        draw: Callable[[], NDArray[Any]] | None = None,
+    ) -> Iterator[NDArray[Any]]:
+        """Run the plan in numpy and yield the state (R, ...) after each call. Arguments as for `replay`."""
+        if clean is None and self.initial[:, 1].any():
+            raise SchedulerError("this plan begins from clean latents: pass clean=")
+        if draw is None and self.draws.any():
+            raise SchedulerError("this plan draws noise between calls: pass draw=, for example a generator's randn")
+        dtype = np.result_type(noise, np.float32)
+        zeros = np.zeros(noise.shape, dtype)
+        begin = np.stack([noise, zeros if clean is None else clean]).astype(dtype)
+        state = np.tensordot(self.initial.astype(dtype), begin, 1)
+        for table, timestep, draws in zip(self.coefficients, self.timesteps, self.draws, strict=True):
+            output = np.asarray(model(state[0], timestep), dtype)
+            fresh = np.asarray(draw(), dtype) if draws and draw is not None else zeros
+            state = np.tensordot(table.astype(dtype), np.concatenate([state, output[None], fresh[None]]), 1)
+            yield state
+
+    def replay(
+        self,
+        model: Callable[[NDArray[Any], np.float32], NDArray[Any]],
+        noise: NDArray[Any],
+        clean: NDArray[Any] | None = None,
+        draw: Callable[[], NDArray[Any]] | None = None,
+    ) -> NDArray[Any]:
+        """Run the plan in numpy: the reference for every backend.
+
+        Args:
+            model: `model(x, t)` gets the scaled sample, shaped as `noise`, and the timestep; returns its prediction.
+            noise: unit normal noise of any shape. Float64 noise is computed in float64, other in float32.
+            clean: clean latents, for plans with strength or denoising_start.
+            draw: gives the next stochastic draw, unit normal; needed where `draws` is set.
+
+        Returns: the latents that the last call leaves in row 0, shaped as `noise`.
+
+        Raises: SchedulerError: clean or draw is missing.
+        """
+        last = collections.deque(self.states(model, noise, clean, draw), maxlen=1)
+        return np.asarray(last[0][0])
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """The plan's arrays by name, as `from_arrays` takes them; for safetensors."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """A plan from `to_arrays`. Raises: SchedulerError: an array is missing, superfluous or malformed."""
+        names = {field.name for field in fields(cls)}
+        if set(arrays) != names:
+            raise SchedulerError(f"a plan has the arrays {sorted(names)}, not {sorted(arrays)}")
+        return cls(**arrays)
+
+
+def coefficients(calls: Sequence[Call], scales: Float64) -> Float64:
+    """Stack a sampler's calls: next sample times its scale, kept registers, and clean latents last.
+
+    Returns: (M, R, R+2) float64.
+    """
+    table = np.zeros((len(calls), REGISTERS, REGISTERS + 2))
+    for rows, call, scale in zip(table, calls, scales, strict=True):
+        rows[0] = call.sample * scale
+        for register, kept in enumerate(call.kept, start=1):
+            rows[register] = kept
+        rows[-1] = call.clean
+    return table
+
+
+@lru_cache(maxsize=256)
+def _compiled(request: str) -> Plan:
+    """The plan for the canonical JSON of checked options, steps and part."""
+    options = json.loads(request)
+    steps = Steps(*options["steps"])
+    sampler = SAMPLERS[options["_class_name"]]
+    # Divisions by zero are found in the result, where the reason can be told.
+    with np.errstate(all="ignore"):
+        schedule = sampler.schedule(options, steps)
+        begin, end = _part(options, sampler, schedule, steps.count)
+        calls = list(itertools.islice(sampler.solve(schedule, options, begin), end - begin))
+        scales = schedule.input_scales
+        table = coefficients(calls, np.append(scales[begin + 1 : end], 1.0)).astype(np.float32)
+    if not np.isfinite(table).all():
+        raise SchedulerError(_why_not_finite(options, schedule, steps.count))
+    levels = schedule.levels[begin:end] * scales[begin:end, None]
+    initial = np.zeros((REGISTERS, 2))
+    if options["denoising_start"] is not None:
+        initial[0, 1] = scales[begin]
+    elif options["strength"] is not None:
+        initial[0] = levels[0, ::-1]
+    else:
+        initial[0, 0] = schedule.initial * scales[0]
+    return Plan(
+        timesteps=schedule.timesteps[begin:end].astype(np.float32),
+        coefficients=table,
+        initial=initial.astype(np.float32),
+        draws=_consumed_draws(calls),
+        noise_levels=np.vstack([levels, schedule.targets[end - 1]]).astype(np.float32),
+        blend=np.vstack([levels[1:], [1.0, 0.0]]).astype(np.float32),
+    )
+
+
+def _consumed_draws(calls: Sequence[Call]) -> NDArray[np.bool_]:
+    """(M,): calls that draw, without those at the end whose noise has weight 0 and that no other draw follows."""
+    used = [i for i, call in enumerate(calls) if call.sample[-1] != 0]
+    last = used[-1] if used else -1
+    return np.array([call.draws and i <= last for i, call in enumerate(calls)])
+
+
+def _part(options: Options, sampler: Sampler, schedule: Schedule, steps: int) -> tuple[int, int]:
+    """First call and end of the part of a schedule that is run; diffusers' image-to-image pipelines count so."""
+    begin, end = 0, len(schedule.timesteps)
+    train_steps, start, stop = (options[key] for key in ("num_train_timesteps", "denoising_start", "denoising_end"))
+    if options["strength"] is not None:
+        kept = min(int(steps * options["strength"]), steps)
+        begin = (steps - kept) * sampler.order if kept else end
+    if start is not None:
+        left = int((schedule.timesteps < round(train_steps - start * train_steps)).sum())
+        # A step of two calls is never cut in its middle: all timesteps but the highest one come twice.
+        begin = end - (left + 1 if sampler.order == 2 and left % 2 == 0 else left)
+    if stop is not None:
+        end = begin + int((schedule.timesteps[begin:] >= round(train_steps - stop * train_steps)).sum())
+    if begin >= end:
+        given = ", ".join(f"{k}={options[k]}" for k in _PART if options[k] is not None)
+        raise SchedulerError(f"{given} leaves none of {steps} steps: raise num_inference_steps or widen the part")
+    return begin, end
+
+
+def _check_part(strength: float | None, denoising_start: float | None, denoising_end: float | None) -> None:
+    if strength is not None and not 0 < strength <= 1:
+        raise SchedulerError(f"strength={strength!r}: it is above 0 (keep the image) and at most 1 (redraw it)")
+    if strength is not None and denoising_start is not None:
+        raise SchedulerError("strength and denoising_start both say where to begin: pass one of the two")
+    if denoising_start is not None and not 0 <= denoising_start < 1:
+        raise SchedulerError(f"denoising_start={denoising_start!r}: it is at least 0 and below 1")
+    if denoising_end is not None and not (denoising_start or 0) < denoising_end <= 1:
+        raise SchedulerError(f"denoising_end={denoising_end!r}: it is above denoising_start and at most 1")
+
+
+def _refuse_untaken(class_name: str, sampler: Sampler, **given: object) -> None:
+    for name, value in given.items():
+        if value is not None and name not in sampler.takes:
+            takers = ", ".join(other for other, row in SAMPLERS.items() if name in row.takes)
+            raise SchedulerError(f"{class_name} takes no {name}; these do: {takers}")
+
+
+def _steps(options: Options, count: object, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Steps:
+    """Check the number of steps, or the custom timesteps or sigmas that set it."""
+    highest = options["num_train_timesteps"]
+    if timesteps is not None and sigmas is not None:
+        raise SchedulerError("timesteps and sigmas both set the steps: pass one of the two")
+    if timesteps is None and sigmas is None:
+        if isinstance(count, bool) or not hasattr(count, "__index__") or not 1 <= operator.index(count) <= highest:
+            raise SchedulerError(f"num_inference_steps={count!r}: it is a whole number from 1 to {highest}")
+        return Steps(operator.index(count))
+    if timesteps is not None:
+        values = _falling("timesteps", timesteps)
+        if not values or not (values[-1] >= 0 and values[0] < highest):
+            raise SchedulerError(f"timesteps={list(values)}: at least one, all between 0 and {highest - 1}")
+        steps = Steps(len(values), timesteps=values)
+    else:
+        values = _falling("sigmas", sigmas or ())
+        if len(values) < 2 or values[-1] < 0:
+            raise SchedulerError(f"sigmas={list(values)}: at least two, the last one (mostly 0) is where the steps end")
+        steps = Steps(len(values) - 1, sigmas=values)
+    if count is not None and count != steps.count:
+        raise SchedulerError(f"num_inference_steps={count!r}, but the custom steps are {steps.count}: leave it out")
+    return steps
+
+
+def _falling(name: str, given: Sequence[float]) -> tuple[float, ...]:
+    values = tuple(float(value) for value in given)
+    if not all(a > b for a, b in itertools.pairwise(values)):
+        raise SchedulerError(f"{name}={list(values)}: they fall strictly, from noise to picture")
+    return values
+
+
+def _why_not_finite(options: Options, schedule: Schedule, steps: int) -> str:
+    if (schedule.levels[:, 0] == 0).any() and options["prediction_type"] == "epsilon":
+        return (
+            "with rescale_betas_zero_snr the last training timestep holds no signal, so that a model that predicts "
+            'noise (prediction_type "epsilon") says nothing there: use a v_prediction model, or '
+            '"timestep_spacing": "leading"'
+        )
+    return f"{steps} steps repeat a timestep, so that a step has no length: lower num_inference_steps"

@@ -1,0 +1,76 @@
+"""What every sampler is written with: basis vectors for the state, what a model call yields, and the two predictions.
+
+Because every sampler here is linear, it computes with basis vectors instead of pictures: `STATE[k]` stands for register
+k, `MODEL` for the model's output and `NOISE` for a fresh draw. A sum of them *is* a row of the plan's coefficients.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from latentrt.runtime.scheduler.schedules import Options, Schedule
+from latentrt.runtime.scheduler.sigmas import Float64
+
+REGISTERS = 7  # the sample, at most 5 past quantities, the predicted clean latents
+BASIS: Float64 = np.eye(REGISTERS + 2)
+BASIS.flags.writeable = False
+STATE, MODEL, NOISE = BASIS[:REGISTERS], BASIS[REGISTERS], BASIS[REGISTERS + 1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """What one model call computes: linear forms of shape (REGISTERS + 2,) over the state, model output and noise.
+
+    Attributes:
+        sample: the next sample, not scaled for the model.
+        clean: the predicted clean latents.
+        kept: registers 1, 2, ...: past quantities for later calls.
+        draws: whether diffusers draws noise here, used or not.
+    """
+
+    sample: Float64
+    clean: Float64
+    kept: tuple[Float64, ...] = ()
+    draws: bool = False
+
+
+Calls = Iterator[Call]
+
+
+def predict(schedule: Schedule, options: Options, i: int) -> tuple[Float64, Float64, Float64]:
+    """Sample, predicted clean latents and predicted noise at call i, as linear forms.
+
+    The v-prediction is that of Salimans and Ho (2022), arXiv:2202.00512, for a variance-preserving model input.
+    """
+    alpha, sigma = schedule.levels[i]
+    size = math.hypot(alpha, sigma)
+    x = STATE[0] * size
+    kind = options["prediction_type"]
+    if kind == "epsilon":
+        return x, (x - sigma * MODEL) / alpha, MODEL
+    if kind == "sample":
+        return x, MODEL, (x - alpha * MODEL) / sigma
+    clean = (alpha * STATE[0] - sigma * MODEL) / size
+    noise = (alpha * MODEL + sigma * STATE[0]) / size
+    return x, clean, noise
+
+
+def half_log_snr(levels: Float64) -> Float64:
+    """`log(alpha / sigma)` of noise levels (n, 2), the "time" of DPM-Solver; infinite at sigma 0. Shape (n,)."""
+    return np.asarray(np.log(levels[:, 0] / levels[:, 1]), np.float64)
+
+
+def psi(z: float, terms: int) -> Float64:
+    """Integrals that exponential integrators weight Taylor terms with: `psi_k = z phi_(k+1)(z)`, k = 0, 1, ...
+
+    `psi_0 = exp(z) - 1` and `psi_(k+1) = psi_k / z - 1 / (k+1)!` (Hochbruck and Ostermann, 2010). All are 0 at z = 0.
+    Shape (terms,).
+    """
+    values = np.zeros(terms)
+    if z != 0:
+        values[0] = np.expm1(z)
+        for k in range(1, terms):
+            values[k] = values[k - 1] / z - 1 / math.factorial(k)
+    return values

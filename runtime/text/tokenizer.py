@@ -1,0 +1,143 @@
+"""Pieces of a prompt to chunks of ids, with Hugging Face `tokenizers`. Knows nothing of brackets or of vectors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.runtime.bundle.manifest import TextEncoder
+from latentrt.runtime.errors import BundleError
+
+from .prompt import Section, parse
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# A chunk that is full ends after a comma among its last tokens, if there is one: as in the web UI.
+_COMMA_WITHIN = 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunks:
+    """A prompt as the text encoder takes it, one chunk after the other.
+
+    Attributes:
+        ids: (chunks, max_length) int64: [bos, up to max_length - 2 ids, eos, pad, …].
+        weights: (chunks, max_length) float32; those of bos, eos and pad are 1.
+        tokens: how many ids the whole prompt has, without bos and eos.
+        dropped: the text that did not fit, "" where all of it did.
+    """
+
+    ids: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    tokens: int
+    dropped: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """Ids (n, max_length) int64, and for each prompt the end that did not fit, "" where all of it did."""
+
+    ids: NDArray[np.int64]
+    dropped: tuple[str, ...]
+
+
+class Tokenizer:
+    """CLIP's tokenizer: [bos, up to max_length - 2 ids, eos], padded to max_length."""
+
+    def __init__(self, tokenizer: "tokenizers.Tokenizer", facts: TextEncoder) -> None:
+        self._tokenizer, self._facts = tokenizer, facts
+        self._words = {ids[0]: ids for ids in facts.embeddings.values()}
+        self._comma = self._tokenizer.encode(",", add_special_tokens=False).ids[-1]
+
+    @classmethod
+    def from_bundle_files(cls, folder: Path, facts: TextEncoder) -> "Tokenizer":
+        """Read the tokenizer that a bundle's manifest names for a text encoder."""
+        import tokenizers
+
+        path = folder / facts.tokenizer
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise BundleError(f"{path} cannot be read as a tokenizer: {error}") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return cls(tokenizer, facts)
+
+    @property
+    def room(self) -> int:
+        """Ids of a prompt that a chunk holds, besides bos and eos."""
+        return self._facts.max_length - 2
+
+    def encode(self, prompts: Sequence[str]) -> Encoded:
+        """Ids of plain prompts, one chunk for each; what does not fit is cut."""
+        chunks = [self.chunks(parse(prompt), split=False) for prompt in prompts]
+        rows = [np.empty((0, self._facts.max_length), np.int64), *(c.ids for c in chunks)]
+        return Encoded(np.concatenate(rows), tuple(c.dropped for c in chunks))
+
+    def chunks(self, sections: Sequence[Section], *, split: bool) -> Chunks:
+        """Chunks of a prompt; each section begins a new one.
+
+        Args:
+            split: spread sections that are too long over several chunks, or else cut them. A chunk that is full ends
+                after the last comma among its last 20 ids, so that a phrase stays in one piece.
+
+        Every piece is tokenized by itself, so a word ends where its weight does.
+        """
+        rows: list[tuple[list[int], list[float]]] = []
+        tokens, dropped = 0, []
+        for section in sections:
+            ids, weights = self._section(section)
+            tokens += len(ids)
+            spans = _spans(ids, self.room, self._comma)
+            if len(ids) > self.room and not split:
+                spans = [(0, self.room)]
+                dropped.append(self._rest(section))
+            rows += [(ids[start:end], weights[start:end]) for start, end in spans]
+        facts = self._facts
+        all_ids = np.full((len(rows), facts.max_length), facts.pad, np.int64)
+        all_weights = np.ones((len(rows), facts.max_length), np.float32)
+        for i, (ids, weights) in enumerate(rows):
+            all_ids[i, : len(ids) + 2] = [facts.bos, *ids, facts.eos]
+            all_weights[i, 1 : len(ids) + 1] = weights
+        return Chunks(all_ids, all_weights, tokens, " … ".join(dropped))
+
+    def _section(self, section: Section) -> tuple[list[int], list[float]]:
+        ids: list[int] = []
+        weights: list[float] = []
+        for piece in section:
+            new = [i for i, _ in self._located(piece.text)]
+            ids += new
+            weights += [piece.weight] * len(new)
+        return ids, weights
+
+    def _rest(self, section: Section) -> str:
+        """The text from the first id on that has no room."""
+        room, rest = self.room, ""
+        for piece in section:
+            located = self._located(piece.text)
+            if room < len(located):
+                rest += piece.text[located[room][1] :] if room > 0 else piece.text
+            room -= len(located)
+        return rest.strip()
+
+    def _located(self, text: str) -> list[tuple[int, int]]:
+        """Ids of a text, and where each begins; a textual inversion's word is as many ids as it has vectors."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        pieces = zip(encoding.ids, encoding.offsets, strict=True)
+        return [(i, start) for first, (start, _) in pieces for i in self._words.get(first, (first,))]
+
+
+def _spans(ids: Sequence[int], room: int, comma: int) -> list[tuple[int, int]]:
+    """Where chunks begin and end; at least one, and only that may be empty."""
+    spans, start = [], 0
+    while (end := start + room) < len(ids):
+        if ids[end] != comma:
+            near = [i for i in range(max(start, end - _COMMA_WITHIN), end) if ids[i] == comma]
+            end = near[-1] + 1 if near else end
+        spans.append((start, end))
+        start = end
+    return [*spans, (start, len(ids))]

@@ -1,0 +1,1 @@
+"""A bundle's weights as arrays, and what changes them."""

@@ -1,0 +1,157 @@
+"""Every family and task draws what diffusers' pipeline of that family and task draws: fp32, CPU, random checkpoints."""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from support.exports import Exported
+
+from latentrt.runtime import Pipeline
+from latentrt.runtime.goldens import psnr, relative_error, verify_goldens
+from latentrt.runtime.request.time_inputs import guidance_embedding
+
+PSNR, LATENTS = 50.0, 1e-3
+PROMPT = "a lighthouse in a storm, oil painting"
+SD = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+SDXL = tuple(name.replace("Diffusion", "DiffusionXL") for name in SD)
+LCM = ("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline", SD[2])
+TURBO = {
+    "_class_name": "EulerAncestralDiscreteScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "timestep_spacing": "trailing",
+}
+# family -> export, pipelines for each task (None: not for this model), what a call is given beside.
+FAMILIES: dict[str, tuple[str, tuple[str | None, ...], dict[str, Any]]] = {
+    "sd1": ("sd1-fp32", SD, {"negative_prompt": "fog", "guidance_scale": 5.0}),
+    "sd2": ("sd2-fp32-opset18", SD, {"negative_prompt": "", "guidance_scale": 3.0}),
+    "sdxl": ("sdxl-fp32", SDXL, {"negative_prompt": "fog", "guidance_scale": 6.0}),
+    "sdxl-turbo": ("sdxl-fp32", SDXL, {"guidance_scale": 0.0, "scheduler": TURBO}),
+    "sd1-inpaint": ("sd1-inpaint-fp32", (None, None, SD[2]), {"guidance_scale": 4.0}),
+    "lcm": ("lcm-fp32", LCM, {"guidance_scale": 8.5}),
+}
+TASKS = ("text", "image", "inpaint")
+CASES = [(f, t) for f, (_, classes, _) in FAMILIES.items() for t, name in zip(TASKS, classes, strict=True) if name]
+DRAWS = [(7, (48, 40)), (2**31 + 11, (40, 64))]
+
+
+@cache
+def components(checkpoint: Path) -> dict[str, Any]:
+    return dict(diffusers.DiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32).components)
+
+
+@cache
+def reference(checkpoint: Path, name: str) -> Any:
+    """diffusers' pipeline of a task, whatever the checkpoint was saved from."""
+    safety = {} if "XL" in name else {"requires_safety_checker": False}
+    pipe = getattr(diffusers, name)(**components(checkpoint), **safety)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(size: tuple[int, int]) -> Image.Image:
+    """Smooth colours, a little larger than the size."""
+    height, width = size[0] + 3, size[1] + 1
+    y, x = np.mgrid[0:height, 0:width] / 16
+    waves = [np.sin(x + 1), np.cos(y * 1.3), np.sin(x * y / 3)]
+    return Image.fromarray(np.uint8(127.5 + 120 * np.stack(waves, -1)))
+
+
+def mask(size: tuple[int, int]) -> Image.Image:
+    """An ellipse, at another size than the picture."""
+    image = Image.new("L", (2 * size[1], 2 * size[0]))
+    ImageDraw.Draw(image).ellipse((size[1] // 2, size[0] // 3, 2 * size[1], size[0] * 3 // 2), fill=255)
+    return image
+
+
+def task_options(task: str, size: tuple[int, int]) -> dict[str, Any]:
+    height, width = size
+    return {
+        "text": {"height": height, "width": width},
+        "image": {"image": picture(size), "strength": 0.6},
+        "inpaint": {"image": picture(size), "mask_image": mask(size), "height": height, "width": width}
+        # Up to full strength, where nothing of the picture is left to begin from.
+        | {"strength": 0.8 if size == DRAWS[0][1] else 1.0},
+    }[task]
+
+
+def expected(checkpoint: Path, name: str, seed: int, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Latents (1, C, h, w) and picture (H, W, 3) of diffusers."""
+    pipe = reference(checkpoint, name)
+    config = options.pop("scheduler", None) or json.loads((checkpoint / "scheduler/scheduler_config.json").read_text())
+    pipe.scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    if name in LCM[:2]:
+        options.pop("negative_prompt", None)
+    latents = pipe(generator=[torch.Generator().manual_seed(seed)], output_type="latent", **options).images
+    with torch.no_grad():
+        pixels = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    return latents.numpy(), np.asarray(pipe.image_processor.postprocess(pixels, output_type="pil")[0])
+
+
+def agrees(pipe: Pipeline, wanted: tuple[np.ndarray, np.ndarray], **options: Any) -> bool:
+    result = pipe(output_type="np", **options)
+    pictures = np.asarray(result.images)
+    return psnr(pictures[0], wanted[1]) >= PSNR and relative_error(result.latents, wanted[0]) <= LATENTS
+
+
+@pytest.mark.parametrize(("family", "task"), CASES)
+def test_same_picture_as_diffusers(exported: Callable[[str], Exported], family: str, task: str) -> None:
+    export, classes, more = FAMILIES[family]
+    case, name = exported(export), str(classes[TASKS.index(task)])
+    with Pipeline.load(case.bundle, device="cpu") as pipe:
+        for seed, size in DRAWS:
+            options = {"prompt": PROMPT, "num_inference_steps": 6, **more, **task_options(task, size)}
+            wanted = expected(case.checkpoint, name, seed, **options)
+            assert agrees(pipe, wanted, seed=seed, **options), (seed, size)
+        for wrong in ({"prompt": "a bowl of soup"}, {"scheduler": "dpm++_2m_karras"}, {"clip_skip": 1}, {"seed": 8}):
+            assert not agrees(pipe, wanted, **{"seed": seed, **options, **wrong}), wrong
+
+
+@pytest.mark.parametrize("name", ["sdxl-fp32", "sd1-inpaint-fp32", "lcm-fp32"])
+def test_goldens_are_reproduced(exported: Callable[[str], Exported], name: str) -> None:
+    with Pipeline.load(exported(name).bundle, device="cpu") as pipe:
+        checks = verify_goldens(pipe)
+    assert all(check.passed for check in checks), checks
+
+
+def test_sdxl_is_told_of_sizes_and_of_no_negative_prompt(exported: Callable[[str], Exported]) -> None:
+    case = exported("sdxl-fp32")
+    options = {"prompt": PROMPT, "num_inference_steps": 4, "guidance_scale": 7.0, "height": 40, "width": 56}
+    positive = {"original_size": (900, 60), "crops_coords_top_left": (80, 4), "target_size": (50, 700)}
+    negative = {f"negative_{name}": (b, a) for name, (a, b) in positive.items()}
+    options |= positive | negative
+    wanted = expected(case.checkpoint, SDXL[0], 5, **options)
+    with Pipeline.load(case.bundle, device="cpu") as pipe:
+        assert agrees(pipe, wanted, seed=5, **options)
+        assert not agrees(pipe, wanted, seed=5, **options, negative_prompt="")  # which is not zeros
+        for name in ("crops_coords_top_left", "negative_crops_coords_top_left", "target_size", "original_size"):
+            assert not agrees(pipe, wanted, seed=5, **{**options, name: (1, 1)}), name
+
+
+@pytest.mark.parametrize("width", [32, 33, 256])
+@pytest.mark.parametrize("scale", [1.0, 1.5, 8.5, 30.0])
+def test_guidance_embedding_is_that_of_diffusers(scale: float, width: int) -> None:
+    pipe = diffusers.LatentConsistencyModelPipeline
+    wanted = pipe.get_guidance_scale_embedding(None, torch.tensor(scale - 1).repeat(1), embedding_dim=width)[0]
+    assert np.abs(guidance_embedding(scale, width) - wanted.numpy()).max() < 2e-3  # of angles up to 29,000
+
+
+def test_latents_go_in_as_into_diffusers(exported: Callable[[str], Exported]) -> None:
+    """What one call gives as latents is the picture that the next one starts from, with no draw of its own."""
+    case = exported("sd1-fp32")
+    options = {"prompt": PROMPT, "num_inference_steps": 5, "strength": 0.6, "guidance_scale": 3.0}
+    with Pipeline.load(case.bundle, device="cpu") as pipe:
+        size = {"height": 40, "width": 56}
+        first = pipe("a ship", seed=1, num_inference_steps=2, output_type="latent", **size).latents
+        wanted = expected(case.checkpoint, SD[1], 6, image=torch.from_numpy(first), **options)
+        assert agrees(pipe, wanted, seed=6, image=first, **options)
+        assert not agrees(pipe, wanted, seed=6, image=first + np.float32(0.01), **options)

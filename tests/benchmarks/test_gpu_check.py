@@ -1,0 +1,448 @@
+"""Every part of the GPU check, on the simulated GPU or on the CPU; that faults are found; and how parts are run."""
+
+import importlib
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cuda_noise
+import gpu_wheels
+import numpy as np
+import pytest
+import torch
+from benchmarks.test_gpu_wheels import wheel
+from support.exports import ROOT, Exported
+from support.simulator import Machine, machine
+from support.simulator import ort as simulated
+
+from benchmarks.gpu import __main__ as gpu_main
+from benchmarks.gpu import full_size, group_norms, latency, runner, states, waits
+from benchmarks.gpu.places import Place
+from benchmarks.gpu.report import Report
+from benchmarks.gpu.runner import run_part, run_parts, write_summary
+from latentrt.export import cli as export_cli
+from latentrt.runtime import BackendError, Pipeline
+from latentrt.runtime.backends.trt.loaded_engine import LoadedEngine
+from latentrt.runtime.cli.main import _parser
+from latentrt.runtime.gpu.lane import Context
+from latentrt.runtime.loop.gpu import GpuDenoiser
+
+RTX = ("tensorrt_rtx",)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Engines are built once for all parts."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture
+def gpu() -> Iterator[Machine]:
+    with machine() as simulated:
+        yield simulated
+
+
+def done(part: str, place: Place, **options: Any) -> Report:
+    """Run a part, in this process; the report as it was saved."""
+    report = Report(place.work / "reports" / f"{part}.json")
+    importlib.import_module(f"gpu.{part}").run(place, report, **options)
+    report.finish()
+    return Report.read(report.file)
+
+
+def failed(report: Report) -> list[str]:
+    return [f"{check['name']}: {check['text']}" for check in report.checks if not check["passed"]]
+
+
+# --- parts on the simulated GPU ---------------------------------------------------------------------------------------
+
+
+def test_every_part_is_here() -> None:
+    assert {path.stem for path in (ROOT / "benchmarks" / "gpu").glob("*.py")} == {
+        *gpu_main.PARTS,
+        *("__init__", "__main__", "places", "report", "runner"),
+    }
+
+
+@pytest.mark.usefixtures("gpu")
+def test_device(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = "NVIDIA H100, 580.1, 81559 MiB, 4 MiB, 0 %, 31, 70.1 W, 700 W, 345 MHz, 1980 MHz, 2619 MHz, Default\n"
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\nprintf '%s' '{answer}'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    report = done("device", Place(work))
+    assert report.passed
+    assert report.figures["nvidia_smi"][0]["clocks.max.sm"] == "1980 MHz"
+    assert report.figures["modules"]["tensorrt_rtx"] == "1.7.1.116"
+
+
+def test_no_gpu_is_a_failed_check(work: Path) -> None:
+    with machine(devices=0):
+        assert failed(done("device", Place(work))) == ["a GPU is visible: none"]
+        report = done("backends", Place(work))
+    assert failed(report) == ["a backend runs: none does, see the notes"]
+    assert {note.split(" ")[0] for note in report.notes} == {"onnxruntime", "tensorrt", "tensorrt_rtx"}
+
+
+def test_a_library_that_breaks_does_not_hide_the_next(
+    work: Path, monkeypatch: pytest.MonkeyPatch, gpu: Machine
+) -> None:
+    monkeypatch.setattr(gpu.libraries["tensorrt"], "Runtime", lambda _: 1 / 0)
+    report = done("backends", Place(work))
+    assert report.passed
+    assert [check["name"] for check in report.checks] == ["tensorrt_rtx"]
+    assert "tensorrt does not run: division by zero" in report.notes
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("part", "options"),
+    [
+        ("backends", {}),
+        ("pictures", {"steps": 2}),
+        ("states", {"steps": 3}),
+        ("loras", {"steps": 1}),
+        ("waits", {"steps": 5}),
+        ("ideas", {"calls": 2, "repetitions": 1}),
+        ("older", {}),
+    ],
+)
+def test_a_part_passes(work: Path, part: str, options: dict[str, Any]) -> None:
+    backends = ("onnxruntime", "tensorrt", "tensorrt_rtx") if part == "backends" else ("onnxruntime", *RTX)
+    report = done(part, Place(work, backends=backends), **options)
+    assert report.passed, failed(report)
+    if part == "older":
+        assert report.figures["drawn on"] == "tensorrt_rtx on Simulated GPU"
+        assert report.figures["largest difference"] < 1e-5
+    else:
+        assert report.checks
+        assert all("tensorrt" in check["name"] for check in report.checks)
+        assert any(note.startswith("onnxruntime does not load") for note in report.notes)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_that_the_library_refuses_is_a_finding(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise BackendError("this GPU is not on the list")
+
+    monkeypatch.setattr(LoadedEngine, "__init__", refuse)
+    report = done("older", Place(work))
+    assert report.passed
+    assert report.figures["does not run"] == "BackendError: this GPU is not on the list"
+
+
+@pytest.fixture
+def ort(exported: Callable[[str], Exported], tmp_path: Path) -> Place:
+    """ONNX Runtime alone, with a small bundle where the full-size one would be."""
+    place = Place(tmp_path, backends=("onnxruntime",))
+    shutil.copytree(exported("sd1-fp32").bundle, full_size.bundle_of(place))
+    return place
+
+
+def test_group_norms(ort: Place) -> None:
+    with machine(onnxruntime={}):
+        report = done("group_norms", ort, steps=1, repetitions=1)
+    assert report.passed, failed(report)
+    assert len(report.checks) == 2 * 3 + 2 * 2
+    assert not report.notes
+    for name in ("shapes", "sd15"):
+        for variant in group_norms.VARIANTS:
+            assert report.figures[f"{name}, {variant}"].keys() == {"denoise_ms_a_call", "vae_decoder_ms"}
+
+
+# --- planted faults are found -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_wrong_register_is_found(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the third call on, register 2 is 0.1 % too large: the error names call and register."""
+    read = GpuDenoiser._read
+
+    def wrong(self: Any, lane: Any, denoise: Any, current: Any, k: int, register: int) -> Any:
+        values = read(self, lane, denoise, current, k, register)
+        return values * np.float32(1.001) if (k, register) == (2, 2) else values
+
+    monkeypatch.setattr(GpuDenoiser, "_read", wrong)
+    monkeypatch.setattr(states, "SCHEDULERS", ("unipc",))
+    (found,) = failed(done("states", Place(work, backends=RTX), steps=4))
+    assert found.startswith("tensorrt_rtx: unipc, worst in call 2 of 4, register 2: 1.00e-03")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_weights_that_do_not_come_back_are_found(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refit = LoadedEngine.refit
+    one_more = lambda a: np.nextafter(a, np.inf).astype(a.dtype)  # noqa: E731
+    changed = lambda self, weights: refit(self, {n: one_more(a) for n, a in weights.items()})  # noqa: E731
+    monkeypatch.setattr(LoadedEngine, "refit", changed)
+    assert failed(done("loras", Place(work, backends=RTX), steps=1)) == [
+        "tensorrt_rtx: back to the checkpoint: differs"
+    ]
+
+
+def test_a_wait_inside_of_the_loop_is_found(gpu: Machine, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enqueue = Context.enqueue_and_copy
+
+    def waiting(self: Context, *names: str) -> None:
+        enqueue(self, *names)
+        self._lane.stream.synchronize()
+
+    monkeypatch.setattr(Context, "enqueue_and_copy", waiting)
+    before = vars(gpu.cuda).copy()
+    assert failed(done("waits", Place(work, backends=RTX), steps=6)) == [
+        "tensorrt_rtx: the host waits: 4 times, at most 0"
+    ]
+    assert vars(gpu.cuda).keys() == before.keys()
+
+
+def test_wrong_group_norms_are_found(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted fault is a kernel with an epsilon of its own; the other, a library without the kernel."""
+    expanded = simulated.with_group_norms_expanded
+    epsilon = struct.pack("<f", 1e-5), struct.pack("<f", 2e-2)
+    monkeypatch.setattr(simulated, "with_group_norms_expanded", lambda model: expanded(model.replace(*epsilon)))
+    monkeypatch.setattr(group_norms, "VARIANTS", dict(list(group_norms.VARIANTS.items())[:2]))
+    place = Place(work / "group_norms", backends=("onnxruntime",))
+    with machine(onnxruntime={}):
+        report = done("group_norms", place, steps=1, repetitions=1)
+    assert report.notes == [f"{full_size.bundle_of(place)} is not there: run the part full_size first"]
+    found = failed(report)
+    assert [line.split(":")[0] for line in found] == ["shapes, group norms"] * len(found)
+    assert any("latents" in line for line in found)
+    with machine(onnxruntime={"group_norm": False}):
+        found = failed(done("group_norms", place, steps=1, repetitions=1))
+    assert len(found) == 1
+    assert found[0].startswith("shapes, group norms: its graphs are used: ")
+    assert "runs as it was exported" in found[0]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_calls_of_other_libraries_are_listened_to(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
+    """Where PyTorch has CUDA: a stand-in for the profiler hears one wait in the loop, beside the profiler's own."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    heard = iter([Counter(cudaDeviceSynchronize=1), Counter(cudaDeviceSynchronize=1, cudaEventSynchronize=1)])
+
+    def profiler(work: Any) -> Counter[str]:
+        work()
+        return next(heard)
+
+    monkeypatch.setattr(waits, "heard_by_profiler", profiler)
+    assert failed(done("waits", Place(work, backends=RTX), steps=4)) == [
+        "tensorrt_rtx: any library waits: 1 times, at most 0"
+    ]
+
+
+def test_which_calls_wait() -> None:
+    quiet = Counter(
+        cudaMemcpyAsync=3, cudaGraphLaunch=2, cuLaunchKernelEx=4, cudaMallocAsync=1, cudaStreamIsCapturing=1
+    )
+    assert waits.waits_among(quiet) == 0
+    loud = Counter(cudaMemcpy_v3020=1, cuStreamSynchronize_ptsz=2, cudaMalloc=4, cudaDeviceSynchronize=8)
+    assert waits.waits_among(quiet + loud) == 15
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_the_profiler_answers_in_the_expected_form() -> None:
+    assert waits.heard_by_profiler(lambda: torch.ones(3) + 1) == Counter()
+
+
+# --- parts on the CPU -------------------------------------------------------------------------------------------------
+
+
+def test_noise(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(work, device="cpu")
+    assert done("noise", place, seeds=[9, -3], sizes=[3, 16, 31, 5000]).passed
+    monkeypatch.setattr(cuda_noise.TorchGenerator, "randn", lambda _, size, dtype: np.zeros(size, dtype))
+    assert len(failed(done("noise", place, seeds=[9], sizes=[40]))) == 2
+
+
+def test_ceilings(work: Path) -> None:
+    report = done("ceilings", Place(work, device="cpu"), side=32, megabytes=1, repetitions=2)
+    assert report.passed
+    assert report.figures.keys() == {"float16", "float32", "tf32", "bytes"}
+    assert all(rate > 1e6 for rate in report.figures.values())
+
+
+@pytest.fixture(scope="module")
+def small(exported: Callable[[str], Exported]) -> Exported:
+    """A small random checkpoint and its bundle."""
+    return exported("sd2-fp32-opset18")
+
+
+@pytest.fixture
+def full(small: Exported, tmp_path: Path) -> Place:
+    """The small checkpoint and bundle where the full-size ones would be."""
+    place = Place(tmp_path, device="cpu", backends=("onnxruntime",))
+    full_size.checkpoint_of(place).symlink_to(small.checkpoint)
+    shutil.copytree(small.bundle, full_size.bundle_of(place))
+    return place
+
+
+def test_latencies(full: Place) -> None:
+    """diffusers and this draw the same, and the floor is below every case."""
+    rates = {"float16": 1e15, "tf32": 1e14, "bytes": 1e13}
+    report = done("latency", full, batches=(2,), steps=1, repetitions=1, compiler="eager", ceilings=lambda _: rates)
+    assert report.passed, failed(report)
+    assert len(report.checks) == 3
+    assert all(float(check["text"].split(",")[0]) < 1e-4 for check in report.checks)
+    title = "batch 2, 1 steps"
+    cases = ("onnxruntime", "diffusers eager", "diffusers channels-last", "diffusers compiled")
+    floor = report.figures[f"floor, {title}"]["ms"]
+    assert floor == pytest.approx(sum(g["ms"] for g in report.figures[f"floor, {title}"]["graphs"].values()), rel=1e-4)
+    text = write_summary([runner.Outcome("latency", "passed", 1.0, report=report)], full.work)
+    assert len([line for line in text.splitlines() if line.endswith("times the floor")]) == len(cases)
+    for case in cases:
+        figures = report.figures[f"{case}, {title}"]
+        assert floor < figures["p50_ms"] <= figures["p90_ms"]
+        assert figures["p50_over_floor"] == pytest.approx(figures["p50_ms"] / floor, rel=1e-4)
+    assert set(report.figures[f"onnxruntime, {title}"]["stages_ms"]) >= {"text_encoder", "denoise", "vae_decoder"}
+
+
+def test_a_case_that_fails_is_left_out(tmp_path: Path) -> None:
+    def fails(**_: Any) -> None:
+        raise RuntimeError("no kernel")
+
+    draws = {"good": lambda **_: np.ones(4), "bad": fails}
+    report = Report(tmp_path / "report.json")
+    latency.compare(report, "batch 1", draws, 2, 1.0)
+    assert failed(report) == ["bad, batch 1: RuntimeError: no kernel"]
+    assert list(report.figures) == ["good, batch 1"]
+
+
+def test_latency_needs_a_checkpoint(tmp_path: Path) -> None:
+    assert "run the part full_size first" in failed(done("latency", Place(tmp_path)))[0]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_full_size(full: Place, small: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines are built for real (on the simulated GPU); making and exporting, minutes long, is played."""
+    place = Place(full.work, backends=RTX)
+    report = done("full_size", place, pixels=32, batches=(1, 2))
+    assert report.passed
+    assert list(report.figures) == ["seconds: tensorrt_rtx engines"]
+    with Pipeline.load(full_size.bundle_of(place), backend="tensorrt_rtx", engines=place.engines("sd15")) as pipe:
+        assert pipe("a", num_inference_steps=1, num_images_per_prompt=2, output_type="latent").latents.shape[0] == 2
+
+    shutil.rmtree(full_size.bundle_of(place))
+    full_size.checkpoint_of(place).unlink()
+    sizes: list[Any] = []
+    monkeypatch.setattr(
+        "benchmarks.common.make_checkpoint.make_checkpoint",
+        lambda folder, *facts: (folder.mkdir(), sizes.append(facts)),
+    )
+
+    def export(words: list[str]) -> int:
+        arguments = _parser(words).parse_args(words)
+        assert arguments.run is export_cli.run
+        assert (Path(arguments.checkpoint).name, arguments.precision) == ("sd15.checkpoint", "fp16")
+        shutil.copytree(small.bundle, arguments.out)
+        return 0
+
+    monkeypatch.setattr(full_size, "main", export)
+    report = done("full_size", Place(full.work, backends=("onnxruntime",)))
+    assert report.passed
+    assert sizes == [("sd15", torch.float16)]
+    assert list(report.figures) == ["seconds: checkpoint", "seconds: export"]
+    assert full_size.checkpoint_of(place).is_dir()
+
+
+# --- reports, and how parts are run -----------------------------------------------------------------------------------
+
+
+def test_a_report_is_on_disk_at_once_and_knows_nan(tmp_path: Path) -> None:
+    report = Report(tmp_path / "deep" / "report.json")
+    report.at_most("error", float("nan"), 1.0)
+    report.figure("inf", [float("inf"), 1 / 3])
+    read = Report.read(report.file)
+    assert failed(read) == ["error: nan, at most 1e+00"]
+    assert read.figures["inf"] == ["inf", 0.333333]
+    assert not read.finished
+
+
+def python(code: str) -> list[str]:
+    """A part that begins its report and goes on with `code`."""
+    begin = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from gpu.report import Report\n"
+    )
+    begin += "report = Report(Path(sys.argv[2])); report.check('begun', True, 'yes')\n"
+    return [sys.executable, "-c", begin + code, str(ROOT / "benchmarks")]
+
+
+def test_parts_end_in_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "GRACE", 0.5)
+    endings = {
+        "good": ("report.finish()", 30.0),
+        "bad": ("report.check('sum', False, '3 is not 4'); report.finish(); sys.exit(1)", 30.0),
+        "crash": ("print('about to'); import os; os.abort()", 30.0),
+        "error": ("raise KeyError('colour')", 30.0),
+        "exit": ("report.finish(); print('leaving'); import os; os.abort()", 30.0),
+        "hang": ("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)", 2.0),
+    }
+    commands = [
+        (part, [*python(code), str(tmp_path / "reports" / f"{part}.json")], limit)
+        for part, (code, limit) in endings.items()
+    ]
+    start = time.monotonic()
+    outcomes = list(run_parts([*commands, ("late", ["true"], 1000.0)], 1e6, tmp_path))
+    assert time.monotonic() - start < 40
+    assert {outcome.part: outcome.verdict for outcome in outcomes} == {
+        "good": "passed",
+        "bad": "failed",
+        "crash": "crashed",
+        "error": "crashed",
+        "exit": "passed",
+        "hang": "ran too long",
+        "late": "crashed",
+    }
+    text = write_summary(outcomes, tmp_path / "out")
+    assert "ended with status 1; the last line of its log: KeyError: 'colour'" in text
+    assert "ended with status -6; the last line of its log: leaving" in text
+    assert "FAILED  sum: 3 is not 4" in text
+    assert "ended with status -6; the last line of its log: about to" in text
+    parts = json.loads((tmp_path / "out" / "summary.json").read_text())["parts"]
+    assert [part["part"] for part in parts] == [*endings, "late"]
+    assert parts[2]["report"]["checks"] == [{"name": "begun", "passed": True, "text": "yes"}]
+    assert (tmp_path / "out" / "summary.txt").read_text() == text
+
+
+def test_no_time_left(tmp_path: Path) -> None:
+    (outcome,) = run_parts([("one", ["true"], 30.0)], runner.GRACE + 1, tmp_path)
+    assert (outcome.verdict, outcome.seconds) == ("no time left", 0.0)
+
+
+def test_an_old_report_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
+    old = Report(tmp_path / "reports" / "one.json")
+    old.finish()
+    assert run_part("one", ["false"], 5.0, tmp_path).verdict == "crashed"
+
+
+def test_the_script_runs_parts_and_says_what_failed(tmp_path: Path) -> None:
+    """On this machine: no GPU, so `device` fails; ONNX Runtime on the CPU passes. A wheel is carried."""
+    script = ROOT / "benchmarks" / "gpu_check.sh"
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    options = ["--out", tmp_path / "out", "--work", tmp_path / "work", "--device", "cpu", "--backend", "onnxruntime"]
+    gpu_wheels.prepare(tmp_path / "wheels", [wheel(tmp_path / "made", "polygraphy", "carried")])
+    environment = {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    environment |= {"GPU_WHEELS": str(tmp_path / "wheels"), "GPU_SITE": str(tmp_path / "site")}
+
+    def run(*words: object) -> "subprocess.CompletedProcess[str]":
+        command = [str(word) for word in (script, *words)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    child = run("device", "backends", "waits", *options)
+    assert child.returncode == 1, child.stderr
+    found = {p["part"]: p for p in json.loads((tmp_path / "out" / "summary.json").read_text())["parts"]}
+    assert found["backends"]["verdict"] == found["waits"]["verdict"] == "passed", child.stdout
+    assert found["device"]["verdict"] == "failed"
+    assert found["device"]["report"]["figures"]["modules"]["polygraphy"] == "there"
+    assert "FAILED  a GPU is visible" in child.stdout
+    assert "== backends" in (tmp_path / "out" / "logs.txt").read_text()
+    wrong = run("colours")
+    assert wrong.returncode == 2
+    assert "'colours' is no part: there are device, ceilings" in wrong.stderr

@@ -1,0 +1,345 @@
+"""Engines: sizes, refusals, what a build leaves behind, and real engines of TensorRT for RTX, built without a GPU."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.exports import SHAPES, Exported
+from support.simulator import machine
+
+from latentrt.export.build.profiles import (
+    Span,
+    buckets_from_options,
+    profiles_of_graph,
+    shapes_of_tensor,
+    span_from_text,
+)
+from latentrt.export.build.store import Built
+from latentrt.export.build.trt_builder import BuildOptions, TrtBuilder
+from latentrt.export.build.trt_engines import build_engines
+from latentrt.runtime import BackendError, BundleError, ExportError, InputError
+from latentrt.runtime.bundle.bundle import Bundle
+from latentrt.runtime.bundle.engine_list import EngineFiles
+from latentrt.runtime.cli.main import main
+
+RTX = "tensorrt_rtx"
+GRAPHS = {"text_encoder", "context", "time", "denoise", "blend", "vae_decoder", "vae_encoder"}
+THREE = BuildOptions(compute_capabilities=("8.6", "8.9", "12.0"))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A copy of the embedded bundle."""
+    return Path(shutil.copytree(SHAPES.bundle, tmp_path / "shapes"))
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def build(bundle: Path, sizes: dict[str, list[str]] | None = None, **options: Any) -> list[Built]:
+    return list(build_engines(bundle, RTX, lambda b: buckets_from_options(b.manifest, **sizes or {}), **options))
+
+
+def listed(bundle: Path, engines: Path | None = None) -> set[str]:
+    found = EngineFiles.of_bundle(Bundle.open(bundle), engines)
+    assert all(found.intact(record) for record in found.engines)
+    return {record.file for record in found.engines}
+
+
+# --- sizes --------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
+def test_spans_are_read_in_order(a: int, b: int, c: int) -> None:
+    if a <= b <= c:
+        assert span_from_text("--batch", f"{a}:{b}:{c}") == (a, b, c)
+    else:
+        with pytest.raises(InputError, match=f"--batch {a}:{b}:{c}"):
+            span_from_text("--batch", f"{a}:{b}:{c}")
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1:2", "1:2:3:4", "a", "1.5", "²", "1::2"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--height"):
+        span_from_text("--height", text)
+
+
+def test_sizes_become_shapes() -> None:
+    manifest = Bundle.open(SHAPES.bundle).manifest
+    sizes = {"height": ["64:128:192"], "width": ["96"], "batch": ["1", "2:3:4"], "tokens": ["77:77:154"]}
+    buckets = buckets_from_options(manifest, **sizes)
+    assert [dict(b) for b in buckets] == [
+        {"B": batch, "G": (2, 2, 2), "h": (8, 16, 24), "w": (12, 12, 12), "S": (77, 77, 154)}
+        for batch in ((1, 1, 1), (2, 3, 4))
+    ]
+    denoise = manifest.graphs["denoise"]
+    first, second = profiles_of_graph("denoise", denoise, buckets)
+    key = next(spec for spec in denoise.inputs if spec.name == "key_00")
+    width = key.shape[2]
+    assert shapes_of_tensor(key, second) == ((4, 77, width), (6, 77, width), (8, 154, width))
+    assert shapes_of_tensor(denoise.inputs[0], first) == ((1, 7, 4, 8, 12), (1, 7, 4, 16, 12), (1, 7, 4, 24, 12))
+    encoder = manifest.graphs["vae_encoder"]
+    (one, _) = profiles_of_graph("vae_encoder", encoder, buckets)
+    assert shapes_of_tensor(encoder.inputs[0], one)[2] == (1, 192, 96, 3)
+    # Parts that run once a prompt have one engine for all buckets.
+    (rows,) = profiles_of_graph("context", manifest.graphs["context"], buckets)
+    assert rows == {"n": Span(1, 2, 16), "S": Span(77, 77, 154)}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"height": ["100"]}, r"--height 100: pixels come in multiples of 8"),
+        ({"width": ["64:100:128"]}, r"--width 64:100:128: pixels come in multiples of 8"),
+        ({"tokens": ["80"]}, r"--tokens 80:80:80: texts come in pieces of 77"),
+    ],
+)
+def test_sizes_that_the_model_has_not(sizes: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        buckets_from_options(Bundle.open(SHAPES.bundle).manifest, **sizes)
+
+
+# --- real engines ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["shapes", "shapes-fp16", "sd2-fp16", "sd1-bf16", "sd2-fp32-opset18"])
+def test_every_graph_builds_for_three_generations(
+    exported: Callable[[str], Exported], tmp_path: Path, name: str
+) -> None:
+    bundle = Path(shutil.copytree(exported(name).bundle, tmp_path / name))
+    factor = Bundle.open(bundle).manifest.model.vae_scale_factor
+    static = {"height": [str(12 * factor)], "width": [str(16 * factor)]}
+    pixels = ":".join(str(side * factor) for side in (8, 16, 24))
+    dynamic = {"height": [pixels], "width": [pixels], "batch": ["1:2:4"], "groups": ["1:2:2"], "tokens": ["77:77:154"]}
+    for sizes in (static, dynamic):
+        built = build(bundle, sizes, options=THREE)
+        assert {b.record.graph for b in built} == GRAPHS
+        for b in built:
+            assert b.record.compute_capabilities == ("8.6", "8.9", "12.0")
+            assert (bundle / b.record.file).read_bytes()[:4] == b"vtrt"
+    assert len(listed(bundle)) == 2 * len(GRAPHS) - 1  # `time` has the same sizes in both
+
+
+def test_a_second_build_keeps_what_is_there(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["build", str(bundle), "--backend", RTX, "--graph", "blend", "--graph", "context", "--batch", "2"]
+    assert main(command) == 0
+    before = (bundle / "bundle.json").read_bytes()
+    assert "there already" not in capsys.readouterr().out
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["blend", "context"]
+    assert all(line.endswith("there already") for line in lines)
+    assert (bundle / "bundle.json").read_bytes() == before
+    # Any other choice is another engine; with the same sizes it takes the old one's place.
+    (blend,) = build(bundle, {"batch": ["2"]}, graphs=["blend"], options=BuildOptions(tf32=True))
+    assert blend.seconds is not None
+    assert len(listed(bundle)) == 2
+    (other,) = build(bundle, {"batch": ["3"]}, graphs=["blend"])
+    assert {blend.record.file, other.record.file} < listed(bundle)
+    assert main(["info", str(bundle)]) == 0
+    assert "B=3 h=16 w=16" in capsys.readouterr().out
+    assert main(["verify", str(bundle), "--hashes-only"]) == 0
+
+
+def test_a_flipped_bit_is_seen_and_built_again(bundle: Path) -> None:
+    (first,) = build(bundle, graphs=["blend"])
+    file = bundle / first.record.file
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    engines = EngineFiles.of_bundle(Bundle.open(bundle))
+    assert not engines.intact(first.record)
+    (second,) = build(bundle, graphs=["blend"])
+    assert second.seconds is not None
+    assert listed(bundle) == {second.record.file}
+
+
+def test_engines_outside_of_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in bundle.rglob("*")}
+    engines = tmp_path / "new" / "engines"
+    build(bundle, graphs=["blend"], engines=engines)
+    assert len(listed(bundle, engines)) == 1
+    assert {p: p.stat().st_mtime_ns for p in bundle.rglob("*")} == before
+    text = (engines / "engines.json").read_text()
+    (engines / "engines.json").write_text(text.replace("latentrt.engines/1", "latentrt.engines/9"))
+    with pytest.raises(BundleError, match=r"engines/9.*engines/1"):
+        EngineFiles.of_bundle(Bundle.open(bundle), engines)
+    (engines / "engines.json").write_text(text.replace('"tf32"', '"tf23"'))
+    with pytest.raises(BundleError, match=r"'tf23'; did you mean 'tf32'"):
+        EngineFiles.of_bundle(Bundle.open(bundle), engines)
+    data = json.loads(text)
+    data["engines"][0]["file"] = "../shapes/time.onnx"
+    (engines / "engines.json").write_text(json.dumps(data))
+    outside = EngineFiles.of_bundle(Bundle.open(bundle), engines)
+    with pytest.raises(BundleError, match=r"no such file of its own"):
+        outside.path(outside.engines[0])
+
+
+def test_two_builds_at_once_lose_nothing(bundle: Path) -> None:
+    command = [sys.executable, "-m", "latentrt.runtime.cli", "build", str(bundle), "--backend", RTX, "--graph", "blend"]
+    children = [subprocess.Popen([*command, "--batch", str(batch)], stdout=subprocess.DEVNULL) for batch in (1, 2, 3)]
+    assert [child.wait() for child in children] == [0, 0, 0]
+    assert len(listed(bundle)) == 3
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupt_leaves_everything_as_it_was(bundle: Path) -> None:
+    build(bundle, graphs=["blend"])
+    before = {p: p.read_bytes() for p in bundle.rglob("*") if p.is_file()}
+    shares = []
+
+    def progress(_task: Any, _phase: str, share: float) -> None:
+        shares.append(share)
+        if len(shares) == 40:
+            os.kill(os.getpid(), signal.SIGINT)  # reaches the main thread, as from a terminal
+
+    with pytest.raises(KeyboardInterrupt):
+        build(bundle, graphs=["denoise"], progress=progress)
+    assert {p: p.read_bytes() for p in bundle.rglob("*") if p.is_file()} == before
+    assert len(shares) < 1200, len(shares)  # of about 2,000: the build was cancelled, not waited for
+    assert all(0 <= share <= 1 for share in shares)
+
+
+def test_progress_grows_to_the_end(bundle: Path) -> None:
+    shares: list[float] = []
+    build(bundle, graphs=["vae_encoder"], progress=lambda _task, _phase, share: shares.append(share))
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert shares[-1] > 0.8
+
+
+def test_a_killed_build_is_cleaned_up_by_the_next(bundle: Path) -> None:
+    (bundle / "engines").mkdir()
+    (bundle / "engines" / "denoise-0123456789ab.partial").write_bytes(b"half")
+    (bundle / "engines" / "denoise-0123456789ab.plan").write_bytes(b"whole, but not in the list")
+    (blend,) = build(bundle, graphs=["blend"])
+    assert [p.name for p in (bundle / "engines").iterdir()] == [Path(blend.record.file).name]
+
+
+def test_an_altered_graph_is_not_built(bundle: Path) -> None:
+    content = bytearray((bundle / "blend.onnx").read_bytes())
+    content[-1] ^= 1
+    (bundle / "blend.onnx").write_bytes(content)
+    with pytest.raises(ExportError, match=r"altered: blend.onnx.*export it again"):
+        build(bundle, graphs=["blend"])
+    build(bundle, graphs=["context"])  # the others are what they were
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--compute-capability", "9.0"], r"9.0: tensorrt_rtx 1\S+ builds for 7.5, 8.0, 8.6"),
+        (["--compute-capability", "current"], r"current stands alone, and needs a GPU"),
+        (["--refittable"], r"needs a GPU to build with --refittable"),
+        (["--strip-weights"], r"needs a GPU to build with --strip-weights"),
+        (["--version-compatible"], r"needs a GPU to build with --version-compatible"),
+        (["--hardware-compatible", "ampere_plus"], r"belongs to tensorrt; .* --compute-capability"),
+        (["--optimization-level", "6"], r"level 6: it is 0"),
+        (["--graph", "denois"], r"no graph 'denois'; did you mean 'denoise'"),
+        (["--height", "100"], r"multiples of 8"),
+    ],
+)
+def test_what_is_not_possible_is_refused(
+    options: list[str], message: str, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", str(bundle), "--backend", RTX, *options]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message, error)
+    assert not (bundle / "engines").exists()
+
+
+def test_a_library_that_is_not_there(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for backend, extra in (("tensorrt", "tensorrt-cu13"), (RTX, "tensorrt-rtx")):
+        monkeypatch.setitem(sys.modules, backend, None)
+        with pytest.raises(BackendError, match=rf"pip install 'latentrt\[{extra}\]'"):
+            list(build_engines(bundle, backend, lambda b: buckets_from_options(b.manifest)))
+    with pytest.raises(InputError, match=r"'tensort' is unknown; did you mean 'tensorrt'"):
+        TrtBuilder("tensort", ())
+
+
+def test_a_graph_that_the_library_cannot_read(bundle: Path) -> None:
+    """Arithmetic on bytes, which TensorRT lacks: its reason is told, and nothing is left."""
+    node = onnx.helper.make_node("Transpose", ["mask"], ["next_state"], perm=[1, 0])
+    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, [2, 2]) for name in node.input]
+    outputs = [onnx.helper.make_tensor_value_info("next_state", onnx.TensorProto.UINT8, [2, 2])]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "blend", tensors, outputs))
+    onnx.save(model, bundle / "blend.onnx")
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    content = (bundle / "blend.onnx").read_bytes()
+    manifest["files"]["blend.onnx"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(ExportError, match=r"tensorrt_rtx \S+ cannot (read|build) blend.onnx: .*UInt8"):
+        build(bundle, graphs=["blend"])
+    assert not (bundle / "engines").exists()
+
+
+# --- with a GPU, simulated --------------------------------------------------------------------------------------------
+
+
+def test_kernel_timings_are_kept_for_each_gpu_and_version(bundle: Path, tmp_path: Path) -> None:
+    def timings() -> dict[str, bytes]:
+        return {p.name: p.read_bytes() for p in (tmp_path / "cache" / "latentrt" / "timing").iterdir()}
+
+    with machine() as gpu:
+        gpu.build(bundle, "tensorrt", graphs=["blend"])
+        gpu.build(bundle, "tensorrt", {"batch": ["2"]}, graphs=["blend"])
+        assert timings() == {"tensorrt_10.16.1.11_Simulated_GPU.cache": b"timed timed "}
+        (cache,) = (tmp_path / "cache" / "latentrt" / "timing").iterdir()
+        cache.write_bytes(b"damaged")
+        gpu.build(bundle, "tensorrt", {"batch": ["3"]}, graphs=["blend"])
+        assert set(timings().values()) == {b"timed "}
+    with machine({"tensorrt": "11.0.0.114"}) as gpu:
+        gpu.build(bundle, "tensorrt", graphs=["blend"])
+        assert len(timings()) == 2
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "device", "capabilities"),
+    [
+        ("tensorrt", BuildOptions(), "Simulated GPU", ("8.9",)),
+        ("tensorrt", BuildOptions(hardware_compatible="ampere_plus"), None, ("8.0+",)),
+        ("tensorrt", BuildOptions(hardware_compatible="same_compute_capability"), None, ("8.9",)),
+        (RTX, BuildOptions(), None, ("8.9",)),
+        (RTX, BuildOptions(compute_capabilities=("8.6", "12.0")), None, ("8.6", "12.0")),
+        (RTX, BuildOptions(refittable=True, strip_weights=True), None, ("8.9",)),
+    ],
+)
+def test_records_say_what_an_engine_fits(
+    bundle: Path, backend: str, options: BuildOptions, device: str | None, capabilities: tuple[str, ...]
+) -> None:
+    with machine() as gpu:
+        (built,) = gpu.build(bundle, backend, options=options, graphs=["time"])
+    assert (built.record.device, built.record.compute_capabilities) == (device, capabilities)
+    assert built.record.options["refittable"] == str(options.refittable).lower()
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "message"),
+    [
+        ("tensorrt", BuildOptions(compute_capabilities=("8.6",)), r"--compute-capability belongs to tensorrt_rtx"),
+        (RTX, BuildOptions(hardware_compatible="ampere_plus"), r"--hardware-compatible belongs to tensorrt"),
+        (RTX, BuildOptions(compute_capabilities=("current", "8.9")), r"current stands alone"),
+    ],
+)
+def test_options_of_the_other_library_are_refused(
+    bundle: Path, backend: str, options: BuildOptions, message: str
+) -> None:
+    with machine() as gpu, pytest.raises(InputError, match=message):
+        gpu.build(bundle, backend, options=options)

@@ -1,0 +1,168 @@
+"""ONNX Runtime on the simulated GPU: the pictures of the CPU, one stream, no waiting, captured graphs."""
+
+import inspect
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from support.lora_files import shapes_file
+from support.simulator import Fault, Machine, machine
+from support.simulator.ort import IOBinding
+
+from latentrt.runtime import BackendError, Pipeline
+from latentrt.runtime.backends.ort.on_gpu import SessionContext
+from latentrt.runtime.goldens import verify_goldens
+
+PROMPT = "a small blue diamond on a white background"
+FEW: dict[str, Any] = {"num_inference_steps": 4, "output_type": "latent"}
+
+
+@pytest.fixture
+def gpu() -> Iterator[Machine]:
+    with machine(onnxruntime={}) as simulated:
+        yield simulated
+
+
+@pytest.fixture
+def pipe(gpu: Machine) -> Iterator[Pipeline]:
+    with Pipeline.load(backend="onnxruntime") as pipeline:
+        assert pipeline.backend == "onnxruntime-cuda on Simulated GPU"
+        yield pipeline
+    assert not any(gpu.cuda.held.values()), gpu.cuda.held
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Iterator[Pipeline]:
+    with Pipeline.load(device="cpu") as pipeline:
+        yield pipeline
+
+
+def same(got: NDArray[Any], expected: NDArray[Any]) -> None:
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("scheduler", "images", "guidance_scale"), [("unipc", 1, 1.0), ("euler_a", 3, 6.0)])
+def test_latents_are_those_of_the_cpu(
+    pipe: Pipeline, cpu: Pipeline, scheduler: str, images: int, guidance_scale: float
+) -> None:
+    call = {"scheduler": scheduler, "num_images_per_prompt": images, "guidance_scale": guidance_scale, "seed": 8}
+    same(pipe(PROMPT, **FEW, **call).latents, cpu(PROMPT, **FEW, **call).latents)
+
+
+def test_it_reproduces_the_goldens(pipe: Pipeline) -> None:
+    assert all(check.passed for check in verify_goldens(pipe))
+
+
+def test_sizes_take_turns(pipe: Pipeline, cpu: Pipeline) -> None:
+    for i, (height, width, images) in enumerate([(128, 96, 1), (64, 64, 2), (128, 96, 1)]):
+        call = {"height": height, "width": width, "num_images_per_prompt": images, "seed": i}
+        same(pipe(PROMPT, **FEW, **call).latents, cpu(PROMPT, **FEW, **call).latents)
+
+
+def test_nothing_waits_inside_the_loop(gpu: Machine, pipe: Pipeline) -> None:
+    pipe(PROMPT, seed=1, **FEW)
+    steps = pipe.stream(PROMPT, seed=3, num_inference_steps=51, scheduler="euler_a", output_type="latent")
+    next(steps)
+    waits = len(gpu.cuda.waits)
+    for _ in range(49):
+        next(steps)
+    assert gpu.cuda.waits[waits:] == []
+    next(steps)
+    assert gpu.cuda.waits[waits:] == ["cudaStreamSynchronize"]
+
+
+def test_threads_share_the_stream(pipe: Pipeline, cpu: Pipeline) -> None:
+    calls = [{"seed": i, "num_images_per_prompt": 1 + i % 2} for i in range(4)]
+    got: dict[int, NDArray[Any]] = {}
+
+    def draw(i: int) -> None:
+        got[i] = pipe(PROMPT, **FEW, **calls[i]).latents
+
+    threads = [threading.Thread(target=draw, args=(i,)) for i in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, call in enumerate(calls):
+        same(got[i], cpu(PROMPT, **FEW, **call).latents)
+
+
+def test_streams_of_two_calls_take_turns(pipe: Pipeline) -> None:
+    alone = [pipe(PROMPT, seed=seed, **FEW).latents for seed in (1, 2)]
+    for one, two in zip(pipe.stream(PROMPT, seed=1, **FEW), pipe.stream(PROMPT, seed=2, **FEW), strict=True):
+        got = [one.latents(), two.latents()]
+    assert np.array_equal(got, alone)
+
+
+def test_lora_and_back(pipe: Pipeline, cpu: Pipeline, tmp_path: Path) -> None:
+    call = {**FEW, "seed": 6}
+    base = pipe(PROMPT, **call).latents
+    lora = shapes_file(tmp_path / "style.safetensors", seed=4)
+    pipe.set_loras({lora: 0.7})
+    cpu.set_loras({lora: 0.7})
+    changed = pipe(PROMPT, **call).latents
+    same(changed, cpu(PROMPT, **call).latents)
+    assert np.abs(changed - base).max() > 0.01 * np.abs(base).max()
+    for pipeline in (pipe, cpu):
+        pipeline.set_loras({})
+    assert np.array_equal(pipe(PROMPT, **call).latents, base)
+
+
+def test_a_graph_that_cannot_be_captured_is_run_without(cpu: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
+    with machine(onnxruntime={"captures": False}), Pipeline.load(backend="onnxruntime") as pipe:
+        same(pipe(PROMPT, **FEW, seed=2).latents, cpu(PROMPT, **FEW, seed=2).latents)
+    assert caplog.text.count("cannot be captured as a CUDA graph") == 1
+
+
+def test_changed_addresses_are_captured_anew(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted fault keeps the number of the old graph."""
+    pipe(PROMPT, **FEW, seed=1)
+    bind = SessionContext.bind
+
+    def with_the_first_number(self: SessionContext, binding: Any) -> None:
+        bind(self, binding)
+        session = pipe._backend._loaded["denoise"]  # type: ignore[attr-defined]
+        session._graph_ids = iter(["1"])
+
+    monkeypatch.setattr(SessionContext, "bind", with_the_first_number)
+    with pytest.raises(BackendError, match="other addresses"):
+        pipe(PROMPT, **FEW, seed=1, num_images_per_prompt=2)
+
+
+def test_a_closed_pipeline_says_so(gpu: Machine) -> None:
+    pipe = Pipeline.load(backend="onnxruntime", device="cuda")
+    stream = pipe.stream(PROMPT, **FEW, seed=1)
+    next(stream)
+    pipe.close()
+    assert gpu.cuda.held["streams"] == 1  # of the picture under way
+    list(stream)
+    assert not any(gpu.cuda.held.values())
+    with pytest.raises(BackendError, match="is closed: load it again"):
+        pipe(PROMPT, **FEW)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_devices_are_named() -> None:
+    with pytest.raises(BackendError, match="cuda:1 is not among the 1 here"):
+        Pipeline.load(backend="onnxruntime", device="cuda:1")
+    with machine(onnxruntime={}, devices=0), pytest.raises(BackendError, match="CUDA shows none here"):
+        Pipeline.load(backend="onnxruntime", device="cuda")
+
+
+def test_the_simulation_binds_as_the_real_library_does() -> None:
+    for name in ("bind_input", "bind_output"):
+        real = list(inspect.signature(getattr(onnxruntime.IOBinding, name)).parameters)
+        assert list(inspect.signature(getattr(IOBinding, name)).parameters) == real
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", "3")
+    assert options.get_run_config_entry("gpu_graph_id") == "3"
+
+
+def test_tensors_on_the_host_would_be_a_fault() -> None:
+    with pytest.raises(Fault, match="copied at each run"):
+        IOBinding().bind_input("x", "cpu", 0, np.float32, (1,), 0)

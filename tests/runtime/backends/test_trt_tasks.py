@@ -1,0 +1,80 @@
+"""Families and tasks on the simulated GPU: the pictures of ONNX Runtime, with nothing that waits inside the loop."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from against_diffusers.test_families import mask, picture
+from support.exports import SHAPES, Exported
+from support.simulator import Machine, machine
+
+from latentrt.runtime import BackendError, Pipeline
+
+RTX = "tensorrt_rtx"
+SIZE = (64, 72)
+FEW: dict[str, Any] = {"num_inference_steps": 5, "output_type": "latent", "seed": 4, "height": 64, "width": 72}
+
+
+@pytest.fixture
+def gpu() -> Iterator[Machine]:
+    with machine() as simulated:
+        yield simulated
+
+
+def build(gpu: Machine, bundle: Path, folder: Path, **sizes: list[str]) -> Path:
+    gpu.build(bundle, RTX, {"height": ["64"], "width": ["72"], "groups": ["2"], **sizes}, engines=folder)
+    return folder
+
+
+def same_as_onnxruntime(bundle: Path, engines: Path, prompt: str, **call: Any) -> None:
+    with (
+        Pipeline.load(bundle, backend=RTX, engines=engines) as pipe,
+        Pipeline.load(bundle, backend="onnxruntime", device="cpu") as ort,
+    ):
+        for _ in range(2):  # the second time from captured graphs
+            got, expected = pipe(prompt, **FEW, **call).latents, ort(prompt, **FEW, **call).latents
+            np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_pictures_and_masks(gpu: Machine, tmp_path: Path) -> None:
+    """Three images on engines for four, with a scheduler that draws noise."""
+    engines = build(gpu, SHAPES.bundle, tmp_path, batch=["4"])
+    call = {"image": picture(SIZE), "strength": 0.7, "num_images_per_prompt": 3, "scheduler": "euler_a"}
+    same_as_onnxruntime(SHAPES.bundle, engines, "a red star", **call)
+    same_as_onnxruntime(SHAPES.bundle, engines, "a red star", **call, mask_image=mask(SIZE))
+
+
+@pytest.mark.parametrize("name", ["sdxl-fp32", "sd1-inpaint-fp32"])
+def test_other_inputs_of_the_unet(gpu: Machine, exported: Callable[[str], Exported], tmp_path: Path, name: str) -> None:
+    bundle = exported(name).bundle
+    engines = build(gpu, bundle, tmp_path, batch=["2"])
+    more = {"image": picture(SIZE), "mask_image": mask(SIZE)} if "inpaint" in name else {"original_size": (90, 40)}
+    same_as_onnxruntime(bundle, engines, "a lighthouse", guidance_scale=4.0, negative_prompt="fog", **more)
+
+
+def test_blending_waits_for_nothing(gpu: Machine, tmp_path: Path) -> None:
+    engines = build(gpu, SHAPES.bundle, tmp_path)
+    call = {**FEW, "num_inference_steps": 20, "image": picture(SIZE), "mask_image": mask(SIZE)}
+    with Pipeline.load(backend=RTX, engines=engines) as pipe:
+        pipe("a star", **call)
+        steps = pipe.stream("a star", **call)
+        next(steps)
+        waits, launches = len(gpu.cuda.waits), gpu.cuda.launches
+        for _ in range(18):
+            next(steps)
+        assert gpu.cuda.waits[waits:] == []
+        assert gpu.cuda.launches - launches == 36  # the call and the blend
+        steps.close()
+    assert not any(gpu.cuda.held.values())
+
+
+def test_without_an_engine_of_blend_the_command_is_named(gpu: Machine, tmp_path: Path) -> None:
+    sizes = {"height": ["64"], "width": ["72"]}
+    graphs = ["text_encoder", "context", "time", "denoise", "vae_decoder", "vae_encoder"]
+    gpu.build(SHAPES.bundle, RTX, sizes, engines=tmp_path, graphs=graphs)
+    with Pipeline.load(backend=RTX, engines=tmp_path) as pipe:
+        with pytest.raises(BackendError, match=r"no tensorrt_rtx engine of blend .* latentrt build"):
+            pipe("a star", **FEW, image=picture(SIZE), mask_image=mask(SIZE))
+        pipe("a star", **FEW)

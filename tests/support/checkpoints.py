@@ -1,0 +1,176 @@
+"""Small random checkpoints of every family, in the diffusers folder format, for tests."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+VOCABULARY = Path(__file__).parent.parent / "data" / "shapes" / "tokenizer"
+
+_EPSILON = {"_class_name": "DDIMScheduler", "prediction_type": "epsilon", "clip_sample": False}
+_VELOCITY = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction", "clip_sample": False}
+_EULER = {"_class_name": "EulerDiscreteScheduler", "prediction_type": "epsilon", "timestep_spacing": "leading"}
+_TURBO = {
+    "_class_name": "EulerAncestralDiscreteScheduler",
+    "prediction_type": "epsilon",
+    "timestep_spacing": "trailing",
+}
+_LCM = {
+    "_class_name": "LCMScheduler",
+    "prediction_type": "epsilon",
+    "clip_sample": False,
+    "original_inference_steps": 50,
+}
+_CLIP_L = {"hidden_act": "quick_gelu", "pad_token_id": 49407}
+# As in the real config: with this eos, the pooled token is the one with the largest id.
+_CLIP_G = {"hidden_act": "gelu", "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "projection_dim": 24}
+_SD1_UNET = {"attention_head_dim": 2, "use_linear_projection": False}
+_SDXL_UNET = {
+    "attention_head_dim": [2, 4],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 24 + 6 * 8,
+    "transformer_layers_per_block": [1, 2],
+    "cross_attention_dim": 72,
+}
+
+# What tells the families apart; widths are small, everything else is as in the real models.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "sd1": {"text": _CLIP_L, "unet": _SD1_UNET, "scheduler": _EPSILON},
+    "sd2": {
+        "text": {"hidden_act": "gelu", "pad_token_id": 0},
+        "unet": {"attention_head_dim": [2, 4], "use_linear_projection": True, "upcast_attention": True},
+        "scheduler": _VELOCITY,
+    },
+    "sd1-inpaint": {
+        "class": "StableDiffusionInpaintPipeline",
+        "text": _CLIP_L,
+        "unet": _SD1_UNET | {"in_channels": 9},
+        "scheduler": _EPSILON,
+    },
+    "lcm": {
+        "class": "LatentConsistencyModelPipeline",
+        "text": _CLIP_L,
+        "unet": _SD1_UNET | {"time_cond_proj_dim": 32},
+        "scheduler": _LCM,
+    },
+    "sdxl": {
+        "class": "StableDiffusionXLPipeline",
+        "text": _CLIP_L,
+        "text_2": _CLIP_G,
+        "unet": _SDXL_UNET,
+        "scheduler": _EULER,
+    },
+    "sdxl-turbo": {
+        "class": "StableDiffusionXLPipeline",
+        "text": _CLIP_L,
+        "text_2": _CLIP_G,
+        "unet": _SDXL_UNET,
+        "scheduler": _TURBO,
+    },
+    "sdxl-inpaint": {
+        "class": "StableDiffusionXLInpaintPipeline",
+        "text": _CLIP_L,
+        "text_2": _CLIP_G,
+        "unet": _SDXL_UNET | {"in_channels": 9},
+        "scheduler": _EULER,
+    },
+}
+_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+_OFFSETS = {"steps_offset": 1, "set_alpha_to_one": False}
+
+
+def tiny_checkpoint(folder: Path, family: str = "sd1", seed: int = 0, *, tinier: bool = False) -> Path:
+    """Write a random fp32 checkpoint of one of `FAMILIES` to `folder` and return it: 16x16 latents, VAE factor 4.
+
+    Args:
+        tinier: a UNet whose only cross-attention is in the middle, two text layers and VAE factor 2: quicker to export.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    facts = FAMILIES[family]
+    torch.manual_seed(seed)
+    layers = 2 if tinier and "text_2" not in facts else 3  # SDXL's last layer is never used
+    ids = {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}
+    small = {"intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 2}
+    text = CLIPTextModel(CLIPTextConfig(hidden_size=32, **{**ids, **small, **facts["text"]}))
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D" if tinier else "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D" if tinier else "CrossAttnUpBlock2D"),
+        norm_num_groups=16,
+        **{"cross_attention_dim": 32, **facts["unet"]},
+    )
+    channels = (16, 32) if tinier else (16, 32, 32)
+    vae = AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=4,
+        scaling_factor=0.13025 if "text_2" in facts else 0.18215,
+        sample_size=32 if tinier else 64,
+    )
+    modules = [text, unet, vae]
+    index: dict[str, Any] = {}
+    if "text_2" in facts:
+        text_2 = CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=40, **{**ids, **small, **facts["text_2"]}))
+        modules.append(text_2)
+        _write_tokenizer(folder / "tokenizer_2", pad="!")
+        index = {
+            "force_zeros_for_empty_prompt": True,
+            "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+            "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        }
+    for module in modules:
+        _spread(module, seed)
+    if "text_2" in facts:
+        text_2.save_pretrained(folder / "text_encoder_2")
+    text.save_pretrained(folder / "text_encoder")
+    unet.save_pretrained(folder / "unet")
+    vae.save_pretrained(folder / "vae")
+    _write_tokenizer(folder / "tokenizer", pad="<|endoftext|>" if facts["text"]["pad_token_id"] == 49407 else "!")
+    scheduler = {**facts["scheduler"], **_BETAS, **_OFFSETS}
+    _write(folder / "scheduler" / "scheduler_config.json", scheduler)
+    if "text_2" not in facts:
+        index |= {"feature_extractor": [None, None], "safety_checker": [None, None], "requires_safety_checker": False}
+    index |= {
+        "_class_name": facts.get("class", "StableDiffusionPipeline"),
+        "_diffusers_version": "0.35.0",
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    _write(folder / "model_index.json", index)
+    return folder
+
+
+def _spread(module: torch.nn.Module, seed: int) -> None:
+    """Give norms and biases random values too: freshly made ones are all 0 or 1, and could be swapped unnoticed."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def _write_tokenizer(folder: Path, pad: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).write_bytes((VOCABULARY / name).read_bytes())
+    tokens = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    config = {**tokens, "pad_token": pad, "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
+    _write(folder / "tokenizer_config.json", config)
+
+
+def _write(file: Path, data: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

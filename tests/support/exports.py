@@ -1,0 +1,99 @@
+"""Bundles that tests share, exported from random checkpoints by child processes."""
+
+import fcntl
+import io
+import multiprocessing
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).parent.parent.parent
+# name -> family, precision, opset, tinier. Most tests use the first; the others show that the exporter is general.
+EXPORTS = {
+    "sd1-fp32": ("sd1", "fp32", 23, False),
+    "shapes-fp16": ("shapes", "fp16", 23, False),  # takes longest, so that it must not be the last to begin
+    "sd2-fp16": ("sd2", "fp16", 23, True),
+    "sd2-fp32-opset18": ("sd2", "fp32", 18, True),
+    "sd1-bf16": ("sd1", "bf16", 23, True),
+    "sdxl-fp32": ("sdxl", "fp32", 23, True),
+    "sd1-inpaint-fp32": ("sd1-inpaint", "fp32", 23, True),
+    "lcm-fp32": ("lcm", "fp32", 23, True),
+}
+# What diffusers and transformers import at the first use only.
+CLASSES = (
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "transformers.models.clip.modeling_clip",
+)
+# Exported from a single file in the original layout; what tests compare with is the folder that it was made from.
+SINGLE_FILES = ("sd2-fp32-opset18",)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A random checkpoint and the bundle that was exported from it."""
+
+    checkpoint: Path
+    bundle: Path
+
+
+SHAPES = Exported(ROOT / "tests" / "data" / "shapes", ROOT / "engines" / "shapes")
+
+
+def export(folder: Path, name: str, family: str, precision: str, opset: int, tinier: bool) -> Exported:
+    """Checkpoint and bundle, made by a child process unless they are in the cache, or another process is about it."""
+    checkpoint = SHAPES.checkpoint if family == "shapes" else folder / f"{name}.checkpoint"
+    result = Exported(checkpoint, folder / name)
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.bundle.exists():
+            log = folder / f"{name}.log"
+            options = ["--precision", precision, "--opset", str(opset), "--steps", "6"]
+            arguments = (result, log, family, tinier, name in SINGLE_FILES, options)
+            child = _context().Process(target=_export_here, args=arguments)
+            child.start()
+            child.join()
+            assert child.exitcode == 0, log.read_text(encoding="utf-8")[-3000:] if log.exists() else child.exitcode
+    return result
+
+
+@cache
+def _context() -> ForkServerContext:
+    """Children are forks of a process that has imported what an export needs, which takes as long as tracing a VAE."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["diffusers.models", *CLASSES, "latentrt.export.write", "latentrt.export.parity"])
+    return context
+
+
+def _export_here(result: Exported, log: Path, family: str, tinier: bool, single: bool, options: list[str]) -> None:
+    """The child. The parity check runs in it too: its own process is of use for large models only."""
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    with log.open("w", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    from support.checkpoints import tiny_checkpoint
+    from support.original_layout import single_file
+
+    from latentrt.export import parity, write
+    from latentrt.runtime.cli.main import main
+
+    def checked(command: list[str], *, input: str, **_: object) -> subprocess.CompletedProcess[str]:  # noqa: A002
+        output, errors = io.StringIO(), io.StringIO()
+        with redirect_stdout(output), redirect_stderr(errors):
+            status = parity.main(lambda: input)
+        return subprocess.CompletedProcess(command, status, output.getvalue(), errors.getvalue())
+
+    checkpoint = result.checkpoint
+    if family != "shapes":
+        tiny_checkpoint(checkpoint, family, seed=11, tinier=tinier)
+    if single:
+        options = [*options, "--config", str(checkpoint)]
+        checkpoint = single_file(checkpoint, checkpoint.with_name(f"{checkpoint.name}.safetensors"), family)
+    with mock.patch.object(write.subprocess, "run", checked):
+        sys.exit(main(["export", str(checkpoint), str(result.bundle), *options]))
