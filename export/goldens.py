@@ -12,11 +12,11 @@ from latentrt.export.checkpoint.checkpoint import Checkpoint
 from latentrt.export.checkpoint.families import extra_channels, time_inputs
 from latentrt.export.graphs.unet import UNetGraph
 from latentrt.export.graphs.vae import VAEDecoderGraph
-from latentrt.runtime.bundle.manifest import Defaults, Golden, Model, TextEncoder
+from latentrt.runtime.bundle import Defaults, Golden, Model, TextEncoder
 from latentrt.runtime.errors import SchedulerError
-from latentrt.runtime.latents.noise import TorchGenerator
-from latentrt.runtime.scheduler.plan import Plan, resolve
-from latentrt.runtime.text.tokenizer import Tokenizer
+from latentrt.runtime.latents import TorchGenerator
+from latentrt.runtime.scheduler import Plan, resolve
+from latentrt.runtime.text import Tokenizer
 
 Array = NDArray[Any]
 GOLDEN_FILE = "golden/golden.safetensors"

@@ -7,8 +7,8 @@ from typing import Any
 from latentrt.export.checkpoint.checkpoint import Checkpoint
 from latentrt.export.checkpoint.families import TextEncoderRow
 from latentrt.export.graphs import text_encoder, vae
-from latentrt.export.graphs.fuse import REGISTERS
-from latentrt.runtime.bundle.manifest import Defaults, Model, TextEncoder
+from latentrt.runtime.bundle import Defaults, Model, TextEncoder
+from latentrt.runtime.scheduler import REGISTERS
 
 
 def model_of(checkpoint: Checkpoint, tokenizers: Mapping[str, Any]) -> Model:

@@ -21,15 +21,15 @@ import torch
 from latentrt.export.checkpoint.checkpoint import Checkpoint, quiet_libraries
 from latentrt.export.checkpoint.families import extra_channels, time_inputs
 from latentrt.export.checkpoint.source import Source
-from latentrt.export.graphs.fuse import REGISTERS
 from latentrt.export.graphs.onnx_files import float32_twin
 from latentrt.export.graphs.precision import dtype_of
 from latentrt.export.graphs.text_encoder import TextEncoderGraph
 from latentrt.export.graphs.unet import UNetGraph
 from latentrt.export.graphs.vae import VAEDecoderGraph, VAEEncoderGraph
-from latentrt.runtime.bundle.manifest import Defaults, Golden, Model, TextEncoder
+from latentrt.runtime.bundle import Defaults, Golden, Model, TextEncoder
 from latentrt.runtime.bundle.strict_json import decode, encode
 from latentrt.runtime.errors import ParityError
+from latentrt.runtime.scheduler import REGISTERS
 
 from .goldens import GOLDEN_LIMITS, LARGE, Array, GoldenMaker, as_tuple
 

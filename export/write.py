@@ -26,13 +26,12 @@ from latentrt.export.checkpoint.checkpoint import Checkpoint
 from latentrt.export.checkpoint.families import time_inputs
 from latentrt.export.checkpoint.source import Source
 from latentrt.export.graphs import text_encoder, unet, vae
-from latentrt.export.graphs.cut import split
+from latentrt.export.graphs.cut import cut_denoiser
 from latentrt.export.graphs.fuse import blend_model, fuse_denoise
 from latentrt.export.graphs.onnx_export import TRANSPOSED, onnx_from_module
 from latentrt.export.graphs.onnx_files import dtype_name, save_graph, stored_weights
 from latentrt.export.graphs.precision import dtype_of, keep_unet_islands
-from latentrt.runtime.bundle import manifest
-from latentrt.runtime.bundle.bundle import Bundle
+from latentrt.runtime.bundle import Bundle, manifest
 from latentrt.runtime.bundle.strict_json import decode, encode
 from latentrt.runtime.errors import ExportError, ParityError
 from latentrt.runtime.files import sha256_of_file
@@ -132,7 +131,7 @@ class _Writer:
         inputs = unet.inputs(config, self.dtype, max_length)
         model = onnx_from_module(module, inputs, ["prediction"], opset=self.options.opset)
         of_time = {"timesteps", *(more.name for more in time_inputs(config))}
-        cut = split(model, time_inputs=of_time, context_inputs={"hidden_states"})
+        cut = cut_denoiser(model, time_inputs=of_time, context_inputs={"hidden_states"})
         channels = config.get("out_channels", 4)
         self._save("context", cut.context, module, {})
         self._save("time", cut.time, module, {})

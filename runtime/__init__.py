@@ -6,9 +6,9 @@ with Pipeline.load("engines/sd15") as pipe:
     pipe("a photo of an astronaut riding a horse", seed=0).images[0].save("astronaut.png")
 """
 
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.latents.noise import TorchGenerator
-from latentrt.runtime.scheduler.plan import Plan
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.latents import TorchGenerator
+from latentrt.runtime.scheduler import Plan
 
 from .errors import (
     BackendError,

@@ -17,9 +17,17 @@ who do not know latentrt catch them too.
 from collections.abc import Iterable
 
 
+def unknown(what: str, given: object, known: Iterable[str]) -> str:
+    """The message for an unknown name: the nearest known names, or all of them where none is near."""
+    names = list(known)
+    nearest = nearest_names(given, names, 3)
+    hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else f"expected one of {', '.join(names)}"
+    return f"unknown {what} {given!r}; {hint}"
+
+
 def nearest_names(given: object, known: Iterable[str], count: int = 1) -> list[str]:
-    """The known names that are most like a given one, in any case; none when nothing is near."""
-    import difflib  # here, because it is only needed for an error
+    """At most `count` known names that resemble the given one, ignoring case; empty where none does."""
+    import difflib  # imported here because only errors need it
 
     by_lower = {name.lower(): name for name in sorted(known)}
     return [by_lower[n] for n in difflib.get_close_matches(str(given).lower(), by_lower, n=count, cutoff=0.5)]

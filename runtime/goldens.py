@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from latentrt.runtime.scheduler.plan import Plan
-from latentrt.runtime.text.tokenizer import Tokenizer
+from latentrt.runtime.scheduler import Plan
+from latentrt.runtime.text import Tokenizer
 
 from .errors import BundleError
 from .pipeline import Pipeline

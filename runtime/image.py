@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
+from .files import written_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,23 +37,13 @@ def require_png(path: Path) -> None:
 
 
 def save_png(image: "Image.Image", path: Path) -> None:
-    """Save a picture through a temporary file, so that no half picture is left behind."""
+    """Save a picture, whole or not at all."""
     require_png(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.partial.png")
-    try:
+    with written_whole(path) as temporary:
         image.save(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_npy(array: NDArray[np.float32], path: Path) -> None:
-    """Save an array in numpy's format, through a temporary file as well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.partial.npy")
-    try:
+    """Save an array in numpy's format, whole or not at all."""
+    with written_whole(path) as temporary:
         np.save(temporary, array)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

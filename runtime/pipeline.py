@@ -12,23 +12,19 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.backends.choice import load_backend
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.sizes import takes
-from latentrt.runtime.latents.initial import start_from_request
-from latentrt.runtime.latents.vae import Vae
-from latentrt.runtime.request.metadata import Parameters
-from latentrt.runtime.request.options import CallOptions
-from latentrt.runtime.request.request import Request
-from latentrt.runtime.request.time_inputs import time_inputs
-from latentrt.runtime.scheduler.plan import REGISTERS
-from latentrt.runtime.text.conditioning import conditioning_from_request
-from latentrt.runtime.text.tokenizer import Tokenizer
-from latentrt.runtime.weights.lora import changed_weights
-from latentrt.runtime.weights.shared_lock import SharedLock
+from latentrt.runtime.backends import load_backend
+from latentrt.runtime.bundle import Bundle, takes
+from latentrt.runtime.latents import TorchGenerator, Vae, initial_latents, known_images
+from latentrt.runtime.latents.initial import InitialLatents
+from latentrt.runtime.request import CallOptions, LoraFile, Request, Source, png_text, time_inputs
+from latentrt.runtime.scheduler import REGISTERS
+from latentrt.runtime.text import Tokenizer, conditioning_from_texts, encode, tokenize
+from latentrt.runtime.text.conditioning import Conditioning
+from latentrt.runtime.weights import SharedLock, changed_weights
 
 from .arrays import Float32
 from .errors import BundleError, NonFiniteError
+from .files import sha256_of_file
 from .image import pil_from_arrays
 from .protocols import Backend, Bucket, Denoiser, DenoiseStep
 
@@ -88,7 +84,7 @@ class Pipeline:
         """For backends of your own; otherwise use `Pipeline.load`."""
         self.bundle, self._backend = bundle, backend
         self._scheduler_config = bundle.read_json(bundle.manifest.scheduler)
-        self._loras: dict[Path, float] = {}
+        self._loras: tuple[LoraFile, ...] = ()
         self._weights_in_use = SharedLock()
         self._vae = Vae(bundle.manifest.model, self.run)
 
@@ -134,8 +130,8 @@ class Pipeline:
 
     @property
     def loras(self) -> dict[Path, float]:
-        """LoRA files in use, and how strong each is."""
-        return dict(self._loras)
+        """LoRA files in use and their weights."""
+        return {lora.path: lora.weight for lora in self._loras}
 
     def set_loras(self, loras: Mapping[Path | str, float]) -> float:
         """Draw with these LoRAs from now on, and with no others; `{}` goes back to the checkpoint, bit for bit.
@@ -150,9 +146,10 @@ class Pipeline:
         start = time.perf_counter()
         wanted = {Path(path): float(weight) for path, weight in loras.items()}
         weights = changed_weights(self.bundle, wanted)
+        in_use = tuple(LoraFile(path, sha256_of_file(path), weight) for path, weight in wanted.items())
         with self._weights_in_use.alone("finish or close this thread's stream before you change LoRAs"):
             self._backend.set_weights(weights)
-            self._loras = wanted
+            self._loras = in_use
         took = 1000 * (time.perf_counter() - start)
         count = sum(map(len, weights.values()))
         logger.info("%d LoRAs change %d weights on %s; swapped in %.0f ms", len(wanted), count, self.backend, took)
@@ -163,7 +160,7 @@ class Pipeline:
 
         Args:
             prompt: a text, or one for each picture.
-            **options: see `latentrt.runtime.request.CallOptions`.
+            **options: see `docs/options.md`, or `latentrt.runtime.request.OPTIONS`.
 
         Raises: InputError, SchedulerError: wrong arguments. NonFiniteError: the model returned NaN or infinity.
         """
@@ -180,60 +177,91 @@ class Pipeline:
 
     def _steps(self, request: Request) -> Iterator[Step]:
         with self._weights_in_use.shared():
-            yield from self._steps_at_fixed_weights(request)
+            clock = _Clock()
+            conditioning = self._conditioning(request, clock)
+            loop = self._loop(request, conditioning, self._initial_latents(request, clock))
+            for step in loop:
+                result = None
+                if step.index == step.total - 1:
+                    latents = step.read(0)
+                    clock.lap("denoise")
+                    result = self._result(request, latents, clock)
+                yield Step(step.index, step.total, result, self, step, bool(request.options["vae_tiling"]))
 
-    def _steps_at_fixed_weights(self, request: Request) -> Iterator[Step]:
-        clock = _Clock()
-        model, graphs = self.bundle.manifest.model, self.bundle.manifest.graphs
-        conditioning = conditioning_from_request(
-            request, model.text_encoders, self.tokenizers, run=self.run, lap=clock.lap
-        )
-        batch, groups, tokens, _ = conditioning.context.shape
-        factor = model.vae_scale_factor
-        bucket = Bucket(batch, groups, request.height // factor, request.width // factor, tokens)
-        scale = request.guidance_scale
-        weights = [1 - scale, scale] if request.guided else [1.0]
-        start = start_from_request(
-            request,
-            (model.latent_channels, bucket.height, bucket.width),
-            scaling=model.scaling_factor,
-            inpaints=takes(graphs["denoise"], "extra"),
-            encode=partial(self._vae.encode, tiling=request.vae_tiling),
-        )
+    def _conditioning(self, request: Request, clock: "_Clock") -> Conditioning:
+        encoders = self.bundle.manifest.model.text_encoders
+        negative = request.negative if request.guided else None
+        sides = [request.positive] if negative is None else [negative, request.positive]
+        tokens = tokenize(sides, self.tokenizers, split=request.options["long_prompt"] == "chunk")
+        if tokens:
+            clock.lap("tokenize")
+        encoded = encode(tokens, encoders, self.run)
+        if encoded:
+            clock.lap("text_encoder")
+        skip = request.options["clip_skip"] or 0
+        return conditioning_from_texts(request.positive, negative, encoded, encoders, clip_skip=skip)
+
+    def _initial_latents(self, request: Request, clock: "_Clock") -> list[InitialLatents]:
+        """What each image starts from; each has a generator of its own, so it does not depend on its batch."""
+        model, factor = self.bundle.manifest.model, self.bundle.manifest.model.vae_scale_factor
+        known = None
         if request.image is not None:
+            known = known_images(
+                request.image,
+                request.plan,
+                scaling=model.scaling_factor,
+                factor=factor,
+                inpaints=takes(self.bundle.graph("denoise"), "extra"),
+                encode=partial(self._vae.encode, tiling=bool(request.options["vae_tiling"])),
+            )
+        shape = (model.latent_channels, request.height // factor, request.width // factor)
+        result = [
+            initial_latents(
+                request.plan,
+                TorchGenerator(seed, request.options["rng"] or "cpu"),
+                shape,
+                noise=None if request.noise is None else request.noise[i],
+                known=None if known is None else known[i],
+            )
+            for i, seed in enumerate(request.seeds)
+        ]
+        if known is not None:
             clock.lap("vae_encoder")
-        loop = self.denoiser(bucket).run(
+        return result
+
+    def _loop(
+        self, request: Request, conditioning: Conditioning, initial: Sequence[InitialLatents]
+    ) -> Iterator[DenoiseStep]:
+        batch, groups, tokens, _ = conditioning.context.shape
+        factor = self.bundle.manifest.model.vae_scale_factor
+        scale, rescale = request.guidance_scale, request.options["guidance_rescale"] or 0.0
+        weights = [1 - scale, scale] if request.guided else [1.0]
+        bucket = Bucket(batch, groups, request.height // factor, request.width // factor, tokens)
+        return self.denoiser(bucket).run(
             [request.plan] * batch,
             context=conditioning.context,
             guidance=np.tile(np.array(weights, np.float32), (batch, 1)),
-            guidance_rescale=np.full(batch, request.guidance_rescale, np.float32),
-            noise=start.noise,
-            clean=start.clean,
+            guidance_rescale=np.full(batch, rescale, np.float32),
+            noise=[start.noise for start in initial],
+            clean=_stacked([start.clean for start in initial]),
             time_inputs=time_inputs(
-                graphs["time"],
+                self.bundle.graph("time"),
                 pooled=conditioning.pooled,
                 time_ids=request.time_ids,
                 guidance_scale=scale,
                 batch=batch,
                 groups=groups,
             ),
-            extra=start.extra,
-            mask=start.mask,
+            extra=_stacked([start.extra for start in initial]),
+            mask=_stacked([start.mask for start in initial]),
         )
-        for step in loop:
-            result = None
-            if step.index == step.total - 1:
-                latents = step.read(0)
-                clock.lap("denoise")
-                result = self._result(request, latents, clock)
-            yield Step(step.index, step.total, result, self, step, request.vae_tiling)
 
     def _result(self, request: Request, latents: Float32, clock: "_Clock") -> Result:
         images: list[Image.Image] | NDArray[np.uint8] = []
-        if request.output_type == "latent":
+        if request.options["output_type"] == "latent":
             bad = np.flatnonzero(~np.isfinite(latents).all(axis=(1, 2, 3)))
         else:
-            images, nonfinite = self._vae.decode(latents, tiling=request.vae_tiling)
+            images, nonfinite = self._vae.decode(latents, tiling=bool(request.options["vae_tiling"]))
             bad = np.flatnonzero(nonfinite)
             clock.lap("vae_decoder")
         if bad.size:
@@ -243,8 +271,10 @@ class Pipeline:
                 f"this bundle is {recipe.precision}, its VAE {recipe.vae_precision}; export it with "
                 "--vae-precision fp32 or --precision fp32, or lower the guidance scale"
             )
-        if request.output_type == "pil":
-            images = pil_from_arrays(np.asarray(images), [p.png_text() for p in self._parameters(request)])
+        if request.options["output_type"] == "pil":
+            source = self._source()
+            texts = [png_text(request, i, source) for i in range(len(latents))]
+            images = pil_from_arrays(np.asarray(images), texts)
         return Result(images, latents, request.seeds, clock.done())
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -255,33 +285,11 @@ class Pipeline:
         """The denoising loop for these sizes."""
         return self._backend.denoiser(bucket)
 
-    def _parameters(self, request: Request) -> Iterator[Parameters]:
-        from importlib.metadata import version  # here, because it is slow to import
+    def _source(self) -> Source:
+        from importlib.metadata import version  # imported here because it is slow to import
 
         checkpoint = self.bundle.manifest.checkpoint
-        positive, negative = request.positive.texts, request.negative.texts
-        for i, seed in enumerate(request.seeds):
-            yield Parameters(
-                prompt=positive[0][i],
-                negative_prompt=None if request.negative.zeros else negative[0][i],
-                prompt_2=positive[-1][i] if positive[-1] != positive[0] else None,
-                negative_prompt_2=negative[-1][i] if negative[-1] != negative[0] else None,
-                prompt_syntax=request.prompt_syntax,
-                long_prompt=request.long_prompt,
-                seed=seed,
-                rng=request.rng,
-                width=request.width,
-                height=request.height,
-                num_inference_steps=request.num_inference_steps,
-                guidance_scale=request.guidance_scale,
-                scheduler=request.scheduler,
-                strength=request.strength,
-                clip_skip=request.clip_skip,
-                model=checkpoint.name,
-                model_sha256=checkpoint.sha256,
-                version=version("latentrt"),
-                loras={path.stem: weight for path, weight in self._loras.items()},
-            )
+        return Source(checkpoint.name, checkpoint.sha256, self._loras, version("latentrt"))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -318,6 +326,12 @@ def embedded_bundle() -> Path:
     from latentrt import engines
 
     return Path(next(iter(engines.__path__))) / "shapes"
+
+
+def _stacked(arrays: Sequence[Float32 | None]) -> Float32 | None:
+    """(B, …) of one array for each image; None where the images have none."""
+    present = [array for array in arrays if array is not None]
+    return np.stack(present) if present else None
 
 
 class _Clock:

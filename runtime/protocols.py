@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from latentrt.runtime.bundle.manifest import Graph
-from latentrt.runtime.scheduler.plan import Plan
+from latentrt.runtime.bundle import Graph
+from latentrt.runtime.scheduler import Plan
 
 from .arrays import NO_INPUTS, Float32, NewWeights
 

@@ -101,7 +101,7 @@ def test_numbers_are_those_of_committed_results() -> None:
     text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     for device in re.findall(r"<!-- figures of (\S+) -->", README):
         block = readme_block(results / device)
-        assert block in text, f"python benchmarks/readme_table.py benchmarks/results/{device} README.md"
+        assert block in text, f"python -m benchmarks.reports.readme_table benchmarks/results/{device} README.md"
         text = text.replace(block, "")
     shares = json.loads((results / "shapes.json").read_text())
     told = {f"{100 * shares[f'{kind}/all']:.3g} %" for kind in ("single", "double")}

@@ -7,14 +7,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from latentrt.runtime.backends.trt.library import TRT_BACKENDS
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.sizes import sizes_text
+from latentrt.runtime.bundle import Bundle, sizes_text
 from latentrt.runtime.cli.main import interrupt_on_termination
 from latentrt.runtime.errors import InputError
 
 from .ort_graphs import BACKEND as ONNXRUNTIME
 from .ort_graphs import DEVICES, build_ort_graphs
-from .profiles import Bucket, buckets_from_options
+from .profiles import SizeRanges, buckets_from_options
 from .store import Built
 from .trt_builder import HARDWARE, BuildOptions
 from .trt_engines import Task, build_engines
@@ -102,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.device:
         raise InputError(f"--device is for onnxruntime: {arguments.backend} builds for NVIDIA GPUs only")
 
-    def buckets(bundle: Bundle) -> list[Bucket]:
+    def buckets(bundle: Bundle) -> list[SizeRanges]:
         return buckets_from_options(bundle.manifest, **sizes)
 
     with tqdm(total=1.0, disable=None, bar_format="{desc:48.48} {bar} {percentage:3.0f}% {elapsed}") as bar:

@@ -7,8 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.manifest import EngineRecord
+from latentrt.runtime.bundle import Bundle, EngineRecord
 from latentrt.runtime.errors import BackendError, ExportError
 
 from .store import Built, add_engine, built_before, require_unaltered, with_file

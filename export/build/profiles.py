@@ -8,8 +8,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from latentrt.runtime.bundle.manifest import Graph, Manifest, TensorSpec
-from latentrt.runtime.bundle.sizes import shape_at
+from latentrt.runtime.bundle import Graph, Manifest, TensorSpec, shape_at
 from latentrt.runtime.errors import InputError
 
 # Each image's text is one row of the text encoder, each model call of each image one row of `time`. Both are small.
@@ -30,7 +29,7 @@ class Span(NamedTuple):
         return Span(*(a * b for a, b in zip(self, factor, strict=True)))
 
 
-Bucket = Mapping[str, Span]
+SizeRanges = Mapping[str, Span]
 
 
 def span_from_text(option: str, text: str) -> Span:
@@ -52,7 +51,7 @@ def buckets_from_options(
     batch: Sequence[str] = (),
     groups: Sequence[str] = (),
     tokens: Sequence[str] = (),
-) -> list[Bucket]:
+) -> list[SizeRanges]:
     """All combinations of the given sizes; an option left out is the bundle's default.
 
     Args:
@@ -73,7 +72,7 @@ def buckets_from_options(
     return [dict(zip(spans, combination, strict=True)) for combination in itertools.product(*spans.values())]
 
 
-def profiles_of_graph(name: str, graph: Graph, buckets: Iterable[Bucket]) -> list[Bucket]:
+def profiles_of_graph(name: str, graph: Graph, buckets: Iterable[SizeRanges]) -> list[SizeRanges]:
     """The different profiles that a graph needs for these buckets; each holds just the symbols of its inputs.
 
     `n` of the text encoder, `context` and `time` is always a range, and one engine serves all buckets: they run once
@@ -87,7 +86,7 @@ def profiles_of_graph(name: str, graph: Graph, buckets: Iterable[Bucket]) -> lis
     return [profile for i, profile in enumerate(profiles) if profile not in profiles[:i]]
 
 
-def shapes_of_tensor(spec: TensorSpec, profile: Bucket) -> tuple[tuple[int, ...], ...]:
+def shapes_of_tensor(spec: TensorSpec, profile: SizeRanges) -> tuple[tuple[int, ...], ...]:
     """Minimal, optimal and maximal shape of a tensor."""
     return tuple(shape_at(spec, {symbol: span[which] for symbol, span in profile.items()}) for which in range(3))
 
@@ -96,7 +95,7 @@ def _symbols(size: int | str) -> list[str]:
     return [part for part in str(size).split("*") if not part.isdigit()]
 
 
-def _rows(graph: str, buckets: Sequence[Bucket]) -> Span:
+def _rows(graph: str, buckets: Sequence[SizeRanges]) -> Span:
     if graph == "time":
         return Span(*TIME_ROWS)
     rows = _union(bucket["B"].times(bucket["G"]) for bucket in buckets)

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.engine_list import EngineFiles, updated_manifest
-from latentrt.runtime.bundle.manifest import EngineRecord, File
+from latentrt.runtime.bundle import Bundle, EngineList, EngineRecord, File
+from latentrt.runtime.bundle.engine_list import updated_manifest
 from latentrt.runtime.bundle.strict_json import encode
 from latentrt.runtime.errors import BackendError, ExportError, InputError, nearest_names
 
@@ -49,7 +48,7 @@ def with_file(record: EngineRecord, kind: str) -> EngineRecord:
 
 def built_before(bundle_path: Path, engines: Path | None, record: EngineRecord) -> Built | None:
     """The same engine where it is there already, and whole."""
-    present = EngineFiles.of_bundle(Bundle.open(bundle_path), engines)
+    present = EngineList.of_bundle(Bundle.open(bundle_path), engines)
     same = next((r for r in present.engines if r.file == record.file and present.intact(r)), None)
     return None if same is None else Built(same, present.files[same.file].size, None)
 
@@ -61,7 +60,7 @@ def add_engine(bundle_path: Path, engines: Path | None, record: EngineRecord, pl
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             bundle = Bundle.open(bundle_path)
-            present = EngineFiles.of_bundle(bundle, engines)
+            present = EngineList.of_bundle(bundle, engines)
             file = folder / record.file
             partial = file.with_suffix(".partial")
             partial.write_bytes(plan)
@@ -70,7 +69,7 @@ def add_engine(bundle_path: Path, engines: Path | None, record: EngineRecord, pl
             kept = tuple(r for r in present.engines if r not in replaced)
             files = {n: f for n, f in present.files.items() if n not in {r.file for r in replaced}}
             files[record.file] = File(len(plan), hashlib.sha256(plan).hexdigest())
-            target, text = updated_manifest(bundle, engines, EngineFiles(folder, (*kept, record), files))
+            target, text = updated_manifest(bundle, engines, EngineList(folder, (*kept, record), files))
             partial = target.with_suffix(".partial")
             partial.write_text(text, encoding="utf-8")
             partial.replace(target)

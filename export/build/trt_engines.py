@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.manifest import EngineRecord
-from latentrt.runtime.bundle.sizes import sizes_text
+from latentrt.runtime.bundle import Bundle, EngineRecord, sizes_text
 from latentrt.runtime.files import cache_folder
 from latentrt.runtime.gpu.device import visible_devices
 
-from .profiles import Bucket, profiles_of_graph, shapes_of_tensor
+from .profiles import SizeRanges, profiles_of_graph, shapes_of_tensor
 from .store import Built, add_engine, built_before, require_unaltered, with_file
 from .trt_builder import BuildOptions, TrtBuilder
 
@@ -25,7 +23,7 @@ class Task:
     """An engine that is wanted: what its record will say, and the sizes of its inputs."""
 
     record: EngineRecord
-    profile: Bucket
+    profile: SizeRanges
 
     def __str__(self) -> str:
         return f"{self.record.graph} {sizes_text(self.record)}"
@@ -34,7 +32,7 @@ class Task:
 def build_engines(
     bundle_path: Path | str,
     backend: str,
-    buckets: Callable[[Bundle], Sequence[Bucket]],
+    buckets: Callable[[Bundle], Sequence[SizeRanges]],
     options: BuildOptions | None = None,
     *,
     engines: Path | None = None,
@@ -67,7 +65,7 @@ def build_engines(
 
 
 def _tasks(
-    bundle: Bundle, library: TrtBuilder, options: BuildOptions, buckets: Sequence[Bucket], graphs: Sequence[str]
+    bundle: Bundle, library: TrtBuilder, options: BuildOptions, buckets: Sequence[SizeRanges], graphs: Sequence[str]
 ) -> Iterator[Task]:
     manifest = bundle.manifest
     for name in graphs or manifest.graphs:

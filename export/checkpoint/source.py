@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentrt.runtime.errors import CheckpointError
-from latentrt.runtime.weights.lora import file_and_weight
+from latentrt.runtime.weights import file_and_weight
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 

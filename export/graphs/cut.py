@@ -33,7 +33,7 @@ class Cut:
     loop: ir.Model
 
 
-def split(model: ir.Model, *, time_inputs: Collection[str], context_inputs: Collection[str]) -> Cut:
+def cut_denoiser(model: ir.Model, *, time_inputs: Collection[str], context_inputs: Collection[str]) -> Cut:
     """Cut `model`; its inputs that are named in neither collection belong to the loop. `model` is consumed."""
     graph = model.graph
     loop_inputs = [v for v in graph.inputs if v.name not in time_inputs and v.name not in context_inputs]

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from latentrt.runtime.errors import ExportError
+from latentrt.runtime.scheduler import REGISTERS
 
-REGISTERS = 7
 F32 = ir.DataType.FLOAT
 
 

@@ -1,1 +1,5 @@
 """What runs the graphs: ONNX Runtime, OpenVINO, TensorRT."""
+
+from .choice import load_backend
+
+__all__ = ["load_backend"]

@@ -8,9 +8,8 @@ from pathlib import Path
 from latentrt.runtime.backends.ort.on_cpu import OrtBackend
 from latentrt.runtime.backends.ort.session import available_devices, require_device
 from latentrt.runtime.backends.trt.library import TRT_BACKENDS
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.engine_list import EngineFiles
-from latentrt.runtime.errors import BackendError, nearest_names
+from latentrt.runtime.bundle import Bundle, EngineList
+from latentrt.runtime.errors import BackendError, unknown
 from latentrt.runtime.gpu.device import has_driver
 from latentrt.runtime.protocols import Backend
 
@@ -26,9 +25,7 @@ def load_backend(
 ) -> Backend:
     """See `Pipeline.load`."""
     if backend not in BACKENDS:
-        near = nearest_names(backend, BACKENDS)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise BackendError(f"backend {backend!r} is unknown; {hint}There are {', '.join(BACKENDS)}")
+        raise BackendError(unknown("backend", backend, BACKENDS))
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise BackendError(f"device {device!r} is unknown: choose cpu, cuda, or one of several GPUs such as cuda:1")
     if backend in TRT_BACKENDS:
@@ -53,7 +50,7 @@ def load_backend(
 
 def _built(bundle: Bundle, engines: Path | None) -> Iterator[str]:
     """Backends that there are engines of, best first: nobody who has none wants to hear of them."""
-    found = {record.backend for record in EngineFiles.of_bundle(bundle, engines).engines}
+    found = {record.backend for record in EngineList.of_bundle(bundle, engines).engines}
     return (name for name in TRT_BACKENDS if name in found)
 
 

@@ -8,9 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.manifest import EngineRecord, Manifest
-from latentrt.runtime.bundle.sizes import Sizes, sizes_text
+from latentrt.runtime.bundle import Bundle, EngineRecord, Manifest, Sizes, sizes_text
 from latentrt.runtime.gpu.device import Device
 
 ROWS = ("n", "B")  # symbols of the first dimension: rows are independent, so fewer may be wanted than are computed
@@ -91,14 +89,14 @@ def _capability_fits(known: str, capability: str) -> bool:
 # --- which one --------------------------------------------------------------------------------------------------------
 
 
-def tightest(records: Iterable[EngineRecord], sizes: Sizes, *, split: bool = False) -> Choice | None:
+def best_fit(records: Iterable[EngineRecord], sizes: Sizes, *, split: bool = False) -> Choice | None:
     """The engine that computes least in vain for these sizes; None where none fits.
 
     Rows may be added up to an engine's minimum; with `split` they may also be spread over several runs. All other
     sizes must be within the engine's. Where several engines compute the same, the narrowest is taken.
     """
     choices = [choice for record in records if (choice := _at(record, sizes, split)) is not None]
-    return min(choices, key=lambda choice: _waste(choice, sizes), default=None)
+    return min(choices, key=lambda choice: _padding(choice, sizes), default=None)
 
 
 def _at(record: EngineRecord, sizes: Sizes, split: bool) -> Choice | None:
@@ -116,7 +114,7 @@ def _at(record: EngineRecord, sizes: Sizes, split: bool) -> Choice | None:
     return Choice(record, chosen, runs)
 
 
-def _waste(choice: Choice, sizes: Sizes) -> tuple[float, int, float]:
+def _padding(choice: Choice, sizes: Sizes) -> tuple[float, int, float]:
     rows = [symbol for symbol in ROWS if symbol in sizes]
     computed = math.prod(choice.runs * choice.sizes[symbol] / sizes[symbol] for symbol in rows)
     breadth = math.prod(most / least for least, _, most in choice.record.profile.values())

@@ -13,13 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import NewWeights
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.manifest import Graph
-from latentrt.runtime.bundle.sizes import shape_at, sizes_of_inputs
+from latentrt.runtime.bundle import Bundle, Graph, shape_at, sizes_of_inputs
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.loop.host import Arrays, BoundCall, HostDenoiser
 from latentrt.runtime.protocols import Bucket
-from latentrt.runtime.weights.stored import to_float32
+from latentrt.runtime.weights import to_float32
 
 if TYPE_CHECKING:
     import openvino

@@ -1,1 +1,26 @@
 """The bundle on disk: manifest, files, engines, sizes. Knows nothing of running graphs."""
+
+from .bundle import Bundle
+from .engine_list import EngineList
+from .manifest import Defaults, EngineRecord, File, Golden, Graph, Manifest, Model, TensorSpec, TextEncoder, Weight
+from .sizes import Sizes, shape_at, sizes_of_inputs, sizes_text, takes
+
+__all__ = [
+    "Bundle",
+    "Defaults",
+    "EngineList",
+    "EngineRecord",
+    "File",
+    "Golden",
+    "Graph",
+    "Manifest",
+    "Model",
+    "Sizes",
+    "TensorSpec",
+    "TextEncoder",
+    "Weight",
+    "shape_at",
+    "sizes_of_inputs",
+    "sizes_text",
+    "takes",
+]

@@ -21,7 +21,7 @@ LIST = "engines.json"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EngineList:
+class EngineListFile:
     """The content of engines.json."""
 
     format: str
@@ -30,7 +30,7 @@ class EngineList:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EngineFiles:
+class EngineList:
     """Engines and the folder that their file names start from."""
 
     folder: Path
@@ -38,7 +38,7 @@ class EngineFiles:
     files: dict[str, File]
 
     @classmethod
-    def of_bundle(cls, bundle: Bundle, folder: Path | None = None) -> "EngineFiles":
+    def of_bundle(cls, bundle: Bundle, folder: Path | None = None) -> "EngineList":
         """The engines that a bundle lists, or those in a folder of their own; an empty folder has none."""
         if folder is None:
             return cls(bundle.path, bundle.manifest.engines, bundle.manifest.files)
@@ -47,7 +47,7 @@ class EngineFiles:
             data = json.loads(file.read_text(encoding="utf-8"))
             if data.get("format") != FORMAT:
                 raise BundleError(f"{file} has the format {data.get('format')!r}; this version reads {FORMAT!r} only")
-            content = decode(EngineList, data, LIST)
+            content = decode(EngineListFile, data, LIST)
         except FileNotFoundError:
             return cls(folder, (), {})
         except (StrictJSONError, ValueError, AttributeError) as error:
@@ -72,7 +72,7 @@ class EngineFiles:
             return False
         if status.st_size != expected.size:
             return False
-        memory = _Memory()
+        memory = _HashCache()
         key = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
         if memory.recall(key) != expected.sha256:
             if sha256_of_file(path) != expected.sha256:
@@ -81,16 +81,16 @@ class EngineFiles:
         return True
 
 
-def updated_manifest(bundle: Bundle, folder: Path | None, engines: EngineFiles) -> tuple[Path, str]:
-    """The file that lists engines, and its new text, for what `EngineFiles.of_bundle` read."""
+def updated_manifest(bundle: Bundle, folder: Path | None, engines: EngineList) -> tuple[Path, str]:
+    """The file that lists engines, and its new text, for what `EngineList.of_bundle` read."""
     if folder is None:
         manifest = replace(bundle.manifest, engines=engines.engines, files=engines.files)
         return bundle.path / MANIFEST, manifest_json(manifest)
-    content = EngineList(FORMAT, engines.engines, engines.files)
+    content = EngineListFile(FORMAT, engines.engines, engines.files)
     return folder / LIST, json.dumps(encode(content), indent=1, ensure_ascii=False) + "\n"
 
 
-class _Memory:
+class _HashCache:
     """Hashes of files that did not change, in the user's cache. Losing it costs time only, so nothing here raises."""
 
     def __init__(self) -> None:

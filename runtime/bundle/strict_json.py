@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from latentrt.runtime.errors import nearest_names
+from latentrt.runtime.errors import unknown
 
 T = TypeVar("T")
 
@@ -76,9 +76,7 @@ def _decode_dataclass(cls: type, data: object, where: str) -> Any:
     names = [f.name for f in dataclasses.fields(cls)]
     for key in items:
         if key not in names:
-            near = nearest_names(key, names)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {names}"
-            raise StrictJSONError(f"{where} has the unknown key {key!r}; {hint}")
+            raise StrictJSONError(f"{where} has an {unknown('key', key, names)}")
     missing = [name for name in names if name not in items]
     if missing:
         raise StrictJSONError(f"{where} lacks {', '.join(map(repr, missing))}")

@@ -1,8 +1,10 @@
-"""The flags that name a bundle and what runs it, and the pipeline that they load. Knows nothing of prompts."""
+"""Flags that several commands share: the bundle and what runs it, and the options of a call, made from their table."""
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from latentrt.runtime.request.options import OPTIONS, flag_of
 
 if TYPE_CHECKING:
     from latentrt.runtime.pipeline import Pipeline
@@ -10,13 +12,13 @@ if TYPE_CHECKING:
 
 def add_bundle_flags(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `Pipeline.load`."""
-    parser.add_argument("--bundle", type=Path, help="the bundle's folder; default: the small model that ships along")
+    parser.add_argument("--bundle", type=Path, help="the bundle's folder; default: the embedded model")
     parser.add_argument(
         "--backend", default="auto", help="auto (default), tensorrt, tensorrt_rtx, openvino or onnxruntime"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default: the best that is found")
-    parser.add_argument("--engines", type=Path, metavar="DIR", help="compiled engines, where not in the bundle")
-    parser.add_argument("--trust-engines", action="store_true", help="load engines with code for the host, too")
+    parser.add_argument("--engines", type=Path, metavar="DIR", help="folder of compiled engines, if not in the bundle")
+    parser.add_argument("--trust-engines", action="store_true", help="load engines that carry code for the host too")
 
 
 def load_pipeline(arguments: argparse.Namespace) -> "Pipeline":
@@ -30,3 +32,20 @@ def load_pipeline(arguments: argparse.Namespace) -> "Pipeline":
         engines=arguments.engines,
         trust_engines=arguments.trust_engines,
     )
+
+
+def add_option_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every option of a call that has one."""
+    group = parser.add_argument_group("options of the picture")
+    for name, option in OPTIONS.items():
+        if option.flag is not None:
+            fixed = option.default is not None and not callable(option.default) and option.default is not False
+            text = f"{option.text}. Default: {option.default}" if fixed else option.text
+            flag = option.flag or flag_of(name)
+            group.add_argument(flag, dest=name, help=text.replace("%", "%%"), **option.kind.flag)
+
+
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options whose flags were given, as arguments of `Pipeline.__call__`."""
+    given = {name: getattr(arguments, name) for name, option in OPTIONS.items() if option.flag is not None}
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,21 +1,22 @@
 """`latentrt generate`: a prompt on the command line, or a file of jobs, becomes PNG files."""
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentrt.runtime.errors import InputError
 from latentrt.runtime.image import require_png, save_npy, save_png
-from latentrt.runtime.request.options import LONG_PROMPTS
-from latentrt.runtime.text.prompt import SYNTAXES
-from latentrt.runtime.weights.lora import file_and_weight
+from latentrt.runtime.request.metadata import Recorded, recorded_in, require_unchanged
+from latentrt.runtime.weights import file_and_weight
 
-from .flags import add_bundle_flags, load_pipeline
+from .flags import add_bundle_flags, add_option_flags, given_options, load_pipeline
 from .jobs import lines_of_file, numbered, run_jobs
-from .picture_flags import add_picture_flags, picture_options
 
 if TYPE_CHECKING:
     from latentrt.runtime.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
   latentrt generate "a large red star on a blue background"
@@ -24,35 +25,17 @@ EXAMPLES = """examples:
   latentrt generate "a castle" --image photo.jpg --mask sky.png --strength 0.8 -o castle.png
   latentrt generate "a (red:1.3) star, [clouds]" --prompt-syntax web-ui
   latentrt generate "$(cat long.txt)" --long-prompt chunk
+  latentrt generate --like out.png --seed 8 -o other.png                 # out.png again, but for its seed
   latentrt generate --jobs jobs.jsonl --steps 20 -o pictures/cat.png     # pictures/cat-0001.png is line 1's
   make-jobs | latentrt generate --jobs -
 
 a line of jobs.jsonl, with options as in Python; flags are for lines that do not say otherwise:
   {"prompt": "a cat", "negative_prompt": "blurry", "seed": 7, "num_inference_steps": 30, "out": "cat.png"}
 """
-# Flag -> the option of `Pipeline.__call__` that it is.
-_OPTIONS = {
-    "negative_prompt": "negative_prompt",
-    "prompt_2": "prompt_2",
-    "negative_prompt_2": "negative_prompt_2",
-    "prompt_syntax": "prompt_syntax",
-    "long_prompt": "long_prompt",
-    "steps": "num_inference_steps",
-    "guidance_scale": "guidance_scale",
-    "guidance_rescale": "guidance_rescale",
-    "scheduler": "scheduler",
-    "eta": "eta",
-    "height": "height",
-    "width": "width",
-    "seed": "seed",
-    "num_images": "num_images_per_prompt",
-    "clip_skip": "clip_skip",
-    "rng": "rng",
-    "latents": "latents",
-}
 
 
 def add_parser(commands: Any) -> None:
+    """Add the command."""
     parser = commands.add_parser(
         "generate",
         help="draw pictures",
@@ -62,68 +45,76 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("prompt", nargs="?", help="what to draw")
     parser.add_argument("--jobs", type=Path, metavar="FILE", help="draw each line of a JSONL file; - reads stdin")
+    parser.add_argument(
+        "--like",
+        type=Path,
+        metavar="FILE.png",
+        help="draw a picture of latentrt again, with the options given beside it",
+    )
     add_bundle_flags(parser)
     parser.add_argument("-o", "--out", type=Path, default=Path("out.png"), help="PNG file; default: out.png")
-    parser.add_argument("--negative-prompt", help="what to move away from")
-    parser.add_argument("--prompt-2", help="text for the second text encoder (SDXL); default: the prompt")
-    parser.add_argument("--negative-prompt-2", help="the same for the negative prompt")
-    parser.add_argument(
-        "--prompt-syntax",
-        choices=SYNTAXES,
-        help="plain (default): brackets are text; web-ui: (word:1.2), ((word)), [word], \\( and BREAK",
-    )
-    parser.add_argument(
-        "--long-prompt",
-        choices=LONG_PROMPTS,
-        help="truncate (default): use the first 75 tokens; chunk: use all, 75 at a time",
-    )
-    parser.add_argument("--steps", type=int, help="number of inference steps")
-    parser.add_argument("--guidance-scale", type=float, help="strength of the prompt; 1 is off")
-    parser.add_argument("--guidance-rescale", type=float, help="0 to 1, pulls the contrast back")
-    parser.add_argument("--scheduler", help="such as euler_a or dpm++_2m_karras")
-    parser.add_argument("--eta", type=float, help="noise of ddim and tcd, 0 to 1")
-    parser.add_argument("--height", type=int, help="pixels, a multiple of 8")
-    parser.add_argument("--width", type=int, help="pixels, a multiple of 8")
-    parser.add_argument("--seed", type=int, help="of the first image; the others count on. Default: a random one")
-    parser.add_argument("--rng", choices=("cpu", "cuda"), help="whose noise a seed gives in PyTorch; default: cpu")
-    parser.add_argument("--num-images", type=int, help="images, drawn in one batch; default: 1")
     parser.add_argument(
         "--lora",
         action="append",
         default=[],
         metavar="FILE[:WEIGHT]",
-        help="LoRA file, weight 1 if not said; repeatable",
+        help="LoRA file and its weight, 1 by default; repeatable",
     )
-    parser.add_argument("--clip-skip", type=int, help="layers of the text encoder to skip")
-    parser.add_argument("--latents", metavar="FILE.npy", help="noise to start from, instead of the seed's")
-    parser.add_argument("--save-latents", type=Path, metavar="FILE.npy", help="write the latents, too, for --image")
-    add_picture_flags(parser)
+    parser.add_argument("--save-latents", type=Path, metavar="FILE.npy", help="write the latents too, for --image")
+    add_option_flags(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if (arguments.prompt is None) == (arguments.jobs is None):
-        raise InputError("pass either a prompt or --jobs FILE")
+    """Draw what the arguments ask for; returns the exit status."""
+    _check_combinations(arguments)
+    options = given_options(arguments)
+    if arguments.jobs is not None:
+        lines = lines_of_file(arguments.jobs)
+        with load_pipeline(arguments) as pipe:
+            _set_loras(pipe, arguments, None)
+            return run_jobs(pipe, lines, options, arguments.out)
+    if arguments.prompt is not None:
+        options["prompt"] = arguments.prompt
+    recorded = None if arguments.like is None else recorded_in(arguments.like, options)
+    with load_pipeline(arguments) as pipe:
+        _set_loras(pipe, arguments, recorded)
+        return _draw(pipe, options if recorded is None else recorded.options, arguments.out, arguments.save_latents)
+
+
+def _check_combinations(arguments: argparse.Namespace) -> None:
+    sources = [arguments.prompt is not None or arguments.like is not None, arguments.jobs is not None]
+    if sum(sources) != 1:
+        raise InputError("pass either a prompt, --like FILE.png (and a prompt, to change it) or --jobs FILE")
     require_png(arguments.out)
     if arguments.save_latents and (arguments.jobs or arguments.save_latents.suffix != ".npy"):
-        raise InputError(f"--save-latents {arguments.save_latents} is one .npy file for one prompt, not for --jobs")
-    lines = None if arguments.jobs is None else lines_of_file(arguments.jobs)
-    given = {option: getattr(arguments, flag) for flag, option in _OPTIONS.items()}
-    options = {option: value for option, value in given.items() if value is not None} | picture_options(arguments)
-    with load_pipeline(arguments) as pipe:
-        if arguments.lora:
-            pipe.set_loras(dict(map(file_and_weight, arguments.lora)))
-        if lines is not None:
-            return run_jobs(pipe, lines, options, arguments.out)
-        return _draw(pipe, arguments.prompt, options, arguments.out, arguments.save_latents)
+        raise InputError(f"--save-latents {arguments.save_latents}: expected one .npy file, and not with --jobs")
 
 
-def _draw(pipe: "Pipeline", prompt: str, options: dict[str, Any], out: Path, latents: Path | None) -> int:
+def _set_loras(pipe: "Pipeline", arguments: argparse.Namespace, recorded: Recorded | None) -> None:
+    """The LoRAs of --lora, else those that a picture was drawn with."""
+    if arguments.lora:
+        pipe.set_loras(dict(map(file_and_weight, arguments.lora)))
+        return
+    if recorded is None:
+        return
+    if recorded.model_sha256 != pipe.bundle.manifest.checkpoint.sha256:
+        logger.warning(
+            "%s was drawn with %s (sha256 %s…), and this bundle holds %s: the picture will be another",
+            *(arguments.like, recorded.model, recorded.model_sha256[:16], pipe.bundle.manifest.checkpoint.name),
+        )
+    for lora in recorded.loras:
+        require_unchanged(lora, arguments.like)
+    if recorded.loras:
+        pipe.set_loras({lora.path: lora.weight for lora in recorded.loras})
+
+
+def _draw(pipe: "Pipeline", options: dict[str, Any], out: Path, latents: Path | None) -> int:
     from tqdm import tqdm
 
     result = None
     with tqdm(disable=None, unit="call") as bar:
-        for step in pipe.stream(prompt, **options):
+        for step in pipe.stream(**options):
             bar.total = step.total
             bar.update()
             result = step.result

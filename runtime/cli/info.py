@@ -14,8 +14,7 @@ def _add_info(commands: Any) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from latentrt.runtime.bundle.bundle import Bundle
-    from latentrt.runtime.bundle.sizes import sizes_text
+    from latentrt.runtime.bundle import Bundle, sizes_text
     from latentrt.runtime.pipeline import embedded_bundle
 
     bundle = Bundle.open(arguments.path or embedded_bundle())

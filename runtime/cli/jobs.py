@@ -1,6 +1,6 @@
-"""Many calls from lines of JSON, one pipeline: what fails is told at the end and does not stop the others.
+"""Many calls from lines of JSON, on one pipeline. A job that fails is reported at the end and does not stop the others.
 
-Knows lines, options and file names; knows nothing of flags.
+Knows lines, options and file names. Knows nothing of flags.
 """
 
 import json
@@ -9,16 +9,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentrt.runtime.errors import InputError, LatentRTError, nearest_names
+from latentrt.runtime.errors import InputError, LatentRTError, unknown
 from latentrt.runtime.image import require_png, save_png
-from latentrt.runtime.request.options import CallOptions
+from latentrt.runtime.request.options import json_options
 
 if TYPE_CHECKING:
     from latentrt.runtime.pipeline import Pipeline
 
-# Embeddings do not go into a line of JSON, and every job ends in PNG files.
-_NOT_IN_JOBS = ("output_type", *(name for name in CallOptions.__annotations__ if name.endswith("_embeds")))
-JOB_KEYS = ("prompt", "out", *(name for name in CallOptions.__annotations__ if name not in _NOT_IN_JOBS))
+JOB_KEYS = ("prompt", "out", *json_options())
 
 
 def numbered(out: Path, count: int) -> list[Path]:
@@ -77,7 +75,7 @@ def _run_job(pipe: "Pipeline", options: dict[str, Any], out: Path, number: int, 
     require_png(out)
     steps = pipe.stream(**options)  # refuses wrong options, so that they can be counted on
     texts = 1 if isinstance(options.get("prompt"), str) else len(options["prompt"])
-    files = numbered(out, texts * options.get("num_images_per_prompt", 1))
+    files = numbered(out, texts * (options.get("num_images_per_prompt") or 1))
     for file in files:
         if other := written.get(file.resolve()):
             raise InputError(f'{file} was written by line {other}: name another file with "out"')
@@ -99,9 +97,7 @@ def _job(line: bytes) -> dict[str, Any]:
         raise InputError(f'a job is an object such as {{"prompt": "a cat"}}, not {type(job).__name__}')
     for key in job:
         if key not in JOB_KEYS:
-            near = nearest_names(key, JOB_KEYS)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(JOB_KEYS)}"
-            raise InputError(f"unknown key {key!r}; {hint}")
+            raise InputError(unknown("key", key, JOB_KEYS))
     if not isinstance(job.get("out", ""), str) or "prompt" not in job:
         raise InputError('a job has a "prompt", and "out", if it is given, is the name of a file')
     return job

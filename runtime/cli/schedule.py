@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from latentrt.runtime.errors import InputError
+from latentrt.runtime.scheduler import Plan, resolve
 from latentrt.runtime.scheduler.document import noise_ratios, plan_document
-from latentrt.runtime.scheduler.plan import Plan, resolve
 
 EXAMPLES = """examples:
   latentrt schedule dpm++_2m_karras --steps 20
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _config(name: str, bundle: Path | None) -> dict[str, Any]:
     base: Mapping[str, Any] = STABLE_DIFFUSION
     if bundle is not None:
-        from latentrt.runtime.bundle.bundle import Bundle
+        from latentrt.runtime.bundle import Bundle
 
         opened = Bundle.open(bundle)
         base = opened.read_json(opened.manifest.scheduler)

@@ -22,7 +22,7 @@ def _add_verify(commands: Any) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from latentrt.runtime.bundle.bundle import Bundle
+    from latentrt.runtime.bundle import Bundle
     from latentrt.runtime.goldens import verify_goldens
     from latentrt.runtime.pipeline import embedded_bundle
 

@@ -7,8 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.bundle.manifest import Graph
-from latentrt.runtime.bundle.sizes import Sizes, sizes_of_inputs
+from latentrt.runtime.bundle import Graph, Sizes, sizes_of_inputs
 
 from .lane import DeviceEngine
 from .lane_pool import LanePool

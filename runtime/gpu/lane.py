@@ -13,8 +13,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import BYTES
-from latentrt.runtime.bundle.manifest import Graph, TensorSpec
-from latentrt.runtime.bundle.sizes import Sizes, shape_at
+from latentrt.runtime.bundle import Graph, Sizes, TensorSpec, shape_at
 from latentrt.runtime.errors import BackendError
 
 from .device import CapturedGraph, DeviceMemory, Stream
@@ -58,7 +57,7 @@ class Lane:
         self._owns_stream = stream is None
         self.staging = Staging()
         self._blocks: dict[str, DeviceMemory] = {}
-        self._contexts: OrderedDict[tuple[DeviceEngine, object], Context] = OrderedDict()
+        self._contexts: OrderedDict[tuple[DeviceEngine, object], Execution] = OrderedDict()
 
     def begin(self) -> None:
         """Make ready for the next call: nothing of the last one is under way any more."""
@@ -85,14 +84,14 @@ class Lane:
                 context.forget_capture()
         return block
 
-    def context(self, engine: DeviceEngine, sizes: Sizes, *, kept: bool) -> "Context":
+    def context(self, engine: DeviceEngine, sizes: Sizes, *, kept: bool) -> "Execution":
         """A context of an engine at these sizes; `kept` keeps one for each size, and not one for all."""
         key = (engine, tuple(sorted(sizes.items())) if kept else None)
         if key not in self._contexts:
             while len(self._contexts) >= CONTEXTS_KEPT:
                 self.stream.synchronize()
                 self._contexts.popitem(last=False)[1].close()
-            self._contexts[key] = Context(engine, self)
+            self._contexts[key] = Execution(engine, self)
         self._contexts.move_to_end(key)
         return self._contexts[key]
 
@@ -105,11 +104,11 @@ class Lane:
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
         """Copy an array to the GPU, through pinned memory, without waiting."""
-        self.stream.upload(address, self.staging.filled(array))
+        self.stream.upload(address, self.staging.fill(array))
 
     def download(self, address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """Wait, and copy an array to the host."""
-        pinned = self.staging.taken(math.prod(shape) * BYTES[dtype])
+        pinned = self.staging.take(math.prod(shape) * BYTES[dtype])
         self.stream.download(pinned, address)
         self.stream.synchronize()
         array = pinned.view(dtype).reshape(shape).copy()
@@ -131,7 +130,7 @@ class Lane:
             self.stream.close()
 
 
-class Context:
+class Execution:
     """An engine's execution context on a lane: its shapes, its buffers, and its work as a captured graph."""
 
     def __init__(self, engine: DeviceEngine, lane: Lane) -> None:

@@ -15,7 +15,7 @@ class Staging:
         self._blocks: list[PinnedMemory] = []
         self._used = 0
 
-    def taken(self, size: int) -> Bytes:
+    def take(self, size: int) -> Bytes:
         """A piece of this many bytes."""
         if not self._blocks or self._used + size > len(self._blocks[-1].bytes):
             self._blocks.append(PinnedMemory(max(size, 1 << 20)))
@@ -24,9 +24,9 @@ class Staging:
         self._used += -(-size // 64) * 64
         return piece
 
-    def filled(self, array: NDArray[Any]) -> Bytes:
+    def fill(self, array: NDArray[Any]) -> Bytes:
         """A piece that holds an array."""
-        piece = self.taken(array.nbytes)
+        piece = self.take(array.nbytes)
         piece[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         return piece
 

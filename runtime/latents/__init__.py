@@ -1,1 +1,18 @@
 """Seeds and images to latents, and latents to images."""
+
+from .given_images import GivenImages, ImageInput, Picture, is_npy, read_npy
+from .initial import initial_latents, known_images
+from .noise import TorchGenerator
+from .vae import Vae
+
+__all__ = [
+    "GivenImages",
+    "ImageInput",
+    "Picture",
+    "TorchGenerator",
+    "Vae",
+    "initial_latents",
+    "is_npy",
+    "known_images",
+    "read_npy",
+]

@@ -1,6 +1,6 @@
-"""What a loop starts from: noise, and latents of pictures, drawn for each image in diffusers' order.
+"""Initial latents of one image: noise and the latents of given pictures, drawn in the order of diffusers' pipelines.
 
-Knows generators and the VAE's moments; knows nothing of prompts.
+Knows generators and the VAE's moments. Knows nothing of prompts, requests or batches.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentrt.runtime.arrays import Float32
-from latentrt.runtime.request.request import Request
+from latentrt.runtime.scheduler import Plan
 
 from .given_images import ImageInput
 from .noise import TorchGenerator
@@ -19,77 +19,121 @@ Encode = Callable[[Float32], tuple[Float32, Float32]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Start:
-    """Arguments of `Denoiser.run` that come from noise and pictures."""
+class InitialLatents:
+    """What the loop starts from, for one image.
 
-    noise: list[Float32]
-    clean: Float32 | None
-    extra: Float32 | None
+    Attributes:
+        noise: (1 + draws, C, h, w), unit normal: the initial noise, then one draw for each stochastic call.
+        clean: (C, h, w), latents of the given picture.
+        extra: (1 + C, h, w), for UNets that inpaint: the mask and the latents of the masked picture.
+        mask: (1, h, w), for other UNets: 1 where the picture is drawn anew.
+    """
+
+    noise: Float32
+    clean: Float32 | None = None
+    extra: Float32 | None = None
+    mask: Float32 | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LatentDistribution:
+    """Latents of one picture as the VAE gives them, (C, h, w). Without `logvar` they are fixed and take no draw."""
+
+    mean: Float32
+    logvar: Float32 | None
+    scaling: np.float32
+
+    def sample(self, generator: TorchGenerator) -> Float32:
+        """One sample, scaled as the UNet expects it."""
+        if self.logvar is None:
+            return self.mean
+        deviation = np.exp(np.float32(0.5) * np.clip(self.logvar, -30, 20))
+        sample: Float32 = self.scaling * (self.mean + deviation * generator.randn(self.mean.shape))
+        return sample
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KnownImage:
+    """The picture that one image starts from, encoded.
+
+    Attributes:
+        whole: its latents; None where the loop does not read them.
+        masked: latents of the picture with the repainted part in grey, for UNets that inpaint.
+        mask: (1, h, w), 1 where the picture is drawn anew; None without a mask.
+    """
+
+    whole: LatentDistribution | None
+    masked: LatentDistribution | None
     mask: Float32 | None
 
 
-def start_from_request(
-    request: Request, shape: tuple[int, int, int], *, scaling: float, inpaints: bool, encode: Encode
-) -> Start:
-    """Draw everything that a request needs before its loop.
-
-    Each image has a generator of its own, so that it does not depend on its batch. It draws, where they are needed: a
-    sample of the picture's latents, the initial noise, a sample of the masked picture's latents, and one draw for each
-    stochastic call.
+def known_images(
+    image: ImageInput, plan: Plan, *, scaling: float, factor: int, inpaints: bool, encode: Encode
+) -> list[KnownImage]:
+    """The picture of each image to draw; every picture is encoded once.
 
     Args:
-        shape: (C, h, w) of one image's latents.
         scaling: the VAE's scaling factor.
-        inpaints: whether the UNet takes the mask and the masked picture; otherwise known latents are blended in.
-        encode: the VAE's encoder.
+        factor: pixels per latent pixel.
+        inpaints: whether the UNet takes the mask and the masked picture; other UNets get known latents blended in.
     """
-    image, draws = request.image, int(request.plan.draws.sum())
-    masked = image is not None and image.mask is not None
-    starts_clean = bool(request.plan.initial[:, 1].any())
-    whole = _Latents.of(image, encode, scaling) if image and (starts_clean or not inpaints) else None
-    hidden = _Latents(*encode(image.masked_pixels()), scaling) if image and masked and inpaints else None
-    noise, clean, known = [], [], []
-    for i, seed in enumerate(request.seeds):
-        generator = TorchGenerator(seed, request.rng)
-        if whole is not None and image is not None:
-            clean.append(whole.sample(int(image.rows[i]), generator))
-        first = generator.randn(shape) if request.latents is None else request.latents[i]
-        if hidden is not None and image is not None:
-            known.append(hidden.sample(int(image.rows[i]), generator))
-        elif masked:
-            generator.randn(shape)  # diffusers samples the masked picture for ordinary UNets, too
-        noise.append(np.stack([first, *(generator.randn(shape) for _ in range(draws))]))
-    mask = _mask(image, shape) if image is not None and masked else None
-    return Start(
-        noise=noise,
-        clean=np.stack(clean) if clean else None,
-        extra=np.concatenate([mask, np.stack(known)], axis=1) if known and mask is not None else None,
-        mask=None if inpaints else mask,
-    )
+    has_mask = image.mask is not None
+    needs_whole = _starts_clean(plan) or not inpaints
+    whole = _distributions(image, encode, scaling) if needs_whole else None
+    masked = None
+    if has_mask and inpaints:
+        masked = _from_moments(*encode(image.masked_pixels()), scaling)
+    mask = image.latent_mask(factor) if has_mask else None
+    return [
+        KnownImage(
+            whole[row] if whole is not None else None,
+            masked[row] if masked is not None else None,
+            mask[row] if mask is not None else None,
+        )
+        for row in image.rows
+    ]
 
 
-def _mask(image: ImageInput, shape: tuple[int, int, int]) -> Float32:
-    assert image.mask is not None
-    return image.latent_mask(image.mask.shape[2] // shape[1])[image.rows]
+def initial_latents(
+    plan: Plan,
+    generator: TorchGenerator,
+    shape: tuple[int, int, int],
+    *,
+    noise: Float32 | None = None,
+    known: KnownImage | None = None,
+) -> InitialLatents:
+    """Draw what one image needs before its loop.
+
+    The generator draws, where needed and in this order: a sample of the picture's latents, the initial noise, a sample
+    of the masked picture's latents, and one draw for each stochastic call.
+
+    Args:
+        shape: (C, h, w).
+        noise: (C, h, w) to use instead of the generator's initial noise.
+    """
+    clean = known.whole.sample(generator) if known and known.whole else None
+    first = generator.randn(shape) if noise is None else noise
+    extra = mask = None
+    if known and known.mask is not None:
+        if known.masked is not None:
+            extra = np.concatenate([known.mask, known.masked.sample(generator)])
+        else:
+            generator.randn(shape)  # diffusers samples the masked picture for other UNets too
+            mask = known.mask
+    draws = [generator.randn(shape) for _ in range(int(plan.draws.sum()))]
+    return InitialLatents(np.stack([first, *draws]), clean, extra, mask)
 
 
-class _Latents:
-    """The distribution of pictures' latents; known latents have no deviation, and take no draw."""
+def _starts_clean(plan: Plan) -> bool:
+    return bool(plan.initial[:, 1].any())
 
-    def __init__(self, mean: Float32, logvar: Float32 | None, scaling: float) -> None:
-        self._mean, self._logvar, self._scaling = mean, logvar, np.float32(scaling)
 
-    @classmethod
-    def of(cls, image: ImageInput, encode: Encode, scaling: float) -> "_Latents":
-        if image.pixels is not None:
-            return cls(*encode(image.pixels), scaling)
-        assert image.latents is not None
-        return cls(image.latents, None, 1)
+def _distributions(image: ImageInput, encode: Encode, scaling: float) -> list[LatentDistribution]:
+    if image.pixels is not None:
+        return _from_moments(*encode(image.pixels), scaling)
+    assert image.latents is not None
+    return [LatentDistribution(mean, None, np.float32(1)) for mean in image.latents]
 
-    def sample(self, picture: int, generator: TorchGenerator) -> Float32:
-        mean: Float32 = self._mean[picture]
-        if self._logvar is None:
-            return mean
-        deviation = np.exp(np.float32(0.5) * np.clip(self._logvar[picture], -30, 20))
-        sample: Float32 = self._scaling * (mean + deviation * generator.randn(mean.shape))
-        return sample
+
+def _from_moments(means: Float32, logvars: Float32, scaling: float) -> list[LatentDistribution]:
+    return [LatentDistribution(m, v, np.float32(scaling)) for m, v in zip(means, logvars, strict=True)]

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import Float32, RunGraph
-from latentrt.runtime.bundle.manifest import Model
+from latentrt.runtime.bundle import Model
 
 from .vae_tiling import tiled_decode, tiled_encode
 

@@ -9,12 +9,12 @@ from functools import partial
 import numpy as np
 
 from latentrt.runtime.arrays import NO_INPUTS, Float32
-from latentrt.runtime.bundle.sizes import Sizes
+from latentrt.runtime.bundle import Sizes
 from latentrt.runtime.errors import BackendError, InputError
 from latentrt.runtime.gpu.engine import GpuBackend
-from latentrt.runtime.gpu.lane import Context, Lane
+from latentrt.runtime.gpu.lane import Execution, Lane
 from latentrt.runtime.protocols import Bucket, DenoiseStep
-from latentrt.runtime.scheduler.plan import Plan
+from latentrt.runtime.scheduler import Plan
 
 from .tables import KnownParts, LoopTables, time_rows
 
@@ -66,7 +66,7 @@ class GpuDenoiser:
     def _calls(
         self,
         lane: Lane,
-        denoise: Context,
+        denoise: Execution,
         tables: LoopTables,
         rows: Mapping[str, Float32],
         blend: "_Blend | None",
@@ -98,7 +98,7 @@ class GpuDenoiser:
         finally:
             current[0] = -1  # the lane belongs to the next call
 
-    def _read(self, lane: Lane, denoise: Context, current: Sequence[int], k: int, register: int) -> Float32:
+    def _read(self, lane: Lane, denoise: Execution, current: Sequence[int], k: int, register: int) -> Float32:
         if current[0] != k:
             raise InputError(f"the state after call {k} is gone: look at a step before asking for the next one")
         lane.stream.make_current()
@@ -106,7 +106,7 @@ class GpuDenoiser:
         state: Float32 = denoise.read(spec)
         return state[: self._bucket.batch, register].copy()
 
-    def _write_keys_and_values(self, lane: Lane, denoise: Context, context: Float32) -> None:
+    def _write_keys_and_values(self, lane: Lane, denoise: Execution, context: Float32) -> None:
         """The engine `context` writes straight into the inputs of `denoise`."""
         hidden_states = _with_rows(context, self._denoise.sizes["B"]).reshape(-1, *context.shape[2:])
         sizes = {"n": len(hidden_states), "S": hidden_states.shape[1]}
@@ -134,7 +134,7 @@ class GpuDenoiser:
 class _Blend:
     """The engine `blend` on the state of `denoise`: reads it where it lies, and its result is copied there."""
 
-    def __init__(self, backend: GpuBackend, lane: Lane, denoise: Context, sizes: Sizes, known: KnownParts) -> None:
+    def __init__(self, backend: GpuBackend, lane: Lane, denoise: Execution, sizes: Sizes, known: KnownParts) -> None:
         sizes = {symbol: sizes[symbol] for symbol in "Bhw"}
         blend = backend.fitted("blend", sizes)
         if blend.sizes != sizes:  # it would write behind the end of the state
@@ -156,7 +156,7 @@ class _Blend:
 class _Table:
     """Rows on the device that become an input of `denoise`, one row for each call."""
 
-    def __init__(self, lane: Lane, denoise: Context, name: str, rows: int) -> None:
+    def __init__(self, lane: Lane, denoise: Execution, name: str, rows: int) -> None:
         spec = next(tensor for tensor in denoise.engine.spec.inputs if tensor.name == name)
         self.row_size = denoise.size_of(spec)
         self.size = rows * self.row_size

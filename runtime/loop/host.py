@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import NO_INPUTS, Float32
 from latentrt.runtime.protocols import Bucket, DenoiseStep, Engine
-from latentrt.runtime.scheduler.plan import Plan
+from latentrt.runtime.scheduler import Plan
 
 from .tables import KnownParts, LoopTables, time_rows
 

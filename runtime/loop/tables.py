@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentrt.runtime.arrays import Float32
-from latentrt.runtime.scheduler.plan import REGISTERS, Plan
+from latentrt.runtime.scheduler import REGISTERS, Plan
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,1 +1,8 @@
 """What a caller asks for, checked against one bundle."""
+
+from .metadata import LoraFile, Source, png_text
+from .options import OPTIONS, CallOptions
+from .request import Request
+from .time_inputs import time_inputs
+
+__all__ = ["OPTIONS", "CallOptions", "LoraFile", "Request", "Source", "png_text", "time_inputs"]

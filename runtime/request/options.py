@@ -1,113 +1,302 @@
-"""The options of a call: names, types, limits and defaults."""
+"""The table of options: one row for each option of a call.
 
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+Flags, keys of jobs, checks, defaults, the text in PNG files, the JSON schema of requests and `docs/options.md` are made
+from these rows. A new option is a row here and its use.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypedDict, cast
 
 from latentrt.runtime.arrays import Float32
-from latentrt.runtime.errors import InputError, nearest_names
-from latentrt.runtime.latents.given_images import Picture
-from latentrt.runtime.scheduler.plan import Plan
+from latentrt.runtime.bundle import Manifest
+from latentrt.runtime.errors import InputError, unknown
+from latentrt.runtime.latents import Picture
+from latentrt.runtime.scheduler import Plan
+from latentrt.runtime.text import SYNTAXES
 
-OUTPUT_TYPES = ("pil", "np", "latent")
-RNGS = ("cpu", "cuda")
-LONG_PROMPTS = ("truncate", "chunk")
+from . import kinds
+from .kinds import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option.
+
+    Attributes:
+        text: what it does, for --help, the docs and the JSON schema.
+        kind: which values it takes.
+        default: a value, or a function of the manifest. None where it depends on other options, or is off.
+        flag: on the command line; "" is --its-name, None is none.
+        json: whether it may stand in a job, in the body of a request and in a PNG's text.
+        web_ui: its label in the text that web UIs read, and its value there; None leaves it out.
+    """
+
+    text: str
+    kind: Kind
+    default: Any = None
+    flag: str | None = ""
+    json: bool = True
+    web_ui: tuple[str, Callable[[Any], str | None]] | None = None
+
+
+def _of_bundle(name: str) -> Callable[[Manifest], Any]:
+    return lambda manifest: getattr(manifest.defaults, name)
+
+
+def _g(value: float) -> str:
+    return f"{value:g}"
+
+
+def _sampler(value: str | Mapping[str, Any] | Plan) -> str | None:
+    if isinstance(value, Plan):
+        return "custom plan"
+    return value if isinstance(value, str) else value.get("_class_name")
+
+
+_OF_ORIGIN = "of the picture's origin, for SDXL"
 
 
 class CallOptions(TypedDict, total=False):
-    """Keyword arguments of `Pipeline.__call__` and `Pipeline.stream`, named as in diffusers. None is the default.
+    """Keyword arguments of `Pipeline.__call__` and `Pipeline.stream`, named as in diffusers; None is the default."""
 
-    negative_prompt: what to move away from; one for all prompts or one for each. Used with guidance only. Not given,
-        it is "", or zeros for models with `force_zeros_for_empty_prompt`.
-    prompt_2, negative_prompt_2: texts for the second text encoder, where there are two (SDXL); default: the same.
-    prompt_syntax: "plain" (default) takes prompts literally; "web-ui" reads `(word:1.2)`, `[word]` and `BREAK`, see
-        `latentrt.runtime.prompt.parse`.
-    long_prompt: "truncate" (default) cuts what the text encoder has no room for, with a warning; "chunk" encodes it
-        in several chunks of 77 tokens. Shorter prompts of the call are then padded with empty chunks.
-    height, width: of the picture in pixels, multiples of the VAE's factor 8.
-    num_inference_steps: steps of the scheduler.
-    guidance_scale: strength of the prompt; at 1 and below the negative prompt is not computed.
-    num_images_per_prompt: pictures of each prompt.
-    scheduler: a name (`latentrt.runtime.scheduler.scheduler_names()`), a diffusers config, or a compiled `Plan`.
-    seed: of the first image, the others count on from it; or one for each image. None draws seeds, see `Result.seeds`.
-    rng: whose noise a seed gives: "cpu" (default) or "cuda", as `torch.Generator` of that device.
-    eta: noise of DDIM and TCD, 0 to 1.
-    timesteps, sigmas: custom steps, where the scheduler takes them.
-    clip_skip: layers of the text encoder to skip from its end, for the prompt but not for the negative prompt.
-    guidance_rescale: 0 to 1, pulls the guided prediction back to the contrast of the unguided (arXiv 2305.08891).
-    prompt_embeds, negative_prompt_embeds: (prompts, S, D) float32 hidden states instead of text.
-    pooled_prompt_embeds, negative_pooled_prompt_embeds: (prompts, P) float32, beside them for SDXL.
-    latents: (images, C, h, w) float32, or a .npy file of it, unit normal noise to start from instead of the seeds'.
-    image: what to start from, one for all prompts or one for each: a file, a PIL image, an array (H, W, 3) of uint8 or
-        of floats from 0 to 1, or latents (images, C, h, w), also as a .npy file. Height and width are then its own, if
-        they are not given.
-    mask_image: of the same kinds, light where the picture is drawn anew, dark where it is kept.
-    strength: in (0, 1], how much of the image is drawn anew.
-    original_size, crops_coords_top_left, target_size: (height, width), what SDXL is told of the picture's origin; the
-        default is its size, and no crop. The same with negative_ before them, for the negative prompt.
-    vae_tiling: decode and encode pictures larger than the VAE was trained for in tiles, which needs less memory.
-    output_type: "pil" (default); "np", (images, H, W, 3) uint8; "latent", pictures are not decoded.
-    """
+    num_inference_steps: Annotated[
+        int | None, Option("number of inference steps", kinds.integer(1), flag="--steps", web_ui=("Steps", str))
+    ]
+    scheduler: Annotated[
+        str | Mapping[str, Any] | Plan | None,
+        Option(
+            "such as euler_a or dpm++_2m_karras; in Python and jobs also a diffusers config or a compiled plan",
+            kinds.scheduler(),
+            web_ui=("Sampler", _sampler),
+        ),
+    ]
+    guidance_scale: Annotated[
+        float | None,
+        Option(
+            "strength of the prompt; at 1 and below the negative prompt is not computed",
+            kinds.number(0, 1000),
+            _of_bundle("guidance_scale"),
+            web_ui=("CFG scale", _g),
+        ),
+    ]
+    seed: Annotated[
+        int | Sequence[int] | None,
+        Option(
+            "seed of the first image, the others count up from it; or a list with one for each image. Default: random",
+            kinds.seeds(),
+            web_ui=("Seed", str),
+        ),
+    ]
+    rng: Annotated[
+        str | None,
+        Option(
+            "whose noise a seed gives: that of PyTorch's generator on cpu or cuda",
+            kinds.choice("cpu", "cuda"),
+            "cpu",
+            web_ui=("RNG", {"cpu": "CPU", "cuda": "NV"}.get),
+        ),
+    ]
+    negative_prompt: Annotated[
+        str | Sequence[str] | None,
+        Option(
+            "what to move away from, one text or one for each prompt. Default: empty, or zeros for models that were "
+            "trained so",
+            kinds.text(),
+        ),
+    ]
+    prompt_2: Annotated[
+        str | Sequence[str] | None,
+        Option("text for the second text encoder (SDXL). Default: the prompt", kinds.text()),
+    ]
+    negative_prompt_2: Annotated[
+        str | Sequence[str] | None,
+        Option("negative text for the second text encoder. Default: the negative prompt", kinds.text()),
+    ]
+    prompt_syntax: Annotated[
+        str | None,
+        Option(
+            r"plain: brackets are text; web-ui: (word:1.2), ((word)), [word], \( and BREAK",
+            kinds.choice(*SYNTAXES),
+            "plain",
+            # Web UIs call it so: brackets are weights, or they are text.
+            web_ui=("Emphasis", {"web-ui": "Original", "plain": "None"}.get),
+        ),
+    ]
+    long_prompt: Annotated[
+        str | None,
+        Option(
+            "truncate: use the first 75 tokens, with a warning; chunk: use all, 75 at a time. Shorter prompts of the "
+            "call are then padded with empty chunks",
+            kinds.choice("truncate", "chunk"),
+            "truncate",
+        ),
+    ]
+    num_images_per_prompt: Annotated[
+        int | None,
+        Option("images of each prompt, drawn in one batch", kinds.integer(1, kinds.MAX_IMAGES), 1, "--num-images"),
+    ]
+    height: Annotated[
+        int | None,
+        Option(
+            "in pixels, a multiple of the VAE's factor (8). Default: the image's, else the bundle's",
+            kinds.side(),
+        ),
+    ]
+    width: Annotated[int | None, Option("like height", kinds.side())]
+    eta: Annotated[
+        float | None, Option("noise of ddim and tcd, 0 to 1. Default: 0", kinds.number(0, 1), web_ui=("Eta", _g))
+    ]
+    timesteps: Annotated[
+        Sequence[float] | None,
+        Option("custom timesteps, falling, where the scheduler takes them", kinds.numbers()),
+    ]
+    sigmas: Annotated[
+        Sequence[float] | None,
+        Option(
+            "custom sigmas, falling, where the scheduler takes them; the last is where the steps end", kinds.numbers()
+        ),
+    ]
+    clip_skip: Annotated[
+        int | None,
+        Option(
+            "final layers of the text encoder to skip, for the prompt but not for the negative prompt",
+            kinds.layers(),
+            0,
+            # Web UIs count from 1 and leave the usual value out.
+            web_ui=("Clip skip", lambda value: str(value + 1) if value else None),
+        ),
+    ]
+    guidance_rescale: Annotated[
+        float | None,
+        Option("0 to 1, pulls the guided contrast back to the unguided (arXiv 2305.08891)", kinds.number(0, 1), 0.0),
+    ]
+    image: Annotated[
+        Picture,
+        Option(
+            "picture to start from, one for all prompts or one for each: a file; in Python also a PIL image, an array "
+            "(H, W, 3) of uint8 or of floats from 0 to 1, or latents (images, C, h, w)",
+            kinds.picture(),
+        ),
+    ]
+    mask_image: Annotated[
+        Picture,
+        Option(
+            "mask of the picture: light where it is drawn anew, dark where it is kept", kinds.picture(), flag="--mask"
+        ),
+    ]
+    strength: Annotated[
+        float | None,
+        Option(
+            "how much of the picture is drawn anew, above 0 up to 1",
+            kinds.number(0, 1, above=True),
+            web_ui=("Denoising strength", _g),
+        ),
+    ]
+    latents: Annotated[
+        "Float32 | str | None",
+        Option("unit normal noise (images, C, h, w) to start from instead of the seed's", kinds.latents()),
+    ]
+    original_size: Annotated[tuple[int, int] | None, Option(f"size {_OF_ORIGIN}", kinds.pair())]
+    crops_coords_top_left: Annotated[tuple[int, int] | None, Option(f"top left corner {_OF_ORIGIN}", kinds.pair())]
+    target_size: Annotated[tuple[int, int] | None, Option("size that SDXL is told to draw", kinds.pair())]
+    negative_original_size: Annotated[
+        tuple[int, int] | None, Option("like original_size, for the negative prompt", kinds.pair())
+    ]
+    negative_crops_coords_top_left: Annotated[
+        tuple[int, int] | None, Option("like crops_coords_top_left, for the negative prompt", kinds.pair())
+    ]
+    negative_target_size: Annotated[
+        tuple[int, int] | None, Option("like target_size, for the negative prompt", kinds.pair())
+    ]
+    vae_tiling: Annotated[
+        bool | None,
+        Option("decode and encode large pictures in tiles, which needs less memory", kinds.boolean(), False),
+    ]
+    prompt_embeds: Annotated[
+        Float32 | None,
+        Option("hidden states (prompts, S, D) float32 instead of a prompt", kinds.array(), flag=None, json=False),
+    ]
+    negative_prompt_embeds: Annotated[
+        Float32 | None,
+        Option("the same instead of a negative prompt", kinds.array(), flag=None, json=False),
+    ]
+    pooled_prompt_embeds: Annotated[
+        Float32 | None,
+        Option(
+            "pooled embeddings (prompts, P) float32, beside prompt_embeds (SDXL)", kinds.array(), flag=None, json=False
+        ),
+    ]
+    negative_pooled_prompt_embeds: Annotated[
+        Float32 | None,
+        Option("the same beside negative_prompt_embeds", kinds.array(), flag=None, json=False),
+    ]
+    output_type: Annotated[
+        str | None,
+        Option(
+            "pil: PIL images; np: (images, H, W, 3) uint8; latent: pictures are not decoded",
+            kinds.choice("pil", "np", "latent"),
+            "pil",
+            flag=None,
+            json=False,
+        ),
+    ]
 
-    negative_prompt: str | Sequence[str] | None
-    prompt_2: str | Sequence[str] | None
-    negative_prompt_2: str | Sequence[str] | None
-    prompt_syntax: str | None
-    long_prompt: str | None
-    height: int | None
-    width: int | None
-    num_inference_steps: int | None
-    guidance_scale: float | None
-    num_images_per_prompt: int
-    scheduler: "str | Mapping[str, Any] | Plan | None"
-    seed: int | Sequence[int] | None
-    rng: str | None
-    eta: float | None
-    timesteps: Sequence[float] | None
-    sigmas: Sequence[float] | None
-    clip_skip: int | None
-    guidance_rescale: float | None
-    prompt_embeds: Float32 | None
-    negative_prompt_embeds: Float32 | None
-    pooled_prompt_embeds: Float32 | None
-    negative_pooled_prompt_embeds: Float32 | None
-    latents: "Float32 | str | os.PathLike[str] | None"
-    image: Picture
-    mask_image: Picture
-    strength: float | None
-    original_size: tuple[int, int] | None
-    crops_coords_top_left: tuple[int, int] | None
-    target_size: tuple[int, int] | None
-    negative_original_size: tuple[int, int] | None
-    negative_crops_coords_top_left: tuple[int, int] | None
-    negative_target_size: tuple[int, int] | None
-    vae_tiling: bool
-    output_type: str
+
+OPTIONS: Mapping[str, Option] = {
+    name: option for name, hint in CallOptions.__annotations__.items() for option in hint.__metadata__
+}
 
 
-def _refuse_unknown(options: CallOptions) -> None:
-    known = list(CallOptions.__annotations__)
-    for name in options:
-        if name not in known:
-            near = nearest_names(name, known)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise InputError(f"unknown argument {name!r}; {hint}")
+def checked(given: Mapping[str, Any], manifest: Manifest) -> CallOptions:
+    """All options in their normal form, those that are not given at their defaults; raises `InputError`."""
+    for name in given:
+        if name not in OPTIONS:
+            raise InputError(unknown("argument", name, OPTIONS))
+    result: dict[str, Any] = {}
+    for name, option in OPTIONS.items():
+        if (value := given.get(name)) is not None:
+            result[name] = option.kind.check(name, value, manifest)
+        else:
+            result[name] = option.default(manifest) if callable(option.default) else option.default
+    return cast(CallOptions, result)
 
 
-def _whole(name: str, given: Any, least: int) -> int:
-    if isinstance(given, bool) or not hasattr(given, "__index__") or given < least:
-        raise InputError(f"{name}={given!r}: it is a whole number from {least} up")
-    return int(given)
+def json_options() -> Iterable[str]:
+    """Names of the options that JSON can hold."""
+    return (name for name, option in OPTIONS.items() if option.json)
 
 
-def _number(name: str, given: float | None, default: float, least: float, most: float) -> float:
-    value = default if given is None else given
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise InputError(f"{name}={given!r}: it is a number from {least} to {most}")
-    return float(value)
+def request_schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of a call: a prompt and options."""
+    properties: dict[str, Any] = {"prompt": {"description": "what to draw", **kinds.text().schema}}
+    for name in json_options():
+        option = OPTIONS[name]
+        fixed = option.default is not None and not callable(option.default)
+        default = {"default": option.default} if fixed else {}
+        properties[name] = {"description": option.text, **option.kind.schema, **default}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": properties,
+        "required": ["prompt"],
+        "additionalProperties": False,
+    }
 
 
-def _choice(name: str, given: str, choices: Sequence[str]) -> str:
-    if given not in choices:
-        raise InputError(f"{name}={given!r}: it is one of {', '.join(map(repr, choices))}")
-    return given
+def options_table() -> str:
+    """The table of `docs/options.md`."""
+    lines = ["| option | flag | what it does | default |", "|---|---|---|---|"]
+    for name, option in OPTIONS.items():
+        flag = "" if option.flag is None else f"`{option.flag or flag_of(name)}`"
+        default = (
+            "the bundle's" if callable(option.default) else "" if option.default is None else f"`{option.default}`"
+        )
+        text = option.text.replace("|", "\\|")
+        lines.append(f"| `{name}` | {flag} | {text} | {default} |")
+    return "\n".join(lines) + "\n"
+
+
+def flag_of(name: str) -> str:
+    """The flag of an option of this name, unless its row says another."""
+    return f"--{name.replace('_', '-')}"

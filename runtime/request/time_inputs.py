@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from latentrt.runtime.arrays import Float32
-from latentrt.runtime.bundle.manifest import Graph
-from latentrt.runtime.bundle.sizes import takes
+from latentrt.runtime.bundle import Graph, takes
 from latentrt.runtime.errors import InputError
 
 SIZE_OPTIONS = (
@@ -24,11 +23,11 @@ def time_ids_from_call(options: Mapping[str, Any], graph: Graph, height: int, wi
     """(2, 6) of [negative, positive]: original size, top left of the crop, target size, each as (height, width).
 
     As in diffusers, the negative sizes count where both are given, and are the positive ones otherwise. Raises
-    `InputError` for sizes that are no pairs, and for models that take none.
+    `InputError` for models that take no sizes, and for half a pair of negative ones.
     """
-    given = {name: _pair(name, options[name]) for name in SIZE_OPTIONS if options.get(name) is not None}
+    given: dict[str, tuple[int, int]] = {n: options[n] for n in SIZE_OPTIONS if options.get(n) is not None}
     if given and not takes(graph, "time_ids"):
-        raise InputError(f"{', '.join(given)}: this model knows nothing of sizes, only SDXL does")
+        raise InputError(f"{', '.join(given)}: this model takes no sizes, only SDXL does; leave them out")
     here = (height, width)
     positive = (
         *given.get("original_size", here),
@@ -43,13 +42,6 @@ def time_ids_from_call(options: Mapping[str, Any], graph: Graph, height: int, wi
         crop = given.get("negative_crops_coords_top_left", (0, 0))
         negative = (*given["negative_original_size"], *crop, *given["negative_target_size"])
     return np.array([negative, positive], np.float32)
-
-
-def _pair(name: str, value: Any) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, tuple | list) else ()
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= 0 for v in pair):
-        raise InputError(f"{name}={value!r}: it is a pair of whole numbers, (height, width)")
-    return pair
 
 
 def time_inputs(

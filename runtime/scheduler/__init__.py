@@ -1,1 +1,5 @@
 """Schedulers compiled to coefficient tables. Knows nothing of text, guidance, masks or engines."""
+
+from .plan import REGISTERS, Plan, resolve, scheduler_names
+
+__all__ = ["REGISTERS", "Plan", "resolve", "scheduler_names"]

@@ -1,15 +1,15 @@
-"""Scheduler configs: how a name or a checkpoint's file becomes the complete, checked options of one class.
+"""Scheduler configs: how a name or a checkpoint's file becomes the checked_options, checked options of one class.
 
 Follows `from_config` of diffusers 0.42: a missing key takes the default of the class that is *used*, not of the class
 that wrote the file, and keys that only other classes have are ignored. Knows nothing of timesteps and coefficients.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from latentrt.runtime.errors import SchedulerError, nearest_names
+from latentrt.runtime.errors import SchedulerError, unknown
 from latentrt.runtime.scheduler.samplers import SAMPLERS
 
 from .diffusers_options import ALIASES, CHOICES, CLASS_CHOICES, KNOWN_KEYS, OPTIONS, REFUSED, UNPLANNED
@@ -54,7 +54,7 @@ def resolve(scheduler: str | Config | None, checkpoint_config: Config) -> dict[s
 
     Raises: SchedulerError: unknown name; the message lists the known ones.
     """
-    carried = written(checkpoint_config)
+    carried = explicit_keys(checkpoint_config)
     if scheduler is None:
         return carried
     if isinstance(scheduler, Mapping):
@@ -62,7 +62,7 @@ def resolve(scheduler: str | Config | None, checkpoint_config: Config) -> dict[s
     if scheduler in UNPLANNED:
         return carried | {"_class_name": scheduler}
     if not isinstance(scheduler, str) or scheduler not in scheduler_names():
-        raise SchedulerError(_unknown("scheduler", scheduler, scheduler_names()))
+        raise SchedulerError(unknown("scheduler", scheduler, scheduler_names()))
     if scheduler in SAMPLERS:
         return carried | {"_class_name": scheduler}
     suffix = next((s for s in _SUFFIXES if scheduler.endswith(s)), "")
@@ -77,7 +77,7 @@ def resolve(scheduler: str | Config | None, checkpoint_config: Config) -> dict[s
     return config
 
 
-def complete(config: Config) -> dict[str, Any]:
+def checked_options(config: Config) -> dict[str, Any]:
     """Options of the config's class, with defaults filled in and every value checked.
 
     Returns: `_class_name` and exactly the options that the class has.
@@ -93,17 +93,17 @@ def complete(config: Config) -> dict[str, Any]:
         reason, nearest = UNPLANNED[class_name]
         raise SchedulerError(f"{class_name} {reason}: use {nearest!r} instead")
     if class_name not in SAMPLERS:
-        raise SchedulerError(_unknown("scheduler class", class_name, tuple(SAMPLERS)))
-    config = written(config)
+        raise SchedulerError(unknown("scheduler class", class_name, tuple(SAMPLERS)))
+    config = explicit_keys(config)
     for key in config:
         if not key.startswith("_") and key not in KNOWN_KEYS:
-            raise SchedulerError(_unknown("scheduler config key", key, tuple(KNOWN_KEYS), list_all=False))
+            raise SchedulerError(unknown("scheduler config key", key, tuple(KNOWN_KEYS)))
     options = {key: _checked(class_name, key, default, config) for key, default in OPTIONS[class_name].items()}
     _check_combinations(class_name, options)
     return {"_class_name": class_name} | options
 
 
-def written(config: Config) -> dict[str, Any]:
+def explicit_keys(config: Config) -> dict[str, Any]:
     """A config without the keys that diffusers filled in itself, which do not survive a switch of class there."""
     filled = set(config.get("_use_default_values") or ())
     return {key: value for key, value in config.items() if key not in filled and key != "_use_default_values"}
@@ -186,11 +186,3 @@ def _check_combinations(class_name: str, options: Config) -> None:
             f"algorithm_type={kind!r} with solver_order=3: diffusers has no correct formula to agree with. "
             'Set "solver_order": 2'
         )
-
-
-def _unknown(what: str, given: object, known: Iterable[str], *, list_all: bool = True) -> str:
-    """Message for a name that is not known: what was given, the nearest names, all names."""
-    nearest = nearest_names(given, known, 3)
-    hint = f" Did you mean {' or '.join(repr(name) for name in nearest)}?" if nearest else ""
-    listing = f" Available: {', '.join(known)}." if list_all else ""
-    return f"unknown {what} {given!r}.{hint}{listing}"

@@ -1,11 +1,14 @@
-"""A plan as JSON, for runtimes in other languages."""
+"""A plan as JSON: for runtimes in other languages, and for pictures that were drawn with a plan of their own."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
-from .config import complete
+from latentrt.runtime.errors import SchedulerError
+
+from .config import checked_options
 from .plan import Plan
 
 PLAN_FORMAT = "latentrt.plan/1"
@@ -21,22 +24,42 @@ def noise_ratios(plan: Plan) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def plan_document(plan: Plan, config: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """Everything that a runtime in another language needs, and what vouches for it.
+    """Everything that a runtime in another language needs, and how the plan was checked.
 
     `residual` is the largest relative difference, over all calls, between the plan run in float32 and in float64 with
     a nonlinear model.
     """
     return {
-        "format": PLAN_FORMAT,
-        "scheduler_config": {key: _plain(value) for key, value in complete(config).items()},
+        "scheduler_config": {key: plain(value) for key, value in checked_options(config).items()},
         "num_inference_steps": steps,
         "checked_against": CHECKED_AGAINST,
         "residual": residual(plan),
-        **{name: array.tolist() for name, array in plan.to_arrays().items()},
+        **plan_to_document(plan),
     }
 
 
-def _plain(value: Any) -> Any:
+def plan_to_document(plan: Plan) -> dict[str, Any]:
+    """The plan's arrays alone; float32 values are exact in JSON."""
+    return {"format": PLAN_FORMAT, **{name: array.tolist() for name, array in plan.to_arrays().items()}}
+
+
+def plan_from_document(document: Mapping[str, Any]) -> Plan:
+    """The plan of a document; its other keys are ignored. Raises `SchedulerError` for a malformed one."""
+    names = [field.name for field in fields(Plan)]
+    try:
+        return Plan.from_arrays({name: np.asarray(document[name], np.float32) for name in names})
+    except KeyError as error:
+        raise SchedulerError(f"the plan lacks {error}; expected the arrays {', '.join(names)}") from error
+    except (TypeError, ValueError) as error:
+        if isinstance(error, SchedulerError):
+            raise
+        raise SchedulerError(f"the plan holds something else than numbers: {error}") from error
+
+
+def plain(value: Any) -> Any:
+    """A value of a config as JSON holds it: numpy's as Python's, infinity as text."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from latentrt.runtime.errors import SchedulerError
 from latentrt.runtime.scheduler.samplers import REGISTERS, SAMPLERS, Call, Sampler
 
-from .config import complete, resolve, scheduler_names
+from .config import checked_options, resolve, scheduler_names
 from .schedules import Options, Schedule, Steps
 from .sigmas import Float32, Float64
 
@@ -109,7 +109,7 @@ class Plan:
 
         Raises: SchedulerError: see the message.
         """
-        options = complete(config)
+        options = checked_options(config)
         sampler = SAMPLERS[options["_class_name"]]
         _refuse_untaken(options["_class_name"], sampler, eta=eta or None, timesteps=timesteps, sigmas=sigmas)
         if eta is not None and not 0 <= eta <= 1:

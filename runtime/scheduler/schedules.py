@@ -1,7 +1,7 @@
 """What a sampler walks along: timesteps, and the noise levels before and after every model call.
 
 One function for each of the ways in which diffusers' classes lay out their steps. Knows nothing of samplers; options
-come complete and checked from `scheduler_config`.
+come complete and checked from `config`.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """From options to lines of timesteps and sigmas: what diffusers' `set_timesteps` chooses, before it becomes a schedule.
 
-Options come complete and checked from `scheduler_config`.
+Options come complete and checked from `config`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,1 +1,16 @@
 """Prompts to embeddings. Knows CLIP's tokens, weights of words, and text encoders by name."""
+
+from .conditioning import conditioning_from_texts, encode, tokenize
+from .given_texts import TextInput, text_inputs_from_call
+from .prompt import SYNTAXES
+from .tokenizer import Tokenizer
+
+__all__ = [
+    "SYNTAXES",
+    "TextInput",
+    "Tokenizer",
+    "conditioning_from_texts",
+    "encode",
+    "text_inputs_from_call",
+    "tokenize",
+]

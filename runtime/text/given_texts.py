@@ -1,4 +1,4 @@
-"""The texts and embeddings of a call, checked: what each guidance group is told. Knows nothing of how it is encoded."""
+"""The texts and embeddings that each guidance group gets, checked and parsed. Knows nothing of text encoders."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,24 +7,35 @@ from typing import Any
 import numpy as np
 
 from latentrt.runtime.arrays import Float32
-from latentrt.runtime.bundle.manifest import Manifest
+from latentrt.runtime.bundle import Manifest
 from latentrt.runtime.errors import InputError
 
-from .prompt import parse
+from .prompt import Section, parse
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A prompt as it was given, and its sections."""
+
+    text: str
+    sections: tuple[Section, ...]
+
+
+EMPTY = Text("", parse(""))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextInput:
-    """What one guidance group is told; everything has one entry for each image.
+    """Texts or embeddings of one guidance group, with one entry for each image.
 
     Attributes:
-        texts: for each text encoder a text for each image; "" where there are embeddings or nothing was given.
+        texts: for each text encoder one text for each image; `EMPTY` where embeddings or nothing were given.
         embeds: (images, S, D) float32 hidden states instead of texts, D over all encoders.
-        pooled: (images, P) float32, together with `embeds` where the model has a pooled text embedding.
-        zeros: all embeddings are zeros, as nothing was given to a model that was trained so.
+        pooled: (images, P) float32, given with `embeds` where the model has a pooled text embedding.
+        zeros: whether all embeddings are zeros: nothing was given, and the model was trained that way.
     """
 
-    texts: tuple[tuple[str, ...], ...]
+    texts: tuple[tuple[Text, ...], ...]
     embeds: Float32 | None
     pooled: Float32 | None
     zeros: bool = False
@@ -38,7 +49,7 @@ class TextInput:
         return self.embeds is None and not self.zeros
 
     def repeated(self, times: int) -> "TextInput":
-        """Every entry `times` times, one after the other."""
+        """Repeat every entry `times` times, next to each other."""
         return replace(
             self,
             texts=tuple(tuple(text for text in column for _ in range(times)) for column in self.texts),
@@ -50,23 +61,21 @@ class TextInput:
 def text_inputs_from_call(
     manifest: Manifest, prompt: Any, options: Mapping[str, Any], *, syntax: str, guided: bool
 ) -> tuple[TextInput, TextInput]:
-    """What the positive and the negative group are told, one entry for each prompt; raises `InputError`."""
+    """The positive and the negative group's texts, one entry for each prompt; raises `InputError`."""
     if (prompt is None) == (options.get("prompt_embeds") is None):
         raise InputError("pass either a prompt or prompt_embeds (an empty prompt, '', is allowed)")
-    positive = _text_input("", prompt, options, manifest)
+    positive = _text_input("", prompt, options, manifest, syntax)
     wanted = options.get("negative_prompt")
-    negative = _text_input("negative_", wanted, options, manifest, count=len(positive))
-    for text in dict.fromkeys(text for side in (positive, negative) for column in side.texts for text in column):
-        parse(text, syntax)  # refuses what is no text, and weights beyond measure
+    negative = _text_input("negative_", wanted, options, manifest, syntax, count=len(positive))
     if guided:
         _require_equal_lengths(positive, negative, manifest.model.text_encoders[0].max_length)
     return positive, negative
 
 
 def _text_input(
-    prefix: str, prompt: Any, options: Mapping[str, Any], manifest: Manifest, *, count: int | None = None
+    prefix: str, prompt: Any, options: Mapping[str, Any], manifest: Manifest, syntax: str, *, count: int | None = None
 ) -> TextInput:
-    """`prefix` begins the arguments' names: "" or "negative_"; `count` is that of the prompts, if it is known."""
+    """`prefix` is the prefix of the options' names, "" or "negative_"; `count` the number of prompts, if known."""
     model, second = manifest.model, options.get(f"{prefix}prompt_2")
     embeds = _embeds(f"{prefix}prompt_embeds", options, manifest)
     if embeds is not None:
@@ -79,8 +88,10 @@ def _text_input(
     # "" counts as not given here, as it does in diffusers.
     others = _texts(f"{prefix}prompt_2", second, len(first)) if second else first
     nothing = prompt is second is embeds is None
+    parsed = {text: Text(text, parse(text, syntax)) for text in {*first, *others}}
+    columns = (first, *[others] * (len(model.text_encoders) - 1))
     return TextInput(
-        texts=(first, *[others] * (len(model.text_encoders) - 1)),
+        texts=tuple(tuple(parsed[text] for text in column) for column in columns),
         embeds=embeds,
         pooled=_pooled(f"{prefix}pooled_prompt_embeds", options, embeds, manifest),
         zeros=nothing and model.force_zeros_for_empty_prompt,
@@ -92,7 +103,7 @@ def _texts(name: str, given: Any, count: int | None) -> tuple[str, ...]:
         return (given,) * (count or 1)
     texts = tuple(given) if isinstance(given, Sequence) else ()
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{name}={given!r}: it is a text, or a list of at least one")
+        raise InputError(f"{name}={given!r}: expected a text or a non-empty list of texts")
     _same_count(name, len(texts), count)
     return texts
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.bundle.manifest import TextEncoder
+from latentrt.runtime.bundle import TextEncoder
 from latentrt.runtime.errors import BundleError
 
 from .prompt import Section, parse
@@ -68,7 +68,7 @@ class Tokenizer:
         return cls(tokenizer, facts)
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """Ids of a prompt that a chunk holds, besides bos and eos."""
         return self._facts.max_length - 2
 
@@ -92,9 +92,9 @@ class Tokenizer:
         for section in sections:
             ids, weights = self._section(section)
             tokens += len(ids)
-            spans = _spans(ids, self.room, self._comma)
-            if len(ids) > self.room and not split:
-                spans = [(0, self.room)]
+            spans = _spans(ids, self.capacity, self._comma)
+            if len(ids) > self.capacity and not split:
+                spans = [(0, self.capacity)]
                 dropped.append(self._rest(section))
             rows += [(ids[start:end], weights[start:end]) for start, end in spans]
         facts = self._facts
@@ -115,13 +115,13 @@ class Tokenizer:
         return ids, weights
 
     def _rest(self, section: Section) -> str:
-        """The text from the first id on that has no room."""
-        room, rest = self.room, ""
+        """The text from the first id on that has no capacity."""
+        capacity, rest = self.capacity, ""
         for piece in section:
             located = self._located(piece.text)
-            if room < len(located):
-                rest += piece.text[located[room][1] :] if room > 0 else piece.text
-            room -= len(located)
+            if capacity < len(located):
+                rest += piece.text[located[capacity][1] :] if capacity > 0 else piece.text
+            capacity -= len(located)
         return rest.strip()
 
     def _located(self, text: str) -> list[tuple[int, int]]:
@@ -131,10 +131,10 @@ class Tokenizer:
         return [(i, start) for first, (start, _) in pieces for i in self._words.get(first, (first,))]
 
 
-def _spans(ids: Sequence[int], room: int, comma: int) -> list[tuple[int, int]]:
+def _spans(ids: Sequence[int], capacity: int, comma: int) -> list[tuple[int, int]]:
     """Where chunks begin and end; at least one, and only that may be empty."""
     spans, start = [], 0
-    while (end := start + room) < len(ids):
+    while (end := start + capacity) < len(ids):
         if ids[end] != comma:
             near = [i for i in range(max(start, end - _COMMA_WITHIN), end) if ids[i] == comma]
             end = near[-1] + 1 if near else end

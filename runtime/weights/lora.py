@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import Float32, NewWeights
-from latentrt.runtime.bundle.bundle import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import InputError
 
 from .lora_names import LoraNames, split_name

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import Float32
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.manifest import Weight
+from latentrt.runtime.bundle import Bundle, Weight
 from latentrt.runtime.errors import BundleError, InputError
 
 _RAW = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}

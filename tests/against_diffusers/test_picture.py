@@ -12,7 +12,7 @@ from support.exports import SHAPES
 
 from latentrt.runtime import Pipeline, Plan
 from latentrt.runtime.goldens import psnr, relative_error
-from latentrt.runtime.scheduler.plan import resolve
+from latentrt.runtime.scheduler import resolve
 
 PSNR, LATENTS = 50.0, 1e-3
 SEEDS = (3, 71, 2**32 + 5)

@@ -18,7 +18,7 @@ from support.exports import ROOT, SHAPES, Exported
 from latentrt.runtime import Pipeline
 from latentrt.runtime.cli.main import main
 from latentrt.runtime.goldens import psnr
-from latentrt.runtime.text.tokenizer import Tokenizer
+from latentrt.runtime.text import Tokenizer
 
 Draw = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -172,32 +173,32 @@ def test_timings_name_every_stage(pipe: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"height": 70}, InputError, r"height=70: it must be a multiple of 4; the nearest are 68 and 72"),
-        ({"width": 0}, InputError, r"width=0: it is a whole number from 4 up"),
-        ({"height": 64.0}, InputError, r"height=64.0: it is a whole number"),
-        ({"num_inference_steps": 0}, SchedulerError, r"num_inference_steps=0: it is a whole number from 1"),
+        ({"height": 70}, InputError, r"height=70: expected a multiple of 4; the nearest are 68 and 72"),
+        ({"width": 0}, InputError, r"width=0: expected an integer from 4 to 16384"),
+        ({"height": 64.0}, InputError, r"height=64.0: expected an integer"),
+        ({"num_inference_steps": 0}, InputError, r"num_inference_steps=0: expected an integer >= 1"),
         ({"num_inference_steps": 1001}, SchedulerError, r"from 1 to 1000"),
         ({"scheduler": "euler_b"}, SchedulerError, r"(?s)euler_b.*euler_a"),
         ({"scheduler": {"beta_strat": 1}}, SchedulerError, r"(?s)beta_strat.*beta_start"),
-        ({"guidance_scale": "high"}, InputError, r"guidance_scale='high': it is a number"),
-        ({"guidance_rescale": 1.5}, InputError, r"guidance_rescale=1.5: it is a number from 0 to 1"),
-        ({"clip_skip": 3}, InputError, r"clip_skip=3: this text encoder has 3 layers, so at most 2"),
+        ({"guidance_scale": "high"}, InputError, r"guidance_scale='high': expected a number"),
+        ({"guidance_rescale": 1.5}, InputError, r"guidance_rescale=1.5: expected a number from 0 to 1"),
+        ({"clip_skip": 3}, InputError, r"clip_skip=3: expected an integer from 0 to 2: this text encoder has 3 layers"),
         ({"num_images_per_prompt": 0}, InputError, r"num_images_per_prompt=0"),
         ({"seed": [1, 2]}, InputError, r"2 seeds for 1 images"),
         ({"seed": 2**64}, InputError, r"seed="),
         ({"seed": "x"}, InputError, r"seed='x'"),
         ({"negative_prompt": ["a", "b"]}, InputError, r"negative_prompt holds 2 for 1 prompts"),
-        ({"latents": np.zeros((1, 4, 8, 8))}, InputError, r"shape \(1, 4, 8, 8\); .* \(1, 4, 16, 16\)"),
+        ({"latents": np.zeros((1, 4, 8, 8))}, InputError, r"shape \(1, 4, 8, 8\); expected \(1, 4, 16, 16\)"),
         ({"prompt_embeds": np.zeros((1, 77, 32))}, InputError, r"either a prompt or prompt_embeds"),
         (
             {"prompt": None, "prompt_embeds": np.zeros((1, 77, 31))},
             InputError,
             r"\(1, 77, 31\).*\(prompts, tokens, 32\)",
         ),
-        ({"prompt": []}, InputError, r"at least one"),
+        ({"prompt": []}, InputError, r"non-empty list"),
         ({"prompt": 5}, InputError, r"prompt=5"),
-        ({"rng": "gpu"}, InputError, r"'gpu': it is one of 'cpu', 'cuda'"),
-        ({"output_type": "jpg"}, InputError, r"'jpg': it is one of 'pil', 'np', 'latent'"),
+        ({"rng": "gpu"}, InputError, r"'gpu': expected one of 'cpu', 'cuda'"),
+        ({"output_type": "jpg"}, InputError, r"'jpg': expected one of 'pil', 'np', 'latent'"),
         ({"guidence_scale": 3}, InputError, r"unknown argument 'guidence_scale'; did you mean 'guidance_scale'"),
         ({"eta": 0.5, "scheduler": "euler"}, SchedulerError, r"eta"),
     ],
@@ -249,7 +250,7 @@ def test_nan_is_an_error_and_never_a_black_picture(sd1: Exported, tmp_path: Path
 
 
 def test_backends_are_chosen_by_name(sd1: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BackendError, match=r"'tensorflow' is unknown; .*There are auto, .*onnxruntime"):
+    with pytest.raises(BackendError, match=r"unknown backend 'tensorflow'; did you mean"):
         Pipeline.load(sd1.bundle, backend="tensorflow")
     with pytest.raises(BackendError, match=r"'cuda' here \(usable: cpu\).*latentrt\[cuda\]"):
         Pipeline.load(sd1.bundle, device="cuda")
@@ -292,8 +293,24 @@ def test_png_text_tells_how_the_picture_was_made(pipe: Pipeline, tmp_path: Path)
     assert (facts["seed"], facts["scheduler"], facts["width"], facts["height"]) == (77, "euler_a", 40, 32)
     first, second, third = text["parameters"].split("\n")
     assert (first, second) == (facts["prompt"], "Negative prompt: blurry")
-    assert "Clip skip: 2, " in third  # as web UIs count it
-    assert third.startswith("Steps: 3, Sampler: euler_a, CFG scale: 3.5, Seed: 77, RNG: CPU, Size: 40x32, ")
+    settings = dict(setting.split(": ") for setting in third.split(", "))
+    checkpoint = pipe.bundle.manifest.checkpoint
+    assert (
+        settings
+        == {
+            "Steps": "3",
+            "Sampler": "euler_a",
+            "CFG scale": "3.5",
+            "Seed": "77",
+            "RNG": "CPU",
+            "Emphasis": "None",
+            "Clip skip": "2",  # as web UIs count it
+            "Size": "40x32",
+            "Model hash": checkpoint.sha256[:10],
+            "Model": checkpoint.name,
+            "Version": f"latentrt {version('latentrt')}",
+        }
+    )
 
 
 def test_generate_writes_numbered_files(sd1: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

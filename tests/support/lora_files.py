@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from support.exports import SHAPES
 
-from latentrt.runtime.bundle.bundle import Bundle
+from latentrt.runtime.bundle import Bundle
 
 # Modules of the random SD 1.x checkpoint: linear layers of every part, and convolutions.
 UNET = [

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentrt.runtime.latents.noise import TorchGenerator
-from latentrt.runtime.scheduler.plan import Plan
+from latentrt.runtime.latents import TorchGenerator
+from latentrt.runtime.scheduler import Plan
 
 TOLERANCE = 2e-5
 TIMESTEP_TOLERANCE = 2e-3

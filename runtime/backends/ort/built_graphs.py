@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from latentrt.runtime.backends.engine_fit import build_command, outdated
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.engine_list import EngineFiles
+from latentrt.runtime.bundle import Bundle, EngineList
 from latentrt.runtime.errors import BackendError
 
 logger = logging.getLogger(__name__)
@@ -15,12 +14,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class OrtGraphs:
+class BuiltGraphs:
     """Which file of a graph is loaded; built ones of another export, or damaged, are warned about and left."""
 
     def __init__(self, bundle: Bundle, engines: Path | None, device: str) -> None:
         """`device` is "cpu" or "cuda"; `engines` the folder of built graphs, where they are not in the bundle."""
-        files = EngineFiles.of_bundle(bundle, engines)
+        files = EngineList.of_bundle(bundle, engines)
         self._built: dict[str, Path] = {}
         for record in files.engines:
             if record.backend != "onnxruntime" or record.device != device:

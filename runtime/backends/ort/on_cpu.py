@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import NewWeights
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.manifest import Graph
+from latentrt.runtime.bundle import Bundle, Graph
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.loop.host import Arrays, BoundCall, HostDenoiser
 from latentrt.runtime.protocols import Bucket
 
-from .built_graphs import OrtGraphs
+from .built_graphs import BuiltGraphs
 from .session import new_session, ort_values, require_device, return_freed_memory, value_of
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class OrtBackend:
                 f"{bundle.path} is a bf16 bundle, and onnxruntime has no bf16 kernels on a CPU: "
                 "export with --precision fp32, use a GPU, or pip install 'latentrt[openvino]'"
             )
-        self._bundle, self._graphs = bundle, OrtGraphs(bundle, engines, "cpu")
+        self._bundle, self._graphs = bundle, BuiltGraphs(bundle, engines, "cpu")
         self._weights: NewWeights = {}
         self._engines: dict[str, OrtEngine] = {}
         self._lock = threading.Lock()

@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import NewWeights
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.sizes import Sizes, shape_at, sizes_of_inputs
+from latentrt.runtime.bundle import Bundle, Sizes, shape_at, sizes_of_inputs
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.gpu.device import Stream, device_at
 from latentrt.runtime.gpu.engine import Fitted, GpuEngine
@@ -28,7 +27,7 @@ from latentrt.runtime.gpu.lane_pool import LanePool
 from latentrt.runtime.loop.gpu import GpuDenoiser
 from latentrt.runtime.protocols import Bucket
 
-from .built_graphs import OrtGraphs
+from .built_graphs import BuiltGraphs
 from .session import BFLOAT16, new_session, ort_values
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ class OrtCudaBackend:
 
         self._device = device_at(device_index, "onnxruntime-cuda")
         onnxruntime.preload_dlls()  # finds the CUDA libraries that pip has installed
-        self._bundle, self._graphs = bundle, OrtGraphs(bundle, engines, "cuda")
+        self._bundle, self._graphs = bundle, BuiltGraphs(bundle, engines, "cuda")
         self._stream = Stream(device_index)
         self._weights: NewWeights = {}
         self._loaded: dict[str, CudaSession] = {}

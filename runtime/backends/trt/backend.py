@@ -7,11 +7,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import NewWeights
-from latentrt.runtime.backends.engine_fit import Host, build_command, needed_graphs, nothing_fits, refusal, tightest
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.engine_list import EngineFiles
-from latentrt.runtime.bundle.manifest import EngineRecord
-from latentrt.runtime.bundle.sizes import Sizes
+from latentrt.runtime.backends.engine_fit import Host, best_fit, build_command, needed_graphs, nothing_fits, refusal
+from latentrt.runtime.bundle import Bundle, EngineList, EngineRecord, Sizes
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.gpu.device import device_at
 from latentrt.runtime.gpu.engine import Fitted, GpuEngine
@@ -19,7 +16,7 @@ from latentrt.runtime.gpu.lane import Lane
 from latentrt.runtime.gpu.lane_pool import LanePool
 from latentrt.runtime.loop.gpu import GpuDenoiser
 from latentrt.runtime.protocols import Bucket
-from latentrt.runtime.weights.stored import stored_weight
+from latentrt.runtime.weights import stored_weight
 
 from .library import TrtLibrary
 from .loaded_engine import LoadedEngine
@@ -44,7 +41,7 @@ class TrtBackend:
         """Raises `BackendError` with the reason, and what to do, where this cannot run here."""
         self._library = TrtLibrary(backend)
         self._device = device_at(device_index, backend)
-        self._bundle, self._files = bundle, EngineFiles.of_bundle(bundle, engines)
+        self._bundle, self._files = bundle, EngineList.of_bundle(bundle, engines)
         self._records = self._usable(Host(backend, self._library.version, self._device, trust_engines))
         self._weights: NewWeights = {}
         self._loaded: dict[str, LoadedEngine] = {}
@@ -81,9 +78,9 @@ class TrtBackend:
         return GpuDenoiser(self, bucket)
 
     def fitted(self, graph: str, sizes: Sizes, *, split: bool = False) -> Fitted:
-        """The tightest engine for these sizes, loaded."""
+        """The best_fit engine for these sizes, loaded."""
         records = [record for record in self._records if record.graph == graph]
-        choice = tightest(records, sizes, split=split)
+        choice = best_fit(records, sizes, split=split)
         if choice is None:
             raise BackendError(nothing_fits(self._bundle, self._library.backend, graph, sizes, records))
         return Fitted(self._load(choice.record), choice.sizes)

@@ -5,7 +5,7 @@ import logging
 from functools import cache
 from typing import Any
 
-from latentrt.runtime.errors import BackendError, InputError, nearest_names
+from latentrt.runtime.errors import BackendError, InputError, unknown
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +18,7 @@ class TrtLibrary:
     def __init__(self, backend: str) -> None:
         """Raises `InputError` for an unknown name, `BackendError` where it is not installed."""
         if backend not in TRT_BACKENDS:
-            near = nearest_names(backend, TRT_BACKENDS) or list(TRT_BACKENDS)
-            raise InputError(f"backend {backend!r} is unknown; did you mean {near[0]!r}?")
+            raise InputError(unknown("backend", backend, TRT_BACKENDS))
         try:
             self.trt: Any = importlib.import_module(backend)
         except ImportError as error:

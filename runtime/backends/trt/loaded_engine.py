@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.bundle.manifest import EngineRecord, Graph
-from latentrt.runtime.bundle.sizes import sizes_text
+from latentrt.runtime.bundle import EngineRecord, Graph, sizes_text
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.files import cache_folder
 

@@ -20,8 +20,7 @@ from support.simulator import machine
 from latentrt.export.build.ort_graphs import build_ort_graphs
 from latentrt.export.build.rewrites.attention import use_flash_attention
 from latentrt.runtime import ExportError, Pipeline
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.sizes import shape_at
+from latentrt.runtime.bundle import Bundle, shape_at
 from latentrt.runtime.goldens import verify_goldens
 
 PROMPT = "a large green ring on a black background"

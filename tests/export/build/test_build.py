@@ -30,8 +30,7 @@ from latentrt.export.build.store import Built
 from latentrt.export.build.trt_builder import BuildOptions, TrtBuilder
 from latentrt.export.build.trt_engines import build_engines
 from latentrt.runtime import BackendError, BundleError, ExportError, InputError
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.engine_list import EngineFiles
+from latentrt.runtime.bundle import Bundle, EngineList
 from latentrt.runtime.cli.main import main
 
 RTX = "tensorrt_rtx"
@@ -55,7 +54,7 @@ def build(bundle: Path, sizes: dict[str, list[str]] | None = None, **options: An
 
 
 def listed(bundle: Path, engines: Path | None = None) -> set[str]:
-    found = EngineFiles.of_bundle(Bundle.open(bundle), engines)
+    found = EngineList.of_bundle(Bundle.open(bundle), engines)
     assert all(found.intact(record) for record in found.engines)
     return {record.file for record in found.engines}
 
@@ -161,7 +160,7 @@ def test_a_flipped_bit_is_seen_and_built_again(bundle: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    engines = EngineFiles.of_bundle(Bundle.open(bundle))
+    engines = EngineList.of_bundle(Bundle.open(bundle))
     assert not engines.intact(first.record)
     (second,) = build(bundle, graphs=["blend"])
     assert second.seconds is not None
@@ -177,14 +176,14 @@ def test_engines_outside_of_the_bundle(bundle: Path, tmp_path: Path) -> None:
     text = (engines / "engines.json").read_text()
     (engines / "engines.json").write_text(text.replace("latentrt.engines/1", "latentrt.engines/9"))
     with pytest.raises(BundleError, match=r"engines/9.*engines/1"):
-        EngineFiles.of_bundle(Bundle.open(bundle), engines)
+        EngineList.of_bundle(Bundle.open(bundle), engines)
     (engines / "engines.json").write_text(text.replace('"tf32"', '"tf23"'))
     with pytest.raises(BundleError, match=r"'tf23'; did you mean 'tf32'"):
-        EngineFiles.of_bundle(Bundle.open(bundle), engines)
+        EngineList.of_bundle(Bundle.open(bundle), engines)
     data = json.loads(text)
     data["engines"][0]["file"] = "../shapes/time.onnx"
     (engines / "engines.json").write_text(json.dumps(data))
-    outside = EngineFiles.of_bundle(Bundle.open(bundle), engines)
+    outside = EngineList.of_bundle(Bundle.open(bundle), engines)
     with pytest.raises(BundleError, match=r"no such file of its own"):
         outside.path(outside.engines[0])
 
@@ -270,7 +269,7 @@ def test_a_library_that_is_not_there(bundle: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setitem(sys.modules, backend, None)
         with pytest.raises(BackendError, match=rf"pip install 'latentrt\[{extra}\]'"):
             list(build_engines(bundle, backend, lambda b: buckets_from_options(b.manifest)))
-    with pytest.raises(InputError, match=r"'tensort' is unknown; did you mean 'tensorrt'"):
+    with pytest.raises(InputError, match=r"unknown backend 'tensort'; did you mean 'tensorrt"):
         TrtBuilder("tensort", ())
 
 

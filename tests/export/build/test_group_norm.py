@@ -24,9 +24,7 @@ from support.simulator import Machine, machine
 from latentrt.export.build.ort_graphs import build_ort_graphs
 from latentrt.export.build.rewrites.group_norm import use_ort_group_norms
 from latentrt.runtime import ExportError, InputError, Pipeline
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.engine_list import EngineFiles
-from latentrt.runtime.bundle.sizes import shape_at
+from latentrt.runtime.bundle import Bundle, EngineList, shape_at
 from latentrt.runtime.cli.main import main
 from latentrt.runtime.goldens import verify_goldens
 
@@ -204,7 +202,7 @@ def test_the_limits_of_the_kernel_are_within(shape: tuple[int, ...], groups: int
 
 
 def test_files_share_the_weights_and_are_kept(bundle: Path) -> None:
-    files = EngineFiles.of_bundle(Bundle.open(bundle))
+    files = EngineList.of_bundle(Bundle.open(bundle))
     assert [record.graph for record in files.engines] == list(GRAPHS)
     for record in files.engines:
         assert files.intact(record)
@@ -228,7 +226,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "no sizes and no builder options" in capsys.readouterr().err
     assert main([*command, "--graph", "time"]) == 1
     assert "nothing there that onnxruntime has a kernel of its own for on cpu or cuda" in capsys.readouterr().err
-    (record,) = EngineFiles.of_bundle(Bundle.open(SHAPES.bundle), tmp_path / "elsewhere").engines
+    (record,) = EngineList.of_bundle(Bundle.open(SHAPES.bundle), tmp_path / "elsewhere").engines
     assert (record.profile, record.device) == ({}, "cuda")
 
 

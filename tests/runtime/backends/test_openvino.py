@@ -18,10 +18,10 @@ from support.lora_files import halves
 
 from latentrt.runtime import BackendError, InputError, Pipeline
 from latentrt.runtime.backends.openvino_backend import KEPT_SIZES
-from latentrt.runtime.bundle.bundle import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.cli.main import main
 from latentrt.runtime.goldens import psnr, relative_error, verify_goldens
-from latentrt.runtime.weights.lora import changed_weights
+from latentrt.runtime.weights import changed_weights
 
 PROMPT = "a large red star on a blue background"
 FEW: dict[str, Any] = {"num_inference_steps": 4, "height": 72, "width": 104, "seed": 11}

@@ -15,16 +15,15 @@ from support.simulator import Fault, Machine, machine
 
 from latentrt.export.build.trt_builder import BuildOptions
 from latentrt.runtime import BackendError, InputError, Pipeline, Plan
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.engine_list import EngineFiles
+from latentrt.runtime.bundle import Bundle, EngineList
 from latentrt.runtime.goldens import verify_goldens
 from latentrt.runtime.gpu.device import DeviceMemory, Stream
-from latentrt.runtime.gpu.lane import Context, Lane
+from latentrt.runtime.gpu.lane import Execution, Lane
 from latentrt.runtime.gpu.staging import Staging
-from latentrt.runtime.latents.noise import TorchGenerator
+from latentrt.runtime.latents import TorchGenerator
 from latentrt.runtime.loop.gpu import GpuDenoiser, _Table
 from latentrt.runtime.protocols import Bucket
-from latentrt.runtime.scheduler.plan import resolve
+from latentrt.runtime.scheduler import resolve
 
 RTX = "tensorrt_rtx"
 PROMPT = "a large yellow triangle on a purple background"
@@ -166,7 +165,7 @@ def test_a_thousand_calls_need_several_runs_of_time(pipe: Pipeline, ort: Pipelin
     denoiser = pipe.denoiser(Bucket(4, 1, 16, 16, 77))
     rows: list[NDArray[Any]] = []
 
-    def look(_self: Any, lane: Lane, denoise: Context, tables: Any, time_rows: Any, _blend: Any) -> Iterator[Any]:
+    def look(_self: Any, lane: Lane, denoise: Execution, tables: Any, time_rows: Any, _blend: Any) -> Iterator[Any]:
         table = _Table(lane, denoise, "time_features", len(tables.timesteps))
         denoiser._compute_time_features(lane, table, time_rows)
         rows.append(lane.download(table.address, (4000, table.row_size // 16), "float32"))
@@ -362,7 +361,7 @@ def test_a_shape_outside_of_the_profile_is_caught(pipe: Pipeline) -> None:
 def test_a_changed_address_behind_a_capture_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scratch memory grows, and the graph is not captured again."""
     pipe(PROMPT, seed=1, **FEW)
-    monkeypatch.setattr(Context, "forget_capture", lambda _self: None)
+    monkeypatch.setattr(Execution, "forget_capture", lambda _self: None)
     lane = pipe._backend.lanes._idle[0]
     lane.scratch(64 << 20)
     with pytest.raises(Fault, match="not memory that is there"):
@@ -375,20 +374,20 @@ def test_changed_shapes_behind_a_capture_are_caught(pipe: Pipeline, monkeypatch:
     context = Lane.context
     with monkeypatch.context() as patch:
         patch.setattr(Lane, "context", lambda self, engine, sizes, **_: context(self, engine, sizes, kept=False))
-        patch.setattr(Context, "forget_capture", lambda _self: None)
+        patch.setattr(Execution, "forget_capture", lambda _self: None)
         pipe(PROMPT, **call, width=64)
         with pytest.raises(Fault, match="after its context's shapes were changed"):
             pipe(PROMPT, **call, width=72)
 
 
 def test_a_pinned_slot_used_twice_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = Staging.taken
+    take = Staging.take
 
     def always_the_first(self: Staging, size: int) -> Any:
         self._used = 0
-        return taken(self, size)
+        return take(self, size)
 
-    monkeypatch.setattr(Staging, "taken", always_the_first)
+    monkeypatch.setattr(Staging, "take", always_the_first)
     with pytest.raises(Fault, match="pinned memory was changed"):
         draw_two(pipe)
 
@@ -405,14 +404,14 @@ def test_two_streams_on_one_block_are_caught(pipe: Pipeline, monkeypatch: pytest
 
 
 def test_an_aliased_state_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    resize = Context.resize
+    resize = Execution.resize
 
-    def aliased(self: Context, sizes: Any, elsewhere: Any = None) -> None:
+    def aliased(self: Execution, sizes: Any, elsewhere: Any = None) -> None:
         resize(self, sizes, elsewhere)
         if "next_state" in self.addresses:
             resize(self, sizes, {**(elsewhere or {}), "next_state": self.addresses["state"]})
 
-    monkeypatch.setattr(Context, "resize", aliased)
+    monkeypatch.setattr(Execution, "resize", aliased)
     with pytest.raises(Fault, match="writes to its own input"):
         draw_two(pipe)
 
@@ -545,7 +544,7 @@ def test_auto_takes_the_best_that_fits(engines: Path, tmp_path: Path, caplog: py
 def test_the_list_in_a_bundle_is_read_as_well(gpu: Machine, tmp_path: Path, ort: Pipeline) -> None:
     bundle = Path(shutil.copytree(SHAPES.bundle, tmp_path / "shapes"))
     gpu.build(bundle)
-    assert len(EngineFiles.of_bundle(Bundle.open(bundle)).engines) == 7
+    assert len(EngineList.of_bundle(Bundle.open(bundle)).engines) == 7
     with Pipeline.load(bundle) as pipe:
         assert pipe.backend == "tensorrt_rtx on Simulated GPU"
         same(pipe(PROMPT, seed=8, **FEW).latents, ort(PROMPT, seed=8, **FEW).latents)

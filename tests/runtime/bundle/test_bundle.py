@@ -59,7 +59,7 @@ def test_manifests_follow_the_schema(exported: Callable[[str], Exported], name: 
         (lambda m: m.pop("format"), r"has the format None"),
         (
             lambda m: m["model"].update(famly="sd1"),
-            r"bundle.json.model has the unknown key 'famly'; did you mean 'family'",
+            r"bundle.json.model has an unknown key 'famly'; did you mean 'family'",
         ),
         (lambda m: m["model"].pop("registers"), r"bundle.json.model lacks 'registers'"),
         (lambda m: m["model"].update(registers="6"), r"model.registers should be int, not str"),

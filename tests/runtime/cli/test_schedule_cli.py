@@ -10,8 +10,8 @@ from PIL import Image
 from latentrt.runtime.cli.main import main
 from latentrt.runtime.cli.schedule import STABLE_DIFFUSION
 from latentrt.runtime.pipeline import embedded_bundle
+from latentrt.runtime.scheduler import Plan, resolve, scheduler_names
 from latentrt.runtime.scheduler.document import CHECKED_AGAINST, plan_document, residual
-from latentrt.runtime.scheduler.plan import Plan, resolve, scheduler_names
 
 
 def test_table_has_a_line_for_each_call(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +110,7 @@ def test_config_files_and_bundles(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["eulr"], "unknown scheduler 'eulr'. Did you mean 'euler'"),
+        (["eulr"], "unknown scheduler 'eulr'; did you mean 'euler'"),
         (["euler", "ddim", "--json"], "--json writes one plan, not 2"),
         (["euler", "--plot", "sigmas.jpg"], "sigmas.jpg"),
         (["missing.json"], "missing.json cannot be read"),

@@ -13,9 +13,9 @@ from PIL import Image, ImageOps
 from support.exports import SHAPES
 
 from latentrt.runtime import InputError, Pipeline
+from latentrt.runtime.cli.flags import add_option_flags, given_options
 from latentrt.runtime.cli.main import main
-from latentrt.runtime.cli.picture_flags import add_picture_flags, picture_options
-from latentrt.runtime.latents.given_images import GivenImages, ImageInput
+from latentrt.runtime.latents import GivenImages, ImageInput
 
 RANDOM = np.random.default_rng(0)
 BYTES = RANDOM.integers(0, 256, (50, 67, 3), dtype=np.uint8)
@@ -184,8 +184,8 @@ def pipe_noise(seed: int, shape: tuple[int, ...]) -> np.ndarray:
     ("options", "message"),
     [
         ({"strength": 0.5}, "pass image, or leave it out"),
-        ({"image": BYTES, "strength": 0}, "strength=0 would leave the image as it is"),
-        ({"image": BYTES, "strength": 1.5}, "from 0 to 1"),
+        ({"image": BYTES, "strength": 0}, "strength=0: expected a number above 0, up to 1"),
+        ({"image": BYTES, "strength": 1.5}, "above 0, up to 1"),
         ({"mask_image": BYTES}, "mask_image needs image"),
         ({"image": BYTES, "height": 63}, "multiple of 8"),
         ({"original_size": (64, 64)}, "only SDXL does"),
@@ -204,10 +204,10 @@ def test_the_picture_says_how_much_was_drawn_anew(pipe: Pipeline) -> None:
 
 def test_flags_become_options() -> None:
     parser = argparse.ArgumentParser()
-    add_picture_flags(parser)
-    assert picture_options(parser.parse_args([])) == {}
+    add_option_flags(parser)
+    assert given_options(parser.parse_args([])) == {}
     sizes = ["--original-size", "96", "64", "--negative-crops-coords-top-left", "3", "4"]
-    assert picture_options(parser.parse_args(["--image", "a.png", "--vae-tiling", *sizes])) == {
+    assert given_options(parser.parse_args(["--image", "a.png", "--vae-tiling", *sizes])) == {
         "image": "a.png",
         "vae_tiling": True,
         "original_size": [96, 64],

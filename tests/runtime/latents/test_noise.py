@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from latentrt.runtime.errors import InputError
-from latentrt.runtime.latents.noise import TorchGenerator, philox
+from latentrt.runtime.latents import TorchGenerator
+from latentrt.runtime.latents.noise import philox
 
 SEEDS = (0, 1, 2, 3, 7, 42, 123, 1234, 31337, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 5, 987654321987, 2**53 + 1)
 EXTREME_SEEDS = (2**63, 2**64 - 1, -1, -(2**63), -987654321987)

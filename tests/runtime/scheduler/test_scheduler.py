@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from latentrt.runtime.errors import SchedulerError
-from latentrt.runtime.scheduler.plan import Plan, resolve, scheduler_names
+from latentrt.runtime.scheduler import Plan, resolve, scheduler_names
 from latentrt.runtime.scheduler.samplers import NOISE, REGISTERS
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -112,7 +112,8 @@ def test_replay_asks_for_what_a_plan_needs() -> None:
 
 
 REFUSALS: list[tuple[Callable[[], Any], str]] = [
-    (lambda: resolve("dpm++2m", DDIM), r"unknown scheduler 'dpm\+\+2m'.*mean 'dpm\+\+_2m'.*Available: .*euler_a"),
+    (lambda: resolve("dpm++2m", DDIM), r"unknown scheduler 'dpm\+\+2m'; did you mean 'dpm\+\+_2m'"),
+    (lambda: resolve("zyx", DDIM), r"unknown scheduler 'zyx'; expected one of .*euler_a, .*DDIMScheduler"),
     (lambda: resolve("euler_a_karras", DDIM), r"unknown scheduler 'euler_a_karras'.*'euler_karras'"),
     (lambda: Plan.from_config({**SD}, 5), r'no "_class_name"'),
     (lambda: Plan.from_config({"_class_name": "EulerScheduler"}, 5), r"mean 'EulerDiscreteScheduler'"),

@@ -38,8 +38,8 @@ from support.scheduler_cases import (
 from support.scheduler_reference import difference, diffusers_scheduler, run_diffusers, run_plan
 
 from latentrt.runtime.errors import SchedulerError
+from latentrt.runtime.scheduler import Plan, resolve
 from latentrt.runtime.scheduler.diffusers_options import OPTIONS, UNPLANNED
-from latentrt.runtime.scheduler.plan import Plan, resolve
 from latentrt.runtime.scheduler.samplers import SAMPLERS
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -24,7 +24,7 @@ from support.scheduler_cases import (
 from support.scheduler_reference import SHAPE, difference, diffusers_scheduler, run_diffusers, run_plan
 
 from latentrt.runtime.errors import SchedulerError
-from latentrt.runtime.scheduler.plan import Plan
+from latentrt.runtime.scheduler import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # Flow matching has pipelines of its own. LMS: see below.

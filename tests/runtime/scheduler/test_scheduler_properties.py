@@ -23,9 +23,9 @@ from support.scheduler_cases import (
 from support.scheduler_reference import SHAPE, difference, diffusers_scheduler, run_diffusers, run_plan
 
 from latentrt.runtime.errors import SchedulerError
-from latentrt.runtime.scheduler.config import complete
+from latentrt.runtime.scheduler import Plan
+from latentrt.runtime.scheduler.config import checked_options
 from latentrt.runtime.scheduler.diffusers_options import CHOICES, CLASS_CHOICES, KNOWN_KEYS, OPTIONS, REFUSED
-from latentrt.runtime.scheduler.plan import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 RANDOM = settings(derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
@@ -116,7 +116,7 @@ def test_a_model_that_knows_the_picture_draws_it(case: tuple[dict[str, Any], int
 def test_any_unknown_key_is_refused(class_name: str, key: str, value: Any) -> None:
     assume(not key.startswith("_") and key not in KNOWN_KEYS)
     with pytest.raises(SchedulerError, match="unknown scheduler config key"):
-        complete({"_class_name": class_name, "clip_sample": False, key: value})
+        checked_options({"_class_name": class_name, "clip_sample": False, key: value})
 
 
 @pytest.mark.parametrize("class_name", CLASSES)
@@ -124,7 +124,7 @@ def test_any_nonlinear_option_is_refused(class_name: str) -> None:
     refused = [(key, value) for key, value in REFUSED if key in OPTIONS[class_name]]
     for key, value in refused:
         with pytest.raises(SchedulerError, match=key):
-            complete({"_class_name": class_name, "clip_sample": False, key: value})
+            checked_options({"_class_name": class_name, "clip_sample": False, key: value})
 
 
 def test_classes_of_the_slow_kind_are_drawn() -> None:

@@ -13,11 +13,11 @@ from support.exports import Exported
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from latentrt.runtime import InputError, Pipeline
-from latentrt.runtime.bundle.manifest import Manifest, TensorSpec
+from latentrt.runtime.bundle import Manifest, TensorSpec
 from latentrt.runtime.goldens import relative_error
-from latentrt.runtime.request.request import Request
-from latentrt.runtime.text.conditioning import Conditioning, conditioning_from_request
-from latentrt.runtime.text.tokenizer import Tokenizer
+from latentrt.runtime.request import Request
+from latentrt.runtime.text import Tokenizer, conditioning_from_texts, encode, tokenize
+from latentrt.runtime.text.conditioning import Conditioning
 
 SCHEDULER = {"_class_name": "EulerDiscreteScheduler"}  # no plan of it is run
 PHRASES = "a tall tower, of red bricks, in the fog at dawn, seen from a boat, with gulls around it, oil on canvas, "
@@ -25,7 +25,15 @@ PHRASES = "a tall tower, of red bricks, in the fog at dawn, seen from a boat, wi
 
 def of_call(pipe: Pipeline, prompt: Any = None, **options: Any) -> Conditioning:
     request = Request.from_call(pipe.bundle.manifest, SCHEDULER, prompt, options)  # type: ignore[arg-type]
-    return conditioning_from_request(request, pipe.bundle.manifest.model.text_encoders, pipe.tokenizers, run=pipe.run)
+    return of_request(request, pipe.bundle.manifest.model.text_encoders, pipe.tokenizers, pipe.run)
+
+
+def of_request(request: Request, encoders: Any, tokenizers: Any, run: Any) -> Conditioning:
+    negative = request.negative if request.guided else None
+    sides = [request.positive] if negative is None else [negative, request.positive]
+    tokens = tokenize(sides, tokenizers, split=request.options["long_prompt"] == "chunk")
+    encoded, skip = encode(tokens, encoders, run), request.options["clip_skip"]
+    return conditioning_from_texts(request.positive, negative, encoded, encoders, clip_skip=skip)
 
 
 # --- one text encoder, exported ---------------------------------------------------------------------------------------
@@ -129,7 +137,7 @@ def test_every_chunk_is_encoded_once(pipe: Pipeline) -> None:
 
     options: Any = {"negative_prompt": ["b", "", "b"], "num_images_per_prompt": 2}
     request = Request.from_call(pipe.bundle.manifest, SCHEDULER, ["a", "b", "a"], options)
-    got = conditioning_from_request(request, pipe.bundle.manifest.model.text_encoders, pipe.tokenizers, run=run)
+    got = of_request(request, pipe.bundle.manifest.model.text_encoders, pipe.tokenizers, run)
     assert rows == [3]
     assert got.context.shape == (6, 2, 77, 32)
     assert np.array_equal(got.context[2, 1], got.context[0, 0])  # "b"
@@ -168,12 +176,12 @@ def test_a_picture_follows_its_weights(pipe: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt_syntax": "a1111"}, r"prompt_syntax='a1111': it is one of 'plain', 'web-ui'"),
-        ({"long_prompt": "cut"}, r"long_prompt='cut': it is one of 'truncate', 'chunk'"),
+        ({"prompt_syntax": "a1111"}, r"prompt_syntax='a1111': expected one of 'plain', 'web-ui'"),
+        ({"long_prompt": "cut"}, r"long_prompt='cut': expected one of 'truncate', 'chunk'"),
         ({"prompt": "(a:2000)", "prompt_syntax": "web-ui"}, r"weight of 2000"),
         ({"negative_prompt": "(a:2000)", "prompt_syntax": "web-ui"}, r"weight of 2000"),
-        ({"prompt": ["a", 3]}, r"a text, or a list of at least one"),
-        ({"negative_prompt": 3}, r"negative_prompt=3: it is a text"),
+        ({"prompt": ["a", 3]}, r"expected a text or a non-empty list of texts"),
+        ({"negative_prompt": 3}, r"negative_prompt=3: expected a text"),
         ({"prompt_2": "b"}, r"prompt_2 is for models with two text encoders; sd1 has one"),
         ({"negative_prompt_2": "b"}, r"negative_prompt_2 is for models with two"),
         ({"pooled_prompt_embeds": np.zeros((1, 8))}, r"pooled_prompt_embeds: this model has no pooled"),
@@ -231,7 +239,7 @@ class TwoEncoders:
 
     def of_call(self, prompt: Any = None, **options: Any) -> Conditioning:
         request = Request.from_call(self.manifest, SCHEDULER, prompt, options)  # type: ignore[arg-type]
-        return conditioning_from_request(request, self.encoders, self.tokenizers, run=self.run)
+        return of_request(request, self.encoders, self.tokenizers, self.run)
 
     @torch.no_grad()
     def of_diffusers(self, prompt: Any, **options: Any) -> Conditioning:

@@ -9,8 +9,8 @@ import pytest
 from support.exports import Exported
 
 from latentrt.runtime import InputError, Pipeline
+from latentrt.runtime.text import Tokenizer
 from latentrt.runtime.text.prompt import Piece, parse
-from latentrt.runtime.text.tokenizer import Tokenizer
 
 KNOWN = [49406, 320, 1125, 539, 550, 18376, 6765, 320, 4558, 525, 7496, 49407]
 COMMA = 267

@@ -1,5 +1,6 @@
 """LoRA files of every format: the weights that diffusers and PEFT make of them, and the way back."""
 
+import hashlib
 import json
 import re
 import threading
@@ -17,10 +18,11 @@ from support.simulator import Fault, Machine, machine
 
 from latentrt.export.build.trt_builder import BuildOptions
 from latentrt.runtime import BackendError, BundleError, InputError, Pipeline
-from latentrt.runtime.bundle.bundle import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.cli.main import main
-from latentrt.runtime.weights.lora import changed_weights, read_lora
-from latentrt.runtime.weights.stored import from_float32, read_safetensors, stored_weight, to_float32
+from latentrt.runtime.weights import changed_weights, stored_weight, to_float32
+from latentrt.runtime.weights.lora import read_lora
+from latentrt.runtime.weights.stored import from_float32, read_safetensors
 
 RTX = "tensorrt_rtx"
 FEW: dict[str, Any] = {"num_inference_steps": 3, "output_type": "latent", "seed": 5}
@@ -402,7 +404,9 @@ def test_the_command_line_takes_loras(tmp_path: Path, capsys: pytest.CaptureFixt
     command = ["generate", PROMPT, "--device", "cpu", "--steps", "2", "--seed", "1", "-o", str(tmp_path / "a.png")]
     assert main([*command, "--lora", f"{lora}:0.75"]) == 0
     text = Image.open(tmp_path / "a.png").text
-    assert json.loads(text["latentrt"])["loras"] == {"odd": 0.75}
+    assert json.loads(text["latentrt"])["loras"] == [
+        {"path": str(lora), "sha256": hashlib.sha256(lora.read_bytes()).hexdigest(), "weight": 0.75}
+    ]
     assert text["parameters"].startswith(f"{PROMPT} <lora:odd:0.75>\n")
     assert main([*command, "--lora", str(tmp_path / "no:such.safetensors")]) == 1
     assert re.search(r"latentrt: .*no:such\.safetensors is not there", capsys.readouterr().err)

@@ -1,0 +1,248 @@
+"""Kinds of options: which values they take, in Python, in JSON and on the command line.
+
+A kind checks one value by itself. What depends on other options or on the number of images is checked by `Request`.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from latentrt.runtime.bundle import Manifest
+from latentrt.runtime.errors import InputError
+from latentrt.runtime.latents import TorchGenerator, is_npy, read_npy
+from latentrt.runtime.scheduler import Plan
+from latentrt.runtime.scheduler.document import PLAN_FORMAT, plain, plan_from_document, plan_to_document
+
+# Sides of a picture in pixels, and images of one call. They keep a mistyped number from using up all memory.
+MAX_SIDE = 16384
+MAX_IMAGES = 1024
+
+Check = Callable[[str, Any, Manifest], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """The values of an option.
+
+    Attributes:
+        check: (name, value, manifest) -> the value in its normal form; raises `InputError`.
+        schema: JSON schema of the value.
+        flag: arguments of `argparse`'s `add_argument`.
+        to_json: the checked value as JSON holds it.
+    """
+
+    check: Check
+    schema: Mapping[str, Any]
+    flag: Mapping[str, Any] = field(default_factory=dict)
+    to_json: Callable[[Any], Any] = lambda value: value
+
+
+def refuse(name: str, given: Any, expected: str) -> InputError:
+    """The error for a value that an option does not take."""
+    shown = repr(given)
+    return InputError(f"{name}={shown if len(shown) <= 80 else shown[:80] + '…'}: expected {expected}")
+
+
+def is_integer(value: Any) -> bool:
+    """Whether this is an integer of Python or numpy; booleans and arrays are not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a finite number of Python or numpy; booleans and arrays are not."""
+    return is_integer(value) or (isinstance(value, float | np.floating) and bool(np.isfinite(value)))
+
+
+def integer(least: int, most: int | None = None) -> Kind:
+    """An integer from `least` to `most`."""
+    expected = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
+
+    def check(name: str, value: Any, _: Manifest) -> int:
+        if not is_integer(value) or value < least or (most is not None and value > most):
+            raise refuse(name, value, expected)
+        return int(value)
+
+    schema = {"type": "integer", "minimum": least} | ({} if most is None else {"maximum": most})
+    return Kind(check, schema, {"type": int, "metavar": "N"})
+
+
+def side() -> Kind:
+    """Height or width in pixels: a multiple of the VAE's factor."""
+
+    def check(name: str, value: Any, manifest: Manifest) -> int:
+        factor = manifest.model.vae_scale_factor
+        if not is_integer(value) or not factor <= value <= MAX_SIDE:
+            raise refuse(name, value, f"an integer from {factor} to {MAX_SIDE}, a multiple of {factor}")
+        if value % factor:
+            below = int(value) // factor * factor
+            raise refuse(name, value, f"a multiple of {factor}; the nearest are {below} and {below + factor}")
+        return int(value)
+
+    return Kind(check, {"type": "integer", "minimum": 1, "maximum": MAX_SIDE}, {"type": int, "metavar": "PIXELS"})
+
+
+def layers() -> Kind:
+    """Final layers of the text encoder to skip."""
+
+    def check(name: str, value: Any, manifest: Manifest) -> int:
+        count = min(encoder.hidden_states for encoder in manifest.model.text_encoders)
+        if not is_integer(value) or not 0 <= value < count:
+            raise refuse(name, value, f"an integer from 0 to {count - 1}: this text encoder has {count} layers")
+        return int(value)
+
+    return Kind(check, {"type": "integer", "minimum": 0}, {"type": int, "metavar": "N"})
+
+
+def number(least: float, most: float, *, above: bool = False) -> Kind:
+    """A number from `least` (or `above` it) to `most`."""
+    expected = f"a number {'above' if above else 'from'} {least:g}{', up' if above else ''} to {most:g}"
+
+    def check(name: str, value: Any, _: Manifest) -> float:
+        if not is_number(value) or not least <= value <= most or (above and value == least):
+            raise refuse(name, value, expected)
+        return float(value)
+
+    schema = {"type": "number", "exclusiveMinimum" if above else "minimum": least, "maximum": most}
+    return Kind(check, schema, {"type": float, "metavar": "X"})
+
+
+def numbers() -> Kind:
+    """A list of finite numbers."""
+
+    def check(name: str, value: Any, _: Manifest) -> tuple[float, ...]:
+        listed = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
+        if not listed or np.ndim(value) != 1 or not all(map(is_number, value)):
+            raise refuse(name, value, "a list of numbers")
+        return tuple(map(float, value))
+
+    def parsed(text: str) -> list[float]:
+        return [float(part) for part in text.split(",")]
+
+    schema = {"type": "array", "items": {"type": "number"}}
+    return Kind(check, schema, {"type": parsed, "metavar": "X,X,…"}, list)
+
+
+def boolean() -> Kind:
+    """True or False."""
+
+    def check(name: str, value: Any, _: Manifest) -> bool:
+        if not isinstance(value, bool | np.bool_):
+            raise refuse(name, value, "True or False")
+        return bool(value)
+
+    return Kind(check, {"type": "boolean"}, {"action": "store_true", "default": None})
+
+
+def choice(*allowed: str) -> Kind:
+    """One of several words."""
+
+    def check(name: str, value: Any, _: Manifest) -> str:
+        if not isinstance(value, str) or value not in allowed:
+            raise refuse(name, value, f"one of {', '.join(map(repr, allowed))}")
+        return value
+
+    return Kind(check, {"enum": list(allowed)}, {"choices": allowed})
+
+
+def text() -> Kind:
+    """A text, or one for each prompt."""
+
+    def check(name: str, value: Any, _: Manifest) -> str | tuple[str, ...]:
+        if isinstance(value, str):
+            return value
+        texts = tuple(value) if isinstance(value, Sequence) and not isinstance(value, bytes) else ()
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise refuse(name, value, "a text or a non-empty list of texts")
+        return texts
+
+    return Kind(check, _one_or_more({"type": "string"}), {"metavar": "TEXT"})
+
+
+def seeds() -> Kind:
+    """A seed, or one for each image."""
+
+    def check(name: str, value: Any, _: Manifest) -> int | tuple[int, ...]:
+        several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        values = list(value) if several else [value]
+        if not all(map(is_integer, values)):
+            raise refuse(name, value, "an integer, or a list with one for each image")
+        for seed in values:
+            TorchGenerator(int(seed))  # checks the range
+        return tuple(map(int, values)) if several else int(value)
+
+    return Kind(check, _one_or_more({"type": "integer"}), {"type": int, "metavar": "N"})
+
+
+def pair() -> Kind:
+    """(height, width), or (top, left), in pixels."""
+
+    def check(name: str, value: Any, _: Manifest) -> tuple[int, int]:
+        values = tuple(value) if isinstance(value, tuple | list) else ()
+        if len(values) != 2 or not all(is_integer(v) and 0 <= v <= 2**24 for v in values):
+            raise refuse(name, value, "a pair of integers >= 0, (height, width)")
+        return int(values[0]), int(values[1])
+
+    schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2}
+    return Kind(check, schema, {"nargs": 2, "type": int, "metavar": ("HEIGHT", "WIDTH")}, list)
+
+
+def array() -> Kind:
+    """An array of finite floats; shapes are checked by who reads it."""
+
+    def check(name: str, value: Any, _: Manifest) -> Any:
+        return float_array(name, value)
+
+    return Kind(check, {"type": "array"})
+
+
+def latents() -> Kind:
+    """An array, or the path of one in numpy's format."""
+
+    def check(name: str, value: Any, _: Manifest) -> Any:
+        if isinstance(value, str | os.PathLike):
+            if not is_npy(value):
+                raise refuse(name, value, "an array, or the path of a .npy file")
+            return float_array(name, read_npy(value))
+        return float_array(name, value)
+
+    return Kind(check, {"type": "string"}, {"metavar": "FILE.npy"})
+
+
+def float_array(name: str, value: Any) -> Any:
+    """The value as a float32 array."""
+    try:
+        return np.asarray(value, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise refuse(name, type(value).__name__, "an array of numbers") from None
+
+
+def picture() -> Kind:
+    """A picture, or one for each prompt; opened and checked by `latents.GivenImages`."""
+    return Kind(lambda _name, value, _: value, _one_or_more({"type": "string"}), {"metavar": "FILE"})
+
+
+def scheduler() -> Kind:
+    """A scheduler's name, a config, or a plan."""
+
+    def check(name: str, value: Any, _: Manifest) -> Any:
+        if isinstance(value, Mapping):
+            if not all(isinstance(key, str) for key in value):
+                raise refuse(name, value, "a mapping with text keys")
+            return plan_from_document(value) if value.get("format") == PLAN_FORMAT else dict(value)
+        if not isinstance(value, str | Plan):
+            raise refuse(name, value, "a scheduler's name, a diffusers config, or a Plan")
+        return value
+
+    def to_json(value: Any) -> Any:
+        if isinstance(value, Plan):
+            return plan_to_document(value)
+        return value if isinstance(value, str) else {key: plain(entry) for key, entry in value.items()}
+
+    return Kind(check, {"type": ["string", "object"]}, {"metavar": "NAME"}, to_json)
+
+
+def _one_or_more(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [dict(item), {"type": "array", "items": dict(item), "minItems": 1}]}
