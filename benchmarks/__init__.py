@@ -1,0 +1,1 @@
+"""Benchmarks of latentrt, run from the repository's root: `python -m benchmarks.speed.latency`."""

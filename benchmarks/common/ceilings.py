@@ -1,26 +1,25 @@
-"""What the machine can do at most: products of matrices, and bytes of its memory.
+"""Upper limits of the machine: its rate of matrix products, and its memory bandwidth.
 
-The floor of a graph is what it must compute over the one, or must move over the other, whichever takes longer. On a CPU
-the best of two libraries counts. Convolutions by Winograd's method need fewer multiplications than are counted, so an
-engine may come out below the floor there.
+The floor of a graph is the time for its operations at the one rate, or for its bytes at the other, whichever is longer.
+On a CPU, the faster of numpy and ONNX Runtime sets the rate of products. Convolutions by Winograd's method need fewer
+multiplications than are counted, so an engine can be faster than the floor there.
 """
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .harness import cores
+from .harness import cores, interleaved
 from .onnx_cost import Cost
 
 SIDE, MEGABYTES, REPETITIONS = 2048, 512, 9
 
 
 def rates(device: str = "cpu") -> dict[str, float]:
-    """float32 (on a GPU also float16 and tf32): operations a second; bytes: read and written, a second."""
+    """Rates per second: operations in "float32" (on a GPU also "float16" and "tf32"), and "bytes" read and written."""
     if device != "cpu":
         from .gpu_ceilings import rates as gpu_rates
 
@@ -31,13 +30,13 @@ def rates(device: str = "cpu") -> dict[str, float]:
         "numpy": partial(np.matmul, left, right),
         "onnxruntime": partial(session.run, None, {"left": left, "right": right}),
     }
-    flops = max(2 * SIDE**3 / _least_seconds(work) for work in products.values())
+    flops = max(2 * SIDE**3 / min(seconds) for seconds in interleaved(products, REPETITIONS, warm_up=2).values())
     return {"float32": flops, "bytes": _copied_bytes()}
 
 
 def floor_seconds(cost: Cost, measured: Mapping[str, float], precision: str, device: str) -> float:
-    """The floor of one run of a graph, in a bundle of this precision."""
-    # bf16 multiplies as fast as fp16 on a GPU; on a CPU everything is computed in float32.
+    """The floor of one run of a graph in a bundle of this precision."""
+    # On a GPU, products in bf16 are as fast as in fp16. On a CPU everything is computed in float32.
     kind = "float32" if device == "cpu" else "tf32" if precision == "fp32" else "float16"
     return cost.seconds(measured[kind], measured["bytes"])
 
@@ -56,20 +55,11 @@ def _matmul_session() -> Any:
 
 
 def _copied_bytes() -> float:
-    """All cores copy at once, each a piece of its own."""
+    """Bandwidth with all cores copying at once, each its own array."""
     count = cores()
     pieces = [np.ones(MEGABYTES * 2**20 // 8 // count) for _ in range(count)]
     targets = [np.empty_like(piece) for piece in pieces]
     with ThreadPoolExecutor(count) as pool:
-        seconds = _least_seconds(lambda: list(pool.map(np.copyto, targets, pieces)))
+        cases = {"copy": lambda: list(pool.map(np.copyto, targets, pieces))}
+        seconds = min(interleaved(cases, REPETITIONS, warm_up=2)["copy"])
     return 2 * sum(piece.nbytes for piece in pieces) / seconds
-
-
-def _least_seconds(work: Callable[[], Any]) -> float:
-    seconds = []
-    for turn in range(-2, REPETITIONS):
-        start = time.perf_counter()
-        work()
-        if turn >= 0:
-            seconds.append(time.perf_counter() - start)
-    return min(seconds)

@@ -1,21 +1,22 @@
-"""What a GPU can do at most: rates of matrix products and copies."""
+"""Upper limits of a GPU, measured with PyTorch: its rates of matrix products, and its memory bandwidth."""
 
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from .harness import interleaved
+
 
 def rates(device: str, side: int = 8192, megabytes: int = 4096, repetitions: int = 20) -> dict[str, float]:
-    """float16, float32 and tf32: operations a second. bytes: read and written, a second."""
+    """Rates per second: operations in "float16", "float32" and "tf32", and "bytes" read and written."""
     import torch
 
     found = {}
     before = torch.backends.cuda.matmul.allow_tf32
     for name, dtype in (("float16", torch.float16), ("float32", torch.float32), ("tf32", torch.float32)):
         torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-        # Random and not zeros, which make a GPU faster than data does.
+        # Random values: with zeros a GPU draws less power and runs faster than with data.
         left, right, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
         seconds = _median_seconds(partial(torch.mm, left, right, out=out), device, repetitions)
         found[name] = 2 * side**3 / seconds
@@ -30,13 +31,9 @@ def rates(device: str, side: int = 8192, megabytes: int = 4096, repetitions: int
 def _median_seconds(work: Callable[[], Any], device: str, repetitions: int) -> float:
     import torch
 
-    wait: Callable[[], Any] = torch.cuda.synchronize if device == "cuda" else lambda: None
-    seconds = []
-    for turn in range(-3, repetitions):
-        wait()
-        start = time.perf_counter()
+    def finished() -> None:
         work()
-        wait()
-        if turn >= 0:
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return statistics.median(interleaved({"work": finished}, repetitions, warm_up=3)["work"])

@@ -1,7 +1,7 @@
-"""What the benchmarks share: interleaved repetitions, percentiles, a card of the machine, and a last line in JSON.
+"""What all benchmarks share: interleaved timing, tables, the description of the machine, and the JSON line at the end.
 
-Knows clocks and tables; knows nothing of models. Every script measures what it compares side by side in one run, and
-reports against its targets without failing: a figure is a fact about a machine.
+Whatever is compared is measured side by side in one run. A missed target is printed and does not fail the run, as a
+figure describes one machine.
 """
 
 import argparse
@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from latentrt.runtime import Bundle, Pipeline
-from latentrt.runtime.scheduler.plan import Plan
+from latentrt.runtime import Bundle, Pipeline, Plan
 
 PROMPT = "a photo of an astronaut riding a horse"
 
@@ -40,7 +39,7 @@ PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99}
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Repetitions of one figure; `name` tells it apart from all others of its benchmark, such as "shapes: latency"."""
+    """The repetitions of one figure. `name` is unique within its benchmark, such as "shapes: latency"."""
 
     name: str
     unit: str
@@ -53,14 +52,14 @@ class Measurement:
         return float(np.percentile(self.values, 50))
 
     def record(self) -> dict[str, Any]:
-        """What stands in the JSON: the values as well, so that they can be judged anew."""
+        """The JSON record: percentiles, and all values, so that two runs can be compared later."""
         found = {name: float(np.percentile(self.values, q)) for name, q in PERCENTILES.items()}
         return {**asdict(self), "values": [float(value) for value in self.values], **found}
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A figure and the most that it should be."""
+    """A figure and its upper limit."""
 
     name: str
     value: float
@@ -69,16 +68,16 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Whether the figure keeps its limit."""
+        """Whether the figure is within its limit."""
         return self.value <= self.at_most
 
 
 def interleaved(
     cases: Mapping[str, Callable[[], object]], repetitions: int, *, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each case, one for each repetition.
+    """Seconds of each case, one value per repetition; the first `warm_up` turns are not counted.
 
-    The cases take turns, in reversed order every other time, so that a drift of the machine meets all of them alike.
+    The cases take turns, in reversed order every other turn, so that a drift of the machine affects all of them alike.
     """
     names = list(cases)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -95,17 +94,17 @@ def interleaved(
 
 
 def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
-    """Median of the ratios within each turn: what disturbs a whole turn cancels out."""
+    """Median of the ratios within each turn: a disturbance that lasts a whole turn cancels out."""
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def environment() -> dict[str, Any]:
-    """The machine and what is installed on it, as far as it decides the figures."""
+    """The properties of the machine, and the installed packages, that affect the figures."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
@@ -126,7 +125,7 @@ def environment() -> dict[str, Any]:
 
 
 def gpus() -> list[dict[str, str]]:
-    """Name, driver, memory, clocks and power limit of each NVIDIA GPU, as nvidia-smi tells."""
+    """Name, driver, memory, clocks and power limit of each NVIDIA GPU, as nvidia-smi reports them."""
     fields = ("name", "driver_version", "memory.total", "clocks.max.sm", "clocks.max.mem", "power.limit")
     if shutil.which("nvidia-smi") is None:
         return []
@@ -137,7 +136,7 @@ def gpus() -> list[dict[str, str]]:
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser, *, repetitions: int) -> None:
-    """BUNDLE, --backend, --device, --height, --width and --repetitions."""
+    """Add BUNDLE, --backend, --device, --height, --width and --repetitions."""
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--backend", nargs="+", default=["onnxruntime"], help="default: onnxruntime")
     parser.add_argument("--device", default="cpu", help="default: cpu")
@@ -148,7 +147,10 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser, *, repetitions: int)
 
 @contextmanager
 def pipelines(arguments: argparse.Namespace) -> Iterator[dict[str, Pipeline]]:
-    """The bundle on each backend that was asked for, by the backend's full name; height and width are filled in."""
+    """Load the bundle on each requested backend; keys are the backends' full names.
+
+    Sets `arguments.height` and `arguments.width` to the bundle's defaults where they are None.
+    """
     with ExitStack() as stack:
         pipes = [
             stack.enter_context(Pipeline.load(arguments.bundle, backend=backend, device=arguments.device))
@@ -161,13 +163,13 @@ def pipelines(arguments: argparse.Namespace) -> Iterator[dict[str, Pipeline]]:
 
 
 def ddim_plan(bundle: Bundle, calls: int) -> Plan:
-    """DDIM with the checkpoint's betas and prediction type: one call a step, no draws."""
+    """DDIM with the checkpoint's betas and prediction type: one UNet call per step, no noise between steps."""
     config = bundle.read_json(bundle.manifest.scheduler) | {"_class_name": "DDIMScheduler", "clip_sample": False}
     return Plan.from_config(config, calls)
 
 
 def unet_parameters(bundle: Bundle) -> int:
-    """Number of parameters of a bundle's UNet, over the three graphs that it was cut into."""
+    """Number of parameters of a bundle's UNet, summed over the three graphs that it was cut into."""
     import onnx_ir as ir
 
     weights = {use.initializer for uses in bundle.manifest.weights.values() for use in uses}
@@ -177,7 +179,10 @@ def unet_parameters(bundle: Bundle) -> int:
 
 
 def show_environment() -> dict[str, Any]:
-    """Print the card before anything is measured; a load near the number of cores makes every figure doubtful."""
+    """Print and return `environment()`, before anything is measured.
+
+    With a load near the number of cores, no figure can be trusted.
+    """
     card = environment()
     packages = " ".join(f"{name} {found}" for name, found in card["packages"].items())
     print(f"{card['cpu']}, {card['cores']} cores, {card['ram_gib']} GiB, load {card['load']}; python {card['python']}")
@@ -186,7 +191,7 @@ def show_environment() -> dict[str, Any]:
 
 
 def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: the first column to the left, all others to the right."""
+    """Print a table: first column left-aligned, all others right-aligned."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     print()
     for row in (head, *rows):
@@ -203,7 +208,12 @@ def finish(
 ) -> None:
     """Print the targets, then everything as one line of JSON.
 
-    `measurements` are what `compare.py` compares between runs; `results` is whatever else should be kept.
+    Args:
+        benchmark: the name of the benchmark.
+        card: from `show_environment`.
+        results: whatever else should be kept.
+        targets: figures with a limit.
+        measurements: what `benchmarks.reports.compare` compares between runs.
     """
     print()
     for target in targets:

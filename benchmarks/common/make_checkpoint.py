@@ -1,12 +1,13 @@
-"""Makes a checkpoint with random weights in the diffusers folder format, offline and in seconds.
+"""Make a checkpoint with random weights in the diffusers folder format, offline and in seconds.
 
-    python benchmarks/make_checkpoint.py FOLDER [--size sd15|sd21|sdxl|medium] [--dtype fp16|fp32|bf16] [--seed 0]
+    python -m benchmarks.common.make_checkpoint FOLDER [--size sd15|sd21|sdxl|medium] [--dtype fp16|fp32|bf16]
+        [--seed 0]
 
 `sd15`, `sd21` and `sdxl` have the configs and tensors of the public checkpoints of Stable Diffusion 1.5, 2.1 and XL, so
-that what exporting and running them costs can be measured without a download; `medium` is SD 1.5 at half its width, a
-UNet of 220 M parameters beside a small CLIP and VAE. The pictures are noise. Weights are normal draws scaled by
-1/sqrt(fan-in) and norms are close to 1, so that activations stay finite in fp16. Modules are built without memory, so
-the most that is needed is one component in the chosen type. The last line is JSON.
+that the cost of exporting and running them can be measured without a download. `medium` is SD 1.5 at half its width: a
+UNet of 220 M parameters with a small text encoder and VAE. The pictures are noise. Weights are normal draws scaled by
+1/sqrt(fan-in), and the weights of norms are close to 1, so that activations stay finite in fp16. Modules are built
+without memory, so peak memory is that of one component in the chosen type. The last line is JSON.
 """
 
 import argparse
@@ -26,8 +27,9 @@ from latentrt.export.checkpoint.public_configs import PUBLIC_CONFIGS
 from latentrt.export.checkpoint.torch_modules import empty_module
 
 from .harness import finish, show_environment, show_table
+from .paths import SHAPES_CHECKPOINT
 
-TOKENIZER = Path(__file__).resolve().parents[2] / "tests" / "data" / "shapes" / "tokenizer"
+TOKENIZER = SHAPES_CHECKPOINT / "tokenizer"
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 _SD15 = PUBLIC_CONFIGS["sd1"]
@@ -45,7 +47,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def make_checkpoint(folder: Path, size: str, dtype: torch.dtype, seed: int = 0) -> dict[str, int]:
-    """Write a random checkpoint to `folder`, which must not exist; returns the number of parameters by component."""
+    """Write a random checkpoint to `folder`, which must not exist; return the number of parameters by component."""
     configs = SIZES[size]
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
@@ -72,15 +74,15 @@ def make_checkpoint(folder: Path, size: str, dtype: torch.dtype, seed: int = 0) 
 
 
 def parameters(part: str, config: dict[str, Any]) -> Iterator[tuple[str, torch.Size]]:
-    """Names and shapes of a component's tensors as they stand in a file, from a module without memory."""
+    """Names and shapes of a component's tensors as they are in the public files."""
     for name, tensor in empty_module(part, config).state_dict().items():
-        # transformers 5.6 dropped this level from the first text encoder's module; the public files have it.
+        # transformers 5.6 dropped this prefix from the first text encoder's module; the public files have it.
         bare = part == "text_encoder" and not name.startswith("text_model.")
         yield f"text_model.{name}" if bare else name, tensor.shape
 
 
 def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """A float32 tensor whose scale neither blows activations up nor lets them vanish."""
+    """A float32 tensor with a scale at which activations neither explode nor vanish."""
     draw = torch.empty(shape).normal_(generator=generator)
     if len(shape) > 1:
         return draw.mul_(1 / math.sqrt(shape[1:].numel()))
@@ -108,7 +110,7 @@ def _write(file: Path, data: dict[str, Any]) -> None:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Make a checkpoint with random weights.")
-    parser.add_argument("folder", type=Path, help="where to write it; must not exist")
+    parser.add_argument("folder", type=Path, help="folder to write; must not exist")
     parser.add_argument("--size", choices=tuple(SIZES), default="sd15", help="default: sd15")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp16", help="default: fp16")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")

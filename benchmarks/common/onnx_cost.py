@@ -1,10 +1,9 @@
-"""What a graph must compute and move at given sizes: floating-point operations of its products, and bytes.
+"""The floating-point operations and bytes of a bundle's graphs at given sizes.
 
-    python benchmarks/onnx_cost.py BUNDLE [--batch 1] [--groups 2] [--height H] [--width W] [--tokens 77]
+    python -m benchmarks.common.onnx_cost BUNDLE [--batch 1] [--groups 2] [--height H] [--width W] [--tokens 77]
 
-Counts MatMul, Gemm, Conv and Attention, a multiplication and an addition as two operations, from the shapes that stand
-in the ONNX file; knows nothing of machines. Everything else is cheap arithmetic that a good engine does on the way. The
-last line is JSON.
+Counts MatMul, Gemm, Conv and Attention from the shapes in the ONNX file; a multiplication and an addition are two
+operations. All other operators are cheap, and a good engine fuses them into these. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mu
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one run of a graph.
+    """The cost of one run of a graph.
 
     Attributes:
-        flops: by operator.
-        weights: bytes of all initializers as they are stored, each read once.
-        edges: bytes of the graph's own inputs and outputs.
-        activations: bytes that the counted operators read and write, beside weights: what is moved where everything
-            between two products is fused, and nothing stays in a cache.
+        flops: floating-point operations by operator.
+        weights: bytes of all initializers as stored, each read once.
+        edges: bytes of the graph's inputs and outputs.
+        activations: bytes that the counted operators read and write, without weights. This is the traffic when
+            everything between two products is fused and nothing stays in a cache.
     """
 
     flops: dict[str, int]
@@ -46,7 +45,7 @@ class Cost:
     activations: int
 
     def seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
-        """The floor: no implementation is faster on a machine of these rates."""
+        """The floor: no implementation is faster on a machine with these rates."""
         return max(sum(self.flops.values()) / flops_per_second, (self.weights + self.edges) / bytes_per_second)
 
 
@@ -54,9 +53,11 @@ def cost_of(file: Path, sizes: Mapping[str, int]) -> Cost:
     """The cost of an ONNX file.
 
     Args:
-        sizes: of each symbol in the shapes of the graph's inputs, such as `{"B": 1, "h": 64}`.
+        file: an ONNX file with inferred shapes.
+        sizes: the value of each symbol in the shapes of the graph's inputs, such as `{"B": 1, "h": 64}`.
 
-    Raises `ValueError` for a symbol that has no size, and for a product whose shapes the file does not tell.
+    Raises:
+        ValueError: a symbol has no size, or the file lacks a shape of a counted operator.
     """
     graph = onnx.load(file, load_external_data=False).graph
     tensors = _Tensors(graph, sizes)
@@ -86,7 +87,7 @@ def _conv(inputs: list[Shape], output: Shape, _: Mapping[str, Any]) -> int:
 
 
 def _attention(inputs: list[Shape], output: Shape, attributes: Mapping[str, Any]) -> int:
-    """Q·K and P·V; heads are a dimension of their own, or folded into the last one, which makes no difference."""
+    """Q·K and P·V. Heads are a separate dimension, or part of the last one; the count is the same."""
     query, key = inputs[:2]
     heads = query[1] if len(query) == 4 else attributes["q_num_heads"]
     widths = query[-1] + output[-1] if len(query) == 4 else (query[-1] + output[-1]) // heads
@@ -102,7 +103,7 @@ class _Tensors:
     def __init__(self, graph: onnx.GraphProto, sizes: Mapping[str, int]) -> None:
         self._sizes = dict(sizes)
         if {"B", "G"} <= sizes.keys():
-            self._sizes.setdefault("n", sizes["B"] * sizes["G"])  # rows of the UNet, inside of `denoise`
+            self._sizes.setdefault("n", sizes["B"] * sizes["G"])  # rows of the UNet inside `denoise`
         self._values = {
             value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)
         }
@@ -115,7 +116,7 @@ class _Tensors:
         if name in self._weights:
             return self._weights[name]
         if name not in self._values:
-            raise ValueError(f"the file does not tell the shape of {name!r}: export it again")
+            raise ValueError(f"the file has no shape for {name!r}: export it again")
         dims = self._values[name].shape.dim
         return tuple(d.dim_value if not d.dim_param else evaluated(d.dim_param, self._sizes) for d in dims)
 
@@ -125,7 +126,7 @@ class _Tensors:
 
 
 def evaluated(expression: str, sizes: Mapping[str, int]) -> int:
-    """The value of a dimension such as `2*(h//2) + 1`; `ValueError` where it has other symbols or operators."""
+    """The value of a dimension such as `2*(h//2) + 1`; `ValueError` for unknown symbols or operators."""
 
     def value(node: ast.expr) -> int:
         match node:
@@ -135,7 +136,9 @@ def evaluated(expression: str, sizes: Mapping[str, int]) -> int:
                 return sizes[name]
             case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
                 return int(OPERATORS[type(op)](value(left), value(right)))
-        raise ValueError(f"{ast.unparse(node)!r} in the dimension {expression!r} has no value; known: {dict(sizes)}")
+        raise ValueError(
+            f"cannot evaluate {ast.unparse(node)!r} in the dimension {expression!r}; known symbols: {dict(sizes)}"
+        )
 
     return value(ast.parse(expression, mode="eval").body)
 
@@ -146,7 +149,7 @@ def _stored_bytes(tensor: onnx.TensorProto) -> int:
 
 
 def bundle_costs(bundle: Bundle, sizes: Mapping[str, int]) -> dict[str, Cost]:
-    """Of one run of each graph that a picture needs, for one prompt; sizes are those of `denoise`: B, G, h, w and S."""
+    """The cost of one run of each graph, for a picture of one prompt. `sizes` has B, G, h, w and S of `denoise`."""
     groups, rows = {"n": sizes["G"]}, {"n": sizes["B"] * sizes["G"]}
     more = {"text_encoder": groups, "context": rows, "time": rows, "denoise": {}, "vae_decoder": {}}
     return {name: cost_of(bundle.file(bundle.graph(name).file), {**sizes, **added}) for name, added in more.items()}
@@ -154,7 +157,7 @@ def bundle_costs(bundle: Bundle, sizes: Mapping[str, int]) -> dict[str, Cost]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Count what the graphs of a bundle compute and move.")
+    parser = argparse.ArgumentParser(description="Count the operations and bytes of a bundle's graphs.")
     parser.add_argument("bundle", type=Path)
     for name, default in (("batch", 1), ("groups", 2), ("tokens", 77)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")

@@ -12,7 +12,7 @@ RANK, PROJECTIONS = 4, (".to_q", ".to_v", ".to_out.0", ".conv1", ".q_proj")
 
 
 def random_lora(file: Path, bundle_path: Path, seed: int) -> Path:
-    """A LoRA file, in the format of PEFT, of every projection and convolution that is named above."""
+    """Write a LoRA file in PEFT's format that changes every module whose name ends as one of `PROJECTIONS`."""
     random = np.random.default_rng(seed)
     tensors: dict[str, NDArray[np.float32]] = {}
     for parameter, uses in Bundle.open(bundle_path).manifest.weights.items():

@@ -1,0 +1,1 @@
+"""What several benchmarks share: timing, tables, paths, rates of the machine, and random models to measure with."""
