@@ -22,7 +22,7 @@ check: .venv/installed
 	.venv/bin/mypy
 
 bench: .venv/installed
-	.venv/bin/python benchmarks/bench.py --device $(DEVICE) --models $(MODELS)
+	.venv/bin/python -m benchmarks.bench --device $(DEVICE) --models $(MODELS)
 
 embedding:
 	docs/embedding/fetch_headers.sh out/embedding/include

@@ -1,10 +1,10 @@
 """Run the benchmarks of a device one after the other, and make its report: `make bench`, `make bench DEVICE=cuda`.
 
-    python benchmarks/bench.py [--device cpu] [--models shapes medium sd15] [--only stages latency …] [--missing]
+    python -m benchmarks.bench [--device cpu] [--models shapes medium sd15] [--only stages latency …] [--missing]
 
-`shapes` is the model that ships along; `medium` (a UNet of 220 M parameters) and `sd15` get random weights, are
-exported once under build/bench, and kept. Each benchmark is a process of its own, and its JSON goes to
-benchmarks/results/DEVICE/ as soon as it is there; one that fails is reported and does not stop the others.
+`shapes` is the embedded model. `medium` (a UNet of 220 M parameters) and `sd15` have random weights; they are exported
+once to build/bench and kept. Each benchmark is a process of its own, and its JSON is written to
+benchmarks/results/DEVICE/ when it ends. If one fails, it is reported and the others still run.
 """
 
 import argparse
@@ -21,28 +21,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import report
-
 from benchmarks.common.harness import environment
+from benchmarks.common.paths import RESULTS, ROOT, SHAPES_BUNDLE, SHAPES_CHECKPOINT
+from benchmarks.reports import report
 
-ROOT = Path(__file__).resolve().parents[1]
-HERE = Path(__file__).resolve().parent
 MADE = ROOT / "build" / "bench"
-
 
 ON_ALL_DEVICES = ("peers", "stages", "latency", "ideas", "cold_start")
 ALL = (*ON_ALL_DEVICES, "ort_options")
-SLOW_BF16 = "diffusers bf16:this CPU has no instructions for bf16, and takes many times as long (see shapes)"
+SLOW_BF16 = "diffusers bf16:many times slower, as this CPU has no instructions for bf16 (see shapes)"
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """How a model is measured on a CPU, where large ones get few steps. A GPU draws all of them with 20 steps.
+    """How a model is measured on a CPU, where large models get few steps. On a GPU all are drawn with 20 steps.
 
     Attributes:
-        calls: of the loop that tells one call's time.
-        options: of a kind of benchmark.
-        kinds: the benchmarks that it is used for.
+        name: of the model in measurements and files.
+        pixels: height and width of the pictures.
+        steps: of a picture.
+        calls: of the loop in `stages` and `ideas`.
+        repetitions: of each case.
+        options: more options by kind of benchmark.
+        kinds: the benchmarks that are run.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Model:
     kinds: tuple[str, ...] = ALL
 
 
-# A part of all options, as each takes minutes.
+# Not all options, as each takes minutes.
 MEMORY_OPTIONS = "--option \"ONNX Runtime's memory\" --option 'exported graphs'"
 MODELS = {
     "shapes": Model("shapes", 128, options={"latency": "--sizes 64 192"}),
@@ -71,7 +72,7 @@ MODELS = {
         },
         kinds=("peers", "stages", "latency", "ideas", "ort_options"),
     ),
-    # A picture takes minutes: two in one process are all that each peer draws.
+    # A picture takes minutes, so each peer draws only two, in one process.
     "sd15": Model(
         "sd15",
         512,
@@ -88,19 +89,19 @@ MODELS = {
 
 
 def checkpoint_of(name: str) -> Path:
-    """The checkpoint, which is made where there is none."""
+    """The checkpoint of a model, made if it is missing."""
     if name == "shapes":
-        return ROOT / "tests" / "data" / "shapes"
+        return SHAPES_CHECKPOINT
     folder = MADE / name
     if not folder.exists():
-        _run(HERE / "make_checkpoint.py", folder, "--size", name)
+        _run("-m", "benchmarks.common.make_checkpoint", folder, "--size", name)
     return folder
 
 
 def bundle_of(name: str, precision: str) -> Path:
-    """The bundle, exported where there is none."""
+    """The bundle of a model, exported if it is missing."""
     if name == "shapes":
-        return ROOT / "engines" / "shapes"
+        return SHAPES_BUNDLE
     folder = MADE / precision / name
     if not folder.exists():
         latentrt = ("-m", "latentrt.runtime.cli")
@@ -111,7 +112,7 @@ def bundle_of(name: str, precision: str) -> Path:
 
 
 def commands(model: Model, device: str, backends: list[str]) -> Iterator[tuple[str, list[Any]]]:
-    """Kind and command of each benchmark of a model."""
+    """Kind of each benchmark of a model, and its arguments for Python."""
     gpu = device != "cpu"
     bundle = bundle_of(model.name, "fp16" if gpu and model.name != "shapes" else "fp32")
     size = ("--height", model.pixels, "--width", model.pixels)
@@ -122,17 +123,18 @@ def commands(model: Model, device: str, backends: list[str]) -> Iterator[tuple[s
         match kind:
             case "peers":
                 models = ["--checkpoint", checkpoint_of(model.name), "--bundle", bundle, "--name", model.name]
-                command = ["-m", "peers", *models, "--size", model.pixels, "--steps", steps, *turns]
+                command = ["-m", "benchmarks.peers", *models, "--size", model.pixels, "--steps", steps, *turns]
             case "stages":
-                command = [HERE / "stages.py", *common, "--steps", steps, "--calls", calls, *turns]
+                command = ["-m", "benchmarks.speed.stages", *common, "--steps", steps, "--calls", calls, *turns]
             case "latency":
-                command = [HERE / "latency.py", *common]
+                command = ["-m", "benchmarks.speed.latency", *common]
             case "ideas":
-                command = [HERE / "ideas.py", *common, "--calls", calls, *turns]
+                command = ["-m", "benchmarks.speed.ideas", *common, "--calls", calls, *turns]
             case "ort_options":
-                command = [HERE / "ort_options.py", bundle, "--size", model.pixels, "--steps", steps, *turns]
+                command = ["-m", "benchmarks.speed.ort_options", bundle]
+                command += ["--size", model.pixels, "--steps", steps, *turns]
             case "cold_start":
-                command = [HERE / "cold_start.py", "--bundle", bundle, "--device", device]
+                command = ["-m", "benchmarks.speed.cold_start", "--bundle", bundle, "--device", device]
         if not gpu:
             command += shlex.split(model.options.get(kind, ""))
             if kind == "peers" and model.name != "shapes" and not has_bf16():
@@ -141,12 +143,12 @@ def commands(model: Model, device: str, backends: list[str]) -> Iterator[tuple[s
 
 
 def has_bf16() -> bool:
-    """Whether this CPU multiplies in bf16."""
+    """Whether this CPU has instructions for bf16."""
     return any(name.endswith("bf16") for name in environment()["instructions"])
 
 
 def device_name(card: dict[str, Any]) -> str:
-    """Of the folder of a machine's results, such as "epyc-2-cores" or "nvidia-h100-80gb-hbm3"."""
+    """Name of the results folder of a machine, such as "epyc-2-cores" or "nvidia-h100-80gb-hbm3"."""
     if card["gpus"]:
         return re.sub(r"[^a-z0-9]+", "-", card["gpus"][0]["name"].lower()).strip("-")
     words = re.sub(r"\(.*?\)|\b(AMD|Intel|CPU|Processor|Core|Xeon)\b|@.*|\d+-Core", "", card["cpu"]).split()
@@ -154,11 +156,10 @@ def device_name(card: dict[str, Any]) -> str:
 
 
 def measure(command: list[Any], device: str) -> dict[str, Any]:
-    """Run a benchmark, whose output goes on to the terminal; returns its JSON."""
-    variables = {**os.environ, "DEVICE": device, "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    process = subprocess.Popen(
-        [sys.executable, "-u", *map(str, command)], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=variables
-    )
+    """Run a benchmark, whose output is shown, and return its JSON."""
+    words = [sys.executable, "-u", *map(str, command)]
+    variables = {**os.environ, "DEVICE": device}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=variables)
     assert process.stdout is not None
     last = ""
     for line in process.stdout:
@@ -182,9 +183,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS), help="default: all")
     parser.add_argument("--only", nargs="+", choices=ALL, default=list(ALL), help="kinds of benchmarks; default: all")
     parser.add_argument("--backend", nargs="+", help="default: those that are installed")
-    parser.add_argument("--missing", action="store_true", help="only what has no JSON yet")
+    parser.add_argument("--missing", action="store_true", help="skip benchmarks that have a JSON file already")
     arguments = parser.parse_args()
-    folder = HERE / "results" / device_name(environment())
+    folder = RESULTS / device_name(environment())
     folder.mkdir(parents=True, exist_ok=True)
     backends = arguments.backend or ["onnxruntime"]
     if arguments.backend is None and arguments.device == "cpu" and importlib.util.find_spec("openvino"):

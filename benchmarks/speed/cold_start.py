@@ -1,16 +1,15 @@
-"""How long it takes until the first picture is there.
+"""Time to the first picture.
 
-    python benchmarks/cold_start.py [--bundle engines/NAME] [--device cpu] [--steps 20] [--imports 15]
+    python -m benchmarks.speed.cold_start [--bundle engines/NAME] [--device cpu] [--steps 20] [--imports 15]
         [--pictures 3]
 
-Measures, each in fresh processes:
-- `import latentrt.runtime` against `import numpy`, taking turns; the difference is what latentrt adds (at most 50 ms),
-- `latentrt generate`, from the start of the process until it has ended and the file is written (target: 3 s for 20
-  steps of the model that ships along),
-- the first and the second picture inside one process, after `Pipeline.load`.
+Measures, each in new processes:
+- `import latentrt.runtime` and `import numpy`, in turns; the difference is what latentrt adds (target: 50 ms),
+- `latentrt generate`, from the start of the process to its end (target: 3 s for 20 steps of the embedded model),
+- the first and the second picture of a process, after `Pipeline.load`.
 
-Files are in the page cache, and bytecode is compiled by an uncounted first run into a folder of its own, as an
-installed package has it. The last line is JSON.
+Files are in the page cache, and bytecode is compiled by an uncounted first run into a folder of its own, as for an
+installed package. The last line is JSON.
 """
 
 import argparse
@@ -25,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.common.harness import Measurement, Target, finish, interleaved, show_environment, show_table
+from benchmarks.common.paths import ROOT
 from latentrt.runtime import Pipeline
 from latentrt.runtime.pipeline import embedded_bundle
 
@@ -33,7 +33,7 @@ IMPORT_TARGET, GENERATE_TARGET = 50.0, 3.0
 
 
 def pictures_in_one_process(bundle: Path, steps: int, device: str) -> dict[str, float]:
-    """Milliseconds of `Pipeline.load`, the first and the second picture; runs in the child."""
+    """Milliseconds of `Pipeline.load`, the first and the second picture; runs in a child process."""
     marks = [time.perf_counter()]
     with Pipeline.load(bundle, backend="onnxruntime", device=device) as pipe:
         marks.append(time.perf_counter())
@@ -52,7 +52,7 @@ def measure(
     environment["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
 
     def run(*command: str | Path) -> str:
-        child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         if child.returncode:
             raise SystemExit(f"{command[0]} ended with status {child.returncode}:\n{child.stderr}")
         return child.stdout
@@ -64,31 +64,22 @@ def measure(
 
     latentrt, picture = Path(sys.executable).with_name("latentrt"), folder / "picture.png"
     generate = (latentrt, "generate", PROMPT, "--bundle", bundle, "--steps", str(steps), "--seed", "0", "-o", picture)
-    one_process = (
-        sys.executable,
-        Path(__file__),
-        "--bundle",
-        bundle,
-        "--steps",
-        str(steps),
-        "--device",
-        device,
-        "--one-process",
-    )
+    options = ("--bundle", bundle, "--steps", str(steps), "--device", device)
+    one_process = (sys.executable, "-m", "benchmarks.speed.cold_start", *options, "--one-process")
     inside: list[dict[str, float]] = []
     cases = {
         "latentrt generate": lambda: run(*generate, "--backend", "onnxruntime", "--device", device),
         "one process": lambda: inside.append(json.loads(run(*one_process))),
     }
     result["latentrt generate"] = [1000 * value for value in interleaved(cases, pictures)["latentrt generate"]]
-    # The first entry is the uncounted turn.
+    # The first entry is the warm-up.
     return result | {name: [entry[name] for entry in inside[1:]] for name in inside[0]}
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Measure imports, first and second pictures.")
-    parser.add_argument("--bundle", type=Path, help="default: the small model that ships along")
+    parser.add_argument("--bundle", type=Path, help="default: the embedded model")
     parser.add_argument("--steps", type=int, default=20, help="default: 20")
     parser.add_argument("--imports", type=int, default=15, help="repetitions of the imports; default: 15")
     parser.add_argument("--pictures", type=int, default=3, help="repetitions of the pictures; default: 3")

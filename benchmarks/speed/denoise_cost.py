@@ -1,12 +1,11 @@
-"""What guidance and scheduler update cost inside of the graph: one `denoise` call against its UNet alone.
+"""The cost of guidance and scheduler update inside the graph: one `denoise` call against its UNet alone.
 
-    python benchmarks/denoise_cost.py BUNDLE [--batch 1] [--groups 2] [--height H] [--width W] [--repetitions 9]
+    python -m benchmarks.speed.denoise_cost BUNDLE [--batch 1] [--groups 2] [--height H] [--width W] [--repetitions 9]
 
-The UNet alone is cut out of the bundle's own `denoise.onnx`: what lies between the model input that the fused front
-makes of `state`, and the prediction that guidance weighs. Both sessions run on ONNX Runtime's CPU provider with the
-same options, the same weights (read from the bundle in place) and the same inputs. That both compute the same
-prediction is checked first. Then they take turns; the ratio is the median over the turns, the target at most 1.03.
-The last line is JSON.
+The UNet is cut out of the bundle's `denoise.onnx`: from the model input that is computed from `state`, to the
+prediction to which guidance is applied. Both sessions run on ONNX Runtime's CPU provider with the same options, weights
+(read from the bundle) and inputs. After a check that both compute the same prediction, they take turns. The ratio is
+the median over the turns; the target is at most 1.03. The last line is JSON.
 """
 
 import argparse
@@ -47,7 +46,7 @@ def bare_unet(path: Path) -> tuple[bytes, str]:
 
 
 def model_input(state: ir.Value) -> ir.Value:
-    """What the fused front makes of the state: row 0, once for each group, in the UNet's type."""
+    """The UNet's input: row 0 of the state, once per group, in the UNet's type."""
     value = state
     for op_type in ("Gather", "Unsqueeze", "Expand", "Reshape"):
         value = consumer(value, op_type).outputs[0]
@@ -56,37 +55,37 @@ def model_input(state: ir.Value) -> ir.Value:
 
 
 def guided_prediction(guidance: ir.Value) -> ir.Value:
-    """What is weighed by the guidance, before it is reshaped to (B, G, …)."""
+    """The UNet's output, before it is reshaped to (B, G, …) and multiplied by the guidance."""
     weights = consumer(guidance, "Unsqueeze").outputs[0]
     (predictions,) = (value for value in consumer(weights, "Mul").inputs if value is not weights)
     reshape = predictions.producer() if predictions is not None else None
     if reshape is None or reshape.op_type != "Reshape" or reshape.inputs[0] is None:
         raise SystemExit(
-            "denoise.onnx does not reshape its predictions into groups: another version of latentrt wrote it"
+            "expected a Reshape of the predictions in denoise.onnx: export the bundle with this version of latentrt"
         )
     return reshape.inputs[0]
 
 
 def consumer(value: ir.Value, op_type: str) -> ir.Node:
-    """The one node of a type that takes `value` as its data."""
+    """The only node of a type that uses `value`."""
     nodes = [node for node in dict.fromkeys(node for node, _ in value.uses()) if node.op_type == op_type]
     if len(nodes) != 1:
-        raise SystemExit(f"denoise.onnx has {len(nodes)} {op_type} after {value.name!r} instead of one")
+        raise SystemExit(f"expected one {op_type} after {value.name!r} in denoise.onnx, found {len(nodes)}")
     return nodes[0]
 
 
 def session_of(model: bytes, folder: Path) -> onnxruntime.InferenceSession:
-    """A session whose weights come from files in `folder`."""
+    """A session that reads its weights from files in `folder`."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    # Otherwise the threads of the session that has just run would slow down the one whose turn it is.
+    # Otherwise the spinning threads of one session slow down the other.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def make_inputs(bundle: Bundle, batch: int, groups: int, height: int, width: int) -> Arrays:
-    """Inputs of one `denoise` call: a random state and random text, through the bundle's own `time` and `context`."""
+    """Random inputs of one `denoise` call; text and timestep go through the bundle's `context` and `time`."""
     random = np.random.default_rng(0)
     model = bundle.manifest.model
     latent = (model.latent_channels, height // model.vae_scale_factor, width // model.vae_scale_factor)
@@ -111,10 +110,10 @@ def make_inputs(bundle: Bundle, batch: int, groups: int, height: int, width: int
 def largest_difference(
     denoise: onnxruntime.InferenceSession, unet: onnxruntime.InferenceSession, inputs: Arrays, bare: Arrays
 ) -> float:
-    """Between the UNet's prediction and the one inside `denoise`, relative to the largest value.
+    """The largest difference between the predictions of the UNet and of `denoise`, relative to the largest value.
 
-    With guidance 1 for one group and coefficients that pass on the prediction alone, row 0 of the next state is that
-    group's prediction, without any rounding.
+    With guidance 1 for one group, and coefficients that copy the prediction, row 0 of the next state is exactly that
+    group's prediction.
     """
     batch, groups = inputs["guidance"].shape
     (prediction,) = unet.run(None, bare)
@@ -158,7 +157,7 @@ def main() -> None:
     difference = largest_difference(denoise, unet, inputs, bare)
     print(f"predictions differ by {difference:.1e} of the largest value", flush=True)
     if not difference <= 1e-2:
-        raise SystemExit("the UNet that was cut out does not compute what denoise computes; nothing was timed")
+        raise SystemExit("the UNet that was cut out computes another prediction than denoise: nothing was timed")
 
     cases = {"UNet alone": lambda: unet.run(None, bare), "denoise": lambda: denoise.run(None, inputs)}
     seconds = interleaved(cases, arguments.repetitions)

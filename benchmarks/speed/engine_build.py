@@ -1,11 +1,10 @@
-"""What building engines costs: time, peak resident memory and size of each graph's engine.
+"""The cost of building engines: time, peak resident memory and size of each graph's engine.
 
-    python benchmarks/engine_build.py BUNDLE [--backend tensorrt_rtx] [--height 512] [--width 512] [--batch 1]
+    python -m benchmarks.speed.engine_build BUNDLE [--backend tensorrt_rtx] [--height 512] [--width 512] [--batch 1]
         [--compute-capability 8.9 ...] [--graph denoise ...]
 
-Each graph is built by a child process of its own, as `latentrt build` does, into a temporary folder, so that nothing is
-found there already. TensorRT for RTX needs no GPU. `make_checkpoint.py` makes checkpoints of the real sizes. The last
-line is JSON.
+Each graph is built by a `latentrt build` of its own into a new temporary folder. TensorRT for RTX needs no GPU.
+`benchmarks.common.make_checkpoint` makes checkpoints of the real sizes. The last line is JSON.
 """
 
 import argparse
@@ -17,20 +16,18 @@ import time
 from pathlib import Path
 
 from benchmarks.common.harness import finish, show_environment, show_table
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.engine_list import EngineFiles
-from latentrt.runtime.bundle.sizes import sizes_text
+from latentrt.runtime.bundle import Bundle, EngineList, sizes_text
 
 
 def build(bundle: Bundle, folder: Path, graph: str, options: list[str]) -> dict[str, float | str]:
-    """Build one graph's engine; its figures, memory of the whole process in bytes."""
+    """Build one graph's engine and return its figures; the memory is that of the whole process."""
     command = [sys.executable, "-m", "latentrt.runtime.cli", "build", str(bundle.path), "--engines", str(folder)]
     start = time.perf_counter()
     process = subprocess.Popen([*command, "--graph", graph, *options], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"building {graph} ended with status {os.waitstatus_to_exitcode(status)}")
-    found = EngineFiles.of_bundle(bundle, folder)
+    found = EngineList.of_bundle(bundle, folder)
     record = next(record for record in found.engines if record.graph == graph)
     return {
         "sizes": sizes_text(record),
@@ -42,13 +39,16 @@ def build(bundle: Bundle, folder: Path, graph: str, options: list[str]) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what building engines costs.")
+    """The command."""
+    parser = argparse.ArgumentParser(description="Measure the cost of building engines.")
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--backend", default="tensorrt_rtx")
-    parser.add_argument("--graph", action="append", default=[], help="default: all")
-    parser.add_argument("--compute-capability", action="append", default=[], metavar="X.Y")
+    parser.add_argument("--backend", default="tensorrt_rtx", help="default: tensorrt_rtx")
+    parser.add_argument("--graph", action="append", default=[], help="repeatable; default: all")
+    parser.add_argument(
+        "--compute-capability", action="append", default=[], metavar="X.Y", help="repeatable; default: this GPU's"
+    )
     for name in ("height", "width", "batch", "groups"):
-        parser.add_argument(f"--{name}", metavar="SIZE", help="as `latentrt build` takes it")
+        parser.add_argument(f"--{name}", metavar="SIZE", help="as for `latentrt build`")
     arguments = parser.parse_args()
     options = ["--backend", arguments.backend]
     for name in ("height", "width", "batch", "groups"):

@@ -1,13 +1,16 @@
-"""What an export costs: peak resident memory and time of each stage, the parity check apart.
+"""The cost of an export: peak resident memory and time of each stage, without the parity check.
 
-    python benchmarks/export_cost.py CHECKPOINT [--precision fp16] [--opset 23] [--keep FOLDER]
+    python -m benchmarks.speed.export_cost CHECKPOINT [--precision fp16] [--opset 23] [--keep FOLDER]
 
-Runs `latentrt export` as a child process and looks at it every 50 ms: its memory and that of the parity check, which is
-a process of its own (`/proc/PID/status`: VmHWM is the peak that the kernel has kept, VmRSS what is resident now; mapped
-files count in both, RssAnon leaves them out); its processor time, which says what a busy machine hides; and its stage,
-which the progress bar tells on a terminal of its own. The bundle goes to a temporary folder, unless `--keep` names one.
-Linux only. Targets, for Stable Diffusion 1.5 in fp16: at most 8 GB in the export's own process, and 4 minutes without
-the parity check. `make_checkpoint.py` makes checkpoints of the real sizes. The last line is JSON.
+Runs `latentrt export` as a child process and samples it every 50 ms:
+- its memory, and that of the parity check, which is a process of its own (from `/proc/PID/status`: VmHWM is the peak,
+  VmRSS the current size; both include mapped files, RssAnon does not);
+- its processor time, which other work on the machine hardly changes;
+- its stage, read from the progress bar through a pseudo-terminal.
+
+The bundle is written to a temporary folder unless `--keep` is given. Linux only. Targets for Stable Diffusion 1.5 in
+fp16: at most 8 GB in the export's own process, and 4 minutes without the parity check.
+`benchmarks.common.make_checkpoint` makes checkpoints of the real sizes. The last line is JSON.
 """
 
 import argparse
@@ -38,21 +41,20 @@ STAGE = re.compile(r"([A-Za-z][\w ]*?)(?:\s{2,}|\s*[|█▏▎▍▌▋▊▉])[
 
 @dataclass(slots=True)
 class Peak:
-    """The most memory that a process has had, in bytes."""
+    """Peak memory of a process in bytes."""
 
     resident: int = 0
     anonymous: int = 0
 
     def see(self, status: dict[str, int]) -> None:
-        """Take in a look at the process; one that has ended shows nothing."""
+        """Add a sample of `status_of`, which is empty once the process has ended."""
         self.resident = max(self.resident, status.get("VmHWM", 0))
         self.anonymous = max(self.anonymous, status.get("RssAnon", 0))
 
 
 @dataclass(slots=True)
 class Stage:
-    """A stage of the export: when it began and ended, by the clock and by the export's own seconds on a processor,
-    and the most that was resident meanwhile."""
+    """A stage of the export: its start and end, by the clock and in processor seconds, and its peak resident memory."""
 
     name: str
     start: float
@@ -63,18 +65,18 @@ class Stage:
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Duration."""
         return self.end - self.start
 
     @property
     def busy(self) -> float:
-        """Processor seconds of the export's own process, all threads together."""
+        """Processor seconds of the export's own process, summed over its threads."""
         return self.busy_end - self.busy_start
 
 
 @dataclass(slots=True)
 class Watch:
-    """What was seen of an export while it ran."""
+    """The samples of an export."""
 
     export: Peak = field(default_factory=Peak)
     parity: Peak = field(default_factory=Peak)
@@ -82,7 +84,7 @@ class Watch:
     stages: list[Stage] = field(default_factory=list)
 
     def enter(self, name: str) -> None:
-        """A stage begins, and ends the one before it, unless it is the same."""
+        """Start a stage and end the one before it, unless it is the same."""
         now = time.perf_counter()
         if not self.stages:
             self.stages.append(Stage(name, now))
@@ -91,7 +93,7 @@ class Watch:
             self.stages.append(Stage(name, now, busy_start=last.busy_end))
 
     def look(self, process: int, parity: int | None) -> None:
-        """Note the memory of now."""
+        """Take a sample."""
         own, child = status_of(process), status_of(parity) if parity else {}
         self.export.see(own)
         self.parity.see(child)
@@ -102,7 +104,7 @@ class Watch:
 
 
 def status_of(process: int) -> dict[str, int]:
-    """Bytes by name from /proc/PID/status; empty once the process has ended."""
+    """Sizes in bytes from /proc/PID/status, by name; empty once the process has ended."""
     try:
         text = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -111,9 +113,9 @@ def status_of(process: int) -> dict[str, int]:
 
 
 def processor_seconds(process: int) -> float:
-    """Seconds that all threads of a process have spent on processors; 0 once it has ended."""
+    """Processor seconds of all threads of a process; 0 once it has ended."""
     try:
-        # The command is in brackets and may hold anything; user and system time are fields 12 and 13 after it.
+        # The command is in parentheses and may contain anything; user and system time are fields 12 and 13 after it.
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0.0
@@ -121,10 +123,10 @@ def processor_seconds(process: int) -> float:
 
 
 def parity_child(process: int) -> int | None:
-    """The process id of the parity check that `process` has started, if it runs."""
+    """The process id of the parity check that `process` has started, None if it is not running."""
     for folder in Path("/proc").iterdir():
         try:
-            # The parent is the second field after the command.
+            # The parent is field 2 after the command.
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == process and PARITY_PROCESS in (folder / "cmdline").read_bytes():
                 return int(folder.name)
@@ -134,7 +136,7 @@ def parity_child(process: int) -> int | None:
 
 
 def watch_export(command: list[str | Path]) -> Watch:
-    """Run an export on a terminal of its own, so that it shows its progress, and watch it until it ends."""
+    """Run an export on a pseudo-terminal, so that it shows its progress bar, and sample it until it ends."""
     terminal, other_end = pty.openpty()
     termios.tcsetwinsize(other_end, (24, 100))
     watch, parity, text = Watch(), None, ""
@@ -163,7 +165,7 @@ def watch_export(command: list[str | Path]) -> Watch:
 
 
 def _read(terminal: int) -> str:
-    """What has been written to the terminal; waits for at most `POLL`."""
+    """Read what was written to the terminal; wait at most `POLL` seconds."""
     if not select.select([terminal], [], [], POLL)[0]:
         return ""
     try:
@@ -181,7 +183,7 @@ def main() -> None:
     parser.add_argument("--opset", type=int, choices=(23, 18), default=23, help="default: 23")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write the bundle there; must not exist")
     arguments = parser.parse_args()
-    # A termination ends the export, too, and leaves no folder behind.
+    # So that SIGTERM also ends the export and removes the temporary folder.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     card = show_environment()
     print(f"targets for SD 1.5 in fp16: {MEMORY_TARGET:g} GB, {TIME_TARGET:g} s without parity", flush=True)

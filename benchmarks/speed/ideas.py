@@ -1,17 +1,18 @@
-"""What each idea of the design is worth: the same work with and without it, side by side.
+"""The gain of each idea of the design: the same work with and without it, in turns.
 
-    python benchmarks/ideas.py BUNDLE [--backend onnxruntime] [--device cpu] [--height H] [--width W] [--calls 8]
+    python -m benchmarks.speed.ideas BUNDLE [--backend onnxruntime] [--device cpu] [--height H] [--width W] [--calls 8]
         [--repetitions 7]
 
-- `time` and `context` outside of the loop: one loop of all calls, against as many loops of one call, each of which
-  computes them anew.
-- guidance and scheduler update inside of the graph: loops of one call, against the same with the state read and updated
-  by numpy in between.
-- no second guidance group at scale 1: one group, against two of which one has weight 0.
-- weights mapped from their file (ONNX Runtime on a CPU only): a session of the bundle's `denoise`, against one of the
-  same graph with its weights inside; seconds to load it and peak resident memory, in child processes.
+- `time` and `context` outside the loop: one loop of all calls, against as many loops of one call, each of which
+  computes them again.
+- guidance and scheduler update inside the graph: loops of one call, against the same with the state read and updated by
+  numpy in between.
+- no second guidance group at scale 1: one group, against two groups of which one has weight 0.
+- weights mapped from their file (ONNX Runtime on a CPU only): a session of the bundle's `denoise`, against a session of
+  the same graph with its weights inside; seconds to load it and peak resident memory, in child processes.
 
-The ratio is the median over the turns of without over with; above 1 the idea pays. The last line is JSON.
+The ratio is the time without the idea over the time with it, as the median over the turns; above 1 the idea pays. The
+last line is JSON.
 """
 
 import argparse
@@ -39,21 +40,22 @@ from benchmarks.common.harness import (
     show_environment,
     show_table,
 )
-from latentrt.runtime import Bundle, Pipeline
+from benchmarks.common.paths import ROOT
+from latentrt.runtime import Bundle, Pipeline, Plan
 from latentrt.runtime.protocols import Bucket
-from latentrt.runtime.scheduler.plan import REGISTERS, Plan
+from latentrt.runtime.scheduler import REGISTERS
 
-# VmHWM and not ru_maxrss, which begins with the memory of the process that started this one.
+# Imports as little as possible, as all of it is in the peak.
 LOAD = """
-import json, re, sys, time
+import json, sys, time
 import onnxruntime
+from benchmarks.common.memory import peak_bytes
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 3
 start = time.perf_counter()
 onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 seconds = time.perf_counter() - start
-peak = int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
-print(json.dumps([seconds, peak]))
+print(json.dumps([seconds, peak_bytes() / 2**20]))
 """
 
 
@@ -72,18 +74,20 @@ class Loops:
         self._noise = random.standard_normal((1, model.latent_channels, *self._sizes), np.float32)
 
     def whole(self, weights: tuple[float, ...] = (-6.5, 7.5)) -> NDArray[np.float32]:
-        """All calls in one loop; returns the latents."""
+        """Run all calls in one loop; return the latents."""
         return self._run(self.plan, self._noise, weights)[:, 0]
 
     def pieces(self) -> NDArray[np.float32]:
-        """A loop for each call: the text and the timestep go through their graphs anew. The calls do not depend on
-        each other, so that nothing waits between them."""
+        """Run a loop for each call, in which text and timestep go through their graphs again; return the latents.
+
+        The calls do not depend on each other, so nothing waits between them.
+        """
         for k in range(len(self.plan)):
             state = self._run(_only(self.plan, k), self._noise)
         return state[:, 0]
 
     def numpy_between(self) -> NDArray[np.float32]:
-        """A loop for each call, which only predicts; the state is read and updated on the host. Returns the latents."""
+        """Run a loop for each call, which only predicts; read and update the state on the host; return the latents."""
         state = np.tensordot(self.plan.initial, np.stack([self._noise, 0 * self._noise]), 1)
         for k in range(len(self.plan)):
             prediction = self._run(_prediction(self.plan, k), state[0])
@@ -106,11 +110,11 @@ class Loops:
         for step in steps:
             if step.index == step.total - 1:
                 return step.read(0)[:, None]
-        raise AssertionError("a plan has calls")
+        raise AssertionError("the plan has no calls")
 
 
 def _only(plan: Plan, k: int) -> Plan:
-    """Call k of a plan as a plan of its own."""
+    """A plan of call k alone."""
     return replace(
         plan,
         timesteps=plan.timesteps[k : k + 1],
@@ -122,7 +126,7 @@ def _only(plan: Plan, k: int) -> Plan:
 
 
 def _prediction(plan: Plan, k: int) -> Plan:
-    """A plan of one call that leaves the model's guided output in row 0, begun from the given state."""
+    """A plan of call k that leaves the guided prediction in row 0, starting from the given state."""
     only = _only(plan, k)
     coefficients = np.zeros_like(only.coefficients)
     coefficients[0, 0, REGISTERS] = 1
@@ -132,15 +136,16 @@ def _prediction(plan: Plan, k: int) -> Plan:
 
 
 def rows(pipe: Pipeline, height: int, width: int, calls: int, repetitions: int) -> dict[str, dict[str, Any]]:
-    """Idea -> seconds with and without it, and their ratio.
+    """For each idea the seconds with and without it, and their ratio.
 
-    Raises `RuntimeError` where the loop in pieces does not draw what the whole loop draws.
+    Raises:
+        RuntimeError: the loop in pieces draws other latents than the whole loop.
     """
     loops = Loops(pipe, height, width, calls)
     whole, pieces = loops.whole(), loops.numpy_between()
     difference = float(np.abs(whole - pieces).max() / np.abs(whole).max())
     if not difference < 1e-2:
-        raise RuntimeError(f"the loop in pieces differs from the whole one by {difference:.1e}: nothing was timed")
+        raise RuntimeError(f"the loop in pieces differs from the whole loop by {difference:.1e}: nothing was timed")
     cases: dict[str, Callable[[], object]] = {
         "whole": loops.whole,
         "pieces": loops.pieces,
@@ -162,7 +167,7 @@ def _row(unit: str, with_it: list[float], without: list[float]) -> dict[str, Any
 
 
 def mapped_weights(bundle: Bundle, repetitions: int) -> dict[str, dict[str, Any]]:
-    """Loading `denoise` with its weights in a file beside it, and inside."""
+    """Load `denoise` with its weights in a separate file, and inside the ONNX file."""
     import onnx
 
     beside = bundle.file(bundle.graph("denoise").file)
@@ -174,10 +179,11 @@ def mapped_weights(bundle: Bundle, repetitions: int) -> dict[str, dict[str, Any]
 
         def load(name: str) -> None:
             command = [sys.executable, "-c", LOAD, str(files[name])]
-            found[name].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            child = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+            found[name].append(json.loads(child.stdout))
 
         interleaved({name: partial(load, name) for name in files}, repetitions)
-    kinds = (("s", "loading"), ("MB", "peak memory"))
+    kinds = (("s", "loading"), ("MiB", "peak memory"))
     return {
         f"weights mapped from their file: {kind}": _row(
             unit, *([values[i] for values in found[name][1:]] for name in ("with", "without"))
@@ -188,9 +194,9 @@ def mapped_weights(bundle: Bundle, repetitions: int) -> dict[str, dict[str, Any]
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Measure what each idea is worth.")
+    parser = argparse.ArgumentParser(description="Measure the gain of each idea.")
     add_pipeline_arguments(parser, repetitions=7)
-    parser.add_argument("--calls", type=int, default=8, help="of the loop; default: 8")
+    parser.add_argument("--calls", type=int, default=8, help="calls of the loop; default: 8")
     arguments = parser.parse_args()
     card = show_environment()
     model = arguments.bundle.absolute().name

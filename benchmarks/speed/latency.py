@@ -1,13 +1,13 @@
-"""Seconds from prompt to picture, by steps, batch and size; pictures a second; and how long a change of LoRA takes.
+"""Seconds from prompt to picture by steps, batch and size; pictures per second; and the time of a change of LoRA.
 
-    python benchmarks/latency.py BUNDLE [--backend onnxruntime ...] [--device cpu] [--height H] [--width W]
+    python -m benchmarks.speed.latency BUNDLE [--backend onnxruntime ...] [--device cpu] [--height H] [--width W]
         [--steps 1 4 20 50] [--batches 1 2 4 8] [--sizes 64 192] [--few-steps 4] [--repetitions 5]
 
-Every case is a whole call of a pipeline that has drawn at its sizes before, PIL images included; the backends take
-turns, one case after the other, as a service that changes sizes in every call is another matter: OpenVINO compiles
-`denoise` for each size, which is measured as the first call at a size. Steps are varied for one picture; batches and
-square sizes (pixels) at `--few-steps`. A step is one UNet call with DDIM; a call computes both guidance groups. The
-last line is JSON.
+Each case is a whole call, PIL images included, of a pipeline that has drawn at this size before. The backends take
+turns within a case, and cases follow each other, so that the size does not change in every call. The first call at a
+size is measured separately, as OpenVINO compiles `denoise` for each size. Steps are varied with one picture; batches
+and square sizes (in pixels) at `--few-steps`. With DDIM a step is one UNet call, which computes both guidance groups.
+The last line is JSON.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from latentrt.runtime import Pipeline
 
 
 def calls(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and options of each call that is measured."""
+    """Name and options of each measured call."""
     height, width, few = arguments.height, arguments.width, arguments.few_steps
     wanted = [(steps, 1, height, width) for steps in arguments.steps]
     wanted += [(few, batch, height, width) for batch in arguments.batches]
@@ -45,7 +45,7 @@ def calls(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]
 def measure(
     model: str, name: str, pipes: Mapping[str, Pipeline], options: Mapping[str, Any], repetitions: int
 ) -> Iterator[Measurement]:
-    """One case on every backend: its latency, what the first call took, and pictures a second."""
+    """Measure one case on every backend: its latency, its first call, and its pictures per second."""
     cases = {backend: partial(pipe, PROMPT, scheduler="ddim", seed=0, **options) for backend, pipe in pipes.items()}
     first = interleaved(cases, 1, warm_up=0)
     for backend, values in interleaved(cases, repetitions, warm_up=0).items():
@@ -57,7 +57,7 @@ def measure(
 
 
 def swap_seconds(pipe: Pipeline, loras: tuple[Path, Path], repetitions: int) -> list[float]:
-    """From one LoRA to another, until a picture can be drawn."""
+    """Seconds of changes from one LoRA to another."""
     pipe.set_loras({loras[0]: 1.0})
     seconds = [pipe.set_loras({loras[(turn + 1) % 2]: 1.0}) / 1000 for turn in range(repetitions)]
     pipe.set_loras({})
@@ -70,9 +70,9 @@ def main() -> None:
     add_pipeline_arguments(parser, repetitions=5)
     parser.add_argument("--steps", type=int, nargs="*", default=[1, 4, 20, 50], help="default: 1 4 20 50")
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 2, 4, 8], help="default: 1 2 4 8")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[], help="pixels of squares; default: none")
-    parser.add_argument("--few-steps", type=int, default=4, help="for batches and sizes; default: 4")
-    parser.add_argument("--no-loras", action="store_true", help="leave changes of LoRA out")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[], help="sides of squares in pixels; default: none")
+    parser.add_argument("--few-steps", type=int, default=4, help="steps for batches and sizes; default: 4")
+    parser.add_argument("--no-loras", action="store_true", help="skip changes of LoRA")
     arguments = parser.parse_args()
     card = show_environment()
     model = arguments.bundle.absolute().name

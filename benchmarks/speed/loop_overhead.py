@@ -1,12 +1,12 @@
-"""What share of a call passes outside of the engines: Python, numpy, tables, noise, the picture's wrapping.
+"""The share of a call that is spent outside engines: Python, numpy, tables, noise, and making the PIL image.
 
-    python benchmarks/loop_overhead.py BUNDLE [--steps 20] [--scheduler ddim] [--height H] [--width W] [--calls 3]
+    python -m benchmarks.speed.loop_overhead BUNDLE [--steps 20] [--scheduler ddim] [--height H] [--width W] [--calls 3]
 
-Draws once to load everything, then times `--calls` more calls. Every run of an engine is timed from the outside, by
-wrapping `InferenceSession.run` and `run_with_iobinding` of ONNX Runtime; what is left of the call's time is overhead.
-Stages are those of `Result.timings`; `rest` is checking the arguments and making the PIL image. The target, at most
-1 %, is for a UNet of at least 200 M parameters: the overhead is about constant, so a tiny model has a larger share.
-The last line is JSON.
+Draws once to load everything, then times `--calls` more calls. Every run of an engine is timed by wrapping
+`InferenceSession.run` and `run_with_iobinding` of ONNX Runtime; the rest of the call's time is overhead. Stages are
+those of `Result.timings`; `rest` is checking the arguments and making the PIL image. The target of at most 1 % is for a
+UNet of at least 200 M parameters: the overhead is nearly constant, so its share is larger for a tiny model. The last
+line is JSON.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 import onnxruntime
 from tqdm import tqdm
 
-from benchmarks.common.harness import Target, finish, show_environment, show_table, unet_parameters
+from benchmarks.common.harness import PROMPT, Target, finish, show_environment, show_table, unet_parameters
 from latentrt.runtime import Pipeline
 
 TARGET = 1.0
@@ -31,7 +31,7 @@ STAGES = {
     "denoise": ("time", "context", "denoise"),
     "vae_decoder": ("vae_decoder",),
 }
-# A graph is recognised by an output that it alone has.
+# Output -> the only graph that has it.
 OUTPUTS = {
     "hidden_states": "text_encoder",
     "time_features": "time",
@@ -43,7 +43,7 @@ OUTPUTS = {
 
 @contextmanager
 def timed_engines() -> Iterator[dict[str, list[float]]]:
-    """Seconds of each run, by graph, while the block runs; clear it to start anew."""
+    """Seconds of each run in this block, by graph. Clear the dictionary to start again."""
     session_type = onnxruntime.InferenceSession
     seconds: dict[str, list[float]] = defaultdict(list)
 
@@ -68,12 +68,12 @@ def timed_engines() -> Iterator[dict[str, list[float]]]:
 
 
 def graph_of(session: onnxruntime.InferenceSession) -> str:
-    """The bundle's name of the graph behind a session."""
+    """The name of a session's graph."""
     return next(OUTPUTS[output.name] for output in session.get_outputs() if output.name in OUTPUTS)
 
 
 def measure(pipe: Pipeline, calls: int, options: dict[str, Any]) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Medians over the calls: stage -> milliseconds in total and in engines; and a line for each engine."""
+    """Median milliseconds of each stage, in total and in engines; and a line for each engine."""
     stages: dict[str, dict[str, list[float]]] = {
         name: {"total": [], "engines": []} for name in (*STAGES, "rest", "call")
     }
@@ -82,7 +82,7 @@ def measure(pipe: Pipeline, calls: int, options: dict[str, Any]) -> tuple[dict[s
         for turn in tqdm(range(-1, calls), disable=None, leave=False, unit="call"):
             seconds.clear()
             start = time.perf_counter()
-            result = pipe("a photo of an astronaut riding a horse", seed=0, **options)
+            result = pipe(PROMPT, seed=0, **options)
             total = 1000 * (time.perf_counter() - start)
             if turn < 0:
                 continue
@@ -108,7 +108,7 @@ def measure(pipe: Pipeline, calls: int, options: dict[str, Any]) -> tuple[dict[s
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Measure the share of a call that passes outside of the engines.")
+    parser = argparse.ArgumentParser(description="Measure the share of a call that is spent outside engines.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--steps", type=int, default=20, help="default: 20")
     parser.add_argument("--scheduler", help="such as ddim; default: the bundle's")
@@ -127,7 +127,7 @@ def main() -> None:
     with Pipeline.load(arguments.bundle, backend="onnxruntime", device=arguments.device) as pipe:
         parameters = unet_parameters(pipe.bundle)
         print(f"{arguments.bundle.name}: UNet of {parameters / 1e6:,.1f} M parameters on {pipe.backend}")
-        print(f"target: {TARGET:g} % outside of engines, for 200 M parameters and more", flush=True)
+        print(f"target: {TARGET:g} % outside engines, for 200 M parameters and more", flush=True)
         stages, engines = measure(pipe, arguments.calls, options)
         backend = pipe.backend
     rows = [
@@ -143,7 +143,7 @@ def main() -> None:
         **options,
         "milliseconds": stages,
     }
-    target = Target("share of the call outside of engines", stages["call"]["share"], TARGET, "%")
+    target = Target("share of the call outside engines", stages["call"]["share"], TARGET, "%")
     finish("loop_overhead", card, results, [target])
 
 

@@ -1,18 +1,16 @@
-"""What each option of ONNX Runtime's sessions does to a picture on the CPU: latency, processor time, load, memory.
+"""The effect of each option of ONNX Runtime's sessions on the CPU: latency, processor time, load time, memory.
 
-    python benchmarks/ort_options.py [BUNDLE] [--steps 4] [--size 128] [--repetitions 5] [--processes 2] [--option NAME]
+    python -m benchmarks.speed.ort_options [BUNDLE] [--steps 4] [--size 128] [--repetitions 5] [--processes 2]
+        [--option NAME]
 
-`exported graphs` is no option: it leaves out what `latentrt build --backend onnxruntime` has made, where it has.
-
-Every option is set alone, on all sessions of a pipeline, and compared with a pipeline as latentrt makes it: the two
-take turns in one process for latency and processor time, and each has fresh processes for load time and the most memory
-it ever held. A ratio below 1 means that the option pays. `result` says whether the latents are equal bit for bit. The
-last line is JSON.
+Each option is set alone, on all sessions of a pipeline, and compared with latentrt's defaults. The two pipelines take
+turns in one process for latency and processor time, and in new processes for load time and peak memory. With a ratio
+below 1 the option pays. `result` says whether the latents are bit-identical. The row `exported graphs` is not an option
+of a session: it ignores the graphs of `latentrt build --backend onnxruntime`. The last line is JSON.
 """
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -27,8 +25,9 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.common.harness import Measurement, finish, interleaved, median_ratio, show_environment, show_table
-from latentrt.runtime import Pipeline
-from latentrt.runtime.bundle.bundle import Bundle
+from benchmarks.common.memory import peak_bytes
+from benchmarks.common.paths import ROOT
+from latentrt.runtime import Bundle, Pipeline
 from latentrt.runtime.goldens import relative_error
 from latentrt.runtime.pipeline import embedded_bundle
 
@@ -57,7 +56,7 @@ def all_of(*changes: Change) -> Change:
 
 
 OPTIONS: dict[str, Change] = {
-    "nothing": lambda _: None,  # how far two equal pipelines are apart
+    "nothing": lambda _: None,  # the difference between two equal pipelines
     "no spinning": entry("session.intra_op.allow_spinning", "0"),
     "spinning between runs": entry("session.force_spinning_stop", "0"),
     "an arena for each session": entry("session.use_env_allocators", "0"),
@@ -74,11 +73,11 @@ OPTIONS: dict[str, Change] = {
 
 @contextmanager
 def sessions_with(change: Change) -> Iterator[None]:
-    """Sessions that are made in this block have the option."""
+    """Apply an option to sessions that are made in this block."""
     original = onnxruntime.InferenceSession
 
     def session(path: Path, options: Any, **more: Any) -> Any:
-        change(options)  # after latentrt has set its own
+        change(options)  # after latentrt has set its options
         return original(path, options, **more)
 
     onnxruntime.InferenceSession = session
@@ -89,7 +88,7 @@ def sessions_with(change: Change) -> Iterator[None]:
 
 
 def drawn(bundle: Path, option: str, call: dict[str, Any]) -> tuple[Pipeline, np.ndarray]:
-    """A pipeline with the option, all of its sessions made, and what it draws."""
+    """A pipeline with the option, all of its sessions loaded, and the latents that it draws."""
     with sessions_with(OPTIONS[option]):
         engines = NO_ENGINES if option == "exported graphs" else None
         pipe = Pipeline.load(bundle, backend="onnxruntime", device="cpu", engines=engines)
@@ -97,18 +96,15 @@ def drawn(bundle: Path, option: str, call: dict[str, Any]) -> tuple[Pipeline, np
 
 
 def one_process(bundle: Path, option: str, call: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds to the end of the first picture, and the most memory in MiB; runs in a child."""
+    """Milliseconds to the end of the first picture, and peak memory in MiB; runs in a child process."""
     start = time.perf_counter()
     drawn(bundle, option, call)[0].close()
     took = 1000 * (time.perf_counter() - start)
-    # VmHWM and not ru_maxrss, which begins with the memory of the process that started this one.
-    peak = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
-    assert peak is not None
-    return {"first picture": took, "memory": int(peak[1]) / 1024}
+    return {"first picture": took, "memory": peak_bytes() / 2**20}
 
 
 def saved_graphs(bundle: Path, repetitions: int) -> tuple[list[float], list[float], float]:
-    """Seconds to make the session of `denoise` from the bundle and from a graph that was saved optimized; its MiB."""
+    """Seconds to make a session of `denoise` from a saved optimized graph and from the bundle; MiB of the former."""
     opened = Bundle.open(bundle)
     source = opened.file(opened.graph("denoise").file)
     with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +127,7 @@ def saved_graphs(bundle: Path, repetitions: int) -> tuple[list[float], list[floa
 def compare(
     bundle: Path, option: str, call: dict[str, Any], repetitions: int, processes: int
 ) -> tuple[list[Measurement], list[str]]:
-    """With and without one option: the measurements, and a row of the table."""
+    """Measure with and without one option: the measurements, and a row of the table."""
     (with_it, changed), (without, same) = (drawn(bundle, name, call) for name in (option, "nothing"))
     processor: dict[str, list[float]] = {"with": [], "without": []}
 
@@ -143,13 +139,14 @@ def compare(
     with with_it, without:
         cases = {"with": partial(draw, "with", with_it), "without": partial(draw, "without", without)}
         latency = interleaved(cases, repetitions)
-    processor = {name: values[1:] for name, values in processor.items()}  # the first of each is the uncounted turn
+    processor = {name: values[1:] for name, values in processor.items()}  # the first value is the warm-up
 
-    command = [sys.executable, Path(__file__), bundle, "--call", json.dumps(call), "--one-process"]
+    options = [bundle, "--call", json.dumps(call), "--one-process"]
+    command = [sys.executable, "-m", "benchmarks.speed.ort_options", *options]
     found: dict[str, list[dict[str, float]]] = {"with": [], "without": []}
 
     def child(name: str, given: str) -> None:
-        text = subprocess.run([*command, given], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run([*command, given], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         found[name].append(json.loads(text))
 
     interleaved(
@@ -179,12 +176,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="default: 4")
     parser.add_argument("--size", type=int, default=128, help="pixels; default: 128")
     parser.add_argument("--repetitions", type=int, default=5, help="default: 5")
-    parser.add_argument("--processes", type=int, default=2, help="pairs of processes for load and memory; default: 2")
-    parser.add_argument("--option", action="append", choices=tuple(OPTIONS), help="default: all")
+    parser.add_argument("--processes", type=int, default=2, help="pairs, for load time and memory; default: 2")
+    parser.add_argument("--option", action="append", choices=tuple(OPTIONS), help="repeatable; default: all")
     parser.add_argument("--one-process", choices=tuple(OPTIONS), help=argparse.SUPPRESS)
     parser.add_argument("--call", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    onnxruntime.set_default_logger_severity(3)  # it warns of every key that is set a second time
+    onnxruntime.set_default_logger_severity(3)  # it warns about each key that is set twice
     bundle = arguments.bundle.absolute()
     if arguments.one_process:
         print(json.dumps(one_process(bundle, arguments.one_process, arguments.call)))

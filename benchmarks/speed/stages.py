@@ -1,12 +1,12 @@
-"""Where the time of a picture goes, stage by stage, and how far each stage is from what the machine can do.
+"""The time of each stage of a picture, and its distance from the limits of the machine.
 
-    python benchmarks/stages.py BUNDLE [--backend onnxruntime ...] [--device cpu] [--height H] [--width W] [--batch 1]
-        [--steps 20] [--calls 5] [--repetitions 9]
+    python -m benchmarks.speed.stages BUNDLE [--backend onnxruntime ...] [--device cpu] [--height H] [--width W]
+        [--batch 1] [--steps 20] [--calls 5] [--repetitions 9]
 
-Each stage runs by itself on random inputs of the right sizes, the stages of all backends taking turns: tokenizer, text
-encoder, `time` for all calls, `context`, one `denoise` call (the mean over a loop without its first one), VAE decoder,
-and PNG. The floor is what the graph computes over the measured rate of matrix products, or what it moves over the
-measured bandwidth (`ceilings.py`). The last line is JSON.
+Each stage runs alone on random inputs of the right sizes: tokenizer, text encoder, `time` for all calls, `context`, one
+`denoise` call (the mean over a loop without its first call), VAE decoder, and PNG. The stages of all backends take
+turns. The floor is the time for the graph's operations at the measured rate of matrix products, or for its bytes at the
+measured bandwidth, whichever is longer. The last line is JSON.
 """
 
 import argparse
@@ -33,8 +33,7 @@ from benchmarks.common.harness import (
 )
 from benchmarks.common.onnx_cost import cost_of
 from latentrt.runtime import Pipeline
-from latentrt.runtime.bundle.manifest import Graph
-from latentrt.runtime.bundle.sizes import shape_at
+from latentrt.runtime.bundle import Graph, shape_at
 from latentrt.runtime.image import pil_from_arrays
 from latentrt.runtime.protocols import Bucket, DenoiseStep
 
@@ -42,7 +41,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def random_inputs(graph: Graph, sizes: Mapping[str, int]) -> Arrays:
-    """Inputs of a graph: unit normal numbers, or token ids."""
+    """Random inputs of a graph: normal numbers, or token ids."""
     random = np.random.default_rng(0)
     found: Arrays = {}
     for spec in graph.inputs:
@@ -54,15 +53,15 @@ def random_inputs(graph: Graph, sizes: Mapping[str, int]) -> Arrays:
 
 
 class Stages:
-    """The stages of one pipeline at fixed sizes, each a function that runs it once."""
+    """The stages of one pipeline at fixed sizes."""
 
     def __init__(self, pipe: Pipeline, bucket: Bucket, *, steps: int, calls: int) -> None:
         self.pipe, self.bucket, self.calls = pipe, bucket, calls
-        self.per_call: list[float] = []  # seconds, one for each loop that was run
+        self.per_call: list[float] = []  # seconds of a call, one value per loop
         model = pipe.bundle.manifest.model
         rows = bucket.batch * bucket.groups
         self.sizes = {"B": bucket.batch, "G": bucket.groups, "h": bucket.height, "w": bucket.width, "S": bucket.tokens}
-        # Text is encoded once for each prompt, `time` runs once for all calls.
+        # Text is encoded once per prompt; `time` runs once for all calls.
         self.rows = {encoder.graph: bucket.groups for encoder in model.text_encoders}
         self.rows |= {"context": rows, "time": rows * steps}
         self.graphs = (*self.rows, "vae_decoder")
@@ -72,7 +71,7 @@ class Stages:
         return self.sizes | {"n": self.rows.get(graph, self.bucket.batch * self.bucket.groups)}
 
     def cases(self) -> dict[str, Callable[[], object]]:
-        """Stage -> what runs it."""
+        """A function for each stage that runs it once."""
         found: dict[str, Callable[[], object]] = {"tokenize": partial(self.pipe.tokenizer.encode, [PROMPT, ""])}
         for graph in self.graphs:
             inputs = random_inputs(self.pipe.bundle.graph(graph), self.sizes_of(graph))
@@ -84,7 +83,7 @@ class Stages:
         return found
 
     def loop(self) -> Callable[[], object]:
-        """The denoising loop; it keeps the seconds of a call itself."""
+        """A function that runs the denoising loop once and appends to `per_call`."""
         bundle, bucket = self.pipe.bundle, self.bucket
         model, batch = bundle.manifest.model, bucket.batch
         random = np.random.default_rng(0)
@@ -128,7 +127,7 @@ def _png(images: NDArray[np.uint8]) -> None:
 
 
 def measure(stages: Mapping[str, Stages], repetitions: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds by (backend, stage); all take turns."""
+    """Seconds by (backend, stage), all measured in turns."""
     cases = {(backend, name): case for backend, s in stages.items() for name, case in s.cases().items()}
     seconds = interleaved({f"{backend}: {name}": case for (backend, name), case in cases.items()}, repetitions)
     found = {key: seconds[f"{key[0]}: {key[1]}"] for key in cases}
@@ -136,7 +135,7 @@ def measure(stages: Mapping[str, Stages], repetitions: int) -> dict[tuple[str, s
 
 
 def floors(stages: Stages, device: str, measured: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Graph -> GFLOP, MB of weights and of tensors at its edges, and milliseconds of the floor of one run."""
+    """For one run of each graph: GFLOP, MB of weights, inputs and outputs, and milliseconds of the floor."""
     bundle, found = stages.pipe.bundle, {}
     for graph in (*stages.graphs, "denoise"):
         cost = cost_of(bundle.file(bundle.graph(graph).file), stages.sizes_of(graph))
@@ -151,11 +150,11 @@ def floors(stages: Stages, device: str, measured: Mapping[str, float]) -> dict[s
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Measure each stage of a picture, and its distance to the floor.")
+    parser = argparse.ArgumentParser(description="Measure each stage of a picture, and compare it with its floor.")
     add_pipeline_arguments(parser, repetitions=9)
     parser.add_argument("--batch", type=int, default=1, help="images; default: 1")
-    parser.add_argument("--steps", type=int, default=20, help="of the picture, for `time`; default: 20")
-    parser.add_argument("--calls", type=int, default=5, help="of the loop that tells one call's time; default: 5")
+    parser.add_argument("--steps", type=int, default=20, help="steps of the picture, for `time`; default: 20")
+    parser.add_argument("--calls", type=int, default=5, help="calls of the loop that measures `denoise`; default: 5")
     arguments = parser.parse_args()
     card = show_environment()
     before = rates(arguments.device)
@@ -169,7 +168,7 @@ def main() -> None:
             for backend, pipe in pipes.items()
         }
         seconds = measure(stages, arguments.repetitions)
-        # Again, and the better of both: what a neighbour takes away for a while is no limit of the machine.
+        # Measured again, and the higher rate taken, as other work on the machine may have disturbed the first.
         measured = {name: max(rate, before[name]) for name, rate in rates(arguments.device).items()}
         least = floors(next(iter(stages.values())), arguments.device, measured)
     name = f"{arguments.bundle.absolute().name} {arguments.width}x{arguments.height}, batch {arguments.batch}"
