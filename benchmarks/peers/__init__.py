@@ -1,1 +1,1 @@
-"""latentrt beside its peers: the same weights, prompt, steps and initial latents, each in an environment of its own."""
+"""latentrt compared with other libraries: same weights, prompt and initial latents, each in its own environment."""

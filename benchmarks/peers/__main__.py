@@ -1,14 +1,14 @@
-"""latentrt beside its peers, in one run.
+"""Compare latentrt with its peers in one run.
 
-    PYTHONPATH=benchmarks python -m peers [--checkpoint FOLDER --bundle FOLDER] [--peers "latentrt,diffusers"]
+    python -m benchmarks.peers [--checkpoint FOLDER --bundle FOLDER] [--peers "latentrt,diffusers"]
 
-Every peer gets the same weights, prompt, steps, scheduler and initial latents, and runs in an environment of its own,
-which is made when it is missing. First each draws once: one that draws another picture than latentrt's own ONNX Runtime
-is reported and not compared. Then, always in turns: importing; process start until the first picture, the second
-picture, and peak memory; pictures by loaded workers. Where not all workers fit into `--memory`, they are stopped and
-started again in turns; loading is not in the latency. Each peer keeps its own default number of threads.
+All peers get the same weights, prompt, steps, scheduler and initial latents. Each runs in an environment of its own,
+which is made if it is missing, with its own default number of threads. First each draws once: a peer whose picture
+differs from that of latentrt on ONNX Runtime is reported and not compared. Then the peers take turns: import time; time
+to the first and the second picture of a process, and its peak memory; pictures by loaded workers. If the workers do not
+all fit into `--memory`, they are stopped and restarted in turns; loading does not count as latency.
 
-Conversions for peers are made once and kept. The last line is JSON. `DEVICE=cuda` compares what runs on a GPU.
+Conversions for peers are made once and kept. The last line is JSON. `DEVICE=cuda` compares the peers that run on a GPU.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common.harness import Measurement, finish, interleaved, show_environment, show_table
-from latentrt.runtime.latents.noise import TorchGenerator
+from benchmarks.common.paths import ROOT, SHAPES_BUNDLE, SHAPES_CHECKPOINT
+from latentrt.runtime import TorchGenerator
 
 from .checkpoint import with_public_names
 from .compare import Case, Outcome, compare, goals
@@ -31,8 +32,6 @@ from .environments import (
     ENVIRONMENTS,
     PEERS,
     REMOVED_VARIABLES,
-    ROOT,
-    WORKERS,
     Peer,
     PeerError,
     clean_variables,
@@ -43,7 +42,7 @@ from .environments import (
 )
 
 PROMPT = "a large red star on a blue background"
-# What all peers have, beside the checkpoint's betas and prediction type. DDIM is exact for zero terminal SNR, too.
+# Options that all peers support; `KEPT` are taken from the checkpoint. DDIM is exact for zero terminal SNR, too.
 SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
     "ddim": {
         "_class_name": "DDIMScheduler",
@@ -58,7 +57,7 @@ KEPT = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "predi
 
 
 def scheduler_config(checkpoint: Path, name: str) -> dict[str, Any]:
-    """The scheduler of that name with the checkpoint's betas and prediction type."""
+    """The config of a scheduler of `SCHEDULERS` with the checkpoint's betas and prediction type."""
     own = json.loads((checkpoint / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     return {**SCHEDULERS[name], **{key: own[key] for key in KEPT if key in own}}
 
@@ -66,7 +65,10 @@ def scheduler_config(checkpoint: Path, name: str) -> dict[str, Any]:
 def prepare(
     peers: Mapping[str, Peer], arguments: argparse.Namespace, scheduler: Path, reasons: dict[str, str]
 ) -> tuple[dict[str, Case], dict[str, float]]:
-    """Environments, conversions, and a case for each peer that has both; seconds of the conversions by peer."""
+    """Make environments and conversions; return a case for each peer that has both, and the seconds of its conversions.
+
+    `reasons` gets the reason of each peer that cannot be compared.
+    """
     name_of_copy = f"{arguments.checkpoint.name}-checkpoint"
     checkpoint = with_public_names(arguments.checkpoint, arguments.models / name_of_copy)
     places = {"bundle": arguments.bundle.resolve(), "checkpoint": checkpoint.resolve()}
@@ -74,7 +76,7 @@ def prepare(
     seconds: dict[str, float] = {}
 
     def converted(name: str, kind: str) -> Path:
-        """The result of a conversion, made where it is missing."""
+        """The result of a conversion, made if it is missing."""
         conversion = CONVERSIONS[kind]
         make_environment(arguments.environments, conversion.environment, ENVIRONMENTS[conversion.environment])
         size = f"-{arguments.size}" if conversion.depends_on_size else ""
@@ -94,17 +96,17 @@ def prepare(
         except PeerError as error:
             reasons[name] = str(error)
             continue
-        for file in place.rglob("*"):  # into the page cache, for all alike
+        for file in place.rglob("*"):  # read all files into the page cache, so that no peer has to
             if file.is_file():
                 file.read_bytes()
-        command = (program(arguments.environments, peer.environment), "-u", WORKERS / peer.worker)
+        command = (program(arguments.environments, peer.environment), "-u", "-m", f"benchmarks.peers.{peer.worker}")
         load = {"model": str(place), "scheduler": str(scheduler), "options": options}
         cases[name] = Case(command, load)
     return cases, seconds
 
 
 def imports(peers: Mapping[str, Peer], folder: Path, repetitions: int) -> dict[str, list[float]]:
-    """Milliseconds of importing each environment's entry point in a new process, by environment."""
+    """Milliseconds to start Python and import each environment's module, by environment."""
     modules = {peer.environment: peer.module for peer in peers.values()}
     variables = clean_variables()
 
@@ -116,7 +118,7 @@ def imports(peers: Mapping[str, Peer], folder: Path, repetitions: int) -> dict[s
 
 
 def show(outcome: Outcome, peers: Sequence[str]) -> None:
-    """The table of medians, and the reasons below it."""
+    """Print the table of medians, then the reasons."""
     columns = ("latency", "load", "cold start, first picture", "cold start, second picture", "peak memory")
     rows = []
     for name in peers:
@@ -133,11 +135,11 @@ def main() -> None:
     """The command."""
     build = ROOT / "build" / "peers"
     device = os.environ.get("DEVICE", "cpu")
-    parser = argparse.ArgumentParser("peers", description="Compare latentrt with its peers on the same picture.")
-    parser.add_argument("--checkpoint", type=Path, default=ROOT / "tests" / "data" / "shapes", help="diffusers format")
-    parser.add_argument("--bundle", type=Path, default=ROOT / "engines" / "shapes", help="its bundle; fp32 on a CPU")
-    parser.add_argument("--name", help="the model's name in the measurements; default: the checkpoint's folder")
-    parser.add_argument("--prompt", default=PROMPT)
+    parser = argparse.ArgumentParser(description="Compare latentrt with its peers on the same picture.")
+    parser.add_argument("--checkpoint", type=Path, default=SHAPES_CHECKPOINT, help="diffusers format; default: shapes")
+    parser.add_argument("--bundle", type=Path, default=SHAPES_BUNDLE, help="its bundle; fp32 on a CPU; default: shapes")
+    parser.add_argument("--name", help="name of the model in the results; default: name of the checkpoint's folder")
+    parser.add_argument("--prompt", default=PROMPT, help=f"default: {PROMPT}")
     parser.add_argument("--steps", type=int, default=20, help="default: 20")
     parser.add_argument("--size", type=int, default=128, help="pixels of each side; default: 128")
     parser.add_argument("--scheduler", choices=tuple(SCHEDULERS), default="ddim", help="default: ddim")
@@ -145,22 +147,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the initial latents; default: 1")
     parser.add_argument("--repetitions", type=int, default=5, help="pictures of loaded workers; default: 5")
     parser.add_argument("--cold-starts", type=int, default=3, help="default: 3")
-    parser.add_argument("--keep-first", action="store_true", help="count the first process of each as a cold start")
+    parser.add_argument("--keep-first", action="store_true", help="count each peer's first process as a cold start")
     parser.add_argument("--imports", type=int, default=5, help="repetitions of the imports; default: 5")
     parser.add_argument("--memory", type=float, default=16.0, help="GiB for all loaded workers; default: 16")
-    parser.add_argument("--psnr", type=float, default=30.0, help="least PSNR against the first peer's; default: 30")
-    parser.add_argument("--peers", help="names with commas between; default: all of the device")
-    parser.add_argument("--without", action="append", default=[], metavar="PEER:REASON", help="leave one out")
+    parser.add_argument("--psnr", type=float, default=30.0, help="minimum PSNR against the first peer; default: 30")
+    parser.add_argument("--peers", help="names separated by commas; default: all of the device")
+    parser.add_argument("--without", action="append", default=[], metavar="PEER:REASON", help="exclude a peer")
     parser.add_argument("--environments", type=Path, default=build / "environments", help="kept between runs")
     parser.add_argument("--models", type=Path, default=build / "models", help="conversions, kept between runs")
-    parser.add_argument("--out", type=Path, default=build / "pictures", help="the pictures that were compared")
+    parser.add_argument("--out", type=Path, default=build / "pictures", help="folder of the compared pictures")
     parser.add_argument("--prepare", action="store_true", help="make environments and conversions, measure nothing")
     arguments = parser.parse_args()
     of_device = [name for name, peer in PEERS.items() if peer.device == device]
     chosen = [name.strip() for name in arguments.peers.split(",")] if arguments.peers else of_device
     for name in chosen:
         if name not in of_device:
-            parser.error(f"--peers: {name!r} is none of DEVICE={device}: there are {', '.join(of_device)}")
+            parser.error(f"--peers: unknown peer {name!r} for DEVICE={device}: choose from {', '.join(of_device)}")
     reasons = dict(text.partition(":")[::2] for text in arguments.without)
     peers = {name: PEERS[name] for name in of_device if name in chosen and name not in reasons}
     model = arguments.name or arguments.checkpoint.name

@@ -1,7 +1,7 @@
-"""A checkpoint as all peers can read it.
+"""A copy of a checkpoint that all peers can read.
 
-transformers 5 drops the prefix "text_model." from the names of CLIP's weights. Older versions, which some peers ask
-for, do not find such names, and go on with random weights after no more than a warning.
+transformers 5 drops the prefix "text_model." from the names of CLIP's weights. Older versions, which some peers need,
+do not find these names: they print a warning and go on with random weights.
 """
 
 import shutil
@@ -13,7 +13,7 @@ PREFIX = "text_model."
 
 
 def with_public_names(checkpoint: Path, target: Path) -> Path:
-    """The checkpoint itself where its text encoder has the public names, else a copy that has them."""
+    """Return the checkpoint if its text encoder has the public names, else a copy at `target` that has them."""
     weights = Path("text_encoder", "model.safetensors")
     if not (checkpoint / weights).is_file():
         return checkpoint

@@ -1,6 +1,6 @@
-"""What is measured of each peer, and whether it draws the same picture at all.
+"""Measure each peer, after checking that it draws the same picture.
 
-Knows workers and pictures; knows nothing of environments and of which peers there are.
+Knows workers and pictures, but not which peers there are or how they are installed.
 """
 
 import math
@@ -22,7 +22,7 @@ from .workers import Residents, Worker
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A peer that is to be measured: how its worker is started, and what it loads."""
+    """A peer to measure: the command of its worker, and its "load" request."""
 
     command: Sequence[str | Path]
     load: Mapping[str, Any]
@@ -30,18 +30,18 @@ class Case:
 
 @dataclass(slots=True)
 class Outcome:
-    """What one run over all cases found; `reasons` tells why a case is not compared."""
+    """The figures and facts of one run over all cases; `reasons` says why a case is not compared."""
 
     figures: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, figure: str, value: float) -> None:
-        """Another repetition of a figure."""
+        """Add a repetition of a figure."""
         self.figures.setdefault(name, {}).setdefault(figure, []).append(value)
 
     def drop(self, name: str, reason: str) -> None:
-        """Leave a case out of everything, with the reason."""
+        """Exclude a case, and keep the reason."""
         self.reasons[name] = reason
         self.figures.pop(name, None)
 
@@ -55,11 +55,15 @@ class Outcome:
 
 
 def goals(outcome: Outcome, megabytes: Mapping[str, float], *, reduced: Collection[str] = ()) -> list[Target]:
-    """What ours are meant to be beside the others: ratios of medians, for figures that both sides have.
+    """Targets of our cases against the others: ratios of medians, for figures that both sides have.
 
-    `megabytes` is the installed size of environments, by case; `reduced` are cases with less precision, which are not
-    compared with. Ours are those whose name begins with latentrt; the plain name runs on ONNX Runtime, and the plain
-    "diffusers" in float32.
+    Ours are the cases whose name starts with "latentrt". The case "latentrt" runs on ONNX Runtime, "diffusers" in
+    float32.
+
+    Args:
+        outcome: the figures.
+        megabytes: installed size of the environment, by case.
+        reduced: cases with lower precision, which are not compared with.
     """
     medians = {
         name: {figure: statistics.median(values) for figure, values in figures.items()}
@@ -86,7 +90,7 @@ def goals(outcome: Outcome, megabytes: Mapping[str, float], *, reduced: Collecti
 
 
 def psnr(picture: Path, reference: Path) -> float:
-    """Decibels between two pictures; infinite where they are equal, minus infinite where their sizes are not."""
+    """PSNR of two pictures in decibels; inf if they are equal, -inf if their sizes differ."""
     a, b = (np.asarray(Image.open(file).convert("RGB"), dtype=np.float64) for file in (picture, reference))
     if a.shape != b.shape:
         return -math.inf
@@ -107,17 +111,17 @@ def compare(
 ) -> Outcome:
     """Measure all cases in turns; the first that works is the reference.
 
-    Every case draws once in a process of its own, and is left out when the picture is another one. Then come cold
+    Each case first draws once in a process of its own, and is excluded if its picture differs. Then follow cold
     starts, then pictures by workers that stay loaded.
 
     Args:
         cases: what is compared, the reference first.
-        job: the request of a draw, without the picture's file.
-        folder: gets the pictures.
-        psnr_floor: decibels that a picture must have against the reference's.
+        job: the "draw" request, without the picture's file.
+        folder: where the pictures are written.
+        psnr_floor: minimum PSNR against the reference's picture, in decibels.
         cold_starts: counted repetitions of the cold start.
-        repetitions: counted pictures of loaded workers; with 0 the second pictures of cold starts are the latency.
-        limit: megabytes that the loaded workers may take together.
+        repetitions: counted pictures of loaded workers; with 0, the second pictures of cold starts are the latency.
+        limit: megabytes that the loaded workers may use together.
         keep_first: count the first process of a case as a cold start, too.
     """
     outcome = Outcome()
@@ -131,12 +135,12 @@ def compare(
             outcome.drop(name, str(error))
             continue
         if not keep_first:
-            outcome.figures.pop(name)  # its libraries were read for the first time
+            outcome.figures.pop(name)  # its libraries may not have been in the page cache
         reference = reference or picture
         found = psnr(picture, reference)
         outcome.facts[name]["psnr"] = None if math.isinf(found) else found
         if found < psnr_floor:
-            outcome.drop(name, f"draws another picture: PSNR {found:.1f} dB, at least {psnr_floor:g} dB are asked for")
+            outcome.drop(name, f"draws another picture: PSNR {found:.1f} dB, expected at least {psnr_floor:g} dB")
 
     def guarded(name: str, measure: Any) -> None:
         if name not in outcome.reasons:
@@ -172,7 +176,7 @@ def compare(
 
 
 def _cold_start(name: str, case: Case, job: Mapping[str, Any], outcome: Outcome) -> float:
-    """Start a process, load, draw twice; the peak memory in megabytes."""
+    """Start a process, load, draw twice; return the peak memory in megabytes."""
     start = time.perf_counter()
     with Worker(case.command) as worker:
         loaded = worker.ask("load", **case.load)

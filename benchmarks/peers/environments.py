@@ -1,7 +1,7 @@
-"""The peers as a table, and an environment for each.
+"""The table of peers, and the environment of each.
 
-Knows what to install and how to start a worker; knows nothing of measuring. A new peer is a new row. An environment
-that cannot be made is a reason to report, not an error: the others are compared all the same.
+Knows what to install and how to start a worker, but nothing about measuring. A new peer is a new row. If an environment
+cannot be made, the reason is reported and the other peers are still compared.
 """
 
 import hashlib
@@ -18,24 +18,28 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-WORKERS = Path(__file__).resolve().parent
-# Set for one machine's own BLAS; they would slow some peers down and not others.
+from benchmarks.common.paths import ROOT
+
+# Settings of one machine's BLAS would slow down some peers and not others; paths belong to this environment.
 REMOVED_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 TORCH = ("torch>=2.9,<2.14", "accelerate>=1.10")
 BROUGHT_BY_VENV = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth")
 
 
 class PeerError(Exception):
-    """A peer cannot be compared; the message is the reason that is reported."""
+    """A peer cannot be compared; the message is the reported reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What `pip install` gets. `extra` installs this project with that extra; `without` are removed afterwards.
+    """What is installed in an environment.
 
-    What pip cannot install is `given`: a variable that names its folder, and with _PYTHON behind it its Python, else
-    python3.
+    Attributes:
+        requirements: arguments of `pip install`.
+        extra: install this project with that extra.
+        without: packages that are removed afterwards.
+        given: for what pip cannot install, an environment variable that holds its folder. The same variable with
+            "_PYTHON" appended holds its Python; default: python3.
     """
 
     requirements: tuple[str, ...] = ()
@@ -49,9 +53,14 @@ class Peer:
     """One row of the comparison.
 
     Attributes:
-        model: what it opens: the "bundle", the "checkpoint", or a conversion with a name of `CONVERSIONS`.
-        engines: name of the conversion that makes the engines which it loads beside its model.
-        full_precision: whether it keeps the weights as the model that it opens has them.
+        environment: a key of `ENVIRONMENTS`.
+        worker: the module of its worker, in this package.
+        module: what it imports; its import time is measured.
+        model: what it opens: "bundle", "checkpoint", or a key of `CONVERSIONS`.
+        device: "cpu" or "cuda".
+        options: passed to the worker.
+        engines: a key of `CONVERSIONS` that makes the engines for its model.
+        full_precision: whether it keeps the precision of the weights that it opens.
     """
 
     environment: str
@@ -66,9 +75,9 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """How a checkpoint becomes a peer's model: a command of an environment.
+    """How a checkpoint becomes a peer's model: a command in an environment.
 
-    Its words may name {checkpoint}, {bundle}, {target} and {size}, which is the pictures' in pixels.
+    The command may contain {checkpoint}, {bundle}, {target}, and {size} (of the pictures, in pixels).
     """
 
     environment: str
@@ -76,7 +85,7 @@ class Conversion:
 
     @property
     def depends_on_size(self) -> bool:
-        """Whether there is one for each size of pictures."""
+        """Whether each size of pictures needs its own conversion."""
         return any("{size}" in word for word in self.command)
 
 
@@ -88,7 +97,7 @@ ENVIRONMENTS: Mapping[str, Environment] = MappingProxyType(
         "latentrt-tensorrt": Environment(extra="tensorrt-cu13"),
         "latentrt-tensorrt-rtx": Environment(extra="tensorrt-rtx"),
         "diffusers": Environment((*TORCH, "diffusers==0.42.*", "transformers<5.24")),
-        # optimum-onnx itself asks for transformers below 4.58; without the other pins pip tries every version there is.
+        # optimum-onnx requires transformers below 4.58. Without the other pins, pip backtracks through every version.
         "optimum-onnx": Environment(
             ("optimum-onnx[onnxruntime]", *TORCH, "transformers==4.57.*", "diffusers==0.35.*"),
         ),
@@ -96,7 +105,7 @@ ENVIRONMENTS: Mapping[str, Environment] = MappingProxyType(
             ("optimum-onnx[onnxruntime-gpu]", *TORCH, "transformers==4.57.*", "diffusers==0.35.*"),
         ),
         "openvino-genai": Environment(("openvino-genai", "openvino-tokenizers", "pillow", "numpy")),
-        # PyPI's torchvision is built for CUDA: beside a PyTorch without it, importing transformers fails.
+        # PyPI's torchvision is built for CUDA: with a CPU build of PyTorch, importing transformers fails.
         "openvino-export": Environment(
             ("optimum-intel[openvino]", *TORCH, "diffusers>=0.35"), without=("torchvision",)
         ),
@@ -119,11 +128,11 @@ CONVERSIONS: Mapping[str, Conversion] = MappingProxyType(
     }
 )
 
-_DIFFUSERS = ("diffusers", "worker_diffusers.py", "diffusers", "checkpoint")
+_DIFFUSERS = ("diffusers", "worker_diffusers", "diffusers", "checkpoint")
 _CUDA = {"device": "cuda", "dtype": "float16"}
-_OURS = ("worker_latentrt.py", "latentrt.runtime", "bundle")
+_OURS = ("worker_latentrt", "latentrt.runtime", "bundle")
 
-# The first row of a device is what the others' pictures are compared with.
+# The first row of each device is the reference for the pictures of the others.
 PEERS: Mapping[str, Peer] = MappingProxyType(
     {
         "latentrt": Peer("latentrt", *_OURS, options={"backend": "onnxruntime", "device": "cpu"}),
@@ -133,15 +142,15 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
         "diffusers bf16": Peer(*_DIFFUSERS, options={"dtype": "bfloat16"}, full_precision=False),
         "diffusers compiled": Peer(*_DIFFUSERS, options={"compile": True}),
         "optimum-onnx": Peer(
-            "optimum-onnx", "worker_diffusers.py", "optimum.onnxruntime", "onnx", options={"optimum": True}
+            "optimum-onnx", "worker_diffusers", "optimum.onnxruntime", "onnx", options={"optimum": True}
         ),
-        "openvino-genai": Peer("openvino-genai", "worker_openvino_genai.py", "openvino_genai", "openvino"),
+        "openvino-genai": Peer("openvino-genai", "worker_openvino_genai", "openvino_genai", "openvino"),
         "stable-diffusion.cpp": Peer(
             "stable-diffusion.cpp",
-            "worker_stable_diffusion_cpp.py",
+            "worker_stable_diffusion_cpp",
             "stable_diffusion_cpp",
             "checkpoint",
-            full_precision=False,  # kernels of convolutions are always in fp16
+            full_precision=False,  # the weights of convolutions are always fp16
         ),
         "latentrt cuda": Peer("latentrt-cuda", *_OURS, "cuda", {"backend": "onnxruntime", "device": "cuda"}),
         "latentrt tensorrt": Peer("latentrt-tensorrt", *_OURS, "cuda", {"backend": "tensorrt"}, engines="tensorrt"),
@@ -151,29 +160,30 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
         "diffusers cuda": Peer(*_DIFFUSERS, "cuda", _CUDA),
         "diffusers cuda compiled": Peer(*_DIFFUSERS, "cuda", {**_CUDA, "channels_last": True, "compile": True}),
         "optimum-onnx cuda": Peer(
-            *("optimum-onnx-cuda", "worker_diffusers.py", "optimum.onnxruntime", "onnx", "cuda"),
+            *("optimum-onnx-cuda", "worker_diffusers", "optimum.onnxruntime", "onnx", "cuda"),
             {"optimum": True, "device": "cuda"},
         ),
-        "NVIDIA's demo": Peer("nvidia-demo", "worker_nvidia_demo.py", "demo_diffusion", "checkpoint", "cuda"),
+        "NVIDIA's demo": Peer("nvidia-demo", "worker_nvidia_demo", "demo_diffusion", "checkpoint", "cuda"),
     }
 )
 
 
 def clean_variables() -> dict[str, str]:
-    """This process's variables, without those that are another machine's or this environment's own."""
+    """This process's environment variables without `REMOVED_VARIABLES`, and with the Hugging Face hub offline."""
     kept = {name: value for name, value in os.environ.items() if name not in REMOVED_VARIABLES}
     return kept | {"HF_HUB_OFFLINE": "1"}
 
 
 def program(folder: Path, environment: str, name: str = "python") -> Path:
-    """A program of an environment."""
+    """The path of a program in an environment."""
     return folder.resolve() / environment / "bin" / name
 
 
 def make_environment(folder: Path, name: str, environment: Environment) -> None:
-    """Install an environment, unless the same has been installed before.
+    """Install an environment, unless it is installed already.
 
-    Raises: PeerError: pip failed, now or in an earlier run; remove its folder to try again.
+    Raises:
+        PeerError: pip failed, now or in an earlier run. Remove the environment's folder to try again.
     """
     if environment.given:
         _use_given(folder, name, environment.given)
@@ -203,7 +213,7 @@ def make_environment(folder: Path, name: str, environment: Environment) -> None:
         if child.returncode:
             error = f"installing {name} failed: {_last_line(child.stderr)}"
             break
-        if "does not provide the extra" in child.stderr:  # pip only warns
+        if "does not provide the extra" in child.stderr:  # only a warning of pip
             error = f"installing {name} failed: this version of latentrt has no extra {environment.extra!r}"
             break
     place.mkdir(parents=True, exist_ok=True)
@@ -213,12 +223,12 @@ def make_environment(folder: Path, name: str, environment: Environment) -> None:
 
 
 def _use_given(folder: Path, name: str, variable: str) -> None:
-    """Let the environment's Python be the one that somebody has installed the peer in."""
+    """Make the environment's `python` a script that calls the Python in which the peer is installed."""
     if not os.environ.get(variable):
-        raise PeerError(f"it is not installed, or {variable} does not name its folder")
+        raise PeerError(f"not installed: set {variable} to its folder")
     python = shutil.which(os.environ.get(f"{variable}_PYTHON", "python3"))
     if python is None:
-        raise PeerError(f"{variable}_PYTHON={os.environ[f'{variable}_PYTHON']} is no program")
+        raise PeerError(f"{variable}_PYTHON={os.environ[f'{variable}_PYTHON']} is not a program")
     place = program(folder, name)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(f'#!/bin/sh\nexec {shlex.quote(python)} "$@"\n', encoding="utf-8")
@@ -226,14 +236,16 @@ def _use_given(folder: Path, name: str, variable: str) -> None:
 
 
 def convert(folder: Path, name: str, places: Mapping[str, Path | int], target: Path) -> float:
-    """Convert a checkpoint, unless it has been, and return the seconds that it took, then or now.
+    """Convert a checkpoint unless `target` holds the result already; return the seconds of the conversion.
 
     Args:
-        folder: of the environments.
-        name: of the conversion.
-        places: what its command may name, without {target}.
+        folder: the folder of all environments.
+        name: a key of `CONVERSIONS`.
+        places: values for the names in the command, except {target}.
+        target: folder of the result.
 
-    Raises: PeerError: the converter failed.
+    Raises:
+        PeerError: the converter failed.
     """
     note = target / "conversion.json"
     if note.exists():
@@ -258,7 +270,7 @@ def convert(folder: Path, name: str, places: Mapping[str, Path | int], target: P
 
 
 def installed_megabytes(folder: Path, environment: str) -> float:
-    """What an environment's packages take on the disk, without those of every new environment."""
+    """Disk space of an environment's packages, without those that every new environment has."""
     packages = next((folder / environment / "lib").glob("python*/site-packages"))
     files = (
         file for entry in packages.iterdir() if not entry.name.startswith(BROUGHT_BY_VENV) for file in _files(entry)
@@ -273,7 +285,7 @@ def _files(entry: Path) -> list[Path]:
 
 
 def _sources(environment: Environment) -> str:
-    """What tells versions of this project apart, which has one number for all of them."""
+    """A hash of this project's sources, as its version number does not change with them."""
     if not environment.extra:
         return ""
     files = [ROOT / "pyproject.toml", *sorted((ROOT / "runtime").rglob("*.py"))]

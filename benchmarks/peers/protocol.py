@@ -1,7 +1,7 @@
-"""What every worker shares: requests in JSON lines on stdin, answers in JSON lines on stdout.
+"""The workers' side of the protocol: requests as JSON lines on stdin, answers as JSON lines on stdout.
 
-Knows no library but the standard one, for it runs inside of every peer's environment. A request names what to do; the
-answer is {"error": TEXT} where it failed. Whatever libraries print goes to stderr.
+Standard library only, as it runs in every peer's environment. A request that fails is answered with {"error": TEXT}.
+Whatever libraries print goes to stderr.
 
     {"do": "load", "model": FOLDER, "scheduler": FILE, "options": {...}}
         -> {"seconds": 1.2, "facts": {...}}
@@ -14,13 +14,13 @@ answer is {"error": TEXT} where it failed. Whatever libraries print goes to stde
 
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
+
+from benchmarks.common.memory import peak_bytes
 
 Job = dict[str, Any]
 Load = Callable[[Job], dict[str, Any]]
@@ -28,7 +28,7 @@ Draw = Callable[[Job], tuple[Any, int]]
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of those of the packages that are installed."""
+    """Versions of those packages that are installed."""
     found = {}
     for package in packages:
         try:
@@ -36,12 +36,6 @@ def versions(*packages: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def peak_megabytes() -> float:
-    """The most memory that this process has held, with the files that it has mapped."""
-    match = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-    return int(match[1]) / 1000 if match else 0.0
 
 
 def _answer(job: Job, load: Load, draw: Draw) -> dict[str, Any]:
@@ -55,14 +49,14 @@ def _answer(job: Job, load: Load, draw: Draw) -> dict[str, Any]:
         if job.get("picture"):
             picture.save(job["picture"])
         return {"seconds": seconds, "unet_calls": calls}
-    return {"megabytes": peak_megabytes()}
+    return {"megabytes": peak_bytes() / 1e6}
 
 
 def serve(load: Load, draw: Draw) -> None:
     """Answer requests until stdin ends.
 
     Args:
-        load: opens the model and tells facts about it.
+        load: opens the model and returns facts about it.
         draw: returns the picture (PIL) and the number of UNet calls.
     """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""diffusers and optimum-onnx as workers: the same pipeline, with other models inside.
+"""Worker for diffusers and optimum-onnx, whose pipelines have the same interface.
 
 Options: `optimum` loads ONNX models with ORTStableDiffusionPipeline; `dtype`, `device`, `channels_last` and `compile`
-are diffusers' documented ways to be faster.
+are the optimizations that diffusers documents.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""latentrt as a worker; runs in an environment that holds latentrt and one backend."""
+"""Worker for latentrt; its environment has latentrt and one backend."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from latentrt.runtime import Pipeline
-from latentrt.runtime.scheduler.plan import Plan
+from latentrt.runtime import Pipeline, Plan
 
 from .protocol import Job, serve, versions
 
@@ -15,7 +14,7 @@ _loaded: dict[str, Any] = {}
 
 
 def load(job: Job) -> dict[str, Any]:
-    """Open a bundle with the backend and the device that the options name."""
+    """Open a bundle with the backend and device of the options."""
     pipe = Pipeline.load(job["model"], **job["options"])
     _loaded.update(pipe=pipe, scheduler=json.loads(Path(job["scheduler"]).read_text(encoding="utf-8")))
     return {

@@ -1,11 +1,11 @@
-"""NVIDIA's demo (demo/Diffusion of TensorRT's repository) as a worker; runs in the environment that the demo runs in.
+"""Worker for NVIDIA's demo (demo/Diffusion in TensorRT's repository); runs in the demo's own environment.
 
-NVIDIA_DEMO is the demo's folder. The demo opens what it once downloaded for "1.4", whose architecture is that of 1.5;
-the checkpoint is put where it keeps that. It builds engines of one size with the first picture, and keeps them; CUDA
-graphs are on, as its README recommends for speed.
+NVIDIA_DEMO is the demo's folder. The demo opens the download that it has cached for version "1.4", which has the
+architecture of 1.5; the checkpoint is copied to that cache. Engines of one size are built with the first picture and
+kept. CUDA graphs are on, as the demo's README recommends.
 """
 
-# ruff: noqa: E402  # the demo brings its own libraries, which must be found before others
+# ruff: noqa: E402  # the demo's `deps` must be configured before the libraries that it provides are imported
 
 import json
 import os
@@ -35,11 +35,11 @@ _loaded: dict[str, Any] = {}
 
 
 def load(job: Job) -> dict[str, Any]:
-    """Lay the checkpoint out as the demo's own cache of downloads."""
+    """Copy the checkpoint to where the demo caches its downloads."""
     checkpoint, config = Path(job["model"]), json.loads(Path(job["scheduler"]).read_text(encoding="utf-8"))
     unet = json.loads((checkpoint / "unet" / "config.json").read_text(encoding="utf-8"))
     if unet["cross_attention_dim"] != 768:
-        raise ValueError(f"it knows text of 768 channels alone, as in 1.4, not of {unet['cross_attention_dim']}")
+        raise ValueError(f"expected text of 768 channels, as in 1.4, not {unet['cross_attention_dim']}")
     work = checkpoint.with_name(f"{checkpoint.name}-nvidia-demo")
     cache = work / "pytorch_model" / VERSION / KIND
     scheduler = cache / config["_class_name"].lower() / "scheduler"
@@ -47,7 +47,7 @@ def load(job: Job) -> dict[str, Any]:
     (scheduler / "scheduler_config.json").write_text(json.dumps(config), encoding="utf-8")
     for part in ("tokenizer", "text_encoder", "vae"):
         shutil.copytree(checkpoint / part, cache / part, dirs_exist_ok=True)
-    if not (cache / "unet").exists():  # there it looks for the variant in fp16
+    if not (cache / "unet").exists():  # the demo loads the variant in fp16
         model = UNet2DConditionModel.from_pretrained(checkpoint / "unet", torch_dtype=torch.float16)
         model.save_pretrained(cache / "unet", variant="fp16")
     vae = json.loads((checkpoint / "vae" / "config.json").read_text(encoding="utf-8"))
@@ -56,7 +56,7 @@ def load(job: Job) -> dict[str, Any]:
 
 
 def pipeline(job: Job) -> Any:
-    """The demo's pipeline for a size, with its engines, made with the first picture."""
+    """The demo's pipeline with its engines, made with the first picture."""
     if "pipe" not in _loaded:
         work = _loaded["work"]
         pipe = demo.StableDiffusionPipeline(

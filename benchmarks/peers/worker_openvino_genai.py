@@ -1,4 +1,4 @@
-"""OpenVINO GenAI as a worker, on models that optimum-intel has converted."""
+"""Worker for OpenVINO GenAI, with models converted by optimum-intel."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ _loaded: dict[str, Any] = {}
 
 
 class GivenLatents(openvino_genai.Generator):  # type: ignore[misc]
-    """Hands out given initial latents where the pipeline draws noise."""
+    """Returns the given initial latents where the pipeline draws noise."""
 
     def __init__(self, latents: Any) -> None:
         super().__init__()
         self.latents = latents
 
     def next(self) -> float:
-        """One value; deterministic schedulers never ask."""
-        raise ValueError("only the initial latents are known, and the pipeline asked for more noise")
+        """One value; deterministic schedulers never call it."""
+        raise ValueError("the pipeline draws noise beyond the initial latents")
 
     def randn_tensor(self, shape: Any) -> Any:
         """The initial latents."""

@@ -1,7 +1,7 @@
-"""stable-diffusion.cpp as a worker, by its Python binding.
+"""Worker for stable-diffusion.cpp, through its Python binding.
 
-It takes no latents. With `rng_type="cpu"` a seed gives the noise of PyTorch's CPU generator, which the given latents
-were drawn with, too.
+It takes no latents. With `rng_type="cpu"`, the seed gives the noise of PyTorch's CPU generator, which is how the given
+latents were made.
 """
 
 import json
@@ -19,11 +19,11 @@ def load(job: Job) -> dict[str, Any]:
     """Open a checkpoint in diffusers' format."""
     config = json.loads(Path(job["scheduler"]).read_text(encoding="utf-8"))
     if (config["_class_name"], config["timestep_spacing"]) != ("EulerDiscreteScheduler", "linspace"):
-        raise ValueError(f"of the schedulers compared it has euler alone, not {config['_class_name']}")
+        raise ValueError(f"supports only euler of the compared schedulers, not {config['_class_name']}")
     unet = json.loads((Path(job["model"]) / "unet" / "config.json").read_text(encoding="utf-8"))
     if unet["block_out_channels"] != [320, 640, 1280, 1280]:
-        # With others it returns no picture, and its process ends in a segmentation fault.
-        raise ValueError(f"it knows UNets of public checkpoints alone, not widths of {unet['block_out_channels']}")
+        # With other widths it returns no picture, and its process ends with a segmentation fault.
+        raise ValueError(f"supports only UNets of public checkpoints, not widths of {unet['block_out_channels']}")
     pipe = StableDiffusion(model_path=job["model"], rng_type="cpu", sampler_rng_type="cpu", **job["options"])
     _loaded["pipe"] = pipe
     return {"threads": pipe.n_threads, "versions": versions("stable-diffusion-cpp-python")}

@@ -1,7 +1,4 @@
-"""Worker processes: starting, asking, stopping, and how many of them memory has room for.
-
-Knows the protocol of `protocol.py`; knows nothing of models and figures.
-"""
+"""The controller's side of the protocol: start workers, send requests, and keep as many loaded as fit into memory."""
 
 import json
 import subprocess
@@ -11,11 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from benchmarks.common.paths import ROOT
+
 from .environments import PeerError, clean_variables
 
 
 class Worker:
-    """A running worker; a context manager that ends the process."""
+    """A running worker process; a context manager that ends it."""
 
     def __init__(self, command: Sequence[str | Path]) -> None:
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by close
@@ -25,13 +24,14 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=clean_variables(),
+            env=clean_variables() | {"PYTHONPATH": str(ROOT)},  # where workers find this package
         )
 
     def ask(self, do: str, **job: Any) -> dict[str, Any]:
         """Send a request and wait for the answer.
 
-        Raises: PeerError: the worker says that it failed, or ended.
+        Raises:
+            PeerError: the worker answered with an error, or ended.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -48,7 +48,7 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process; one that does not end by itself is killed."""
+        """End the process; kill it if it does not end by itself."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):
@@ -74,10 +74,10 @@ class Worker:
 
 
 class Residents:
-    """Workers that stay loaded between draws, as many as memory has room for.
+    """Workers that stay loaded between draws, as many as fit into `limit` megabytes.
 
-    Before a worker would take more than `limit` megabytes together with the others, the one that was used the longest
-    ago ends. A worker that starts again loads its model and draws once, with one step; neither is counted.
+    When the next worker does not fit, the least recently used ones end first. A worker that is started again loads its
+    model and draws once with one step; neither is counted.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class Residents:
         limit: float,
     ) -> None:
         self._commands, self._loads, self._megabytes, self._limit = commands, loads, megabytes, limit
-        self._running: dict[str, Worker] = {}  # the last used stands last
+        self._running: dict[str, Worker] = {}  # most recently used last
         self.starts: dict[str, int] = dict.fromkeys(commands, 0)
 
     @property
     def names(self) -> list[str]:
-        """Those that are loaded."""
+        """The loaded workers, most recently used last."""
         return list(self._running)
 
     def draw(self, name: str, **job: Any) -> float:
@@ -111,7 +111,7 @@ class Residents:
         return float(worker.ask("draw", **job)["seconds"])
 
     def close(self) -> None:
-        """End all of them."""
+        """End all workers."""
         while self._running:
             self._running.popitem()[1].close()
 
