@@ -1,1 +1,1 @@
-"""What only an NVIDIA GPU can tell, in parts: `benchmarks/gpu_check.sh` runs them, docs/gpu.md explains them."""
+"""The parts of the GPU check; `benchmarks/gpu_check.sh` runs them, docs/gpu.md explains them."""

@@ -1,9 +1,9 @@
 """The command behind `benchmarks/gpu_check.sh`.
 
-    python -m gpu [PART ...] [--out FOLDER] [--work FOLDER] [--seconds 570]
+    python -m benchmarks.gpu [PART ...] [--out FOLDER] [--work FOLDER] [--seconds 570]
 
-Without a PART it runs all of them. The exit status is 0 where all passed. FOLDER gets summary.json, summary.txt and
-logs.txt.
+Runs all parts if none is named. `--out` gets summary.json, summary.txt and logs.txt. The exit status is 0 if all parts
+passed.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from .places import BACKENDS, Place
 from .report import Report
 from .runner import run_parts, write_summary
 
-# Part -> most seconds. What others need comes first; what takes long, last.
+# Part -> time limit in seconds. Parts that others need come first, slow parts last.
 PARTS = {
     "device": 60,
     "ceilings": 60,
@@ -34,28 +34,28 @@ PARTS = {
 
 
 def main() -> int:
-    """Run parts in processes of their own, or one part here."""
-    parser = argparse.ArgumentParser("gpu_check", description="Find out what only an NVIDIA GPU can tell.")
+    """Run each part in a process of its own; with --here, run one part in this process."""
+    parser = argparse.ArgumentParser("gpu_check", description="Checks and figures that need an NVIDIA GPU.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: all of {', '.join(PARTS)}")
     parser.add_argument("--out", type=Path, default=Path("out/gpu_check"), help="results; default: out/gpu_check")
     parser.add_argument(
-        "--work", type=Path, default=Path("build/gpu_check"), help="engines and more, kept between calls"
+        "--work", type=Path, default=Path("build/gpu_check"), help="kept between calls; default: build/gpu_check"
     )
     parser.add_argument("--seconds", type=float, default=570, help="for all parts together; default: 570")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the parts without a GPU")
-    parser.add_argument("--backend", action="append", choices=BACKENDS, help="look at this one only; repeatable")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda; cpu is for a try")
+    parser.add_argument("--backend", action="append", choices=BACKENDS, help="repeatable; default: all")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     for part in arguments.parts:
         if part not in PARTS:
-            parser.error(f"{part!r} is no part: there are {', '.join(PARTS)}")
+            parser.error(f"unknown part {part!r}: choose from {', '.join(PARTS)}")
     backends = arguments.backend or list(BACKENDS)
     if arguments.here:
         return run_here(arguments.parts[0], Place(arguments.work, device=arguments.device, backends=backends))
     options = ["--work", str(arguments.work), "--device", arguments.device]
     options += [word for backend in backends for word in ("--backend", backend)]
     commands = [
-        (part, [sys.executable, "-u", "-m", "gpu", part, "--here", *options], PARTS[part])
+        (part, [sys.executable, "-u", "-m", "benchmarks.gpu", part, "--here", *options], PARTS[part])
         for part in arguments.parts or PARTS
     ]
     outcomes = []
@@ -63,7 +63,7 @@ def main() -> int:
     for outcome in run_parts(commands, arguments.seconds, arguments.work):
         outcomes.append(outcome)
         print(f"{outcome.part}: {outcome.verdict}, {outcome.seconds:.1f} s", flush=True)
-        text = write_summary(outcomes, arguments.out)  # after each, in case that this process is ended
+        text = write_summary(outcomes, arguments.out)  # after each part, in case this process is killed
     logs = (arguments.work / "reports" / f"{outcome.part}.log" for outcome in outcomes)
     with (arguments.out / "logs.txt").open("w", encoding="utf-8") as file:
         for log in logs:
@@ -77,7 +77,7 @@ def run_here(part: str, place: Place) -> int:
     """Run one part in this process."""
     report = Report(place.work / "reports" / f"{part}.json")
     report.save()
-    importlib.import_module(f"gpu.{part}").run(place, report)
+    importlib.import_module(f"benchmarks.gpu.{part}").run(place, report)
     report.finish()
     return int(not report.passed)
 

@@ -8,7 +8,7 @@ import numpy as np
 from latentrt.export.build.trt_builder import BuildOptions
 from latentrt.runtime import Pipeline
 from latentrt.runtime.backends.trt.library import TRT_BACKENDS
-from latentrt.runtime.request.options import CallOptions
+from latentrt.runtime.request import CallOptions
 
 from .places import Place, on_each_backend
 from .report import Report
@@ -19,13 +19,13 @@ FEW: CallOptions = {"num_inference_steps": 2, "seed": 1, "output_type": "latent"
 
 
 def run(place: Place, report: Report) -> None:
-    """Build the engines that other parts use, and draw with every backend; passes where one draws, and none fails."""
+    """Build the engines that other parts use, and draw with every backend. Passes if one draws and none fails."""
 
     def draws(backend: str, pipe: Pipeline) -> None:
         latents = pipe(PROMPT, **FEW).latents
         report.check(backend, bool(np.isfinite(latents).all()), f"{pipe.backend} draws")
 
-    # One after the other, so that a library that crashes does not hide what was found before.
+    # One backend at a time, so that a crash does not lose the findings before it.
     for backend in place.backends:
         report.figure("trying", backend)
         engines = ensure_engines(replace(place, backends=(backend,)), report, "plain")
@@ -36,13 +36,13 @@ def run(place: Place, report: Report) -> None:
 
 
 def ensure_engines(place: Place, report: Report, name: str, options: BuildOptions | None = None) -> Path:
-    """Engines of the place's bundle, built where they are missing; a library that cannot build is noted."""
+    """Build missing engines of the place's bundle; return their folder. A library that cannot build is noted."""
     for backend in place.backends:
         if backend in TRT_BACKENDS:
             try:
                 seconds = place.build(backend, place.engines(name), options, sizes=SIZES)
                 if seconds:
                     report.figure(f"{backend}: seconds of building {name} engines", seconds)
-            except Exception as error:  # the finding itself: what this library says of this GPU
-                report.note(f"{backend} builds nothing: {type(error).__name__}: {error}")
+            except Exception as error:  # any error is the finding: this library does not support this GPU
+                report.note(f"{backend} does not build: {type(error).__name__}: {error}")
     return place.engines(name)

@@ -1,4 +1,4 @@
-"""The machine: GPU, driver, clocks, and the versions of everything that decides a figure. Changes no setting."""
+"""The machine: GPU, driver, clocks, and the versions of all libraries that affect figures. Changes no setting."""
 
 import ctypes
 import importlib
@@ -28,7 +28,7 @@ MODULES = ("tensorrt", "tensorrt_rtx", "onnxruntime", "cuda.bindings", "polygrap
 
 
 def run(_: Place, report: Report) -> None:
-    """Report the machine; passes where CUDA shows a GPU."""
+    """Report the machine. Passes if CUDA finds a GPU."""
     report.figure("environment", environment())
     try:
         command = ["nvidia-smi", f"--query-gpu={','.join(FACTS)}", "--format=csv,noheader"]
@@ -42,8 +42,8 @@ def run(_: Place, report: Report) -> None:
     for name in MODULES:
         try:
             module = importlib.import_module(name)
-            versions[name] = str(getattr(module, "__version__", "there"))
-        except Exception as error:  # libraries that are half installed raise anything
+            versions[name] = str(getattr(module, "__version__", "no version"))
+        except Exception as error:  # a broken installation can raise anything
             versions[name] = f"not importable: {error}"
     report.figure("modules", versions)
     try:
@@ -60,7 +60,7 @@ def run(_: Place, report: Report) -> None:
 
 
 def _driver_version() -> str:
-    """The newest CUDA that the driver runs, such as "13.0"."""
+    """The newest CUDA version that the driver supports, such as "13.0"."""
     version = ctypes.c_int()
     ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
     return f"{version.value // 1000}.{version.value % 1000 // 10}"

@@ -1,7 +1,7 @@
-"""A checkpoint of Stable Diffusion 1.5's size with random weights, its fp16 bundle, and engines, for the latencies.
+"""A random checkpoint of the size of Stable Diffusion 1.5, its fp16 bundle, and engines, for the part `latency`.
 
-All of it is made here, as it is too large to carry: seconds for the checkpoint, minutes for the export. What is there
-already is kept, so the part may be called again where its time ran out.
+They are made on the machine, as they are too large to transfer: the checkpoint takes seconds, the export minutes. What
+exists is kept, so the part can be called again after it ran out of time.
 """
 
 import shutil
@@ -20,18 +20,17 @@ from .report import Report
 
 
 def checkpoint_of(place: Place) -> Path:
-    """Where the checkpoint is."""
+    """Path of the checkpoint."""
     return place.work / "sd15.checkpoint"
 
 
 def bundle_of(place: Place) -> Path:
-    """Where its bundle is."""
+    """Path of its bundle."""
     return place.work / "sd15"
 
 
 def run(place: Place, report: Report, pixels: int = 512, batches: tuple[int, ...] = (1, 4)) -> None:
-    """Make what is missing, with the seconds that each takes; passes where the bundle and the engines of a library are
-    there."""
+    """Make what is missing, and report the seconds. Passes if the bundle exists; engines that fail are noted."""
     checkpoint, bundle = checkpoint_of(place), bundle_of(place)
     if not checkpoint.exists():
         timed(report, "checkpoint", partial(random_checkpoint, checkpoint))
@@ -63,14 +62,14 @@ def run(place: Place, report: Report, pixels: int = 512, batches: tuple[int, ...
 
 
 def timed(report: Report, name: str, work: Callable[[], object]) -> None:
-    """Do something and report the seconds."""
+    """Call `work` and report its seconds."""
     start = time.perf_counter()
     work()
     report.figure(f"seconds: {name}", time.perf_counter() - start)
 
 
 def random_checkpoint(folder: Path) -> None:
-    """The checkpoint, in place only once it is whole."""
+    """Make the checkpoint; it appears at `folder` only when complete."""
     import torch
 
     from benchmarks.common.make_checkpoint import make_checkpoint
@@ -82,6 +81,6 @@ def random_checkpoint(folder: Path) -> None:
 
 
 def command(*words: str | Path) -> None:
-    """A command of latentrt; raises `RuntimeError` where it fails, whose reason is in the log."""
+    """Run a command of latentrt; raise `RuntimeError` if it fails, with the reason in the log."""
     if main(list(map(str, words))):
-        raise RuntimeError(f"latentrt {words[0]} failed, its last line in the log says why")
+        raise RuntimeError(f"latentrt {words[0]} failed: see the last line of the log")

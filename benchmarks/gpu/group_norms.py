@@ -1,7 +1,7 @@
-"""ONNX Runtime with its own group norms against the exported graphs: whether they draw the same, and milliseconds.
+"""ONNX Runtime with its own group norms against the exported graphs: same pictures, and milliseconds.
 
-Also with all convolutions channels last (`prefer_nhwc`), where the transposes around group norms can cancel: what that
-is worth decides whether it becomes the rule.
+Both are also measured with all convolutions channels last (`prefer_nhwc`), where the transposes around group norms can
+cancel out; the figures decide whether that becomes the default.
 """
 
 import logging
@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.common.harness import interleaved
 from latentrt.export.build.ort_graphs import build_ort_graphs
 from latentrt.runtime import Pipeline, Result
-from latentrt.runtime.backends.ort import on_gpu as ort_cuda
+from latentrt.runtime.backends.ort import on_gpu
 from latentrt.runtime.goldens import psnr, relative_error
 
 from .full_size import bundle_of
@@ -27,7 +27,7 @@ from .places import TOLERANCE, Place, attempt
 from .report import Report
 
 PROMPT = "a large yellow triangle on a purple background"
-# Variant -> whether the graphs are those of `latentrt build --backend onnxruntime`, and more options of the session.
+# Variant -> whether its graphs are those of `latentrt build --backend onnxruntime`, and options added to the provider.
 VARIANTS: Mapping[str, tuple[bool, Mapping[str, str]]] = {
     "exported": (False, {}),
     "group norms": (True, {}),
@@ -37,9 +37,9 @@ VARIANTS: Mapping[str, tuple[bool, Mapping[str, str]]] = {
 
 
 def run(place: Place, report: Report, *, steps: int = 20, repetitions: int = 8) -> None:
-    """The embedded model against ONNX Runtime on the CPU, the full-size one against its exported graphs.
+    """Compare the embedded model with ONNX Runtime on the CPU, and the full-size model with its exported graphs.
 
-    Passes where all variants draw the same and use the graphs that they should. Channels last is a figure, not a check.
+    Passes if all variants draw the same and use the expected graphs. Channels last is a figure, not a check.
     """
     with Pipeline.load(place.bundle, backend="onnxruntime", device="cpu") as cpu:
         expected = draw(cpu, steps)
@@ -48,14 +48,16 @@ def run(place: Place, report: Report, *, steps: int = 20, repetitions: int = 8) 
     if full.exists():
         look(place, report, "sd15", full, None, steps, repetitions)
     else:
-        report.note(f"{full} is not there: run the part full_size first")
+        report.note(f"{full} does not exist: run the part full_size first")
 
 
 def look(
     place: Place, report: Report, name: str, bundle: Path, expected: Result | None, steps: int, repetitions: int
 ) -> None:
-    """All variants of a bundle: latents and pictures against `expected` (None is those of the exported graphs), then
-    times, taking turns."""
+    """Compare latents and pictures of all variants of a bundle with `expected`, then measure their times in turns.
+
+    None for `expected` compares with the exported graphs.
+    """
     folder = place.engines(f"{name}-onnxruntime")
     built = sum(one.seconds or 0.0 for one in build_ort_graphs(bundle, devices=["cuda"], engines=folder))
     report.figure(f"{name}: seconds of building", built)
@@ -69,7 +71,7 @@ def look(
                     engines = folder if with_norms else place.engines("none")
                     pipe = Pipeline.load(bundle, backend="onnxruntime", device=place.device, engines=engines)
                     stack.enter_context(pipe)
-                    got, again = draw(pipe, steps), draw(pipe, steps)  # sessions are made here
+                    got, again = draw(pipe, steps), draw(pipe, steps)  # the sessions are made at the first call
                 except Exception as error:
                     if options:
                         report.note(f"{title} does not run: {error}")
@@ -86,7 +88,7 @@ def look(
             else:
                 report.check(f"{title}: its graphs are used", not said, "; ".join(said) or "no warning")
                 report.at_most(f"{title}: latents", error, limit)
-                if limit == TOLERANCE:  # of random weights in fp16, a picture says nothing that latents do not
+                if limit == TOLERANCE:  # with random weights, pictures say no more than latents
                     text = f"PSNR {ratio:.1f} dB, at least {LEAST_PSNR:g}"
                     report.check(f"{title}: pictures", ratio >= LEAST_PSNR, text)
             pipes[variant] = pipe
@@ -94,7 +96,7 @@ def look(
 
 
 def times(report: Report, name: str, pipes: Mapping[str, Pipeline], steps: int, repetitions: int) -> None:
-    """Medians of milliseconds: a call of `denoise`, and the decoder."""
+    """Report median milliseconds of a call of `denoise`, and of the decoder."""
     stages: dict[str, list[dict[str, float]]] = {variant: [] for variant in pipes}
 
     def kept(variant: str) -> None:
@@ -108,7 +110,7 @@ def times(report: Report, name: str, pipes: Mapping[str, Pipeline], steps: int, 
 
 
 def draw(pipe: Pipeline, steps: int) -> Result:
-    """One picture, with latents."""
+    """Draw one picture; the result has its latents, too."""
     return pipe(PROMPT, num_inference_steps=steps, scheduler="euler", seed=3, output_type="np")
 
 
@@ -119,19 +121,19 @@ def pixels(result: Result) -> np.ndarray[Any, Any]:
 
 @contextmanager
 def session_options(options: Mapping[str, str]) -> Iterator[None]:
-    """Sessions on CUDA that are made meanwhile get these options, too."""
-    new = ort_cuda.new_session
+    """Add these options to sessions on CUDA that are made in this block."""
+    new = on_gpu.new_session
 
     def with_options(path: Path, device: str, provider: Mapping[str, str], *rest: Any, **more: Any) -> Any:
         return new(path, device, {**provider, **options}, *rest, **more)
 
-    with mock.patch.object(ort_cuda, "new_session", with_options):
+    with mock.patch.object(on_gpu, "new_session", with_options):
         yield
 
 
 @contextmanager
 def warnings_of_sessions() -> Iterator[list[str]]:
-    """What is said meanwhile of graphs that are not used, or not captured."""
+    """Collect latentrt's warnings in this block, such as of graphs that are not used or not captured."""
     said: list[str] = []
 
     class Listener(logging.Handler):

@@ -1,4 +1,4 @@
-"""What each idea of the design is worth on this GPU: the same work with and without it, side by side."""
+"""What each idea of the design gains on this GPU: the same work with and without it, in turns."""
 
 import statistics
 
@@ -11,7 +11,7 @@ from .report import Report
 
 
 def run(place: Place, report: Report, calls: int = 20, repetitions: int = 9) -> None:
-    """Medians with and without, and the ratio; above 1 the idea pays. Passes where both ways draw the same."""
+    """Report medians with and without each idea, and their ratio; above 1 it pays. Passes if both draw the same."""
     engines = ensure_engines(place, report, "plain")
 
     def measure(backend: str, pipe: Pipeline) -> None:

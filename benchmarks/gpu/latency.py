@@ -1,8 +1,8 @@
-"""Seconds from prompt to picture: every backend against diffusers, with the same weights, steps, scheduler and seeds.
+"""Latency from prompt to picture: every backend against diffusers, with the same weights, steps, scheduler and seeds.
 
-diffusers runs eagerly, with channels-last memory, and compiled. All take turns, so that what disturbs one disturbs the
-others. Each is also compared with the floor: what the graphs compute over the measured rate of matrix products, or the
-bytes they must move over the measured bandwidth, whichever is more.
+diffusers runs eagerly, with channels-last memory, and compiled. All cases take turns, so that a disturbance affects all
+of them. Each is also compared with the floor: the time for the graphs' operations at the measured rate of matrix
+products, or for their bytes at the measured bandwidth, whichever is longer.
 """
 
 import statistics
@@ -27,7 +27,7 @@ from .report import Report
 
 PROMPT, SCALE, SEED = "a photo of an astronaut riding a horse", 7.5, 0
 VARIANTS = ("eager", "channels-last", "compiled")
-SAME = 5e-2  # of latents after all steps in float16
+SAME = 5e-2  # largest relative error of latents after all steps in float16
 
 
 def run(
@@ -40,13 +40,13 @@ def run(
     compiler: str = "inductor",
     ceilings: Callable[[str], dict[str, float]] = rates,
 ) -> None:
-    """p50 and p90 of each case at the bundle's own size, and p50 over the floor. Passes where all have drawn the same.
+    """Report p50, p90 and p50 over the floor of each case at the bundle's default size. Passes if all draw the same.
 
     The bundle and the checkpoint are those of the part `full_size`.
     """
     checkpoint, bundle = checkpoint_of(place), bundle_of(place)
     if not (checkpoint.exists() and bundle.exists()):
-        report.check("checkpoint and bundle", False, f"{checkpoint} and {bundle}: run the part full_size first")
+        report.check("checkpoint and bundle", False, "missing: run the part full_size first")
         return
     measured = ceilings(place.device)
     report.figure("rates", measured)
@@ -70,9 +70,14 @@ def run(
 def compare(
     report: Report, title: str, draws: Mapping[str, Callable[..., Any]], repetitions: int, least: float
 ) -> None:
-    """First each alone, which compiles it and shows whether it works; then those that do take turns.
+    """Draw with each case alone, which compiles it and shows whether it works; then time the working ones in turns.
 
-    `draws` takes output_type="latent" for latents; `least` is the floor in seconds.
+    Args:
+        report: gets the checks and figures.
+        title: of the checks and figures.
+        draws: what draws, by case; called with output_type="latent" for latents.
+        repetitions: counted repetitions of each case.
+        least: the floor in seconds.
     """
     latents: dict[str, NDArray[Any]] = {}
     for name, draw in draws.items():
@@ -105,7 +110,7 @@ def _draw_alone(latents: dict[str, NDArray[Any]], name: str, draw: Callable[...,
 
 
 def draw_ours(pipe: Pipeline, batch: int, steps: int, output_type: str = "pil") -> Any:
-    """A result, or its latents."""
+    """Draw with latentrt: a result, or its latents."""
     result = pipe(
         PROMPT,
         num_images_per_prompt=batch,
@@ -119,7 +124,7 @@ def draw_ours(pipe: Pipeline, batch: int, steps: int, output_type: str = "pil") 
 
 
 def draw_theirs(pipe: Any, batch: int, steps: int, output_type: str = "pil") -> Any:
-    """The same with diffusers: PIL images, or latents."""
+    """Draw the same with diffusers: PIL images, or latents."""
     import torch
 
     images = pipe(
@@ -136,7 +141,7 @@ def draw_theirs(pipe: Any, batch: int, steps: int, output_type: str = "pil") -> 
 def diffusers_pipelines(
     place: Place, report: Report, checkpoint: Path, *, precision: str, compiler: str
 ) -> Iterator[tuple[str, Any]]:
-    """Each variant in the precision of the bundle, with weights of its own."""
+    """A pipeline for each of `VARIANTS`, in the precision of the bundle; each loads the weights anew."""
     try:
         import torch
         from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
@@ -155,7 +160,7 @@ def diffusers_pipelines(
             pipe.vae.to(memory_format=torch.channels_last)
         if variant == "compiled":
             mode = {"mode": "reduce-overhead"} if compiler == "inductor" else {}
-            # Each batch size is compiled for itself, as engines are built.
+            # One compilation per batch size, as for engines.
             options: dict[str, Any] = {"backend": compiler, "fullgraph": True, "dynamic": False, **mode}
             pipe.unet = torch.compile(pipe.unet, **options)
             pipe.vae.decode = torch.compile(pipe.vae.decode, **options)
@@ -163,14 +168,16 @@ def diffusers_pipelines(
 
 
 def floor(bundle_path: Path, batch: int, steps: int, measured: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """For each graph of these pictures: its runs, operations and bytes of a run, and milliseconds of all runs, below
-    which no implementation can be on a machine of these rates."""
+    """The floor of each graph: number of runs, operations and bytes of one run, milliseconds of all runs.
+
+    No implementation is faster on a machine with the rates of `measured`.
+    """
     bundle = Bundle.open(bundle_path)
     manifest = bundle.manifest
     defaults, factor = manifest.defaults, manifest.model.vae_scale_factor
     sizes = {"B": batch, "G": 2, "h": defaults.height // factor, "w": defaults.width // factor}
     costs = bundle_costs(bundle, sizes | {"S": manifest.model.text_encoders[0].max_length})
-    # bf16 multiplies as fast as fp16; fp32 may be computed in TF32.
+    # Products in bf16 are as fast as in fp16; fp32 may be computed in TF32.
     rate = measured["tf32" if manifest.recipe.precision == "fp32" else "float16"]
     graphs = {}
     for name, cost in costs.items():

@@ -1,4 +1,4 @@
-"""LoRA on every backend: to A, to B, and back to the checkpoint, whose pictures must then be the same to the bit."""
+"""LoRA on every backend: A, A and B, B, and back to the checkpoint, whose latents must then be bit-identical."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from benchmarks.common.random_lora import random_lora
 from latentrt.export.build.trt_builder import BuildOptions
 from latentrt.runtime import Pipeline
 from latentrt.runtime.goldens import relative_error
-from latentrt.runtime.request.options import CallOptions
+from latentrt.runtime.request import CallOptions
 
 from .backends import ensure_engines
 from .places import TOLERANCE, Place, on_each_backend
@@ -18,7 +18,7 @@ PROMPT = "a large white cross on a red background"
 
 
 def run(place: Place, report: Report, steps: int = 8) -> None:
-    """Engines are refitted and sessions made anew; with a LoRA, latents must be those of the CPU."""
+    """Refit engines and rebuild sessions for each set of LoRA, and compare latents with those of the CPU."""
     engines = ensure_engines(place, report, "refittable", BuildOptions(refittable=True))
     a, b = (random_lora(place.work / f"{name}.safetensors", place.bundle, seed) for seed, name in enumerate("AB"))
     call: CallOptions = {"num_inference_steps": steps, "seed": 12, "output_type": "latent"}
@@ -35,7 +35,7 @@ def run(place: Place, report: Report, steps: int = 8) -> None:
             cpu.set_loras(loras)
             expected.append(cpu(PROMPT, **call).latents)
     expected.append(expected[0])
-    report.figure("the LoRA change latents by", [relative_error(e, expected[0]) for e in expected[1:-1]])
+    report.figure("relative change of latents by LoRA", [relative_error(e, expected[0]) for e in expected[1:-1]])
 
     def compare(backend: str, pipe: Pipeline) -> None:
         milliseconds, got = [], []
@@ -45,7 +45,7 @@ def run(place: Place, report: Report, steps: int = 8) -> None:
             names = " + ".join(f"{weight} {Path(file).stem}" for file, weight in loras.items()) or "the checkpoint"
             report.at_most(f"{backend}: {names}", relative_error(got[-1], wanted), TOLERANCE)
         equal = np.array_equal(got[0], got[-1])
-        report.check(f"{backend}: back to the checkpoint", equal, "equal to the bit" if equal else "differs")
+        report.check(f"{backend}: back to the checkpoint", equal, "bit-identical" if equal else "differs")
         report.figure(f"{backend}: milliseconds of each swap", milliseconds[1:])
 
     on_each_backend(place, report, compare, engines=engines)

@@ -1,4 +1,4 @@
-"""Our noise of `torch.Generator("cuda")` against PyTorch on this GPU, up to three million values."""
+"""latentrt's noise of `torch.Generator("cuda")` against PyTorch on this GPU, up to three million values."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from .report import Report
 
 
 def run(place: Place, report: Report, seeds: Sequence[int] = SEEDS, sizes: Sequence[int] = SIZES) -> None:
-    """Every draw keeps its limit; the grid of a GPU shows in tensors of more values than it has threads."""
+    """Check every draw. The grid of a GPU affects tensors with more values than it has threads."""
     report.figure("grid", dict(grid(place.device)))
     found = list(differences(place.device, seeds=seeds, sizes=sizes))
     for dtype in dict.fromkeys(one.dtype for one in found):

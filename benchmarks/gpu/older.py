@@ -1,7 +1,7 @@
 """Whether an engine of TensorRT for RTX that was built for compute capability 8.0 runs on this GPU.
 
-The library's list of GPUs ends before some that exist, such as Hopper; what it does on these can only be tried, and
-may crash, so this is a part of its own. A finding and not a check: it passes with any answer.
+The library does not list all GPUs, such as Hopper. Running on one that is not listed may crash, so this is a part of
+its own. The result is a figure: the part passes either way.
 """
 
 import json
@@ -22,7 +22,7 @@ OLDER = "8.0"
 
 
 def run(place: Place, report: Report) -> None:
-    """Build, load, draw, and compare with the CPU; the report says how far it came."""
+    """Build, load, draw, and compare with the CPU; the report shows which step was reached."""
     if "tensorrt_rtx" not in place.backends:
         return
     folder = place.engines("older")
@@ -42,7 +42,7 @@ def run(place: Place, report: Report) -> None:
 
 
 def claim_capability(folder: Path, capability: str) -> None:
-    """Say in a list of engines that they are for this capability, too; the runtime would refuse them otherwise."""
+    """Add this capability to a list of engines; the runtime would refuse them otherwise."""
     file = folder / "engines.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     for record in content["engines"]:

@@ -1,4 +1,4 @@
-"""Pictures of the embedded model on every backend, against those of ONNX Runtime on the CPU."""
+"""Pictures of the embedded model on every backend against those of ONNX Runtime on the CPU."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ LEAST_PSNR = 35.0  # dB
 
 
 def run(place: Place, report: Report, steps: int = 20) -> None:
-    """Latents within `TOLERANCE` (norm of the difference over the norm) and pictures above `LEAST_PSNR`; goldens."""
+    """Check that latents are within `TOLERANCE` (relative norm of the difference) and pictures above `LEAST_PSNR`."""
     engines = ensure_engines(place, report, "plain")
     expected = {}
     with Pipeline.load(place.bundle, backend="onnxruntime", device="cpu") as cpu:
@@ -35,7 +35,7 @@ def run(place: Place, report: Report, steps: int = 20) -> None:
             report.at_most(f"{backend}: latents of {name}", error, TOLERANCE)
             ratio = psnr(np.asarray(got.images), np.asarray(expected[name].images))
             report.check(f"{backend}: {name}", ratio >= LEAST_PSNR, f"PSNR {ratio:.1f} dB, at least {LEAST_PSNR:g}")
-        # Goldens have limits of their own.
+        # A figure and no check, as goldens have limits of their own.
         report.figure(f"{backend}: goldens", {check.name: [check.passed, check.text] for check in verify_goldens(pipe)})
 
     on_each_backend(place, report, compare, engines=engines)

@@ -1,6 +1,6 @@
-"""Where a bundle can run on this machine's GPU: every backend that loads, one after the other.
+"""Where a bundle can run on this machine: every backend that loads, one after the other.
 
-Knows pipelines and engines; knows nothing of what is checked on them.
+Knows pipelines and engines, but not what is checked on them.
 """
 
 import traceback
@@ -21,19 +21,19 @@ from latentrt.runtime.pipeline import embedded_bundle
 from .report import Report
 
 BACKENDS = ("onnxruntime", *TRT_BACKENDS)
-# Largest difference from the CPU, relative to the largest value, of float32 without TF32.
+# Largest relative error against the CPU, in float32 without TF32.
 TOLERANCE = 5e-4
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a part is given.
+    """The arguments that every part gets.
 
     Attributes:
         work: folder for engines, checkpoints and reports; kept between calls.
-        bundle: the bundle that correctness is checked with.
+        bundle: the bundle with which correctness is checked.
         device: "cuda", or "cpu" to try the parts without a GPU.
-        backends: those to look at.
+        backends: the backends to check.
     """
 
     work: Path
@@ -42,7 +42,7 @@ class Place:
     backends: Sequence[str] = BACKENDS
 
     def engines(self, name: str) -> Path:
-        """Folder of engines for a purpose."""
+        """Folder of the engines with this name."""
         return self.work / "engines" / name
 
     def build(
@@ -53,8 +53,10 @@ class Place:
         *,
         sizes: Mapping[str, Sequence[str]] | None = None,
     ) -> float:
-        """Build engines that are missing, quietly; returns the seconds that it took. Sizes are as for `latentrt build`:
-        height, width, batch, groups and tokens, each a list of sizes."""
+        """Build missing engines without a progress bar; return the seconds.
+
+        `sizes` are those of `latentrt build`: height, width, batch, groups and tokens, each a list.
+        """
         built = build_engines(
             self.bundle,
             backend,
@@ -76,20 +78,22 @@ def opened(
     """Each backend that loads and runs, with a pipeline that the caller closes; the others are noted.
 
     Args:
+        place: what to open, and on which backends.
+        report: gets the notes.
         engines: folder of the engines.
-        bundle: None is the place's.
-        backends: those to try; None is all of the place, and then it is a failed check where none runs.
+        bundle: default: the place's.
+        backends: those to try. By default all of the place's; then a check fails if none runs.
     """
     running = 0
     for backend in backends or place.backends:
         folder = engines if backend in TRT_BACKENDS else None
         try:
             pipe = Pipeline.load(bundle or place.bundle, backend=backend, device=place.device, engines=folder)
-        except Exception as error:  # a library that is half installed raises anything
+        except Exception as error:  # a broken installation can raise anything
             report.note(f"{backend} does not load: {error}")
             continue
         try:
-            pipe.run("time", {"timesteps": np.zeros(1, np.float32)})  # only now is the GPU needed
+            pipe.run("time", {"timesteps": np.zeros(1, np.float32)})  # the first use of the GPU
         except Exception as error:
             pipe.close()
             report.note(f"{backend} does not run: {error}")
@@ -108,14 +112,14 @@ def on_each_backend(
     engines: Path,
     backends: Sequence[str] | None = None,
 ) -> None:
-    """Call `test(backend, pipeline)` for each backend that runs; one that fails does not keep the others from it."""
+    """Call `test(backend, pipeline)` for each backend that runs; an error in one does not stop the others."""
     for backend, pipe in opened(place, report, engines=engines, backends=backends):
         with pipe:
             attempt(report, backend, partial(test, backend, pipe))
 
 
 def attempt(report: Report, name: str, work: Callable[[], object]) -> bool:
-    """Do something; an error becomes a failed check. Returns whether it went well."""
+    """Call `work`; an error becomes a failed check. Return whether it succeeded."""
     try:
         work()
     except Exception as error:

@@ -1,6 +1,6 @@
-"""What a part of the GPU check found: checks, figures and notes, on disk as soon as they are known.
+"""The findings of a part of the GPU check: checks, figures and notes.
 
-Knows files; knows nothing of GPUs. What was found before a part crashed, hung or ran out of time is not lost.
+Each is saved at once, so that nothing is lost if the part crashes, hangs or runs out of time.
 """
 
 import json
@@ -16,10 +16,12 @@ class Report:
     """Findings of one part.
 
     Attributes:
+        file: where the report is saved.
         checks: name, whether it passed, and a line with the figure and its limit.
-        figures: anything that JSON can say.
-        notes: what could not be looked at, and why.
-        finished: the part came to its end.
+        figures: any JSON values by name.
+        notes: what could not be checked, and why.
+        finished: whether the part ran to its end.
+        when: time of the start.
     """
 
     file: Path
@@ -36,7 +38,7 @@ class Report:
         self.save()
 
     def at_most(self, name: str, value: float, limit: float) -> None:
-        """Add the check that a figure keeps a limit; NaN does not."""
+        """Add the check that a figure is within a limit; NaN is not."""
         self.check(name, value <= limit, f"{value:.2e}, at most {limit:.0e}")
 
     def figure(self, name: str, value: Any) -> None:
@@ -52,12 +54,12 @@ class Report:
         self.save()
 
     def finish(self) -> None:
-        """The part has come to its end."""
+        """Mark the part as finished."""
         self.finished = True
         self.save()
 
     def save(self) -> None:
-        """Write all of it; a reader never sees half of a file."""
+        """Write the report; a reader never sees a partial file."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         content = {name: value for name, value in asdict(self).items() if name != "file"}
         partial = self.file.with_suffix(".partial")
@@ -66,17 +68,17 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether it came to its end and no check failed."""
+        """Whether the part ran to its end and no check failed."""
         return self.finished and all(check["passed"] for check in self.checks)
 
     @staticmethod
     def read(file: Path) -> "Report":
-        """What was saved."""
+        """Read a saved report."""
         return Report(file, **json.loads(file.read_text(encoding="utf-8")))
 
 
 def finite(value: Any) -> Any:
-    """The same with NaN and infinity as text, which JSON has no numbers for, and six digits of all others."""
+    """A copy for JSON: NaN and infinity as text, other floats rounded to six digits."""
     match value:
         case float():
             return float(f"{value:.6g}") if math.isfinite(value) else str(value)

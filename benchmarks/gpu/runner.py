@@ -1,6 +1,6 @@
-"""Run parts of the GPU check one after the other: each in a process of its own, with a time limit, failing alone.
+"""Run parts of the GPU check one after the other, each in a process of its own with a time limit.
 
-Knows processes and reports; knows nothing of what a part does.
+Knows processes and reports, but not what a part does.
 """
 
 import contextlib
@@ -15,13 +15,17 @@ from pathlib import Path
 
 from .report import Report, finite
 
-GRACE = 10.0  # seconds between asking a part to end and ending it
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a part ended. `verdict` is "passed", "failed", "crashed", "ran too long" or "no time left"; `status` is that
-    of its process, which can also crash after the part came to its end."""
+    """How a part ended.
+
+    Attributes:
+        verdict: "passed", "failed", "crashed", "ran too long" or "no time left".
+        status: of the part's process, which can also crash after the part has finished.
+    """
 
     part: str
     verdict: str
@@ -32,12 +36,12 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Whether it ran to its end and found nothing wrong."""
+        """Whether the part ran to its end and no check failed."""
         return self.verdict == "passed"
 
 
 def run_part(part: str, command: Sequence[str], seconds: float, work: Path) -> Outcome:
-    """Run one part; its process saves its report as `work/reports/PART.json`, and its output goes to a log beside."""
+    """Run one part, which saves its report as `work/reports/PART.json`; its output goes to PART.log beside it."""
     file, log = work / "reports" / f"{part}.json", work / "reports" / f"{part}.log"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
@@ -56,7 +60,7 @@ def run_part(part: str, command: Sequence[str], seconds: float, work: Path) -> O
 
 
 def _ends_within(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
-    """Wait; after `seconds` end the process and all that it started. Whether it ended by itself."""
+    """Wait for a process, and kill it with its children after `seconds`; return whether it ended by itself."""
     try:
         process.wait(seconds)
         return True
@@ -69,13 +73,13 @@ def _ends_within(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(GRACE)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # children that outlived it, too
+        os.killpg(process.pid, signal.SIGKILL)  # also children that are still running
     process.wait()
     return False
 
 
 def run_parts(commands: Sequence[tuple[str, Sequence[str], float]], seconds: float, work: Path) -> Iterator[Outcome]:
-    """Run (part, command, limit) in order, all together in `seconds`; parts that no time is left for are reported."""
+    """Run (part, command, limit) in order, within `seconds` in total; parts that remain get "no time left"."""
     end = time.monotonic() + seconds
     for part, command, limit in commands:
         left = end - time.monotonic() - GRACE
@@ -86,7 +90,7 @@ def run_parts(commands: Sequence[tuple[str, Sequence[str], float]], seconds: flo
 
 
 def write_summary(outcomes: Sequence[Outcome], out: Path) -> str:
-    """Write summary.json and summary.txt, and return the latter: a line for each part, then what was found."""
+    """Write summary.json and summary.txt; return the text: one line per part, then all findings."""
     out.mkdir(parents=True, exist_ok=True)
     parts = [
         {**asdict(outcome), "report": None if outcome.report is None else _content(outcome.report)}
@@ -113,7 +117,7 @@ def _counts(report: Report | None) -> str:
 
 def _findings(outcome: Outcome) -> Iterator[str]:
     if outcome.verdict == "crashed" or outcome.status not in (None, 0, 1):
-        yield f"its process ended with status {outcome.status}; the last line of its log: {outcome.last_line}"
+        yield f"process ended with status {outcome.status}; last line of its log: {outcome.last_line}"
     if outcome.report is not None:
         for check in outcome.report.checks:
             yield f"{'passed' if check['passed'] else 'FAILED'}  {check['name']}: {check['text']}"

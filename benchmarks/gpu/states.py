@@ -1,8 +1,8 @@
 """Each register of the state after each call of the loop, against a float64 replay on the host.
 
-The replay applies a plan's coefficients in float64 to the state that the backend had before the call, and to a
-prediction that ONNX Runtime makes on the CPU of that state. So every call is checked alone, and what is wrong shows in
-the call and the register where it happens.
+The replay applies the plan's coefficients in float64 to the backend's state before the call, and to a prediction of
+ONNX Runtime on the CPU for that state. Each call is checked on its own, so an error shows in the call and register
+where it occurs.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from latentrt.runtime import Pipeline, Plan, TorchGenerator
 from latentrt.runtime.protocols import Bucket
-from latentrt.runtime.scheduler.plan import REGISTERS, resolve
+from latentrt.runtime.scheduler import REGISTERS, resolve
 
 from .backends import ensure_engines
 from .places import TOLERANCE, Place, on_each_backend
@@ -24,7 +24,7 @@ PROMPT, SCALE = ("", "a small blue circle on a white background"), 5.0
 
 
 def run(place: Place, report: Report, steps: int = 6) -> None:
-    """All schedulers on all backends; a register's error is relative to the largest value of its register."""
+    """Check all schedulers on all backends; the error of a register is relative to its largest value."""
     engines = ensure_engines(place, report, "plain")
     with Pipeline.load(place.bundle, backend="onnxruntime", device="cpu") as cpu:
         ids = cpu.tokenizer.encode(list(PROMPT)).ids
@@ -47,7 +47,7 @@ def run(place: Place, report: Report, steps: int = 6) -> None:
 
 
 def predictor(cpu: Pipeline, context: NDArray[np.float32]) -> Callable[[Float64, np.float32], Float64]:
-    """The guided prediction (C, h, w) of a sample and a timestep: `denoise` with a table that passes it on."""
+    """A function from sample and timestep to the guided prediction (C, h, w): `denoise` with a table that copies it."""
     keys = cpu.run("context", {"hidden_states": context})
     table = np.zeros((1, REGISTERS, REGISTERS + 2), np.float32)
     table[0, 0, REGISTERS] = 1

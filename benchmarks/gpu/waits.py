@@ -1,7 +1,7 @@
-"""How often the host waits for the GPU inside of the loop: never, from the second call to the last.
+"""How often the host waits for the GPU inside the loop. From the second call to the last it must not wait at all.
 
-Counted in two ways: latentrt's own calls of CUDA, by wrapping them; and those of all libraries of the process, by
-PyTorch's profiler where PyTorch has CUDA (it listens to the driver, so ONNX Runtime and TensorRT are heard as well).
+Counted in two ways: latentrt's own calls of CUDA, by wrapping them; and the calls of all libraries in the process, with
+PyTorch's profiler if PyTorch has CUDA. The profiler traces the driver, so it sees ONNX Runtime and TensorRT as well.
 """
 
 import re
@@ -18,7 +18,7 @@ from .backends import PROMPT, ensure_engines
 from .places import Place, on_each_backend
 from .report import Report
 
-# Calls that wait for the GPU, or may: allocating and freeing do.
+# Calls that wait for the GPU, or can wait, as allocating and freeing do.
 WAITING = (
     "cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize",
     "cudaMemcpy", "cudaMemset", "cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaFreeHost",
@@ -28,7 +28,7 @@ LAUNCHES = "cudaGraphLaunch"
 
 
 def run(place: Place, report: Report, steps: int = 30) -> None:
-    """The host waits 0 times; engines are one launch a call, and ONNX Runtime launches what it has captured itself."""
+    """Check that the host never waits, and that engines are launched once per call. ONNX Runtime launches by itself."""
     engines = ensure_engines(place, report, "plain")
 
     def count(backend: str, pipe: Pipeline) -> None:
@@ -45,7 +45,7 @@ def run(place: Place, report: Report, steps: int = 30) -> None:
             )
         heard = profiled(pipe, steps)
         if heard is None:
-            report.note("PyTorch has no CUDA here, so calls of other libraries were not listened to")
+            report.note("PyTorch has no CUDA here, so calls of other libraries were not counted")
             return
         report.figure(f"{backend}: calls of the whole process", dict(heard))
         waits = waits_among(heard)
@@ -55,7 +55,7 @@ def run(place: Place, report: Report, steps: int = 30) -> None:
 
 
 def loop(pipe: Pipeline, steps: int, look: Callable[[], Any]) -> Any:
-    """Run a loop, and look after its first call and before its last: the difference, where what is seen has one."""
+    """Run a loop; return how much `look()` grows from its first call to its last, or None if `look` returns None."""
     stream = pipe.stream(PROMPT, num_inference_steps=steps, scheduler="euler_a", seed=2, output_type="latent")
     next(stream)
     before = look()
@@ -69,7 +69,7 @@ def loop(pipe: Pipeline, steps: int, look: Callable[[], Any]) -> Any:
 
 @contextmanager
 def counted_calls() -> Iterator[Counter[str]]:
-    """How often each call of CUDA's runtime is made through Python, while the block runs."""
+    """Count the calls of CUDA's runtime through Python in this block, by name."""
     from cuda.bindings import runtime as cuda
 
     calls: Counter[str] = Counter()
@@ -89,31 +89,31 @@ def counted_calls() -> Iterator[Counter[str]]:
 
 
 def profiled(pipe: Pipeline, steps: int) -> Counter[str] | None:
-    """Calls of CUDA by all libraries in the loop, less those of profiling nothing; None where PyTorch has no CUDA."""
+    """Calls of CUDA by all libraries in the loop, without the profiler's own; None if PyTorch has no CUDA."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    idle = heard_by_profiler(lambda: None)
+    own = heard_by_profiler(lambda: None)
     stream = pipe.stream(PROMPT, num_inference_steps=steps, scheduler="euler_a", seed=2, output_type="latent")
     next(stream)
     heard = heard_by_profiler(lambda: [next(stream) for _ in range(steps - 2)])
     for _ in stream:
         pass
-    return heard - idle
+    return heard - own
 
 
 def heard_by_profiler(work: Callable[[], object]) -> Counter[str]:
-    """Names of CUDA calls while `work` runs, such as cudaGraphLaunch or cuLaunchKernel."""
+    """Count the CUDA calls while `work` runs, by name, such as cudaGraphLaunch or cuLaunchKernel."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
         work()
     names = (event.name() for event in found.profiler.kineto_results.events())
-    return Counter(name for name in names if re.match(r"cu(da)?[A-Z]", name))  # not kernels, such as cutlass_…
+    return Counter(name for name in names if re.match(r"cu(da)?[A-Z]", name))  # no kernels, such as cutlass_…
 
 
 def waits_among(calls: Counter[str]) -> int:
-    """How many of these calls wait, of CUDA's runtime or its driver."""
+    """How many of these calls of CUDA's runtime or driver wait."""
     plain = {name: re.sub(r"(_v\d+|_ptsz|_ptds)+$", "", name) for name in calls}
     return sum(calls[name] for name, short in plain.items() if short in WAITING or "Synchronize" in short)

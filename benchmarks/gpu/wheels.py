@@ -1,12 +1,14 @@
-"""Wheels for a machine that has a GPU and no network: downloaded and cut here, joined, checked and installed there.
+"""Wheels for a machine with a GPU and without a network.
 
-    python benchmarks/gpu_wheels.py prepare FOLDER                 # with a network
-    python benchmarks/gpu_wheels.py install FOLDER TARGET          # without one
+    python -m benchmarks.gpu.wheels prepare FOLDER           # with a network: download wheels and cut them into parts
+    python -m benchmarks.gpu.wheels install FOLDER TARGET    # without: join, check and install them
 
-FOLDER holds `manifest.json` and parts of at most 24 MB, so that they can travel one by one; `install` says which are
-missing or altered, installs every wheel that is whole, and can be called again when more parts have come. Wheels go to
-TARGET, a folder to put ahead on PYTHONPATH: what is installed already stays as it is. Python 3.12 on 64-bit Linux.
-Needs pip and nothing else; knows nothing of GPUs.
+FOLDER holds `manifest.json` and parts of at most 24 MB, which can be transferred one by one. `install` names missing
+and altered parts, installs every complete wheel, and can be called again when more parts have arrived. Wheels are
+installed into TARGET, a folder to put first on PYTHONPATH; existing packages are not changed. For Python 3.12 on 64-bit
+Linux.
+
+Standard library and pip only, as it runs before anything is installed.
 """
 
 import argparse
@@ -22,8 +24,8 @@ from typing import Any
 PART_SIZE = 24_000_000
 PYTHON = "3.12"
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (17, 24, 27, 28, 31, 34, 35)] + ["manylinux2014_x86_64"]
-# onnxruntime-gpu takes the place of onnxruntime, whose module it shares. importlib_metadata is what diffusers needs
-# and machines with PyTorch lack.
+# onnxruntime-gpu hides onnxruntime, which has the same module name. diffusers depends on importlib_metadata, which
+# PyTorch does not bring.
 WHEELS = (
     "diffusers==0.42.1",
     "importlib_metadata==10.2.0",
@@ -37,7 +39,7 @@ MANIFEST, INSTALLED = "manifest.json", "installed.json"
 
 
 def prepare(folder: Path, wheels: Sequence[Path], part_size: int = PART_SIZE) -> None:
-    """Cut wheels into parts in `folder`, and write the manifest last. Parts of earlier wheels are removed."""
+    """Cut wheels into parts in `folder`, and write the manifest. Remove parts of earlier wheels."""
     folder.mkdir(parents=True, exist_ok=True)
     records = [_cut(wheel, folder, part_size) for wheel in sorted(wheels, key=lambda path: path.stat().st_size)]
     kept = {part["name"] for record in records for part in record["parts"]}
@@ -58,7 +60,7 @@ def _cut(wheel: Path, folder: Path, part_size: int) -> dict[str, Any]:
 
 
 def lacking(folder: Path, record: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the parts of a wheel, a line for each."""
+    """A line for each missing or altered part of a wheel."""
     for part in record["parts"]:
         file = folder / part["name"]
         if not file.is_file():
@@ -68,18 +70,18 @@ def lacking(folder: Path, record: dict[str, Any]) -> Iterator[str]:
 
 
 def join(folder: Path, record: dict[str, Any], target: Path) -> Path:
-    """The wheel, put together in `target`. Raises `ValueError` where it is not the one that was cut."""
+    """Join a wheel in `target`; raise `ValueError` if its hash is wrong."""
     wheel = target / str(record["name"])
     with wheel.open("wb") as file:
         for part in record["parts"]:
             file.write((folder / part["name"]).read_bytes())
     if _sha256(wheel.read_bytes()) != record["sha256"]:
-        raise ValueError(f"{wheel.name} was joined from whole parts and is another file: prepare {folder} again")
+        raise ValueError(f"wrong hash of {wheel.name}, although its parts are right: prepare {folder} again")
     return wheel
 
 
 def install(folder: Path, target: Path) -> list[str]:
-    """Install every wheel whose parts are all there; returns what keeps the others from it, a line for each."""
+    """Install every complete wheel; return a line for each problem with the others."""
     if not (folder / MANIFEST).is_file():
         return [f"{folder / MANIFEST} is missing: copy it first, or run prepare"]
     records = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["wheels"]
@@ -97,7 +99,7 @@ def install(folder: Path, target: Path) -> list[str]:
             wheel = join(folder, record, Path(scratch))
             try:
                 _pip("install", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", target, wheel)
-            except subprocess.CalledProcessError:  # pip has said why
+            except subprocess.CalledProcessError:  # pip has printed the reason
                 problems.append(f"{wheel.name} cannot be installed with {sys.executable}")
                 continue
         done[record["name"]] = record["sha256"]
@@ -107,7 +109,7 @@ def install(folder: Path, target: Path) -> list[str]:
 
 
 def download(folder: Path) -> list[Path]:
-    """All wheels, from the package index."""
+    """Download all wheels from the package index."""
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
     wanted = ["--only-binary", ":all:", "--python-version", PYTHON, "--implementation", "cp", *platforms]
     _pip("download", "--no-deps", "--dest", folder, *wanted, *WHEELS)
@@ -125,13 +127,13 @@ def _sha256(content: bytes) -> str:
 
 
 def main() -> int:
-    """The command; its status is 1 where anything is lacking."""
-    parser = argparse.ArgumentParser(description="Carry wheels to a machine without a network.")
+    """The command; its status is 1 if anything is missing."""
+    parser = argparse.ArgumentParser(description="Transfer wheels to a machine without a network.")
     commands = parser.add_subparsers(dest="command", required=True)
     cutting = commands.add_parser("prepare", help="download wheels and cut them into parts")
     cutting.add_argument("folder", type=Path)
     cutting.add_argument("--part-size", type=int, default=PART_SIZE, metavar="BYTES", help="default: 24 MB")
-    joining = commands.add_parser("install", help="join, check and install what is there")
+    joining = commands.add_parser("install", help="join, check and install the wheels whose parts are there")
     joining.add_argument("folder", type=Path)
     joining.add_argument("target", type=Path)
     arguments = parser.parse_args()
