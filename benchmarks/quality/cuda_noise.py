@@ -1,10 +1,10 @@
-"""Our noise of `torch.Generator("cuda")` against PyTorch on the GPU that is here.
+"""latentrt's noise of `torch.Generator("cuda")` against PyTorch on this machine's GPU.
 
-    python benchmarks/cuda_noise.py [--device cuda]
+    python -m benchmarks.quality.cuda_noise [--device cuda]
 
-Needs PyTorch with CUDA. Tensors from one value to more than four for each thread of the GPU, successive draws, float32
-and float16, seeds of 64 bits and below zero. Exit status 1 where anything differs by more than 1e-5. With `--device
-cpu` it compares the generator of the CPU, to try the script where there is no GPU. The last line is JSON.
+Needs PyTorch with CUDA. Compares successive draws, in float32 and float16, of tensors from one value to more than four
+per thread of the GPU, with seeds up to 64 bits and below zero. The exit status is 1 if anything differs by more than
+its limit. `--device cpu` compares the CPU's generator, to try this without a GPU. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LIMITS = {torch.float32: 1e-5, torch.float16: 4e-3}  # half a unit in the last p
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The largest of one draw, and the most that it may be."""
+    """The largest difference of one draw, and its limit."""
 
     dtype: str
     seed: int
@@ -37,7 +37,7 @@ class Difference:
 
 
 def grid(device: str) -> Mapping[str, int]:
-    """What our generator must know of the GPU."""
+    """The properties of the GPU that its noise depends on; arguments of `TorchGenerator`."""
     if device == "cpu":
         return {}
     facts = torch.cuda.get_device_properties(0)
@@ -48,7 +48,7 @@ def grid(device: str) -> Mapping[str, int]:
 
 
 def differences(device: str, *, seeds: Sequence[int] = SEEDS, sizes: Sequence[int] = SIZES) -> Iterator[Difference]:
-    """Draw after draw from a generator for each dtype and seed."""
+    """The difference of each draw; every dtype and seed has a generator of its own."""
     facts = grid(device)
     for dtype, limit in LIMITS.items():
         for seed in seeds:
@@ -62,8 +62,8 @@ def differences(device: str, *, seeds: Sequence[int] = SEEDS, sizes: Sequence[in
 
 
 def main() -> int:
-    """The command; its status is 1 where a limit is passed."""
-    parser = argparse.ArgumentParser(description="Compare noise with PyTorch's.")
+    """The command; its status is 1 if a limit is exceeded."""
+    parser = argparse.ArgumentParser(description="Compare noise with that of PyTorch.")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
     device = parser.parse_args().device
     worst: dict[str, Difference] = {}

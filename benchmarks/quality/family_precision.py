@@ -1,10 +1,10 @@
-"""What fp16 and bf16 cost each family, beside what they cost diffusers: errors of latents against diffusers in float32.
+"""Errors of fp16 and bf16 for each family, in latentrt and in diffusers, against diffusers in float32.
 
-    python benchmarks/family_precision.py [sd1 sd2 sdxl sd1-inpaint lcm …] [--precision fp16 bf16] [--seeds 4]
+    python -m benchmarks.quality.family_precision [sd1 sd2 sdxl sd1-inpaint lcm …] [--precision fp16 bf16] [--seeds 4]
 
-Small random checkpoints, exported to that precision and drawn on the CPU with every result rounded to it (see
-`rounded_bundle.py`), and by diffusers in that precision on the CPU. Passes where latentrt's error is at most 1.5 times
-that of diffusers. The last line of the output is JSON.
+Small random checkpoints are exported in that precision and drawn on the CPU with every result rounded to it (see
+`rounded_bundle.py`); diffusers draws in that precision on the CPU. Passes if the error of latentrt's latents is at most
+1.5 times that of diffusers. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-
-from support.checkpoints import tiny_checkpoint
-
 from latentrt.export.write import ExportOptions, export_bundle
 from latentrt.runtime import Pipeline
 from latentrt.runtime.goldens import relative_error
+from tests.support.checkpoints import tiny_checkpoint
 
 from .rounded_bundle import rounded_bundle
 
@@ -38,7 +36,7 @@ CALL = {"prompt": "a lighthouse in a storm", "num_inference_steps": 6, "guidance
 
 
 def pictures(family: str) -> dict[str, Any]:
-    """Size, and for models that inpaint a picture and a mask."""
+    """Options of the size, and for inpainting models a picture and a mask."""
     options: dict[str, Any] = {"height": 48, "width": 64}
     if "inpaint" in family:
         random = np.random.default_rng(1)
@@ -50,17 +48,18 @@ def pictures(family: str) -> dict[str, Any]:
 
 
 def drawn_by_diffusers(checkpoint: Path, dtype: torch.dtype, seed: int, **options: Any) -> np.ndarray:
+    """Latents of diffusers in this type."""
     pipe = diffusers.DiffusionPipeline.from_pretrained(checkpoint, torch_dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     if hasattr(pipe, "upcast_vae"):
-        pipe.upcast_vae()  # masked pictures are encoded as an SDXL bundle does it
+        pipe.upcast_vae()  # as in an SDXL bundle, masked pictures are encoded in float32
     generator = [torch.Generator().manual_seed(seed)]
     latents = pipe(generator=generator, output_type="latent", **options).images
     return np.asarray(latents.float().numpy())
 
 
 def measure(family: str, precision: str, folder: Path, seeds: int) -> dict[str, float]:
-    """Mean relative errors of both."""
+    """Mean relative error of latentrt and of diffusers."""
     checkpoint = tiny_checkpoint(folder / "checkpoint", family, seed=3, tinier=True)
     bundle = export_bundle(checkpoint, folder / "bundle", ExportOptions(precision=precision, num_inference_steps=6))
     ours, theirs = [], []
@@ -75,10 +74,11 @@ def measure(family: str, precision: str, folder: Path, seeds: int) -> dict[str, 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*", default=list(FAMILIES))
-    parser.add_argument("--precision", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
-    parser.add_argument("--seeds", type=int, default=4)
+    """The command; its status is 1 if an error exceeds its limit."""
+    parser = argparse.ArgumentParser(description="Measure the errors of fp16 and bf16 for each family.")
+    parser.add_argument("families", nargs="*", default=list(FAMILIES), help=f"default: {' '.join(FAMILIES)}")
+    parser.add_argument("--precision", nargs="+", choices=tuple(DTYPES), default=list(DTYPES), help="default: both")
+    parser.add_argument("--seeds", type=int, default=4, help="pictures of each family; default: 4")
     arguments = parser.parse_args()
     results = {}
     for family, precision in itertools.product(arguments.families, arguments.precision):
@@ -87,7 +87,7 @@ def main() -> int:
         name = f"{family} {precision}"
         results[name] = result
         ratio = result["latentrt"] / result["diffusers"]
-        verdict = "ok" if ratio <= LIMIT else f"FAIL, more than {LIMIT}"
+        verdict = "ok" if ratio <= LIMIT else f"FAIL, limit {LIMIT}"
         print(
             f"{name:18} latentrt {result['latentrt']:.2e}  diffusers {result['diffusers']:.2e}  {ratio:.2f} {verdict}",
             flush=True,

@@ -1,17 +1,15 @@
-"""Judges drawings of the model `shapes` by their pixels: do shape, colour and background say what the prompt said?
+"""Judge drawings of the model `shapes` by their pixels: do shape, colour and background match the prompt?
 
-    python benchmarks/judge.py FOLDER [--prompts tests/data/prompts.json]
+    python -m benchmarks.quality.judge FOLDER [--prompts tests/data/prompts.json]
 
-FOLDER holds one PNG for each prompt, named by its index (0.png, 001.png, ...); pictures may be missing. It knows
-nothing of models: no network is involved, so the verdict cannot drift. `accuracies(pictures_from, ...)` takes any
-function from prompts to pictures instead. The last line of the output is JSON.
+FOLDER holds one PNG per prompt, named by its index (0.png, 001.png, …); pictures may be missing. No neural network is
+involved, so verdicts do not change between versions of libraries. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,14 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT / "tests" / "shapes") not in sys.path:
-    sys.path.insert(0, str(ROOT / "tests" / "shapes"))
-
+from benchmarks.common.paths import PROMPTS
 from benchmarks.shapes.drawings import (
     COLOURS,
     PALETTE,
-    PROMPTS,
     RADII,
     SHAPES,
     Object,
@@ -41,9 +35,9 @@ from benchmarks.shapes.drawings import (
 )
 
 COLOUR_TABLE = np.array(list(PALETTE.values()), np.float32)
-BORDER = 4  # pixels around the picture that show background alone
+BORDER = 4  # width in pixels of the border that shows only background
 MIN_AREA = 90  # pixels; the smallest object has about 200
-MIN_OVERLAP = 0.72  # with the best template; below it the shape is none of ours
+MIN_OVERLAP = 0.72  # with the best template; below it the shape is unknown
 
 Mask = NDArray[np.bool_]
 Picture = NDArray[np.uint8]
@@ -51,7 +45,7 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """An object as it is seen, and the intersection over union with the template that fits best."""
+    """An object found in a picture; `overlap` is its intersection over union with the best template."""
 
     shape: str
     colour: str
@@ -61,7 +55,7 @@ class Region:
 
 
 def background_of(image: Picture) -> str:
-    """The palette's name for most of the border's pixels."""
+    """The name of the most frequent colour of the border."""
     inner = np.ones(image.shape[:2], bool)
     inner[BORDER:-BORDER, BORDER:-BORDER] = False
     return COLOURS[np.bincount(_nearest(image[inner]), minlength=len(COLOURS)).argmax()]
@@ -78,7 +72,7 @@ def regions_of(image: Picture, background: str) -> list[Region]:
         labels = _nearest(core)
         names = [COLOURS[label] for label in np.bincount(labels, minlength=len(COLOURS)).argsort()[::-1]]
         colour = names[0] if names[0] != background else names[1]
-        # The edge lies where a pixel is as near to the object's own colour as to the background.
+        # The edge is where a pixel is as close to the object's own colour as to the background.
         own = np.median(core, axis=0)
         sharp = mask & (np.linalg.norm(pixels - own, axis=-1) < from_background)
         if sharp.sum() >= MIN_AREA:
@@ -90,8 +84,8 @@ def regions_of(image: Picture, background: str) -> list[Region]:
 def judge(image: Picture, scene: Scene) -> dict[str, bool]:
     """Whether `shape`, `colour` and `background` of a picture (h, w, 3) are right, and `all` three.
 
-    With two objects, a "left of" must hold, an "and" leaves the order open. A wrong number of objects makes shape and
-    colour wrong. `size` is told as well, but is no part of `all`: the language sets no border between small and large.
+    With two objects, "left of" fixes their order and "and" does not. With a wrong number of objects, shape and colour
+    are wrong. `size` is judged as well but is not part of `all`, as the language does not define where small ends.
     """
     background = background_of(image)
     regions = regions_of(image, background)
@@ -126,11 +120,11 @@ def _eroded(mask: Mask) -> Mask:
 
 
 def _components(mask: Mask) -> list[Mask]:
-    """Connected regions of at least MIN_AREA pixels: the largest number in a region spreads until nothing changes."""
+    """Connected regions of at least MIN_AREA pixels. In each region the largest label spreads until nothing changes."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         before = labels
-        for axis in (0, 1):  # along runs, so that a few rounds suffice
+        for axis in (0, 1):  # along whole runs, so that a few rounds suffice
             for turn in (1, -1):
                 labels = _spread(labels, mask, axis=axis, turn=turn)
         if np.array_equal(labels, before):
@@ -140,24 +134,24 @@ def _components(mask: Mask) -> list[Mask]:
 
 
 def _spread(labels: NDArray[np.intp], mask: Mask, *, axis: int, turn: int) -> NDArray[np.intp]:
-    """Along one direction, every pixel takes the largest label since the last gap."""
+    """Give every pixel the largest label since the last gap, in one direction."""
     lines = (labels if axis else labels.T)[:, ::turn]
     inside = (mask if axis else mask.T)[:, ::turn]
-    runs = np.cumsum(~inside, axis=1) * (labels.size + 1)  # grows at gaps, so the maximum never crosses one
+    runs = np.cumsum(~inside, axis=1) * (labels.size + 1)  # grows at each gap, so that no maximum crosses it
     spread = np.where(inside, np.maximum.accumulate(lines + runs, axis=1) - runs, 0)[:, ::turn]
     return spread if axis else spread.T
 
 
 @cache
 def _template(shape: str) -> tuple[float, float]:
-    """Area of a shape of radius 1, and how far its centroid lies below the middle."""
+    """Area of a shape of radius 1, and the distance of its centroid below the origin."""
     axis = (np.arange(400, dtype=np.float32) + 0.5) / 160 - 1.25
     inside = signed_distance(shape, *np.broadcast_arrays(axis[None, :], axis[:, None])) < 0
     return float(inside.sum()) / 160**2, float(axis[np.nonzero(inside)[0]].mean())
 
 
 def _best_template(mask: Mask) -> tuple[str, float, float]:
-    """Shape, radius and overlap of the template that fits best, with the area and the centroid of the mask."""
+    """Shape, radius and overlap of the best template; templates have the area and the centroid of the mask."""
     rows, columns = np.nonzero(mask)
     y, x = rows.mean(), columns.mean()
     best = ("none", 0.0, MIN_OVERLAP)
@@ -177,7 +171,7 @@ def _best_template(mask: Mask) -> tuple[str, float, float]:
 
 
 def accuracies(pictures_from: Callable[[Sequence[str]], Iterable[Picture]], prompts: Sequence[str]) -> dict[str, float]:
-    """Share of right pictures for each key of `judge`, for one object (`single/...`) and two (`double/...`), with n."""
+    """Share of right pictures for each key of `judge`, for one object ("single/…") and two ("double/…"), and "…/n"."""
     return _summary(list(pictures_from(prompts)), [scene_from_caption(prompt) for prompt in prompts])
 
 
@@ -193,7 +187,7 @@ def _summary(pictures: Sequence[Picture], scenes: Sequence[Scene]) -> dict[str, 
 
 
 def confusion(pictures: Sequence[Picture], scenes: Sequence[Scene]) -> str:
-    """Of pictures with one object: the shape asked for (rows), and the one seen."""
+    """A table of pictures with one object: the prompt's shape (rows) and the shape found (columns)."""
     seen: Counter[tuple[str, str]] = Counter()
     for image, scene in zip(pictures, scenes, strict=True):
         if len(scene.objects) == 1:
@@ -207,9 +201,10 @@ def confusion(pictures: Sequence[Picture], scenes: Sequence[Scene]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="judge pictures of the model `shapes` by their pixels")
+    """The command."""
+    parser = argparse.ArgumentParser(description="Judge pictures of the model `shapes` by their pixels.")
     parser.add_argument("folder", type=Path, help="PNG files, each named by the index of its prompt")
-    parser.add_argument("--prompts", type=Path, default=PROMPTS)
+    parser.add_argument("--prompts", type=Path, default=PROMPTS, help="default: tests/data/prompts.json")
     options = parser.parse_args()
     prompts: list[str] = json.loads(options.prompts.read_text())["prompts"]
     paths = sorted(options.folder.glob("*.png"), key=lambda path: int(path.stem))

@@ -1,7 +1,7 @@
-"""A float32 copy of an fp16 or bf16 bundle in which every tensor is rounded to that precision where it is made.
+"""A float32 copy of an fp16 or bf16 bundle in which the result of every operator is rounded to that precision.
 
-A CPU can run it, and it has the errors that a GPU has, which rounds results but not the sums inside of an operator.
-ONNX Runtime's own fp16 on a CPU leaves roundings out where it fuses, and its CPU has no bf16.
+It runs on a CPU with the errors of a GPU, which rounds results but not the sums inside an operator. ONNX Runtime's own
+fp16 on a CPU skips roundings where it fuses operators, and its CPU provider has no bf16.
 """
 
 from dataclasses import replace
@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from latentrt.runtime.bundle.bundle import Bundle
-from latentrt.runtime.bundle.manifest import MANIFEST, File, Graph, TensorSpec, manifest_json
+from latentrt.runtime import Bundle
+from latentrt.runtime.bundle import File, Graph, TensorSpec
+from latentrt.runtime.bundle.manifest import MANIFEST, manifest_json
 from latentrt.runtime.files import sha256_of_file
 
 HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 
 def rounded_bundle(bundle: Bundle, out: Path) -> Path:
-    """Write the copy to the new folder `out`, without goldens, and return it."""
+    """Write the copy, without goldens, to the new folder `out`; return `out`."""
     out.mkdir()
     manifest = bundle.manifest
     for name in manifest.files:
@@ -43,7 +44,7 @@ def rounded_bundle(bundle: Bundle, out: Path) -> Path:
 
 
 def round_results(graph: ir.Graph) -> None:
-    """Compute in float32, and round what was a half to the same half, in place; weights keep their values."""
+    """Make a graph compute in float32 and round what was fp16 or bf16 to that type, in place. Weights do not change."""
     for value in graph.initializers.values():
         if value.dtype in HALVES and value.const_value is not None:
             value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)

@@ -1,8 +1,8 @@
 """Every scheduler on the embedded model: how well it draws in 20 steps, and how long a plan takes to compile.
 
-    python benchmarks/schedulers.py [--bundle engines/shapes] [--prompts 24] [--out docs/schedulers.png]
+    python -m benchmarks.quality.schedulers [--bundle engines/shapes] [--prompts 24] [--out docs/schedulers.png]
 
-The same prompts and seeds for all. The last line of the output is JSON.
+All schedulers get the same prompts and seeds. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from latentrt.runtime import Pipeline, Plan
-from latentrt.runtime.errors import SchedulerError
-from latentrt.runtime.scheduler.plan import resolve, scheduler_names
+from benchmarks.common.paths import PROMPTS, ROOT
+from latentrt.runtime import Pipeline, Plan, SchedulerError
+from latentrt.runtime.scheduler import resolve, scheduler_names
 
-from .judge import PROMPTS, ROOT, accuracies
+from .judge import accuracies
 from .shapes_quality import Pictures, draw
 
 STEPS = 20
-SHOWN = 6  # pictures of each scheduler
-LABEL = 190  # pixels
+SHOWN = 6  # pictures of each scheduler on the sheet
+LABEL = 190  # width of a label in pixels
 COMPILE_LIMIT_MS = 50.0
 
 
 def names_to_draw() -> list[str]:
-    """Short names without a suffix for sigmas, and Karras sigmas for the two that they are mostly used with."""
+    """Short names without a suffix for sigmas, and the two schedulers that are most used with Karras sigmas."""
     short = [name for name in scheduler_names() if not name.endswith(("Scheduler", "_karras", "_exponential", "_beta"))]
     return [*(name for name in short if not name.startswith("flow")), "dpm++_2m_karras", "dpm2_a_karras"]
 
 
 def compile_ms(name: str, config: dict[str, object], steps: int) -> float:
-    """The best of five, each with another beta_end, so that no plan comes out of the cache."""
+    """The fastest of five compilations, each with another beta_end, so that none is cached."""
     seconds = []
     for i in range(5):
         changed = resolve(name, config | {"beta_end": 0.0121 + 1e-5 * i, "rescale_betas_zero_snr": False})
@@ -45,7 +45,7 @@ def compile_ms(name: str, config: dict[str, object], steps: int) -> float:
 
 
 def sheet(rows: dict[str, tuple[Pictures, str]]) -> Image.Image:
-    """A row of pictures for each scheduler, its name and figures at the left."""
+    """A row of pictures for each scheduler, with its name and figures on the left."""
     side = next(iter(rows.values()))[0][0].shape[0]
     image = Image.new("RGB", (LABEL + SHOWN * (side + 4), len(rows) * (side + 4)), "white")
     pen = ImageDraw.Draw(image)
@@ -59,10 +59,11 @@ def sheet(rows: dict[str, tuple[Pictures, str]]) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="draw with every scheduler")
-    parser.add_argument("--bundle", type=Path, help="default: the model that ships along")
-    parser.add_argument("--prompts", type=int, default=24, help="held-out prompts of one object")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "schedulers.png")
+    """The command."""
+    parser = argparse.ArgumentParser(description="Draw with every scheduler.")
+    parser.add_argument("--bundle", type=Path, help="default: the embedded model")
+    parser.add_argument("--prompts", type=int, default=24, help="held-out prompts of one object; default: 24")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "schedulers.png", help="the sheet")
     options = parser.parse_args()
     prompts = json.loads(PROMPTS.read_text())["prompts"][: options.prompts]
     rows: dict[str, tuple[Pictures, str]] = {}

@@ -1,10 +1,10 @@
-"""How well the embedded model draws what it is told, judged by pixels, and whether its controls do what they should.
+"""How well the embedded model follows prompts, judged by pixels, and whether its options have their effects.
 
-    python benchmarks/shapes_quality.py [--bundle engines/shapes] [--out benchmarks/results]
+    python -m benchmarks.quality.shapes_quality [--bundle engines/shapes] [--out benchmarks/results]
 
-Draws the 300 held-out prompts with the bundle's defaults (seed = index), then asks: are other seeds other pictures, is
-a higher guidance scale more faithful, does a negative prompt move away. Writes `shapes.md` with the tables, and
-the contact sheet `shapes.png`. The last line of the output is JSON.
+Draws the 300 held-out prompts with the bundle's defaults (seed = index). Then measures whether other seeds give other
+pictures, whether a higher guidance scale follows the prompt better, and whether a negative prompt removes a colour.
+Writes the tables `shapes.md` and `shapes.json`, and the contact sheet `shapes.png`. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from benchmarks.common.paths import PROMPTS, RESULTS, ROOT
+from benchmarks.shapes.drawings import COLOURS, SHAPES, scene_from_caption
 from latentrt.runtime import Pipeline
 
-from .judge import COLOURS, PROMPTS, ROOT, SHAPES, accuracies, background_of, confusion, regions_of, scene_from_caption
+from .judge import accuracies, background_of, confusion, regions_of
 
 BATCH = 10
-SHEET = 12  # pictures of one object, and as many of two
-CELL = 150  # pixels of a picture with its caption
+SHEET = 12  # pictures of one object on the contact sheet, and as many of two
+CELL = 150  # width in pixels of a picture with its margins
 Pictures = list[NDArray[np.uint8]]
 TARGETS = {"single/all": 0.92, "double/all": 0.75}
 
@@ -42,7 +44,7 @@ def draw(pipe: Pipeline, prompts: Sequence[str], seeds: Sequence[int], **options
 
 
 def difference_of_seeds(pipe: Pipeline, prompt: str) -> float:
-    """Smallest mean difference between any two of eight seeds' pictures, of 255."""
+    """Smallest mean difference between any two pictures of eight seeds, in levels of 255."""
     pictures = np.stack(draw(pipe, [prompt] * 8, range(8))).astype(np.float32)
     return float(min(np.abs(a - b).mean() for i, a in enumerate(pictures) for b in pictures[:i]))
 
@@ -59,7 +61,7 @@ def guidance(pipe: Pipeline, prompts: Sequence[str]) -> dict[str, float]:
 
 
 def share_of_red(pipe: Pipeline, negative: str) -> float:
-    """How often an object whose colour the prompt leaves open comes out red."""
+    """How often an object is red if the prompt does not name its colour."""
     prompts = [f"a large {shape} on a {ground} background" for shape in SHAPES for ground in COLOURS if ground != "red"]
     pictures = draw(pipe, prompts * 2, range(2 * len(prompts)), negative_prompt=negative)
     found = [regions_of(picture, background_of(picture)) for picture in pictures]
@@ -67,7 +69,7 @@ def share_of_red(pipe: Pipeline, negative: str) -> float:
 
 
 def contact_sheet(pictures: Pictures, captions: Sequence[str], columns: int = 6) -> Image.Image:
-    """Pictures with their captions below, in rows."""
+    """Rows of pictures, each with its caption below."""
     rows = -(-len(pictures) // columns)
     height = CELL + 24
     sheet = Image.new("RGB", (columns * CELL, rows * height), "white")
@@ -89,10 +91,11 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="judge what the embedded model draws")
-    parser.add_argument("--bundle", type=Path, help="default: the model that ships along")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--sheet", type=Path, default=ROOT / "docs" / "shapes.png")
+    """The command."""
+    parser = argparse.ArgumentParser(description="Judge what the embedded model draws.")
+    parser.add_argument("--bundle", type=Path, help="default: the embedded model")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the tables; default: benchmarks/results")
+    parser.add_argument("--sheet", type=Path, default=ROOT / "docs" / "shapes.png", help="default: docs/shapes.png")
     options = parser.parse_args()
     prompts: list[str] = json.loads(PROMPTS.read_text())["prompts"]
     singles = [prompt for prompt in prompts if len(scene_from_caption(prompt).objects) == 1]
@@ -123,12 +126,13 @@ def main() -> None:
 
 
 def report(figures: dict[str, Any], table: str, backend: str) -> str:
+    """The text of `shapes.md`."""
     kinds = (("single", "one object"), ("double", "two objects"))
     keys = ("shape", "colour", "background", "all", "size")
     lines = [
         "# What the model `shapes` draws",
         "",
-        f"Held-out prompts, the bundle's defaults, seed = index, {backend}; judged by `benchmarks/judge.py`.",
+        f"Held-out prompts, the bundle's defaults, seed = index, {backend}; judged by `benchmarks/quality/judge.py`.",
         "",
         "| | n | shape | colour | background | all three | wanted | size |",
         "|---|---|---|---|---|---|---|---|",

@@ -1,23 +1,27 @@
-"""The picture language of the model `shapes`: scenes, their captions and their drawings, in numpy alone.
+"""The picture language of the model `shapes`: scenes, their captions and their drawings.
 
-A scene is one object ("a large red star on a blue background") or two ("a red circle and a small heart on a white
-background", "... left of ..."). Size and colour of an object may be left unsaid; the drawing then picks them.
-Everything is deterministic from the given numpy Generators. Run as a script, it writes the held-out prompts to
-`tests/data/prompts.json`; the sampler of training scenes skips every caption that stands there.
+    python -m benchmarks.shapes.drawings
+
+A scene has one object ("a large red star on a blue background") or two ("a red circle and a small heart on a white
+background", "… left of …"). A caption may omit the size and colour of an object; the drawing then picks them. All
+choices come from the given numpy Generators. The command writes the held-out prompts to `tests/data/prompts.json`;
+training scenes never have one of these captions.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from benchmarks.common.paths import PROMPTS
 
 SIDE = 128
 PALETTE: dict[str, tuple[int, int, int]] = {
@@ -32,10 +36,9 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 }
 COLOURS = tuple(PALETTE)
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond")
-# Radii in pixels. Two objects share the picture, so each is smaller; large and small stay clearly apart in both cases.
+# Radii in pixels by number of objects. Two objects share the picture, so each is smaller.
 RADII = {1: {"small": (22.0, 26.0), "large": (40.0, 48.0)}, 2: {"small": (18.0, 20.5), "large": (26.5, 30.0)}}
-JITTER = 12.0  # pixels that an object's centre may move off the middle of its column
-PROMPTS = Path(__file__).resolve().parents[2] / "tests" / "data" / "prompts.json"
+JITTER = 12.0  # largest distance in pixels of an object from the middle of its column, in x and in y
 
 Relation = Literal["and", "left of"]
 Floats = NDArray[np.floating[Any]]
@@ -43,7 +46,7 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """One thing in a picture; `None` leaves the attribute to the drawing."""
+    """An object of a scene; the drawing chooses attributes that are `None`."""
 
     shape: str
     colour: str | None = None
@@ -55,7 +58,7 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a caption says. `relation` joins two objects: "and" leaves their order open, "left of" fixes it."""
+    """What a caption says. `relation` joins two objects: "left of" fixes their order, "and" does not."""
 
     objects: tuple[Object, ...]
     background: str
@@ -65,9 +68,10 @@ class Scene:
         if len(self.objects) not in (1, 2):
             raise ValueError(f"a scene has one or two objects, not {len(self.objects)}")
         if self.background in {thing.colour for thing in self.objects}:
-            raise ValueError(f"an object in the colour of its background ({self.background}) cannot be seen")
+            raise ValueError(f"an object has the colour of its background ({self.background})")
 
     def caption(self) -> str:
+        """The caption, such as "a large red star on a blue background"."""
         return f"{f' {self.relation} '.join(map(str, self.objects))} on {_with_article(self.background)} background"
 
 
@@ -97,7 +101,7 @@ def _with_article(words: str) -> str:
 def random_scene(
     rng: np.random.Generator, *, objects: int, colour_named: float = 0.9, shapes: Sequence[str] = SHAPES
 ) -> Scene:
-    """One or two objects: sizes are named in two of three cases, colours with probability `colour_named`."""
+    """One or two objects; two thirds have a named size, a share of `colour_named` a named colour."""
     background = str(rng.choice(COLOURS))
     others = [colour for colour in COLOURS if colour != background]
     things = []
@@ -109,7 +113,7 @@ def random_scene(
 
 
 def held_out_prompts(*, single: int = 200, double: int = 100, seed: int = 2024) -> list[str]:
-    """Distinct captions, single objects first; every colour is named, so that a picture can be judged by its prompt."""
+    """Distinct captions, single objects first. All colours are named, so that pictures can be judged by them."""
     rng = np.random.default_rng(seed)
     captions: dict[str, None] = {}
     for objects, count in ((1, single), (2, single + double)):
@@ -128,7 +132,7 @@ def _held_out_digests() -> frozenset[str]:
 
 
 def training_scenes(rng: np.random.Generator, *, two_objects: float = 0.3) -> Iterator[Scene]:
-    """Endless scenes for training; none has a held-out caption. Stars, the finest shape, come twice as often."""
+    """An endless stream of scenes without held-out captions. Stars, the most detailed shape, are twice as frequent."""
     while True:
         scene = random_scene(rng, objects=2 if rng.random() < two_objects else 1, shapes=(*SHAPES, "star"))
         if _digest(scene.caption()) not in _held_out_digests():
@@ -139,19 +143,19 @@ def training_scenes(rng: np.random.Generator, *, two_objects: float = 0.3) -> It
 
 
 def signed_distance(shape: str, x: Floats, y: Floats) -> Floats:
-    """Distance to the edge of a shape of radius 1 around the origin, negative inside; y points down."""
+    """Distance to the edge of a shape of radius 1 at the origin, negative inside; y points down."""
     match shape:
         case "circle":
             return np.hypot(x, y) - 1
         case "square":
             along: Floats = np.maximum(np.abs(x), np.abs(y))
             return along - 0.84
-        case "diamond":  # narrower than high, so that it is no turned square
+        case "diamond":  # narrower than high, to differ from a rotated square
             return (np.abs(x) + 0.68 * np.abs(y) - 0.68) / float(np.hypot(1, 0.68))
         case "triangle":  # apex (0, -0.92), base y = 0.78 with half width 0.98
             side: Floats = (1.7 * np.abs(x) - 0.98 * (y + 0.92)) / float(np.hypot(1.7, 0.98))
             return np.maximum(y - 0.78, side)
-        case "star":  # five points: fold into a tenth of the turn, then one edge from outer (1, 0) to inner corner
+        case "star":  # five points: folded to a tenth of a turn, one edge from the outer corner (1, 0) to the inner one
             turn = np.pi / 5
             angle = np.abs(np.mod(np.arctan2(x, -y) + turn, 2 * turn) - turn)
             radius = np.hypot(x, y)
@@ -166,11 +170,11 @@ def signed_distance(shape: str, x: Floats, y: Floats) -> Floats:
             fold = 0.5 * np.maximum(x + y, 0)
             body = np.minimum(np.hypot(x, y - 1), np.hypot(x - fold, y - fold)) * np.sign(x - y)
             return scale * np.where(x + y > 1, lobe, body)
-    raise ValueError(f"no shape {shape!r}; there are {', '.join(SHAPES)}")
+    raise ValueError(f"unknown shape {shape!r}: expected one of {', '.join(SHAPES)}")
 
 
 def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Antialiased pictures (n, 128, 128, 3) of `scenes`; what a scene leaves open, and the jitter, come from `rng`."""
+    """Antialiased pictures (n, 128, 128, 3) of `scenes`; `rng` chooses open attributes and positions."""
     pictures = np.empty((len(scenes), SIDE, SIDE, 3), np.float32)
     pictures[:] = np.array([PALETTE[scene.background] for scene in scenes], np.float32)[:, None, None, :]
     placed: dict[tuple[str, int], list[tuple[int, float, float, float, tuple[int, int, int]]]] = {}
@@ -183,12 +187,12 @@ def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> NDArray[np.uint8]
             colour = thing.colour or open_colours[rng.integers(len(open_colours))]
             size = thing.size or ("small", "large")[rng.integers(2)]
             radius = rng.uniform(*RADII[count][size])
-            half = SIDE / 2 / count  # half of the width of the object's own column
+            half = SIDE / 2 / count  # half the width of the object's column
             x = half * (2 * place + 1) + rng.uniform(-1, 1) * min(half - radius - 2, JITTER)
             y = SIDE / 2 + rng.uniform(-1, 1) * min(SIDE / 2 - radius - 2, JITTER)
             placed.setdefault((thing.shape, place), []).append((index, x, y, radius, PALETTE[colour]))
     grid = np.arange(SIDE, dtype=np.float32) + np.float32(0.5)
-    for (shape, _), group in placed.items():  # all objects of one shape at once; a picture is never twice in one group
+    for (shape, _), group in placed.items():  # all objects of a shape at once; a picture is in a group once
         at = [one[0] for one in group]
         xs, ys, radii = (np.array([one[axis] for one in group], np.float32)[:, None, None] for axis in (1, 2, 3))
         across, down = np.broadcast_arrays((grid[None, None, :] - xs) / radii, (grid[None, :, None] - ys) / radii)
@@ -199,8 +203,10 @@ def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> NDArray[np.uint8]
 
 
 def main() -> None:
+    """The command."""
+    argparse.ArgumentParser(description="Write the held-out prompts to tests/data/prompts.json.").parse_args()
     PROMPTS.parent.mkdir(parents=True, exist_ok=True)
-    comment = "Held out of the training of tests/data/shapes: 200 singles, 100 pairs (tests/shapes/drawings.py)"
+    comment = "Held out of the training of tests/data/shapes: 200 singles, 100 pairs (benchmarks/shapes/drawings.py)"
     PROMPTS.write_text(json.dumps({"comment": comment, "prompts": held_out_prompts()}, indent=1) + "\n")
     print(f"wrote {PROMPTS}")
 

@@ -1,7 +1,8 @@
 """The optimiser Muon (https://kellerjordan.github.io/posts/muon/) for matrices and convolutions.
 
-The momentum of a matrix is replaced by the nearest orthogonal one, so that every direction is learned at one pace. In
-the training here it reaches AdamW's loss in about two thirds of the time, above all at low noise, where shapes are.
+The momentum of a matrix is replaced by the nearest orthogonal matrix, so that all directions are learned at the same
+rate. In this training it reaches AdamW's loss in about two thirds of the time; it gains most at low noise levels, which
+decide the shapes.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-QUINTIC = (3.4445, -4.7750, 2.0315)  # five rounds bring singular values between 0.01 and 1 to within 0.7 and 1.2
+QUINTIC = (3.4445, -4.7750, 2.0315)  # five rounds map singular values from [0.01, 1] to [0.7, 1.2]
 
 
 def orthogonal(matrices: Tensor, rounds: int = 5) -> Tensor:
-    """About U V^T of each matrix U S V^T in (n, rows, columns), by Newton-Schulz rounds.
+    """Approximately U V^T of each matrix U S V^T in (n, rows, columns), by Newton-Schulz iteration.
 
-    The rounds act on the Gram matrix of the shorter side, which is much smaller than a convolution's weight.
+    It iterates on the Gram matrix of the shorter side, which is much smaller than a convolution's weight.
     """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonal(matrices.mT, rounds).mT
@@ -34,11 +35,11 @@ def orthogonal(matrices: Tensor, rounds: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, scaled to the step sizes of AdamW (https://arxiv.org/abs/2502.16982)."""
+    """Orthogonalised Nesterov momentum, scaled to the step sizes of AdamW (https://arxiv.org/abs/2502.16982)."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.01):
         groups: dict[tuple[int, int], list[nn.Parameter]] = {}
-        for parameter in parameters:  # equal shapes are worked on together
+        for parameter in parameters:  # parameters of equal shape are updated together
             groups.setdefault((parameter.shape[0], parameter[0].numel()), []).append(parameter)
         settings = {"lr": lr, "momentum": momentum, "decay": decay}
         super().__init__([{"params": group} for group in groups.values()], settings)

@@ -1,12 +1,12 @@
-"""Trains the text encoder and the UNet of the model `shapes` together, and writes the checkpoint `tests/data/shapes`.
+"""Train the text encoder and the UNet of the model `shapes` together, and write the checkpoint `tests/data/shapes`.
 
-    python tests/shapes/train_vae.py && python tests/shapes/train_unet.py
+    python -m benchmarks.shapes.train_vae && python -m benchmarks.shapes.train_unet
 
-v-prediction on a schedule with zero terminal SNR, latents encoded once with the finished autoencoder, a tenth of the
-captions replaced by "" for guidance, moving averages of both networks as the result. Muon moves the UNet's matrices,
-AdamW everything else. Like the autoencoder's, the budget is time and the learning rate is zero at its end. `--warm`
-begins with the networks of the checkpoint, at half the learning rate; `--export` writes a checkpoint from the state of
-a running training.
+v-prediction on a schedule with zero terminal SNR. Latents are encoded once with the finished autoencoder; a tenth of
+the captions is replaced by "" for guidance; the result is the moving average of both networks. Muon updates the UNet's
+matrices, AdamW everything else. As for the autoencoder, the budget is in minutes, and the learning rate reaches zero at
+its end. `--warm` starts from the checkpoint's networks at half the learning rate; `--export` writes a checkpoint from
+the saved state of a training that is still running.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import drawings
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from benchmarks.common.paths import SHAPES_CHECKPOINT
+
+from . import drawings
 from .muon import Muon
-from .train_vae import CHECKPOINT, SCALING_FACTOR, rate_at, save_half, to_tensor
+from .train_vae import SCALING_FACTOR, rate_at, save_half, to_tensor
 from .vocabulary import write_tokenizer
 
 STATE = Path.home() / ".cache" / "latentrt" / "shapes-unet.pt"
-POOL = 40_000  # a state with fewer is filled up
-TWO_OBJECTS = 0.8  # share of the captions; they are the harder ones
+POOL = 40_000  # training pictures; a state with fewer is filled up
+TWO_OBJECTS = 0.8  # share of captions with two objects, which are harder to learn
 RATES = {"muon": 2.5e-3, "adamw": 1.5e-3}
-BATCHES = (16, 32)  # at first more steps are worth more than less noise
-SMALL_BATCHES = 1000  # steps
+BATCHES = (16, 32)  # at first and later: at first more steps are worth more than less noise
+SMALL_BATCHES = 1000  # steps with the first batch size
 DROPPED_CAPTIONS = 0.1
-EMA_DECAY = 0.99  # short, as the falling learning rate averages as well
+EMA_DECAY = 0.99  # short, as the falling learning rate averages, too
 
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
@@ -67,6 +69,7 @@ MODEL_INDEX = {
 
 
 def new_text_encoder() -> CLIPTextModel:
+    """The text encoder with random weights."""
     config = CLIPTextConfig(
         vocab_size=49_408,
         hidden_size=64,
@@ -77,13 +80,14 @@ def new_text_encoder() -> CLIPTextModel:
         hidden_act="quick_gelu",
         projection_dim=64,
         bos_token_id=49_406,
-        eos_token_id=49_407,  # not the configuration's default, with which the pooled output would be another token's
+        eos_token_id=49_407,  # with the default, the pooled output would be that of another token
         pad_token_id=49_407,
     )
     return CLIPTextModel(config)
 
 
 def new_unet() -> UNet2DConditionModel:
+    """The UNet with random weights; its residual branches and its output start at zero."""
     unet = UNet2DConditionModel(
         sample_size=drawings.SIDE // 8,
         block_out_channels=(32, 64, 128),
@@ -91,18 +95,20 @@ def new_unet() -> UNet2DConditionModel:
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=64,
-        attention_head_dim=(2, 4, 8),  # the numbers of heads, in spite of the name
-        norm_num_groups=4,  # not more: in groups of two channels the colour of the background is lost
+        attention_head_dim=(2, 4, 8),  # the number of heads, despite the name
+        norm_num_groups=4,  # not more: normalisation over two channels loses the background's colour
     )
-    for name, parameter in unet.named_parameters():  # each residual branch, and the whole, starts as zero
+    for name, parameter in unet.named_parameters():
         if name.rpartition(".")[0].endswith((".conv2", ".proj_out", "conv_out")):
             nn.init.zeros_(parameter)
     return unet
 
 
 class Captioned(nn.Module):
-    """Text encoder and UNet as one module. While it trains, the embedding holds only the tokens of the picture
-    language: of 49,408 rows about thirty ever get a gradient, and steps on all would cost more than the UNet's.
+    """Text encoder and UNet as one module.
+
+    During training the embedding has only the tokens of the picture language. About thirty of its 49,408 rows ever get
+    a gradient, and updating all of them would cost more than updating the UNet.
     """
 
     def __init__(self, used: Tensor) -> None:
@@ -119,6 +125,7 @@ class Captioned(nn.Module):
         return predicted
 
     def load_checkpoint(self, folder: Path) -> None:
+        """Load the weights of a checkpoint."""
         text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         rows = text_encoder.get_input_embeddings().weight.data[self.used]
         text_encoder.set_input_embeddings(nn.Embedding(*rows.shape, _weight=rows))
@@ -127,7 +134,7 @@ class Captioned(nn.Module):
         self.unet.load_state_dict(unet.state_dict())
 
     def whole_text_encoder(self) -> CLIPTextModel:
-        """With all rows of the embedding; those of tokens that training never saw are zero."""
+        """The text encoder with all rows of the embedding; tokens outside the picture language are zero."""
         whole = copy.deepcopy(self.text_encoder)
         embedding = nn.Embedding(*self.full)
         nn.init.zeros_(embedding.weight)
@@ -137,13 +144,14 @@ class Captioned(nn.Module):
 
 
 def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
+    """Token ids (n, 77)."""
     ids: Tensor = tokenizer(list(captions), padding="max_length", max_length=77, return_tensors="pt").input_ids
     return ids
 
 
 @torch.no_grad()
 def encoded_pool(vae: AutoencoderKL, count: int, *, seed: int) -> tuple[Tensor, list[str]]:
-    """Latents (count, 4, 16, 16) of training pictures, at mean 0 and deviation 1, and their captions."""
+    """Latents (count, 4, 16, 16) of training pictures, with mean 0 and deviation 1, and their captions."""
     rng = np.random.default_rng(seed)
     scenes = list(islice(drawings.training_scenes(rng, two_objects=TWO_OBJECTS), count))
     latents = []
@@ -154,7 +162,8 @@ def encoded_pool(vae: AutoencoderKL, count: int, *, seed: int) -> tuple[Tensor, 
 
 
 def velocity_loss(model: Captioned, clean: Tensor, ids: Tensor, alphas: Tensor, noise: torch.Generator) -> Tensor:
-    # More of the noisy timesteps: what is drawn, and where, is decided there; below the half only edges are left to do.
+    """The loss of a batch, at random timesteps."""
+    # Noisy timesteps are more frequent: they decide what is drawn and where; the less noisy half only refines edges.
     late = torch.rand(len(clean), generator=noise) ** 1.7
     timesteps = (len(alphas) * (1 - late)).long().clamp(0, len(alphas) - 1)
     signal = alphas[timesteps].sqrt()[:, None, None, None]
@@ -165,6 +174,7 @@ def velocity_loss(model: Captioned, clean: Tensor, ids: Tensor, alphas: Tensor, 
 
 
 def new_optimizers(model: Captioned) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the matrices inside the UNet, AdamW for all other parameters."""
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         inner = name.startswith("unet.") and not any(part in name for part in ("conv_in", "conv_out", "time_emb"))
@@ -174,6 +184,7 @@ def new_optimizers(model: Captioned) -> dict[str, torch.optim.Optimizer]:
 
 
 def write_checkpoint(model: Captioned, folder: Path) -> None:
+    """Write everything but the autoencoder."""
     save_half(model.whole_text_encoder(), folder / "text_encoder")
     save_half(copy.deepcopy(model.unet), folder / "unet")
     write_tokenizer(folder / "tokenizer")
@@ -183,12 +194,13 @@ def write_checkpoint(model: Captioned, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="train text encoder and UNet of the model `shapes`")
-    parser.add_argument("--minutes", type=float, default=88, help="time to train, over all runs")
-    parser.add_argument("--state", type=Path, default=STATE, help="file to resume from and to save to")
-    parser.add_argument("--out", type=Path, default=CHECKPOINT, help="the checkpoint; its vae/ must be there")
-    parser.add_argument("--warm", action="store_true", help="begin with the checkpoint's networks, at half the rate")
-    parser.add_argument("--export", action="store_true", help="only write the checkpoint of the state")
+    """The command."""
+    parser = argparse.ArgumentParser(description="Train the text encoder and the UNet of the model `shapes`.")
+    parser.add_argument("--minutes", type=float, default=88, help="total time of all runs; default: 88")
+    parser.add_argument("--state", type=Path, default=STATE, help="default: ~/.cache/latentrt/shapes-unet.pt")
+    parser.add_argument("--out", type=Path, default=SHAPES_CHECKPOINT, help="must have vae; default: tests/data/shapes")
+    parser.add_argument("--warm", action="store_true", help="start from the checkpoint's networks, at half the rate")
+    parser.add_argument("--export", action="store_true", help="only write a checkpoint from the state")
     options = parser.parse_args()
 
     torch.manual_seed(0)
@@ -211,7 +223,7 @@ def main() -> None:
         state["captions"] += captions
         print(f"latents: mean {state['latents'].mean():.3f}, deviation {state['latents'].std():.3f}", flush=True)
     latents = state["latents"]
-    # ids become row numbers of the small embedding
+    # row numbers of the small embedding instead of ids
     ids = torch.searchsorted(model.used, token_ids(tokenizer, state["captions"]))
     empty = torch.searchsorted(model.used, token_ids(tokenizer, [""]))
     alphas = DDIMScheduler.from_config(SCHEDULER).alphas_cumprod
@@ -234,7 +246,7 @@ def main() -> None:
         state.update(step=step, spent=spent, running=running)
         partial = options.state.with_suffix(".partial")
         torch.save(state, partial)
-        partial.replace(options.state)  # so that --export never reads half a file
+        partial.replace(options.state)  # so that --export never reads a partial file
 
     save_state()
     noise = torch.Generator().manual_seed(step)

@@ -1,16 +1,17 @@
-"""Trains the 8x autoencoder of the model `shapes` (diffusers' `AutoencoderKL`, 4 latent channels) on drawn pictures.
+"""Train the 8x autoencoder of the model `shapes` (diffusers' `AutoencoderKL`, 4 latent channels) on drawn pictures.
 
-    python tests/shapes/train_vae.py
+    python -m benchmarks.shapes.train_vae
 
-It starts as a thumbnail: the residual path averages the colours of 8x8 pixels going in and repeats them coming out, so
-that training has edges to learn and no colours. Batches are small: on a CPU more steps are worth more than better
-gradients. First 64x64 crops, then whole pictures. Afterwards the latents are normalised exactly: a shift and a scale
-per channel are folded into `quant_conv` and `post_quant_conv`, so that `scaling_factor` (0.18215 as in SD 1.x: whoever
-forgets it sees it) brings them to mean 0 and standard deviation 1. At last the decoder goes on alone, from latents with
-a little noise; a diffusion model on the latents can be trained at the same time.
+It is initialised as a thumbnail: the encoder's residual path averages the colours of 8x8 pixels, the decoder's repeats
+them, so that training has to learn edges and not colours. Batches are small, as on a CPU more steps are worth more than
+less noisy gradients. Training starts with 64x64 crops and ends with whole pictures. Then the latents are normalised: a
+shift and a scale per channel are folded into `quant_conv` and `post_quant_conv`, so that `scaling_factor` gives them
+mean 0 and standard deviation 1. The factor is that of SD 1.x, 0.18215: were it 1, code that forgets it would go
+unnoticed. Finally the decoder is trained alone, on latents with a little noise; the UNet can be trained meanwhile.
 
-The budget is time, not steps: the learning rate reaches zero at its end on any machine. On one of two shared CPU cores:
-2164 steps for all of it and 1074 for the decoder, 38 minutes; mean absolute error 0.0035 of [0, 1].
+The budget is in minutes and not in steps, so that the learning rate reaches zero at its end on any machine. One of two
+shared CPU cores made 2164 steps for both networks and 1074 for the decoder in 38 minutes; the mean absolute error is
+0.0035 of [0, 1].
 """
 
 from __future__ import annotations
@@ -24,34 +25,37 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import drawings
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
-CHECKPOINT = Path(__file__).resolve().parents[2] / "tests" / "data" / "shapes"
+from benchmarks.common.paths import SHAPES_CHECKPOINT
+
+from . import drawings
+
 STATE = Path.home() / ".cache" / "latentrt" / "shapes-vae"
 SCALING_FACTOR = 0.18215
 RATE = 1.5e-3
-NOISE = 0.05  # on latents of deviation 1, for the decoder's training: a diffusion model does not hit them exactly
-KL_WEIGHT = 1.5e-4  # per latent element; with much more, the channel beside the colours stays unused
+NOISE = 0.05  # added to latents of deviation 1 when the decoder is trained, as the UNet does not hit them exactly
+KL_WEIGHT = 1.5e-4  # per latent element; with much more, the channel that is not a colour stays unused
 Loss = Callable[[AutoencoderKL, Tensor, torch.Generator], Tensor]
 BATCH = 8
 CROP = 64
-CROPS_UNTIL = 0.7  # share of the time spent on crops
-POOL = 4000
+CROPS_UNTIL = 0.7  # share of the time with crops
+POOL = 4000  # training pictures
 
 
 def new_vae() -> AutoencoderKL:
+    """The autoencoder with random weights."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 32, 64, 64),
         layers_per_block=1,
         latent_channels=4,
-        # In groups of two channels, as 8 groups of 16 would be, a normalisation forgets the colour of a flat picture.
+        # Not more: normalisation over groups of two channels loses the colour of a flat picture.
         norm_num_groups=2,
         sample_size=drawings.SIDE,
         scaling_factor=SCALING_FACTOR,
@@ -61,10 +65,10 @@ def new_vae() -> AutoencoderKL:
 
 @torch.no_grad()
 def start_as_thumbnail(vae: AutoencoderKL) -> None:
-    """Lets channels 0-2 carry the colours along the residual path, 5-7 their negatives, and 3 and 4 the constants +-6.
+    """Make channels 0-2 carry the colours along the residual path, 5-7 their negatives, and 3 and 4 the constants +-6.
 
-    The constants dominate the variance of the group, so that its normalisation is nearly one fixed scale, undone by its
-    weights; and silu(x) - silu(-x) = x. So the whole is nearly linear at first: averages in, repetition out.
+    The constants dominate the variance of their group, so its normalisation is close to a fixed scale, which its
+    weights undo. As silu(x) - silu(-x) = x, the networks are nearly linear at first: one averages, the other repeats.
     """
     colours, constant = range(3), 6.0
     encoder, decoder = vae.encoder, vae.decoder
@@ -96,13 +100,13 @@ def start_as_thumbnail(vae: AutoencoderKL) -> None:
     vae.quant_conv.weight[:] = torch.eye(8)[:, :, None, None]
     vae.quant_conv.weight[4:] = 0
     vae.quant_conv.bias[:4] = 0
-    vae.quant_conv.bias[4:] = -4  # the logarithm of the variance: little noise at first
+    vae.quant_conv.bias[4:] = -4  # logarithm of the variance: little noise at first
     vae.post_quant_conv.weight[:] = torch.eye(4)[:, :, None, None]
     vae.post_quant_conv.bias.zero_()
 
 
 def _set_path(conv: torch.nn.Conv2d, taps: tuple[tuple[int, int], ...], weight: float) -> None:
-    """Channels 0-7 of the output become the weighted sum of the same channels at `taps`."""
+    """Make channels 0-7 of the output the weighted sum of the same input channels at `taps`."""
     conv.weight[:8] = 0
     conv.bias[:8] = 0
     for row, column in taps:
@@ -111,35 +115,39 @@ def _set_path(conv: torch.nn.Conv2d, taps: tuple[tuple[int, int], ...], weight: 
 
 
 def pictures(count: int, *, seed: int) -> NDArray[np.uint8]:
+    """Drawings (n, 128, 128, 3) of random scenes."""
     rng = np.random.default_rng(seed)
     scenes = list(islice(drawings.training_scenes(rng, two_objects=0.4), count))
     return np.concatenate([drawings.draw(scenes[at : at + 50], rng) for at in range(0, count, 50)])
 
 
 def to_tensor(images: NDArray[np.uint8]) -> Tensor:
-    """(n, h, w, 3) bytes to (n, 3, h, w) in [-1, 1]."""
+    """Convert (n, h, w, 3) in bytes to (n, 3, h, w) in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
 def batches(pool: NDArray[np.uint8], rng: np.random.Generator, *, crops: bool) -> Iterator[Tensor]:
+    """An endless stream of random batches: crops with many edges, or a quarter as many whole pictures."""
     while True:
         if crops:
             chosen = rng.integers(len(pool), size=3 * BATCH)
             corners = rng.integers(drawings.SIDE - CROP + 1, size=(3 * BATCH, 2))
             cut = np.stack([pool[i, y : y + CROP, x : x + CROP] for i, (y, x) in zip(chosen, corners, strict=True)])
             edges = np.abs(np.diff(cut.astype(np.int16), axis=1)).sum(axis=(1, 2, 3))
-            yield to_tensor(cut[edges.argsort()[-BATCH:]])  # a flat crop teaches nothing
+            yield to_tensor(cut[edges.argsort()[-BATCH:]])  # nothing is learned from flat crops
         else:
             yield to_tensor(pool[rng.integers(len(pool), size=BATCH // 4)])
 
 
 def reconstruction_loss(drawn: Tensor, images: Tensor) -> Tensor:
+    """Mean absolute error of pixels and of their gradients."""
     error = drawn - images
-    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()  # difference of gradients
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     return error.abs().mean() + edges
 
 
 def vae_loss(vae: AutoencoderKL, images: Tensor, noise: torch.Generator) -> Tensor:
+    """The loss for encoder and decoder."""
     mean, logvar = vae.quant_conv(vae.encoder(images)).chunk(2, dim=1)
     latents = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=noise)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
@@ -147,13 +155,14 @@ def vae_loss(vae: AutoencoderKL, images: Tensor, noise: torch.Generator) -> Tens
 
 
 def decoder_loss(vae: AutoencoderKL, images: Tensor, noise: torch.Generator) -> Tensor:
+    """The loss for the decoder alone."""
     with torch.no_grad():
         latents = vae.encode(images).latent_dist.sample(noise)
     return reconstruction_loss(vae.decoder(vae.post_quant_conv(latents)), images)
 
 
 def rate_at(progress: float, *, peak: float, warm_up: float, fall: float) -> float:
-    """Linear warm-up over the share `warm_up` of the training, and from `fall` on half a cosine to zero."""
+    """The learning rate: linear warm-up until `warm_up`, half a cosine to zero from `fall`, as shares of the time."""
     if progress < fall:
         return peak * min(1.0, progress / warm_up)
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - fall) / (1 - fall))))
@@ -161,9 +170,9 @@ def rate_at(progress: float, *, peak: float, warm_up: float, fall: float) -> flo
 
 @torch.no_grad()
 def normalise(vae: AutoencoderKL, pool: NDArray[np.uint8]) -> None:
-    """Folds mean and deviation per channel into the 1x1 convolutions around the latents; decoded pictures stay.
+    """Fold mean and deviation per channel into the 1x1 convolutions around the latents; decoded pictures do not change.
 
-    The posterior's deviation becomes NOISE everywhere, what the decoder then learns to live with.
+    The posterior's deviation becomes `NOISE` everywhere, which the decoder is then trained with.
     """
     latents = torch.cat([vae.encode(to_tensor(pool[at : at + 20])).latent_dist.mean for at in range(0, len(pool), 20)])
     mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
@@ -179,7 +188,7 @@ def normalise(vae: AutoencoderKL, pool: NDArray[np.uint8]) -> None:
 
 @torch.no_grad()
 def mean_absolute_error(vae: AutoencoderKL, images: NDArray[np.uint8]) -> float:
-    """Of pictures in [0, 1], encoded to the mean and decoded again."""
+    """The error of pictures in [0, 1] that are encoded to the mean and decoded."""
     errors = []
     for at in range(0, len(images), 20):
         batch = to_tensor(images[at : at + 20])
@@ -189,20 +198,20 @@ def mean_absolute_error(vae: AutoencoderKL, images: NDArray[np.uint8]) -> float:
 
 
 def save_half(model: Any, folder: Path) -> None:
-    """Writes a model of diffusers or transformers as fp16 safetensors, without traces of this machine in its config."""
+    """Write a model of diffusers or transformers as fp16 safetensors, without local paths in its config."""
     model.half().save_pretrained(folder, safe_serialization=True)
     config = json.loads((folder / "config.json").read_text())
     config = {key: value for key, value in config.items() if key not in ("_name_or_path", "dtype", "torch_dtype")}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # temporary files that become these are private
+        file.chmod(0o644)  # temporary files, which these were, are private
     model.float()
 
 
 def train(
     vae: AutoencoderKL, loss_of: Loss, pool: NDArray[np.uint8], *, state_path: Path, minutes: float
 ) -> tuple[int, float]:
-    """Trains what asks for gradients; returns steps and minutes. Resumes from `state_path`."""
+    """Train the parameters that require gradients, resuming from `state_path`; return steps and minutes."""
     trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=1e-4, betas=(0.9, 0.99))
     step, spent, running, budget = 0, 0.0, 0.0, minutes * 60
@@ -243,11 +252,12 @@ def train(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="train the autoencoder of the model `shapes`")
-    parser.add_argument("--minutes", type=float, default=26, help="time to train all of it, over all runs")
-    parser.add_argument("--decoder-minutes", type=float, default=12, help="time to train the decoder alone, afterwards")
-    parser.add_argument("--state", type=Path, default=STATE, help="file to resume from and to save to")
-    parser.add_argument("--out", type=Path, default=CHECKPOINT / "vae")
+    """The command."""
+    parser = argparse.ArgumentParser(description="Train the autoencoder of the model `shapes`.")
+    parser.add_argument("--minutes", type=float, default=26, help="total time for both networks; default: 26")
+    parser.add_argument("--decoder-minutes", type=float, default=12, help="then for the decoder alone; default: 12")
+    parser.add_argument("--state", type=Path, default=STATE, help="prefix; default: ~/.cache/latentrt/shapes-vae")
+    parser.add_argument("--out", type=Path, default=SHAPES_CHECKPOINT / "vae", help="default: tests/data/shapes/vae")
     options = parser.parse_args()
 
     torch.manual_seed(0)

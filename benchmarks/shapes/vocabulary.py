@@ -1,11 +1,11 @@
-"""Writes CLIP's byte pair vocabulary as a Hugging Face tokenizer folder.
+"""Write CLIP's byte pair vocabulary as a Hugging Face tokenizer folder.
 
     pip install --no-deps open-clip-torch
-    python tests/shapes/vocabulary.py tests/data/shapes/tokenizer
+    python -m benchmarks.shapes.vocabulary tests/data/shapes/tokenizer
 
-The merges come as a data file in the wheel `open-clip-torch` (MIT license), which need not be imported and so needs
-none of its dependencies. The ids are those of every CLIP text encoder: 256 bytes, 256 bytes that end a word, 48,894
-merges, then the start and the end of text.
+The merges are a data file in the wheel `open-clip-torch` (MIT license). The package is not imported, so it needs none
+of its dependencies. The ids are those of every CLIP text encoder: 256 bytes, 256 bytes that end a word, 48,894 merges,
+the start and the end of text.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ LENGTH = 77
 
 
 def byte_letters() -> list[str]:
-    """One printable letter for each byte, printable bytes first: the order that GPT-2 and CLIP share."""
+    """A printable character for each byte, printable bytes first, in the order of GPT-2 and CLIP."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = len(set(range(256)) - set(printable))
     return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(others)]
 
 
 def merges_from_wheel() -> list[str]:
+    """The merges of CLIP, from the installed wheel."""
     path = Path(str(distribution("open-clip-torch").locate_file("open_clip/bpe_simple_vocab_16e6.txt.gz")))
     lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-    return lines[1 : MERGES + 1]  # the first line is a version; the file holds more merges than CLIP uses
+    return lines[1 : MERGES + 1]  # the first line is a version; the file has more merges than CLIP uses
 
 
 def write_tokenizer(folder: Path) -> None:
+    """Write the vocabulary, the merges and the configs."""
     letters, merges = byte_letters(), merges_from_wheel()
     merged = (merge.replace(" ", "") for merge in merges)
     words = [*letters, *(letter + "</w>" for letter in letters), *merged, START, END]
@@ -59,7 +61,12 @@ def write_tokenizer(folder: Path) -> None:
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="write CLIP's vocabulary as a tokenizer folder")
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Write CLIP's vocabulary as a tokenizer folder.")
     parser.add_argument("folder", type=Path)
     write_tokenizer(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Benchmarks of what is drawn: how well pictures match their prompts, and what lower precision costs."""

@@ -1,0 +1,1 @@
+"""How the embedded model `shapes` is trained: its picture language, its tokenizer, and its networks."""
