@@ -1,4 +1,4 @@
-"""The pictures of a benchmark's report. Knows figures by name; knows nothing of files in JSON or of measuring."""
+"""The charts of a benchmark report."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ DPI = 110
 
 
 def peers(rows: Mapping[str, Mapping[str, float]], title: str, file: Path) -> None:
-    """Bars of latency, cold start and memory, a peer a line, ours in colour."""
+    """Bars of latency, cold start and memory, one line per peer, ours in colour."""
     kinds = (("latency", "latency, s"), ("first", "first picture of a new process, s"), ("memory", "peak memory, GB"))
     shown = [(key, name) for key, name in kinds if any(key in row for row in rows.values())]
     names = [peer for peer, row in rows.items() if row][::-1]
@@ -34,7 +34,7 @@ def peers(rows: Mapping[str, Mapping[str, float]], title: str, file: Path) -> No
 
 
 def stages(results: Mapping[str, Any], title: str, file: Path) -> None:
-    """On the left where a picture's time goes, a backend a line; on the right each graph's time over its floor."""
+    """Left: the time of each stage, one line per backend. Right: the time of each graph over its floor."""
     spent = results["milliseconds"]
     names = list(next(iter(spent.values())))
     figure, (left, right) = pyplot.subplots(
@@ -72,7 +72,7 @@ def stages(results: Mapping[str, Any], title: str, file: Path) -> None:
 
 
 def batches(found: Mapping[str, Mapping[str, Any]], model: str, file: Path) -> None:
-    """Latency against batch, a line for each backend, and what it would be without any gain of batching."""
+    """Latency by batch size, a line for each backend; dotted, the latency of the same pictures one after the other."""
     lines: dict[str, dict[int, float]] = {}
     for name, record in found.items():
         match = re.fullmatch(rf"{model}: (.+): (\d+x\d+), batch (\d+), (\d+) steps", name)

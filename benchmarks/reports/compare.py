@@ -1,12 +1,12 @@
-"""Compare two runs of a benchmark: which figures changed by more than their noise.
+"""Compare two runs of a benchmark: which figures changed by more than their noise?
 
-    python benchmarks/compare.py OLD.json NEW.json [--least 3] [--sigmas 3] [--other-machine]
+    python -m benchmarks.reports.compare OLD.json NEW.json [--least 3] [--sigmas 3] [--other-machine]
 
-Prints the ratio of the medians of each figure that both files hold, and how far it may be from 1 by chance. A figure is
-called slower or faster only where median and fastest repetition are both beyond that band: a neighbour that disturbs a
-few repetitions moves the one, a change of the code moves both. Exit status 1 where something is slower, 2 where the
-runs cannot be compared. Times of fewer than three repetitions are shown and not judged, as their noise is not known.
-Files are those of `benchmarks/results/`, or any whose last line is a benchmark's JSON.
+For each figure that both files hold, prints the ratio of the medians, and the band around 1 that noise can explain. A
+figure is slower or faster only if the median and the fastest repetition are both outside the band: other work on the
+machine disturbs some repetitions and moves the median, a change of the code moves both. Times with fewer than three
+repetitions are printed but not judged, as their noise is unknown. The exit status is 1 if a figure is slower, and 2 if
+the runs cannot be compared. Files are those of `benchmarks/results/`, or any whose last line is a benchmark's JSON.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.common.harness import show_table
 MACHINE = ("cpu", "cores", "gpus", "threads")
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
 TIMES = ("s", "ms", "pictures/s")
-MEDIAN_TO_MEAN = math.sqrt(math.pi / 2)  # a median varies this much more than a mean
+MEDIAN_TO_MEAN = math.sqrt(math.pi / 2)  # standard error of a median over that of a mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,14 @@ class Change:
     """One figure in both runs.
 
     Attributes:
-        ratio: new median over old one.
-        fastest: the same of the best repetitions.
-        band: how far from 1 a ratio may be by chance.
-        more_is_better: for rates.
+        name: of the measurement.
+        unit: of `old` and `new`.
+        old: median of the old run.
+        new: median of the new run.
+        ratio: new median over old median.
+        fastest: new best repetition over old best repetition.
+        band: how far from 1 a ratio can be by noise alone.
+        more_is_better: true for rates.
     """
 
     name: str
@@ -56,7 +60,7 @@ class Change:
 
 
 def change_of(old: Mapping[str, Any], new: Mapping[str, Any], *, least: float, sigmas: float) -> Change:
-    """Compare two records of the same measurement; `least` is the narrowest band, as a share."""
+    """Compare two records of the same measurement; `least` is the minimum width of the band, as a fraction."""
     best = max if old["more_is_better"] else min
     medians = [statistics.median(run["values"]) for run in (old, new)]
     errors = [_relative_error(run["values"]) for run in (old, new)]
@@ -74,14 +78,14 @@ def change_of(old: Mapping[str, Any], new: Mapping[str, Any], *, least: float, s
 
 
 def _relative_error(values: Sequence[float]) -> float:
-    """Standard error of the median over the median, by the median absolute deviation, which outliers do not move."""
+    """Standard error of the median over the median, from the median absolute deviation, which is robust to outliers."""
     median = statistics.median(values)
     sigma = MAD_TO_SIGMA * statistics.median(abs(value - median) for value in values)
     return MEDIAN_TO_MEAN * sigma / math.sqrt(len(values)) / abs(median)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A benchmark's JSON; `SystemExit` with the reason where it is none."""
+    """Read a benchmark's JSON; exit with the reason if it is not one."""
     try:
         text = path.read_text(encoding="utf-8")
         try:
@@ -89,18 +93,18 @@ def read(path: Path) -> dict[str, Any]:
         except json.JSONDecodeError:
             found = json.loads(text.splitlines()[-1])
     except (OSError, UnicodeDecodeError, ValueError, IndexError) as error:
-        raise _incomparable(f"{path} cannot be read as a benchmark's JSON: {error}") from error
+        raise _incomparable(f"cannot read {path} as a benchmark's JSON: {error}") from error
     if not isinstance(found, dict) or not found.get("measurements"):
-        raise _incomparable(f"{path} holds no measurements: it is not the JSON of a benchmark that repeats")
+        raise _incomparable(f"{path} holds no measurements")
     return found
 
 
 def changes(
     old: Mapping[str, Any], new: Mapping[str, Any], *, least: float, sigmas: float, other_machine: bool = False
 ) -> list[Change]:
-    """All figures that both runs hold; `SystemExit` where they are of another benchmark or machine."""
+    """Compare all figures that both runs hold; exit if the benchmarks or machines differ."""
     if old["benchmark"] != new["benchmark"]:
-        raise _incomparable(f"one is {old['benchmark']}, the other {new['benchmark']}: compare runs of one benchmark")
+        raise _incomparable(f"the runs are of different benchmarks: {old['benchmark']} and {new['benchmark']}")
     cards = old["environment"], new["environment"]
     differing = [
         f"{key} {cards[0].get(key)!r} and {cards[1].get(key)!r}"
@@ -108,7 +112,7 @@ def changes(
         if cards[0].get(key) != cards[1].get(key)
     ]
     if differing and not other_machine:
-        raise _incomparable(f"the machines differ ({'; '.join(differing)}): --other-machine compares them all the same")
+        raise _incomparable(f"the machines differ ({'; '.join(differing)}): use --other-machine to compare anyway")
     records = [{record["name"]: record for record in run["measurements"]} for run in (old, new)]
     shared = [name for name in records[0] if name in records[1]]
     if not shared:
@@ -126,8 +130,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare two runs of a benchmark.")
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
-    parser.add_argument("--least", type=float, default=3, help="the narrowest band in percent; default: 3")
-    parser.add_argument("--sigmas", type=float, default=3, help="standard errors of the band; default: 3")
+    parser.add_argument("--least", type=float, default=3, help="minimum width of the band in percent; default: 3")
+    parser.add_argument("--sigmas", type=float, default=3, help="width of the band in standard errors; default: 3")
     parser.add_argument("--other-machine", action="store_true", help="compare runs of different machines")
     arguments = parser.parse_args()
     old, new = read(arguments.old), read(arguments.new)

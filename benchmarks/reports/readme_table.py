@@ -1,6 +1,8 @@
-"""The README's table of the peers, made from the JSON files of a device.
+"""Update the README's table of peers from the JSON files of a device.
 
-python benchmarks/readme_table.py benchmarks/results/DEVICE README.md
+    python -m benchmarks.reports.readme_table benchmarks/results/DEVICE README.md
+
+Replaces what stands between two comments, `MARKS`.
 """
 
 import argparse
@@ -16,7 +18,7 @@ def readme_block(folder: Path) -> str:
     runs = load(folder)
     peers = of_kind(runs, "peers")
     if not peers:
-        raise SystemExit(f"{folder} holds no run of the peers: make bench")
+        raise SystemExit(f"{folder} holds no run of the peers: run `make bench` first")
     rows = {run["results"]["model"]: peer_rows(run) for run in peers}
     sizes = measured(peers[0])
     names = list(dict.fromkeys(peer for row in rows.values() for peer in row if row[peer]))
@@ -47,14 +49,14 @@ def with_block(readme: str, block: str, device: str) -> str:
     _, end, after = rest.partition(MARKS[1])
     if not mark or not end:
         raise SystemExit(
-            f"the README has no {MARKS[0].format(device)} … {MARKS[1]}: add the two lines where it belongs"
+            f"the README has no lines {MARKS[0].format(device)} and {MARKS[1]}: add them where the table belongs"
         )
     return before + block + after
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Put the table of the peers into the README.")
+    parser = argparse.ArgumentParser(description="Update the README's table of peers.")
     parser.add_argument("folder", type=Path, help="such as benchmarks/results/epyc-2-cores")
     parser.add_argument("readme", type=Path)
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
-"""From the JSON files of a device to `report.md` and its charts.
+"""Write `report.md` and its charts from the JSON files of a device.
 
-    python benchmarks/report.py benchmarks/results/DEVICE
+    python -m benchmarks.reports.report benchmarks/results/DEVICE
 
-Knows the names of measurements; measures nothing. What was not measured has no section.
+Benchmarks without a JSON file have no section.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import charts
+from . import charts
 
 Run = Mapping[str, Any]
 PEER_FIGURES = {
@@ -23,7 +23,7 @@ PEER_FIGURES = {
 
 
 def load(folder: Path) -> dict[str, Run]:
-    """All benchmarks of a device by their file's name."""
+    """All runs of a device, by the name of their file."""
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
 
 
@@ -46,7 +46,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count."""
+    """Three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -54,7 +54,7 @@ def number(value: float) -> str:
 
 
 def machine(run: Run) -> str:
-    """What it was measured on, in a line."""
+    """The machine and the date, in one line."""
     card = run["environment"]
     name = ", ".join(gpu["name"] for gpu in card["gpus"]) or f"{card['cpu']}, {card['cores']} cores"
     extras = f" ({', '.join(card['instructions'])})" if not card["gpus"] and card.get("instructions") else ""
@@ -62,7 +62,7 @@ def machine(run: Run) -> str:
 
 
 def peers_section(run: Run, folder: Path) -> Iterator[str]:
-    """Ours against each peer, and why some are missing."""
+    """The figures of each peer, and why some are missing."""
     results, found = run["results"], measured(run)
     model = results["model"]
     rows = peer_rows(run)
@@ -97,7 +97,7 @@ def peers_section(run: Run, folder: Path) -> Iterator[str]:
 
 
 def _agreement(facts: Mapping[str, Any] | None) -> str:
-    """How near a picture is to the first peer's."""
+    """How close a picture is to that of the first peer."""
     if facts is None:
         return "-"
     return "equal" if facts["psnr"] is None else f"{facts['psnr']:.0f} dB"
@@ -110,7 +110,7 @@ def title(run: Run) -> str:
 
 
 def peer_rows(run: Run) -> dict[str, dict[str, float]]:
-    """Peer -> medians of the figures that it has; latency and cold start in seconds, memory in GB."""
+    """Medians of the existing figures of each peer; latency and cold start in seconds, memory in GB."""
     found, model = measured(run), run["results"]["model"]
     rows: dict[str, dict[str, float]] = {}
     for peer in run["results"]["environments"]:
@@ -120,11 +120,12 @@ def peer_rows(run: Run) -> dict[str, dict[str, float]]:
 
 
 def cell(row: Mapping[str, float], key: str, unit: str) -> str:
+    """A figure with its unit, "-" if it is missing."""
     return f"{number(row[key])} {unit}" if key in row else "-"
 
 
 def sizes_section(run: Run) -> Iterator[str]:
-    """What an installation takes on the disk, and its import."""
+    """Disk space and import time of each environment."""
     found = measured(run)
     names = [name.removesuffix(": installed size") for name in found if name.endswith(": installed size")]
     if not names:
@@ -140,7 +141,7 @@ def sizes_section(run: Run) -> Iterator[str]:
 
 
 def stages_section(run: Run, folder: Path) -> Iterator[str]:
-    """Milliseconds by stage and backend, and times over the floor."""
+    """Milliseconds by stage and backend, and their ratios to the floor."""
     results = run["results"]
     model, floors = results["model"], results["floors"]
     yield f"## Stages: {title(run)}"
@@ -163,7 +164,7 @@ def stages_section(run: Run, folder: Path) -> Iterator[str]:
 
 
 def latency_section(run: Run, folder: Path) -> Iterator[str]:
-    """Whole calls by steps, batch and size."""
+    """Latency of whole calls by steps, batch and size."""
     model = run["results"]["model"]
     yield f"## Calls: {model}"
     yield "Whole calls of a loaded pipeline, pictures included; DDIM, guidance on, one UNet call a step."
@@ -181,7 +182,7 @@ def latency_section(run: Run, folder: Path) -> Iterator[str]:
 
 
 def ideas_section(run: Run) -> Iterator[str]:
-    """What each idea is worth."""
+    """The gain of each idea."""
     results, found = run["results"], measured(run)
     model = results["model"]
     yield f"## What each idea is worth: {model}, {results['width']}x{results['height']}"
@@ -194,7 +195,7 @@ def ideas_section(run: Run) -> Iterator[str]:
 
 
 def cold_start_section(run: Run) -> Iterator[str]:
-    """Imports, and the first pictures of a process."""
+    """Time of imports, and of the first pictures of a process."""
     results = run["results"]
     yield f"## Cold start: {results['bundle']}, {results['steps']} steps"
     rows = [
@@ -232,7 +233,7 @@ def builds_section(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def targets_section(runs: Mapping[str, Run]) -> Iterator[str]:
-    """What was aimed at, and what came out."""
+    """All targets, and whether they are met."""
     rows = []
     for stem, run in runs.items():
         for target in run["targets"]:
@@ -278,7 +279,7 @@ def write(folder: Path) -> Path:
     """Write `report.md` and its charts into the folder of a device."""
     runs = load(folder)
     if not runs:
-        raise SystemExit(f"{folder} holds no JSON of a benchmark: run benchmarks/bench.py first")
+        raise SystemExit(f"{folder} holds no JSON files of benchmarks: run `make bench` first")
     file = folder / "report.md"
     file.write_text(report(runs, folder), encoding="utf-8")
     return file
