@@ -1,23 +1,24 @@
-"""What benchmarks do with figures: comparing runs, stages and ideas of any family, and reports of what was measured."""
+"""Comparisons of two runs, stages and ideas of any family, reports, and that documented commands exist."""
 
+import importlib.util
 import json
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import bench
-import ceilings
-import compare
-import harness
-import ideas
 import numpy as np
 import pytest
-import report
-import stages
 from support.exports import ROOT, SHAPES, Exported
 
+from benchmarks import bench
+from benchmarks.common import ceilings, harness
+from benchmarks.common.memory import peak_bytes
+from benchmarks.reports import compare, report
+from benchmarks.speed import ideas, stages
 from latentrt.runtime import Pipeline
 from latentrt.runtime.protocols import Bucket
 
@@ -121,6 +122,15 @@ def test_the_command_tells_by_its_status(
     assert "holds no measurements" in capsys.readouterr().out
 
 
+def test_peak_memory_is_at_least_what_is_held() -> None:
+    code = "from benchmarks.common.memory import peak_bytes; held = b'x' * 50_000_000; print(peak_bytes())"
+    peak = int(
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    )
+    assert 50e6 < peak < 100e6
+    assert peak_bytes() > peak / 2
+
+
 def test_percentiles_are_those_of_numpy() -> None:
     values = np.random.default_rng(3).random(17)
     record = harness.Measurement("a", "s", values.tolist()).record()
@@ -208,7 +218,7 @@ def test_committed_reports_are_those_of_the_figures(tmp_path: Path) -> None:
             made = tmp_path / folder.name
             made.mkdir()
             assert report.report(report.load(folder), made) == (folder / "report.md").read_text(encoding="utf-8"), (
-                f"python benchmarks/report.py {folder.relative_to(ROOT)}"
+                f"python -m benchmarks.reports.report {folder.relative_to(ROOT)}"
             )
             assert {file.name for file in made.glob("*.png")} == {file.name for file in folder.glob("*.png")}
 
@@ -232,3 +242,29 @@ def test_a_report_holds_what_was_measured(tmp_path: Path) -> None:
     assert "| diffusers | 1.55 s | 1.5 – 1.59 s | 3.04 |" in text
     assert "- other: it cannot be installed" in text
     assert (tmp_path / "peers-shapes.png").stat().st_size > 5000
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_benchmarks_of_a_device_are_modules() -> None:
+    for device in ("cpu", "cuda"):
+        kinds = dict(bench.commands(bench.MODELS["shapes"], device, ["onnxruntime"]))
+        assert kinds.keys() >= set(bench.ON_ALL_DEVICES)
+        for flag, module, *_ in kinds.values():
+            assert flag == "-m"
+            assert importlib.util.find_spec(module)
+
+
+def test_documented_modules_and_files_exist() -> None:
+    documents = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "Makefile", ROOT / "benchmarks" / "gpu_check.sh"]
+    documents += (file for folder in ("benchmarks", "docs") for file in (ROOT / folder).rglob("*.md"))
+    documents += (ROOT / "benchmarks").rglob("*.py")
+    missing = []
+    for document in documents:
+        text = document.read_text(encoding="utf-8")
+        modules = re.findall(r"-m (benchmarks[\w.]*\w)", text)
+        missing += [f"{document}: {module}" for module in modules if not importlib.util.find_spec(module)]
+        files = re.findall(r"\bbenchmarks/[\w/.-]+\.(?:py|sh|md)\b", text)
+        missing += [f"{document}: {file}" for file in files if not (ROOT / file).is_file()]
+    assert missing == []

@@ -1,4 +1,4 @@
-"""Every part of the GPU check, on the simulated GPU or on the CPU; that faults are found; and how parts are run."""
+"""Every part of the GPU check on the simulated GPU or the CPU, planted faults, and how parts are run."""
 
 import importlib
 import json
@@ -12,26 +12,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cuda_noise
-import gpu_wheels
 import numpy as np
 import pytest
 import torch
-from benchmarks.test_gpu_wheels import wheel
 from support.exports import ROOT, Exported
 from support.simulator import Machine, machine
 from support.simulator import ort as simulated
 
 from benchmarks.gpu import __main__ as gpu_main
-from benchmarks.gpu import full_size, group_norms, latency, runner, states, waits
+from benchmarks.gpu import full_size, group_norms, latency, runner, states, waits, wheels
 from benchmarks.gpu.places import Place
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.runner import run_part, run_parts, write_summary
+from benchmarks.quality import cuda_noise
 from latentrt.export import cli as export_cli
 from latentrt.runtime import BackendError, Pipeline
 from latentrt.runtime.backends.trt.loaded_engine import LoadedEngine
 from latentrt.runtime.cli.main import _parser
-from latentrt.runtime.gpu.lane import Context
+from latentrt.runtime.gpu.lane import Execution
 from latentrt.runtime.loop.gpu import GpuDenoiser
 
 RTX = ("tensorrt_rtx",)
@@ -52,7 +50,7 @@ def gpu() -> Iterator[Machine]:
 def done(part: str, place: Place, **options: Any) -> Report:
     """Run a part, in this process; the report as it was saved."""
     report = Report(place.work / "reports" / f"{part}.json")
-    importlib.import_module(f"gpu.{part}").run(place, report, **options)
+    importlib.import_module(f"benchmarks.gpu.{part}").run(place, report, **options)
     report.finish()
     return Report.read(report.file)
 
@@ -67,7 +65,7 @@ def failed(report: Report) -> list[str]:
 def test_every_part_is_here() -> None:
     assert {path.stem for path in (ROOT / "benchmarks" / "gpu").glob("*.py")} == {
         *gpu_main.PARTS,
-        *("__init__", "__main__", "places", "report", "runner"),
+        *("__init__", "__main__", "places", "report", "runner", "wheels"),
     }
 
 
@@ -188,13 +186,13 @@ def test_weights_that_do_not_come_back_are_found(work: Path, monkeypatch: pytest
 
 
 def test_a_wait_inside_of_the_loop_is_found(gpu: Machine, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    enqueue = Context.enqueue_and_copy
+    enqueue = Execution.enqueue_and_copy
 
-    def waiting(self: Context, *names: str) -> None:
+    def waiting(self: Execution, *names: str) -> None:
         enqueue(self, *names)
         self._lane.stream.synchronize()
 
-    monkeypatch.setattr(Context, "enqueue_and_copy", waiting)
+    monkeypatch.setattr(Execution, "enqueue_and_copy", waiting)
     before = vars(gpu.cuda).copy()
     assert failed(done("waits", Place(work, backends=RTX), steps=6)) == [
         "tensorrt_rtx: the host waits: 4 times, at most 0"
@@ -211,7 +209,7 @@ def test_wrong_group_norms_are_found(work: Path, monkeypatch: pytest.MonkeyPatch
     place = Place(work / "group_norms", backends=("onnxruntime",))
     with machine(onnxruntime={}):
         report = done("group_norms", place, steps=1, repetitions=1)
-    assert report.notes == [f"{full_size.bundle_of(place)} is not there: run the part full_size first"]
+    assert report.notes == [f"{full_size.bundle_of(place)} does not exist: run the part full_size first"]
     found = failed(report)
     assert [line.split(":")[0] for line in found] == ["shapes, group norms"] * len(found)
     assert any("latents" in line for line in found)
@@ -366,16 +364,15 @@ def test_a_report_is_on_disk_at_once_and_knows_nan(tmp_path: Path) -> None:
 
 
 def python(code: str) -> list[str]:
-    """A part that begins its report and goes on with `code`."""
-    begin = (
-        "import sys, time; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from gpu.report import Report\n"
-    )
-    begin += "report = Report(Path(sys.argv[2])); report.check('begun', True, 'yes')\n"
-    return [sys.executable, "-c", begin + code, str(ROOT / "benchmarks")]
+    """A part that starts its report and continues with `code`."""
+    begin = "import sys, time; from pathlib import Path; from benchmarks.gpu.report import Report\n"
+    begin += "report = Report(Path(sys.argv[1])); report.check('begun', True, 'yes')\n"
+    return [sys.executable, "-c", begin + code]
 
 
 def test_parts_end_in_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "GRACE", 0.5)
+    monkeypatch.chdir(ROOT)
     endings = {
         "good": ("report.finish()", 30.0),
         "bad": ("report.check('sum', False, '3 is not 4'); report.finish(); sys.exit(1)", 30.0),
@@ -401,10 +398,10 @@ def test_parts_end_in_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "late": "crashed",
     }
     text = write_summary(outcomes, tmp_path / "out")
-    assert "ended with status 1; the last line of its log: KeyError: 'colour'" in text
-    assert "ended with status -6; the last line of its log: leaving" in text
+    assert "ended with status 1; last line of its log: KeyError: 'colour'" in text
+    assert "ended with status -6; last line of its log: leaving" in text
     assert "FAILED  sum: 3 is not 4" in text
-    assert "ended with status -6; the last line of its log: about to" in text
+    assert "ended with status -6; last line of its log: about to" in text
     parts = json.loads((tmp_path / "out" / "summary.json").read_text())["parts"]
     assert [part["part"] for part in parts] == [*endings, "late"]
     assert parts[2]["report"]["checks"] == [{"name": "begun", "passed": True, "text": "yes"}]
@@ -422,12 +419,14 @@ def test_an_old_report_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
     assert run_part("one", ["false"], 5.0, tmp_path).verdict == "crashed"
 
 
-def test_the_script_runs_parts_and_says_what_failed(tmp_path: Path) -> None:
+def test_the_script_runs_parts_and_says_what_failed(
+    tmp_path: Path, make_wheel: Callable[[Path, str, str], Path]
+) -> None:
     """On this machine: no GPU, so `device` fails; ONNX Runtime on the CPU passes. A wheel is carried."""
     script = ROOT / "benchmarks" / "gpu_check.sh"
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     options = ["--out", tmp_path / "out", "--work", tmp_path / "work", "--device", "cpu", "--backend", "onnxruntime"]
-    gpu_wheels.prepare(tmp_path / "wheels", [wheel(tmp_path / "made", "polygraphy", "carried")])
+    wheels.prepare(tmp_path / "wheels", [make_wheel(tmp_path / "made", "polygraphy", "carried")])
     environment = {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     environment |= {"GPU_WHEELS": str(tmp_path / "wheels"), "GPU_SITE": str(tmp_path / "site")}
 
@@ -440,9 +439,9 @@ def test_the_script_runs_parts_and_says_what_failed(tmp_path: Path) -> None:
     found = {p["part"]: p for p in json.loads((tmp_path / "out" / "summary.json").read_text())["parts"]}
     assert found["backends"]["verdict"] == found["waits"]["verdict"] == "passed", child.stdout
     assert found["device"]["verdict"] == "failed"
-    assert found["device"]["report"]["figures"]["modules"]["polygraphy"] == "there"
+    assert found["device"]["report"]["figures"]["modules"]["polygraphy"] == "no version"
     assert "FAILED  a GPU is visible" in child.stdout
     assert "== backends" in (tmp_path / "out" / "logs.txt").read_text()
     wrong = run("colours")
     assert wrong.returncode == 2
-    assert "'colours' is no part: there are device, ceilings" in wrong.stderr
+    assert "unknown part 'colours': choose from device, ceilings" in wrong.stderr

@@ -1,31 +1,16 @@
-"""The judge must accept true drawings and refuse those of other prompts; without that its accuracies mean nothing."""
+"""The judge accepts true drawings and rejects those of other prompts; otherwise its accuracies would mean nothing."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from itertools import islice
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-
-def _module(path: str) -> ModuleType:
-    file = Path(__file__).resolve().parent.parent / path
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-drawings = _module("tests/shapes/drawings.py")
-judge = _module("benchmarks/judge.py")
+from benchmarks.common.paths import PROMPTS
+from benchmarks.quality import judge
+from benchmarks.shapes import drawings
 
 
 def _drawn(prompts: list[str], seed: int) -> np.ndarray:
@@ -34,7 +19,7 @@ def _drawn(prompts: list[str], seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[str]:
-    return json.loads(drawings.PROMPTS.read_text())["prompts"]
+    return json.loads(PROMPTS.read_text())["prompts"]
 
 
 def test_true_drawings_are_right(prompts: list[str]) -> None:

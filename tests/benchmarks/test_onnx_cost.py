@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common.onnx_cost import Cost, bundle_costs, cost_of, evaluated
-from latentrt.runtime.bundle.bundle import Bundle
+from latentrt.runtime import Bundle
 
 
 def saved(
@@ -91,16 +91,16 @@ def test_a_whole_unet_is_what_pytorch_counts() -> None:
 def test_dimensions() -> None:
     assert evaluated("(((h - 1)//4)) + 1", {"h": 17}) == 5
     for wrong in ("h", "abs(n)", "n**2", "n/2", "'n'"):
-        with pytest.raises(ValueError, match="has no value"):
+        with pytest.raises(ValueError, match="cannot evaluate"):
             evaluated(wrong, {"n": 4})
 
 
-def test_a_shape_that_is_not_told_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_shape_is_an_error(tmp_path: Path) -> None:
     nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("MatMul", ["y", "w"], ["out"])]
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes, "two", [info("x", 1, [2, 3])], [info("out", 1, [2, 4])], [helper.make_tensor("w", 1, [3, 4], [0.0] * 12)]
     )
     onnx.save(helper.make_model(graph), tmp_path / "two.onnx")
-    with pytest.raises(ValueError, match="does not tell the shape of 'y'"):
+    with pytest.raises(ValueError, match="has no shape for 'y'"):
         cost_of(tmp_path / "two.onnx", {})

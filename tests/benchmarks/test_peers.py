@@ -1,8 +1,9 @@
-"""The comparison with peers must refuse other pictures, go on without a peer that fails, take turns, and keep to the
-memory that it is given. Workers are small scripts that speak the protocol."""
+"""The comparison with peers rejects other pictures, continues without a peer that fails, takes turns, and stays within
+its memory. Workers are small scripts that use the protocol."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -15,9 +16,6 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
 from benchmarks.peers import environments
 from benchmarks.peers.__main__ import SCHEDULERS, scheduler_config
 from benchmarks.peers.checkpoint import with_public_names
@@ -28,10 +26,9 @@ from benchmarks.peers.workers import Residents, Worker
 JOB = {"prompt": "a star", "steps": 3, "size": 16, "guidance_scale": 4.0, "seed": 1, "latents": "none"}
 SCRIPT = """
 import sys
-sys.path.insert(0, {folder!r})
 from pathlib import Path
 from PIL import Image
-from protocol import serve
+from benchmarks.peers.protocol import serve
 
 def note(text):
     with Path({journal!r}).open("a") as file:
@@ -69,7 +66,7 @@ def make(tmp_path: Path, journal: Path) -> Make:
 
     def case(name: str, colour: tuple[int, int, int] = (200, 0, 0), **options: object) -> Case:
         file = tmp_path / f"{name}.py"
-        text = SCRIPT.format(folder=str(BENCHMARKS / "peers"), journal=str(journal), name=name, colour=colour)
+        text = SCRIPT.format(journal=str(journal), name=name, colour=colour)
         file.write_text(text, encoding="utf-8")
         return Case((sys.executable, file), {"model": "none", "scheduler": "none", "options": options})
 
@@ -179,11 +176,11 @@ def test_an_environment_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_what_pip_cannot_install_runs_in_its_own_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wish = Environment(given="SOME_DEMO")
     monkeypatch.delenv("SOME_DEMO", raising=False)
-    with pytest.raises(PeerError, match="SOME_DEMO does not name its folder"):
+    with pytest.raises(PeerError, match="set SOME_DEMO to its folder"):
         make_environment(tmp_path, "demo", wish)
     monkeypatch.setenv("SOME_DEMO", str(tmp_path))
     monkeypatch.setenv("SOME_DEMO_PYTHON", str(tmp_path / "none"))
-    with pytest.raises(PeerError, match=r"SOME_DEMO_PYTHON=.*none is no program"):
+    with pytest.raises(PeerError, match=r"SOME_DEMO_PYTHON=.*none is not a program"):
         make_environment(tmp_path, "demo", wish)
     monkeypatch.setenv("SOME_DEMO_PYTHON", sys.executable)
     make_environment(tmp_path, "demo", wish)
@@ -246,7 +243,7 @@ def test_a_conversion_is_made_once_for_each_size(tmp_path: Path) -> None:
 def test_every_row_names_an_environment_and_a_worker_that_exist(name: str) -> None:
     peer = PEERS[name]
     assert peer.environment in ENVIRONMENTS
-    assert (BENCHMARKS / "peers" / peer.worker).is_file()
+    assert importlib.util.find_spec(f"benchmarks.peers.{peer.worker}")
     assert peer.model in {"bundle", "checkpoint", *environments.CONVERSIONS}
     assert peer.engines in {None, *environments.CONVERSIONS}
     assert np.all([conversion.environment in ENVIRONMENTS for conversion in environments.CONVERSIONS.values()])
