@@ -4,11 +4,12 @@ numpy has no bfloat16: its 16 bits are the upper half of a float32's, and are ke
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 Float32 = NDArray[np.float32]
 # Graph -> initializer -> its new values, in the dtype that it is stored in (bfloat16 as uint16).
@@ -17,4 +18,23 @@ NewWeights = Mapping[str, Mapping[str, NDArray[Any]]]
 RunGraph = Callable[[str, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 NO_INPUTS: Mapping[str, Float32] = MappingProxyType({})
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1}
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """A dtype of the bundle format: size of a value, numpy's dtype that holds it, ONNX's number, safetensors' name."""
+
+    bytes: int
+    numpy: DTypeLike
+    onnx: int
+    safetensors: str
+
+
+DTYPES = {
+    "float64": DType(8, np.float64, 11, "F64"),
+    "float32": DType(4, np.float32, 1, "F32"),
+    "float16": DType(2, np.float16, 10, "F16"),
+    "bfloat16": DType(2, np.uint16, 16, "BF16"),
+    "int64": DType(8, np.int64, 7, "I64"),
+    "int32": DType(4, np.int32, 6, "I32"),
+    "uint8": DType(1, np.uint8, 2, "U8"),
+}

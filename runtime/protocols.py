@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from latentrt.runtime.bundle import Graph
+from latentrt.runtime.bundle import Graph, Sizes
 from latentrt.runtime.scheduler import Plan
 
 from .arrays import NO_INPUTS, Float32, NewWeights
@@ -25,6 +25,11 @@ class Bucket:
     height: int
     width: int
     tokens: int
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes by the symbols of the bundle's format."""
+        return {"B": self.batch, "G": self.groups, "h": self.height, "w": self.width, "S": self.tokens}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,9 +51,6 @@ class Engine(Protocol):
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """All outputs by name."""
-
-    def close(self) -> None:
-        """Give the memory back."""
 
 
 class Denoiser(Protocol):

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from latentrt.runtime.backends.ort.on_cpu import OrtBackend
@@ -20,6 +20,15 @@ logger = logging.getLogger(__name__)
 BACKENDS = ("auto", *TRT_BACKENDS, "openvino", "onnxruntime")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Wish:
+    """What the backends are made from; the engine list is read once."""
+
+    bundle: Bundle
+    engines: EngineList
+    trust_engines: bool
+
+
 def load_backend(
     bundle: Bundle, backend: str, device: str | None, *, engines: Path | None = None, trust_engines: bool = False
 ) -> Backend:
@@ -27,51 +36,47 @@ def load_backend(
     if backend not in BACKENDS:
         raise BackendError(unknown("backend", backend, BACKENDS))
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise BackendError(f"device {device!r} is unknown: choose cpu, cuda, or one of several GPUs such as cuda:1")
+        raise BackendError(f"unknown device {device!r}; expected cpu, cuda, or one of several GPUs such as cuda:1")
+    wish = _Wish(bundle, EngineList.of_bundle(bundle, engines), trust_engines)
     if backend in TRT_BACKENDS:
-        return _tensorrt(bundle, backend, device, engines, trust_engines)
+        return _tensorrt(wish, backend, device)
     if backend == "openvino":
-        return _openvino(bundle, device)
-    # Without a driver the engines are for other machines, and there is nothing to warn of.
+        return _openvino(wish, device)
+    # Without a driver, engines are for other machines and need no warning.
     if backend == "auto" and device != "cpu" and has_driver():
-        for name in _built(bundle, engines):
+        built = {record.backend for record in wish.engines.engines}
+        for name in filter(built.__contains__, TRT_BACKENDS):
             try:
-                return _tensorrt(bundle, name, device, engines, trust_engines)
+                return _tensorrt(wish, name, device)
             except BackendError as error:
                 logger.warning("%s is not used: %s", name, error)
     if backend == "auto" and device == "cpu":
-        return _best_on_cpu(bundle, engines)
+        return _best_on_cpu(wish)
     if device is not None:
-        return _onnxruntime(bundle, device, engines)
-    if (on_gpu := _onnxruntime_on_cuda(bundle, engines)) is not None:
+        return _onnxruntime(wish, device)
+    if (on_gpu := _onnxruntime_on_cuda(wish)) is not None:
         return on_gpu
-    return _best_on_cpu(bundle, engines) if backend == "auto" else OrtBackend(bundle, engines=engines)
+    return _best_on_cpu(wish) if backend == "auto" else OrtBackend(bundle, wish.engines)
 
 
-def _built(bundle: Bundle, engines: Path | None) -> Iterator[str]:
-    """Backends that there are engines of, best first: nobody who has none wants to hear of them."""
-    found = {record.backend for record in EngineList.of_bundle(bundle, engines).engines}
-    return (name for name in TRT_BACKENDS if name in found)
-
-
-def _tensorrt(bundle: Bundle, backend: str, device: str | None, engines: Path | None, trust_engines: bool) -> Backend:
+def _tensorrt(wish: _Wish, backend: str, device: str | None) -> Backend:
     if device == "cpu":
         raise BackendError(f"{backend} runs on NVIDIA GPUs only: choose backend='onnxruntime' for the CPU")
-    from latentrt.runtime.backends.trt.backend import TrtBackend  # here, as it is not needed without a GPU
+    from .trt.backend import TrtBackend  # imported here because it is not needed without a GPU
 
     index = _index(device or "cuda")
-    return TrtBackend(bundle, backend, device_index=index, engines=engines, trust_engines=trust_engines)
+    return TrtBackend(wish.bundle, wish.engines, backend=backend, device_index=index, trust_engines=wish.trust_engines)
 
 
-def _onnxruntime(bundle: Bundle, device: str, engines: Path | None) -> Backend:
+def _onnxruntime(wish: _Wish, device: str) -> Backend:
     if device == "cpu":
-        return OrtBackend(bundle, engines=engines)
+        return OrtBackend(wish.bundle, wish.engines)
     require_device("cuda")
-    from latentrt.runtime.backends.ort.on_gpu import OrtCudaBackend  # here, as it is not needed without a GPU
+    from .ort.on_gpu import OrtCudaBackend  # imported here because it is not needed without a GPU
 
-    backend = OrtCudaBackend(bundle, device_index=_index(device), engines=engines)
+    backend = OrtCudaBackend(wish.bundle, wish.engines, device_index=_index(device))
     try:
-        backend.fitted("time", {"n": 1})  # a small graph: what is missing shows now
+        backend.fitted("time", {"n": 1})  # a small graph, so that missing libraries are found now
     except BackendError:
         backend.close()
         raise
@@ -82,31 +87,31 @@ def _index(device: str) -> int:
     return int(device.removeprefix("cuda").removeprefix(":") or 0)
 
 
-def _openvino(bundle: Bundle, device: str | None) -> Backend:
+def _openvino(wish: _Wish, device: str | None) -> Backend:
     if device not in (None, "cpu"):
         raise BackendError(f"openvino runs on CPUs here, not on {device!r}: choose device='cpu' or another backend")
-    return OpenVinoBackend(bundle)
+    return OpenVinoBackend(wish.bundle)
 
 
-def _onnxruntime_on_cuda(bundle: Bundle, engines: Path | None) -> Backend | None:
-    """None without CUDA; where it should work and does not, that is warned about."""
+def _onnxruntime_on_cuda(wish: _Wish) -> Backend | None:
+    """None without CUDA; warns where CUDA is there and does not work."""
     if "cuda" in available_devices():
         try:
-            return _onnxruntime(bundle, "cuda", engines)
+            return _onnxruntime(wish, "cuda")
         except BackendError as error:
             logger.warning("onnxruntime-cuda is not used: %s", error)
     return None
 
 
-def _best_on_cpu(bundle: Bundle, engines: Path | None) -> Backend:
+def _best_on_cpu(wish: _Wish) -> Backend:
     """OpenVINO where it is installed and reads the bundle, else ONNX Runtime."""
     if openvino_is_installed():
         try:
-            return _openvino(bundle, "cpu")
+            return _openvino(wish, "cpu")
         except BackendError as error:
             logger.warning("openvino is not used: %s", error)
     if not available_devices():
         raise BackendError(
             "no backend is installed: pip install 'latentrt[cpu]', or for NVIDIA GPUs pip install 'latentrt[cuda]'"
         )
-    return OrtBackend(bundle, engines=engines)
+    return OrtBackend(wish.bundle, wish.engines)

@@ -108,7 +108,7 @@ class OpenVinoBackend:
             raise BackendError(f"the engine of {self._bundle.graph(graph).file} is closed")
         spec, model = self._bundle.graph(graph), _model_with(self._models[graph], weights.get(graph, {}))
         if bucket is not None:
-            model.reshape({tensor.name: list(shape_at(tensor, _symbols(bucket))) for tensor in spec.inputs})
+            model.reshape({tensor.name: list(shape_at(tensor, bucket.sizes)) for tensor in spec.inputs})
         recipe = self._bundle.manifest.recipe
         precision = recipe.vae_precision if graph.startswith("vae") else recipe.precision
         options = {
@@ -172,11 +172,6 @@ class OpenVinoEngine:
 def _reason(error: Exception) -> str:
     """The last line of a message that begins with where it was raised in OpenVINO's sources."""
     return ([line for line in str(error).splitlines() if line.strip()] or [repr(error)])[-1]
-
-
-def _symbols(bucket: Bucket) -> dict[str, int]:
-    """Sizes by the symbols of the bundle's format."""
-    return {"B": bucket.batch, "G": bucket.groups, "h": bucket.height, "w": bucket.width, "S": bucket.tokens}
 
 
 def _tensor(dtype: str, array: NDArray[Any]) -> "openvino.Tensor":

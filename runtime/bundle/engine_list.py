@@ -5,12 +5,11 @@ to. Knows nothing of TensorRT.
 """
 
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from latentrt.runtime.errors import BundleError
-from latentrt.runtime.files import cache_folder, sha256_of_file
+from latentrt.runtime.files import cache_folder, sha256_of_file, written_whole
 
 from .bundle import Bundle
 from .manifest import MANIFEST, EngineRecord, File, manifest_json
@@ -108,9 +107,7 @@ class _HashCache:
         self._known = {k: v for k, v in self._known.items() if not k.startswith(same_path + ",")}
         self._known[json.dumps(key)] = sha256
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._file.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(self._known, indent=0))
-            partial.replace(self._file)
+            with written_whole(self._file) as temporary:
+                temporary.write_text(json.dumps(self._known, indent=0))
         except OSError:
             pass

@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any
 
 
-def _add_info(commands: Any) -> None:
+def add_parser(commands: Any) -> None:
+    """Add the command."""
     parser = commands.add_parser(
         "info", help="what a bundle holds", description="Graphs, sizes and engines of a bundle."
     )
     parser.add_argument("path", type=Path, nargs="?", help="default: the small model that ships along")
-    parser.set_defaults(run=_info)
+    parser.set_defaults(run=run)
 
 
-def _info(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
     from latentrt.runtime.bundle import Bundle, sizes_text
     from latentrt.runtime.pipeline import embedded_bundle
 

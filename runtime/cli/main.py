@@ -1,23 +1,24 @@
-"""The command `latentrt`: verify and info; the other commands are loaded when they are called."""
+"""The command `latentrt`. The modules of its commands are imported when they are called."""
 
 import argparse
 import importlib
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
 from latentrt.runtime.errors import LatentRTError
 
-from .info import _add_info
-from .verify import _add_verify
-
-# Commands whose modules are loaded when they are called; the exporter needs packages that the runtime does not.
-_BY_NAME = {
+# Command -> its module, imported when it is called, and its help.
+_COMMANDS = {
     "generate": ("latentrt.runtime.cli.generate", "draw pictures"),
     "schedule": ("latentrt.runtime.cli.schedule", "timesteps and noise levels of schedulers"),
+    "verify": ("latentrt.runtime.cli.verify", "prove that a bundle is whole and draws what it should"),
+    "info": ("latentrt.runtime.cli.info", "what a bundle holds"),
     "export": ("latentrt.export.cli", "convert a checkpoint to a bundle (needs the extra `export`)"),
     "build": ("latentrt.export.build.cli", "build engines for a bundle (TensorRT needs an extra `tensorrt…`)"),
 }
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = _parser(words).parse_args(words)
         if parsed.verbose:
             logging.getLogger("latentrt").setLevel(logging.INFO)
-        status: int = parsed.run(parsed)
+        with _interrupted_by_termination():
+            status: int = parsed.run(parsed)
         return status
     except LatentRTError as error:
         print(f"latentrt: {error}", file=sys.stderr)
@@ -41,24 +43,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("latentrt", description="Stable Diffusion with ONNX and TensorRT.")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say what is loaded and where it runs")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for name, (module, help_text) in _BY_NAME.items():
-        if name in words[:2]:
-            importlib.import_module(module).add_parser(commands)
-        else:
-            commands.add_parser(name, help=help_text)
-    _add_verify(commands)
-    _add_info(commands)
-    return parser
-
-
-def interrupt_on_termination() -> None:
-    """From now on a termination of this process cleans up like an interrupt."""
-    signal.signal(signal.SIGTERM, _raise_interrupt)
+@contextmanager
+def _interrupted_by_termination() -> Iterator[None]:
+    """SIGTERM raises `KeyboardInterrupt` inside of the block, so that a command cleans up as after Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():  # only this one may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _raise_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _raise_interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("latentrt", description="Stable Diffusion with ONNX and TensorRT.")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what is loaded and where it runs")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, (module, help_text) in _COMMANDS.items():
+        if name in words[:2]:
+            importlib.import_module(module).add_parser(commands)
+        else:
+            commands.add_parser(name, help=help_text)
+    return parser

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from latentrt.runtime.errors import InputError
+from latentrt.runtime.files import written_whole
 from latentrt.runtime.scheduler import Plan, resolve
 from latentrt.runtime.scheduler.document import noise_ratios, plan_document
 
@@ -117,10 +118,5 @@ def plot(plans: Mapping[str, Plan], file: Path) -> None:
     axes.set(yscale="log", xlabel="share of the model calls", ylabel="sigma (noise / signal)")
     axes.grid(alpha=0.3)
     axes.legend()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.stem}.partial.png")
-    try:
+    with written_whole(file) as temporary:
         figure.savefig(temporary, dpi=120)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)

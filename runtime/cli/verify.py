@@ -7,7 +7,8 @@ from typing import Any
 from .flags import add_bundle_flags, load_pipeline
 
 
-def _add_verify(commands: Any) -> None:
+def add_parser(commands: Any) -> None:
+    """Add the command."""
     parser = commands.add_parser(
         "verify",
         help="prove that a bundle is whole and draws what it should",
@@ -16,10 +17,11 @@ def _add_verify(commands: Any) -> None:
     add_bundle_flags(parser)
     parser.add_argument("path", type=Path, nargs="?", help="the bundle's folder, same as --bundle")
     parser.add_argument("--hashes-only", action="store_true", help="do not draw")
-    parser.set_defaults(run=_verify)
+    parser.set_defaults(run=run)
 
 
-def _verify(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
     from tqdm import tqdm
 
     from latentrt.runtime.bundle import Bundle

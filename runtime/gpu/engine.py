@@ -57,6 +57,3 @@ class GpuEngine:
                 for spec in self.spec.outputs:
                     pieces[spec.name].append(context.read(spec)[: rows - at])
         return {name: np.concatenate(parts) for name, parts in pieces.items()}
-
-    def close(self) -> None:
-        """Nothing to give back: the backend keeps the engines."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from latentrt.runtime.arrays import BYTES
+from latentrt.runtime.arrays import DTYPES
 from latentrt.runtime.bundle import Graph, Sizes, TensorSpec, shape_at
 from latentrt.runtime.errors import BackendError
 
@@ -108,7 +108,7 @@ class Lane:
 
     def download(self, address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """Wait, and copy an array to the host."""
-        pinned = self.staging.take(math.prod(shape) * BYTES[dtype])
+        pinned = self.staging.take(math.prod(shape) * DTYPES[dtype].bytes)
         self.stream.download(pinned, address)
         self.stream.synchronize()
         array = pinned.view(dtype).reshape(shape).copy()
@@ -160,7 +160,7 @@ class Execution:
 
     def size_of(self, tensor: TensorSpec) -> int:
         """Bytes of a tensor at the present sizes."""
-        return math.prod(shape_at(tensor, self._sizes)) * BYTES[tensor.dtype]
+        return math.prod(shape_at(tensor, self._sizes)) * DTYPES[tensor.dtype].bytes
 
     def write(self, name: str, array: NDArray[Any]) -> None:
         """Fill an input, or its first rows, from the host."""

@@ -26,9 +26,8 @@ class GpuDenoiser:
 
     def __init__(self, backend: GpuBackend, bucket: Bucket) -> None:
         self._backend, self._bucket = backend, bucket
-        sizes = {"B": bucket.batch, "G": bucket.groups, "h": bucket.height, "w": bucket.width, "S": bucket.tokens}
         # Now, so that what is missing or damaged is reported where the call stands.
-        self._denoise = backend.fitted("denoise", sizes)
+        self._denoise = backend.fitted("denoise", bucket.sizes)
 
     def run(
         self,

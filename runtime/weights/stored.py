@@ -1,7 +1,4 @@
-"""Weights of a bundle's graphs as arrays, read where the manifest says they lie; and files of safetensors.
-
-numpy has no bfloat16: its 16 bits are the upper half of a float32's, and are kept as uint16.
-"""
+"""Weights of a bundle's graphs as arrays, read where the manifest says they lie; and safetensors files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,20 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.arrays import Float32
+from latentrt.runtime.arrays import DTYPES, Float32
 from latentrt.runtime.bundle import Bundle, Weight
 from latentrt.runtime.errors import BundleError, InputError
 
-_RAW = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
-_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_WEIGHTS = ("float32", "float16", "bfloat16")  # what a bundle stores weights in
+_FLOATS = {DTYPES[name].safetensors: name for name in ("float64", *_WEIGHTS)}
 
 
 def stored_weight(bundle: Bundle, use: Weight) -> NDArray[Any]:
     """An initializer as it is stored, bfloat16 as uint16. Raises `BundleError` where it lies inside the ONNX file."""
-    if use.offset is None or use.stored_dtype not in _RAW:
+    if use.offset is None or use.stored_dtype not in _WEIGHTS:
         raise BundleError(f"{bundle.path}: {use.initializer} of {use.graph} does not lie in the external data")
     path = bundle.file(f"{bundle.graph(use.graph).file}.data")
-    return np.memmap(path, _RAW[use.stored_dtype], "r", use.offset, use.shape)
+    return np.memmap(path, DTYPES[use.stored_dtype].numpy, "r", use.offset, use.shape)
 
 
 def to_float32(array: NDArray[Any], dtype: str) -> Float32:
@@ -59,8 +56,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Float32], dict[str, str]]:
 
 
 def _tensor(name: str, entry: Mapping[str, Any]) -> Float32:
-    dtype = _SAFETENSORS.get(entry["dtype"])
+    dtype = _FLOATS.get(entry["dtype"])
     if dtype is None:
-        raise ValueError(f"{name} has the type {entry['dtype']}; expected {', '.join(_SAFETENSORS)}")
-    raw = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
-    return to_float32(np.frombuffer(entry["data"], raw).reshape(entry["shape"]), dtype)
+        raise ValueError(f"{name} has the type {entry['dtype']}; expected {', '.join(_FLOATS)}")
+    return to_float32(np.frombuffer(entry["data"], DTYPES[dtype].numpy).reshape(entry["shape"]), dtype)

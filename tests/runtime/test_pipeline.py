@@ -322,7 +322,7 @@ def test_generate_writes_numbered_files(sd1: Exported, tmp_path: Path, capsys: p
     assert main([*command[:4], "-o", str(tmp_path / "x.jpg")]) == 1
     assert "x.jpg does not end in .png" in capsys.readouterr().err
     assert main([*command, "--height", "30"]) == 1
-    assert capsys.readouterr().err == "latentrt: height=30: it must be a multiple of 4; the nearest are 28 and 32\n"
+    assert capsys.readouterr().err == "latentrt: height=30: expected a multiple of 4; the nearest are 28 and 32\n"
 
 
 def test_the_embedded_bundle_is_the_default() -> None:

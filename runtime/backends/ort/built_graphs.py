@@ -17,21 +17,20 @@ T = TypeVar("T")
 class BuiltGraphs:
     """Which file of a graph is loaded; built ones of another export, or damaged, are warned about and left."""
 
-    def __init__(self, bundle: Bundle, engines: Path | None, device: str) -> None:
-        """`device` is "cpu" or "cuda"; `engines` the folder of built graphs, where they are not in the bundle."""
-        files = EngineList.of_bundle(bundle, engines)
+    def __init__(self, bundle: Bundle, engines: EngineList, device: str) -> None:
+        """`device` is "cpu" or "cuda"."""
         self._built: dict[str, Path] = {}
-        for record in files.engines:
+        for record in engines.engines:
             if record.backend != "onnxruntime" or record.device != device:
                 continue
             reason = outdated(record, bundle.manifest)
-            if reason is None and not files.intact(record):
+            if reason is None and not engines.intact(record):
                 reason = "it is not what was built: its hash is another"
             if reason is None:
-                self._built[record.graph] = files.path(record)
+                self._built[record.graph] = engines.path(record)
             else:
                 command = build_command(bundle, record.backend)
-                logger.warning("%s is not used: %s. Build it again: %s", files.path(record), reason, command)
+                logger.warning("%s is not used: %s. Build it again: %s", engines.path(record), reason, command)
 
     def loaded(self, graph: str, load: Callable[[Path | None], T]) -> T:
         """What `load` makes of a graph's built file; of None, the exported one, where there is none or it fails."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import NewWeights
-from latentrt.runtime.bundle import Bundle, Graph
+from latentrt.runtime.bundle import Bundle, EngineList, Graph
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.loop.host import Arrays, BoundCall, HostDenoiser
 from latentrt.runtime.protocols import Bucket
@@ -28,7 +28,7 @@ class OrtBackend:
 
     name = "onnxruntime-cpu"
 
-    def __init__(self, bundle: Bundle, *, engines: Path | None = None) -> None:
+    def __init__(self, bundle: Bundle, engines: EngineList) -> None:
         require_device("cpu")
         if "bf16" in (bundle.manifest.recipe.precision, bundle.manifest.recipe.vae_precision):
             raise BackendError(

@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.arrays import NewWeights
-from latentrt.runtime.bundle import Bundle, Sizes, shape_at, sizes_of_inputs
+from latentrt.runtime.arrays import DTYPES, NewWeights
+from latentrt.runtime.bundle import Bundle, EngineList, Sizes, shape_at, sizes_of_inputs
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.gpu.device import Stream, device_at
 from latentrt.runtime.gpu.engine import Fitted, GpuEngine
@@ -28,7 +27,7 @@ from latentrt.runtime.loop.gpu import GpuDenoiser
 from latentrt.runtime.protocols import Bucket
 
 from .built_graphs import BuiltGraphs
-from .session import BFLOAT16, new_session, ort_values
+from .session import new_session, ort_values
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ NO_CAPTURE = "-1"
 class OrtCudaBackend:
     """Sessions of one bundle on one GPU; made on first use, and kept."""
 
-    def __init__(self, bundle: Bundle, *, device_index: int = 0, engines: Path | None = None) -> None:
+    def __init__(self, bundle: Bundle, engines: EngineList, *, device_index: int = 0) -> None:
         """Raises `BackendError` with the reason, and what to do, where CUDA cannot be used here."""
         import onnxruntime
 
@@ -205,7 +204,8 @@ class SessionContext:
         sizes = sizes_of_inputs(self._spec, self._shapes)
         for bind, tensors in ((binding.bind_input, self._spec.inputs), (binding.bind_output, self._spec.outputs)):
             for tensor in tensors:
-                dtype: Any = BFLOAT16 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype).type
+                known = DTYPES[tensor.dtype]
+                dtype: Any = known.onnx if tensor.dtype == "bfloat16" else known.numpy  # numpy has no bfloat16
                 shape, address = shape_at(tensor, sizes), self._addresses[tensor.name]
                 bind(tensor.name, "cuda", self._device_index, dtype, shape, address)
         self.binding = binding

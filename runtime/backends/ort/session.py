@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.runtime.arrays import DTYPES
 from latentrt.runtime.errors import BackendError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 # Of the arena's first block, nearly the most that may be asked for. Memory is taken when it is written to, so that this
 # costs addresses only; in a small block large tensors soon find no gap, and the arena grows.
 ARENA_BYTES = (1 << 31) - (1 << 20)
-BFLOAT16 = 16  # ONNX's number of the type, which numpy does not have
 
 
 def available_devices() -> tuple[str, ...]:
@@ -122,7 +122,7 @@ def ort_values(weights: Mapping[str, NDArray[Any]]) -> "dict[str, onnxruntime.Or
 
     def value(array: NDArray[Any]) -> "onnxruntime.OrtValue":
         if array.dtype == np.uint16:
-            return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, BFLOAT16)
+            return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, DTYPES["bfloat16"].onnx)
         return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
     return {name: value(array) for name, array in weights.items()}

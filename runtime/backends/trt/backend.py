@@ -1,7 +1,6 @@
 """TensorRT: the backend that runs a bundle's compiled engines on an NVIDIA GPU, with the whole loop on the device."""
 
 import threading
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -32,16 +31,16 @@ class TrtBackend:
     def __init__(
         self,
         bundle: Bundle,
-        backend: str,
+        engines: EngineList,
         *,
+        backend: str,
         device_index: int = 0,
-        engines: Path | None = None,
         trust_engines: bool = False,
     ) -> None:
         """Raises `BackendError` with the reason, and what to do, where this cannot run here."""
         self._library = TrtLibrary(backend)
         self._device = device_at(device_index, backend)
-        self._bundle, self._files = bundle, EngineList.of_bundle(bundle, engines)
+        self._bundle, self._files = bundle, engines
         self._records = self._usable(Host(backend, self._library.version, self._device, trust_engines))
         self._weights: NewWeights = {}
         self._loaded: dict[str, LoadedEngine] = {}

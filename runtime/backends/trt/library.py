@@ -32,7 +32,7 @@ class TrtLibrary:
         return " ".join("; ".join(self.log.errors[-3:] or ["the library gave no reason"]).split())
 
     def forget_errors(self) -> None:
-        """Begin anew."""
+        """Clear recorded errors."""
         self.log.errors.clear()
 
 

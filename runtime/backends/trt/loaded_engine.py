@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.bundle import EngineRecord, Graph, sizes_text
 from latentrt.runtime.errors import BackendError
-from latentrt.runtime.files import cache_folder
+from latentrt.runtime.files import cache_folder, written_whole
 
 from .library import TrtLibrary
 
@@ -117,11 +116,9 @@ class LoadedEngine:
         if content == self._cached:
             return
         self._cached = content
-        partial = self._cache_file.with_suffix(f".{os.getpid()}")
         try:
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-            partial.replace(self._cache_file)
+            with written_whole(self._cache_file) as temporary:
+                temporary.write_bytes(content)
         except OSError as error:
             logger.info("compiled kernels are not kept: %s", error)
 

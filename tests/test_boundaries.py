@@ -1,0 +1,175 @@
+"""Who may import whom. Each room is a folder; the files at the top of `runtime/` and `export/` are rooms of their own."""
+
+import ast
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.exports import ROOT
+
+# Every room may import these files of the runtime.
+SHARED = {"runtime.errors", "runtime.files", "runtime.arrays"}
+NUMPY = {"numpy"}
+PICTURES = {"PIL"}
+SAFETENSORS = {"safetensors"}
+
+# Room -> rooms and files of ours that it may import, besides itself and SHARED.
+ROOMS: dict[str, set[str]] = {
+    "runtime.bundle": set(),
+    "runtime.scheduler": set(),
+    "runtime.protocols": {"runtime.bundle", "runtime.scheduler"},
+    "runtime.weights": {"runtime.bundle"},
+    "runtime.gpu": {"runtime.bundle"},
+    "runtime.text": {"runtime.bundle"},
+    "runtime.latents": {"runtime.bundle", "runtime.scheduler"},
+    "runtime.request": {"runtime.bundle", "runtime.scheduler", "runtime.text", "runtime.latents"},
+    "runtime.loop": {"runtime.bundle", "runtime.scheduler", "runtime.gpu", "runtime.protocols"},
+    "runtime.backends": {"runtime.bundle", "runtime.weights", "runtime.gpu", "runtime.loop", "runtime.protocols"},
+    "runtime.image": set(),
+    "runtime.pipeline": {
+        *("runtime.backends", "runtime.bundle", "runtime.image", "runtime.latents", "runtime.protocols"),
+        *("runtime.request", "runtime.scheduler", "runtime.text", "runtime.weights", "engines"),
+    },
+    "runtime.goldens": {"runtime.bundle", "runtime.pipeline", "runtime.protocols", "runtime.scheduler", "runtime.text"},
+    "runtime.cli": {
+        *("runtime.bundle", "runtime.goldens", "runtime.image", "runtime.pipeline", "runtime.request"),
+        *("runtime.scheduler", "runtime.weights"),
+    },
+    "runtime": {"runtime.bundle", "runtime.latents", "runtime.pipeline", "runtime.scheduler"},
+    "export.checkpoint": {"runtime.bundle", "runtime.weights", "engines"},  # the embedded model has CLIP's tokenizer
+    "export.graphs": {"export.checkpoint", "runtime.bundle", "runtime.scheduler"},
+    "export.build": {"runtime.backends", "runtime.bundle", "runtime.gpu"},
+    **dict.fromkeys(
+        ("export.write", "export.parity", "export.goldens", "export.model_facts", "export.cli"),
+        {
+            *("export.checkpoint", "export.graphs", "export.write", "export.goldens", "export.model_facts"),
+            *("runtime.bundle", "runtime.latents", "runtime.scheduler", "runtime.text", "runtime.weights"),
+        },
+    ),
+    "export": set(),
+    "engines": set(),
+}
+# Room -> libraries that it may import, besides the standard library; imports inside of functions count too.
+LIBRARIES: dict[str, set[str]] = {
+    "runtime.bundle": NUMPY,
+    "runtime.scheduler": NUMPY,
+    "runtime.protocols": NUMPY,
+    "runtime.weights": NUMPY | SAFETENSORS,
+    "runtime.gpu": NUMPY | {"cuda"},
+    "runtime.text": NUMPY | {"tokenizers"},
+    "runtime.latents": NUMPY | PICTURES,
+    "runtime.request": NUMPY | PICTURES,
+    "runtime.loop": NUMPY,
+    "runtime.backends": NUMPY | {"onnxruntime", "openvino"},
+    "runtime.backends.ort": NUMPY | {"onnxruntime"},
+    "runtime.backends.trt": NUMPY,  # TensorRT is imported by name, in library.py alone
+    "runtime.image": NUMPY | PICTURES,
+    "runtime.pipeline": NUMPY | PICTURES,
+    "runtime.goldens": NUMPY | SAFETENSORS,
+    "runtime.cli": NUMPY | {"tqdm", "matplotlib"},
+    "runtime.arrays": NUMPY,
+}
+# What a room must not import although the table above lets it see a part of it.
+NEVER: dict[str, set[str]] = {
+    "export.build": {"torch", "diffusers", "transformers"},
+    "export.checkpoint": {"onnx", "onnx_ir"},
+}
+
+
+def files(*folders: str) -> list[Path]:
+    return sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room_of(module: str, rooms: dict[str, set[str]] = ROOMS) -> str:
+    """The longest room that holds a module."""
+    return max((room for room in rooms if f"{module}.".startswith(f"{room}.")), key=len, default=module)
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Full names of what a file imports; those of ours begin with runtime, export or engines."""
+    package = module_of(file) if file.name == "__init__.py" else module_of(file).rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.removeprefix("latentrt.") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level <= 1, f"{file}: relative imports stay within a folder"
+            base = ".".join(filter(None, [package, node.module])) if node.level else str(node.module)
+            base = base.removeprefix("latentrt.")
+            for alias in node.names:  # a name may be a module of its own
+                full = alias.name if base == "latentrt" else f"{base}.{alias.name}"
+                path = ROOT / full.replace(".", "/")
+                yield full if path.is_dir() or path.with_suffix(".py").is_file() else base
+
+
+def is_ours(name: str) -> bool:
+    return name.split(".")[0] in ("runtime", "export", "engines")
+
+
+@pytest.mark.parametrize("file", files("runtime", "export"), ids=module_of)
+def test_imports_follow_the_table(file: Path) -> None:
+    room = room_of(module_of(file))
+    assert room in ROOMS, f"{file} is in no room: add it to ROOMS"
+    for name in filter(is_ours, imports(file)):
+        target = room_of(name)
+        assert target == room or target in ROOMS[room] or room_of(name, dict.fromkeys(SHARED, set())) in SHARED, (
+            f"{module_of(file)} imports {name}, and {room} may not import {target}"
+        )
+
+
+@pytest.mark.parametrize("file", files("runtime", "export"), ids=module_of)
+def test_imports_are_relative_within_a_folder_and_absolute_across(file: Path) -> None:
+    folder = module_of(file) if file.name == "__init__.py" else module_of(file).rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            target = str(node.module).removeprefix("latentrt.")
+            assert (
+                target.rpartition(".")[0] != folder
+                or not (ROOT / target.replace(".", "/")).with_suffix(".py").is_file()
+            ), f"{module_of(file)}: write `from .{target.rpartition('.')[2]}`"
+
+
+@pytest.mark.parametrize("file", files("runtime"), ids=module_of)
+def test_libraries_of_the_runtime_stay_in_their_rooms(file: Path) -> None:
+    allowed = LIBRARIES.get(room_of(module_of(file), LIBRARIES), set())
+    names = {name.split(".")[0] for name in imports(file) if not is_ours(name)}
+    assert names - set(sys.stdlib_module_names) - {"latentrt"} <= allowed
+
+
+@pytest.mark.parametrize("file", files(*(room.replace(".", "/") for room in NEVER)), ids=module_of)
+def test_what_a_room_must_not_know(file: Path) -> None:
+    forbidden = NEVER[room_of(module_of(file))]
+    assert not {name for name in imports(file) if name.split(".")[0] in forbidden}
+
+
+def test_the_table_has_no_circle() -> None:
+    """So data flows one way; `export.write` and its neighbours count as one room."""
+    joined = {room: "export.write" for room in ROOMS if room.startswith("export.") and "export.write" in ROOMS[room]}
+    graph = {joined.get(r, r): {joined.get(t, t) for t in ts} - {joined.get(r, r)} for r, ts in ROOMS.items()}
+    while leaves := [room for room, targets in graph.items() if not targets]:
+        graph = {room: targets - {*leaves} for room, targets in graph.items() if room not in leaves}
+    assert not graph
+
+
+def test_imports_of_every_form_are_found() -> None:
+    """The reader finds imports of every form."""
+    file = ROOT / "runtime" / "text" / "conditioning.py"
+    assert "runtime.bundle" in set(imports(file))
+    assert "runtime.text.given_texts" in set(imports(file))
+    assert "runtime.pipeline" in set(imports(ROOT / "runtime" / "cli" / "flags.py"))  # inside of a function
+    assert room_of("runtime.text.prompt") == "runtime.text"
+    assert room_of("runtime.errors") == "runtime"
+
+
+def test_every_folder_is_a_package_that_is_installed() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {f"latentrt.{module_of(file)}" for file in files("runtime", "export", "engines") if file.stem == "__init__"}
+    assert sorted(config) == config
+    assert set(config) == found
+    folders = {file.parent for file in files("runtime", "export")}
+    assert all((folder / "__init__.py").is_file() for folder in folders)
