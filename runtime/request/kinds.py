@@ -12,7 +12,7 @@ import numpy as np
 
 from latentrt.runtime.bundle import Manifest
 from latentrt.runtime.errors import InputError
-from latentrt.runtime.latents import TorchGenerator, is_npy, read_npy
+from latentrt.runtime.latents import TorchGenerator, is_npy
 from latentrt.runtime.scheduler import Plan
 from latentrt.runtime.scheduler.document import PLAN_FORMAT, plain, plan_from_document, plan_to_document
 
@@ -167,7 +167,7 @@ def seeds() -> Kind:
     def check(name: str, value: Any, _: Manifest) -> int | tuple[int, ...]:
         several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
         values = list(value) if several else [value]
-        if not all(map(is_integer, values)):
+        if not values or not all(map(is_integer, values)):
             raise refuse(name, value, "an integer, or a list with one for each image")
         for seed in values:
             TorchGenerator(int(seed))  # checks the range
@@ -199,14 +199,14 @@ def array() -> Kind:
 
 
 def latents() -> Kind:
-    """An array, or the path of one in numpy's format."""
+    """An array, or the path of one in numpy's format, which `Request` reads."""
 
     def check(name: str, value: Any, _: Manifest) -> Any:
-        if isinstance(value, str | os.PathLike):
-            if not is_npy(value):
-                raise refuse(name, value, "an array, or the path of a .npy file")
-            return float_array(name, read_npy(value))
-        return float_array(name, value)
+        if not isinstance(value, str | os.PathLike):
+            return float_array(name, value)
+        if not is_npy(value):
+            raise refuse(name, value, "an array, or the path of a .npy file")
+        return value
 
     return Kind(check, {"type": "string"}, {"metavar": "FILE.npy"})
 

@@ -13,11 +13,11 @@ import numpy as np
 from latentrt.runtime.arrays import Float32
 from latentrt.runtime.bundle import Defaults, Manifest, takes
 from latentrt.runtime.errors import InputError
-from latentrt.runtime.latents import GivenImages, ImageInput
+from latentrt.runtime.latents import GivenImages, ImageInput, is_npy, read_npy
 from latentrt.runtime.scheduler import Plan, resolve
 from latentrt.runtime.text import TextInput, text_inputs_from_call
 
-from .kinds import MAX_IMAGES
+from .kinds import MAX_IMAGES, float_array
 from .options import CallOptions, checked
 from .time_inputs import time_ids_from_call
 
@@ -181,7 +181,10 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
     return tuple(seed)
 
 
-def _noise(given: Float32 | None, shape: tuple[int, ...]) -> Float32 | None:
-    if given is not None and given.shape != shape:
-        raise InputError(f"latents have the shape {given.shape}; expected {shape} for these images")
-    return given
+def _noise(given: Any, shape: tuple[int, ...]) -> Float32 | None:
+    if given is None:
+        return None
+    array: Float32 = float_array("latents", read_npy(given)) if is_npy(given) else given
+    if array.shape != shape:
+        raise InputError(f"latents have the shape {array.shape}; expected {shape} for these images")
+    return array
