@@ -78,9 +78,7 @@ def look(
                     else:
                         report.check(title, False, f"{type(error).__name__}: {error}"[:2000])
                     continue
-            report.figure(
-                f"{title}: two pictures are equal to the bit", bool(np.array_equal(got.latents, again.latents))
-            )
+            report.figure(f"{title}: two pictures are bit-identical", bool(np.array_equal(got.latents, again.latents)))
             expected = expected or got
             error, ratio = relative_error(got.latents, expected.latents), psnr(pixels(got), pixels(expected))
             if options:

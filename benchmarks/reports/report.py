@@ -249,7 +249,7 @@ def targets_section(runs: Mapping[str, Run]) -> Iterator[str]:
 
 
 def report(runs: Mapping[str, Run], folder: Path) -> str:
-    """The text of `report.md`; charts are written on the way."""
+    """The text of `report.md`; also writes the charts."""
     latest = max(runs.values(), key=lambda run: run["date"])
     parts = [
         f"# {folder.name}",

@@ -26,7 +26,7 @@ CARD = {"cpu": "AMD EPYC", "cores": 2, "gpus": [], "threads": {}, "ram_gib": 23.
 
 
 def run_of(values: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """A benchmark's JSON; values are seconds, or a Measurement's arguments."""
+    """A benchmark's JSON; values are seconds, or the arguments of a `Measurement`."""
     records = [
         harness.Measurement(name, *(v if isinstance(v, tuple) else ("s", v))).record() for name, v in values.items()
     ]
@@ -42,7 +42,7 @@ def run_of(values: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def repetitions(seed: int, *, count: int = 9, seconds: float = 0.6, noise: float = 0.02) -> list[float]:
-    """Like those of a machine: a little noise, and now and then a neighbour that takes a core away."""
+    """Repetitions as on a real machine: a little noise, and in a tenth of them other work takes a core."""
     random = np.random.default_rng(seed)
     values = seconds * (1 + noise * np.abs(random.standard_normal(count)))
     values[random.random(count) < 0.1] *= 1.4
@@ -57,13 +57,13 @@ def verdict(old: list[float], new: list[float]) -> str:
 # --- comparing two runs -----------------------------------------------------------------------------------------------
 
 
-def test_two_runs_of_the_same_are_no_change() -> None:
+def test_equal_runs_are_no_change() -> None:
     verdicts = [verdict(repetitions(seed), repetitions(seed + 5000)) for seed in range(400)]
     assert verdicts.count("no change") >= 398
 
 
 def test_ten_percent_slower_is_reported() -> None:
-    """With the noise of a quiet machine nearly always, and what is faster is not called slower."""
+    """Nearly always with the noise of an idle machine; what is faster is never called slower."""
     slower = [verdict(repetitions(s), [1.1 * v for v in repetitions(s + 5000)]) for s in range(400)]
     faster = [verdict(repetitions(s), [v / 1.1 for v in repetitions(s + 5000)]) for s in range(400)]
     assert slower.count("slower") >= 380
@@ -79,13 +79,13 @@ def test_more_is_better_for_rates() -> None:
 
 
 def test_times_taken_once_are_not_judged() -> None:
-    """Sizes are, since they have no noise."""
+    """Sizes are judged, as they have no noise."""
     old, new = ({"a": ("s", [seconds]), "b": ("MB", [megabytes])} for seconds, megabytes in ((1.0, 200), (2.0, 220)))
     found = compare.changes(run_of(old), run_of(new), least=0.03, sigmas=3)
     assert [change.verdict for change in found] == ["no change", "slower"]
 
 
-def test_a_neighbour_in_most_repetitions_is_no_change() -> None:
+def test_other_work_in_most_repetitions_is_no_change() -> None:
     """The median moves by a third, the fastest repetition does not."""
     assert verdict([1.0, 1.01, 1.0, 1.02, 1.01], [1.0, 1.33, 1.35, 1.01, 1.34]) == "no change"
 

@@ -37,7 +37,7 @@ RTX = ("tensorrt_rtx",)
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Engines are built once for all parts."""
+    """Shared by the tests, so that engines are built once."""
     return tmp_path_factory.mktemp("work")
 
 
@@ -48,7 +48,7 @@ def gpu() -> Iterator[Machine]:
 
 
 def done(part: str, place: Place, **options: Any) -> Report:
-    """Run a part, in this process; the report as it was saved."""
+    """Run a part in this process; return its saved report."""
     report = Report(place.work / "reports" / f"{part}.json")
     importlib.import_module(f"benchmarks.gpu.{part}").run(place, report, **options)
     report.finish()
@@ -139,7 +139,7 @@ def test_a_gpu_that_the_library_refuses_is_a_finding(work: Path, monkeypatch: py
 
 @pytest.fixture
 def ort(exported: Callable[[str], Exported], tmp_path: Path) -> Place:
-    """ONNX Runtime alone, with a small bundle where the full-size one would be."""
+    """Only ONNX Runtime, with a small bundle in place of the full-size one."""
     place = Place(tmp_path, backends=("onnxruntime",))
     shutil.copytree(exported("sd1-fp32").bundle, full_size.bundle_of(place))
     return place
@@ -201,7 +201,7 @@ def test_a_wait_inside_of_the_loop_is_found(gpu: Machine, work: Path, monkeypatc
 
 
 def test_wrong_group_norms_are_found(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted fault is a kernel with an epsilon of its own; the other, a library without the kernel."""
+    """First a kernel with a wrong epsilon, then a library without the kernel."""
     expanded = simulated.with_group_norms_expanded
     epsilon = struct.pack("<f", 1e-5), struct.pack("<f", 2e-2)
     monkeypatch.setattr(simulated, "with_group_norms_expanded", lambda model: expanded(model.replace(*epsilon)))
@@ -221,8 +221,8 @@ def test_wrong_group_norms_are_found(work: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("gpu")
-def test_calls_of_other_libraries_are_listened_to(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
-    """Where PyTorch has CUDA: a stand-in for the profiler hears one wait in the loop, beside the profiler's own."""
+def test_calls_of_other_libraries_are_counted(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
+    """With a fake profiler that reports one wait in the loop, and one of its own."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     heard = iter([Counter(cudaDeviceSynchronize=1), Counter(cudaDeviceSynchronize=1, cudaEventSynchronize=1)])
 
@@ -275,7 +275,7 @@ def small(exported: Callable[[str], Exported]) -> Exported:
 
 @pytest.fixture
 def full(small: Exported, tmp_path: Path) -> Place:
-    """The small checkpoint and bundle where the full-size ones would be."""
+    """The small checkpoint and bundle in place of the full-size ones."""
     place = Place(tmp_path, device="cpu", backends=("onnxruntime",))
     full_size.checkpoint_of(place).symlink_to(small.checkpoint)
     shutil.copytree(small.bundle, full_size.bundle_of(place))
@@ -283,7 +283,7 @@ def full(small: Exported, tmp_path: Path) -> Place:
 
 
 def test_latencies(full: Place) -> None:
-    """diffusers and this draw the same, and the floor is below every case."""
+    """latentrt and diffusers draw the same, and the floor is below every case."""
     rates = {"float16": 1e15, "tf32": 1e14, "bytes": 1e13}
     report = done("latency", full, batches=(2,), steps=1, repetitions=1, compiler="eager", ceilings=lambda _: rates)
     assert report.passed, failed(report)
@@ -319,7 +319,7 @@ def test_latency_needs_a_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_full_size(full: Place, small: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines are built for real (on the simulated GPU); making and exporting, minutes long, is played."""
+    """Engines are really built, on the simulated GPU; making and exporting the checkpoint are faked."""
     place = Place(full.work, backends=RTX)
     report = done("full_size", place, pixels=32, batches=(1, 2))
     assert report.passed
@@ -422,7 +422,7 @@ def test_an_old_report_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
 def test_the_script_runs_parts_and_says_what_failed(
     tmp_path: Path, make_wheel: Callable[[Path, str, str], Path]
 ) -> None:
-    """On this machine: no GPU, so `device` fails; ONNX Runtime on the CPU passes. A wheel is carried."""
+    """Without a GPU, `device` fails, and ONNX Runtime on the CPU passes. A wheel is installed first."""
     script = ROOT / "benchmarks" / "gpu_check.sh"
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     options = ["--out", tmp_path / "out", "--work", tmp_path / "work", "--device", "cpu", "--backend", "onnxruntime"]

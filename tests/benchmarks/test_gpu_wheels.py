@@ -40,7 +40,7 @@ def test_parts_are_small_and_make_the_same_wheel(parts: Path, tmp_path: Path) ->
 
 
 def test_parts_that_come_one_by_one(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wheel is installed as soon as it is whole, and once."""
+    """A wheel is installed once, as soon as it is complete."""
     here, target = tmp_path / "here", tmp_path / "site"
     here.mkdir()
     assert wheels.install(here, target) == [f"{here / 'manifest.json'} is missing: copy it first, or run prepare"]

@@ -89,7 +89,7 @@ class StableDiffusionPipeline:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As wide between text and UNet as SD 1.4; VAE factor 8."""
+    """A small checkpoint with the text width of SD 1.4 and VAE factor 8."""
     folder = tiny_checkpoint(tmp_path_factory.mktemp("demo") / "wide", "sd1", 3)
     torch.manual_seed(4)
     text = CLIPTextConfig(hidden_size=768, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)

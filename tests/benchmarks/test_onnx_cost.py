@@ -19,7 +19,7 @@ from latentrt.runtime import Bundle
 def saved(
     path: Path, node: Any, inputs: dict[str, list[Any]], output: list[Any], weights: dict[str, list[int]]
 ) -> Path:
-    """A graph of one node; x, y, … are inputs, and the output is called out."""
+    """Save a graph of one node, whose output is named "out"."""
     graph = helper.make_graph(
         [node],
         "one",
@@ -72,7 +72,7 @@ def test_attention(tmp_path: Path, folded: bool) -> None:
 
 
 def test_a_whole_unet_is_what_pytorch_counts() -> None:
-    """`time`, `context` and `denoise` together, at a size and a batch that were not used at export."""
+    """`time`, `context` and `denoise` together, at another size and batch than at export."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(SHAPES.checkpoint / "unet", local_files_only=True)

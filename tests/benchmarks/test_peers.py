@@ -218,7 +218,7 @@ def test_a_text_encoder_without_the_public_names_gets_them(tmp_path: Path) -> No
 
 
 def test_a_conversion_is_made_once_for_each_size(tmp_path: Path) -> None:
-    """With a stand-in of the command, which writes what it is given."""
+    """With a fake command that writes its arguments to a file."""
     program = tmp_path / "latentrt-tensorrt-rtx" / "bin" / "latentrt"
     program.parent.mkdir(parents=True)
     program.write_text(
@@ -250,7 +250,7 @@ def test_every_row_names_an_environment_and_a_worker_that_exist(name: str) -> No
 
 
 def test_pictures_that_take_minutes_are_drawn_twice_only(make: Make, tmp_path: Path, journal: Path) -> None:
-    """The first process counts, and its second picture is the latency."""
+    """The first process is counted, and its second picture is the latency."""
     outcome = compare(
         {"ours": make("ours")},
         JOB,
