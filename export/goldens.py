@@ -1,5 +1,6 @@
-"""Golden outputs of a bundle, drawn with PyTorch."""
+"""Generate the golden outputs of a bundle with PyTorch."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,28 @@ from latentrt.runtime.text import Tokenizer
 
 Array = NDArray[Any]
 GOLDEN_FILE = "golden/golden.safetensors"
-# What a runtime must reach when it replays the golden: relative errors of embedding and latents, PSNR in dB.
+# Limits for a runtime that replays the golden: relative errors of embedding and latents, PSNR of the image in dB.
 GOLDEN_LIMITS = {"fp32": (1e-3, 1e-3, 50.0), "fp16": (3e-2, 1e-1, 30.0), "bf16": (1e-1, 3e-1, 20.0)}
-# Models above this many UNet parameters make a small golden, so that an export stays a matter of minutes.
+# UNets with more parameters than this make a small golden, to keep the export to a few minutes.
 LARGE = 100_000_000
 _EMBEDDING_SLICE = 16
 
 
 def as_tuple(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """A module's outputs as a tuple."""
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Findings:
+    """What the child process hands back: the golden's record, and the map from latents to RGB."""
+
+    golden: Golden
+    latent_rgb: tuple[tuple[float, ...], ...]
+
+
 class GoldenMaker:
-    """Draws one picture with PyTorch's modules, keeping what a runtime must reproduce on the way."""
+    """Generates one image with PyTorch's modules and records the intermediate results that a runtime must reproduce."""
 
     def __init__(self, checkpoint: Checkpoint, model: Model, defaults: Defaults, prompt: str) -> None:
         self.checkpoint, self.model, self.defaults, self.prompt = checkpoint, model, defaults, prompt
@@ -44,7 +54,7 @@ class GoldenMaker:
         self.time_inputs: dict[str, Array] = {}
 
     def encode(self, text_encoder: torch.nn.Module, facts: TextEncoder, folder: Path) -> None:
-        """ids (2, 77) of [negative, positive], and the first channels of what the UNet gets."""
+        """Record token ids (2, 77) of [negative, positive] prompt, and the first channels of the UNet's text input."""
         suffix = facts.graph.removeprefix("text_encoder")
         ids = Tokenizer.from_bundle_files(folder, facts).encode(["", self.prompt]).ids
         states, *pooled = as_tuple(text_encoder(torch.from_numpy(ids)))
@@ -54,7 +64,7 @@ class GoldenMaker:
         self.arrays[f"embedding{suffix}"] = np.ascontiguousarray(self.hidden[-1][:, :, :_EMBEDDING_SLICE])
 
     def denoise(self, unet: Any, *, small: bool) -> None:
-        """Noise, plan and final latents. A large model draws few steps of a small picture."""
+        """Record noise, plan and final latents; `small` takes 4 steps at a small size."""
         if small:
             stride = 2 ** (len(self.checkpoint.configs["unet"]["down_block_types"]) - 1)
             factor = self.model.vae_scale_factor
@@ -81,7 +91,10 @@ class GoldenMaker:
         self.arrays |= {f"plan.{name}": array for name, array in plan.to_arrays().items()}
 
     def _other_inputs(self, height: int, width: int) -> dict[str, Array]:
-        """What the UNet takes beside: pooled text, sizes of the picture, guidance, noise as a picture to inpaint."""
+        """The UNet's other inputs: pooled text and sizes (SDXL), guidance (distilled models), inpainting channels.
+
+        Inputs that no recorded value provides are random.
+        """
         config, factor = self.checkpoint.configs["unet"], self.model.vae_scale_factor
         random = np.random.default_rng(5)
         size = [height * factor, width * factor]
@@ -99,12 +112,12 @@ class GoldenMaker:
             return Plan.from_config(resolve("ddim", config), self.steps)
 
     def decode(self, vae: Any) -> None:
-        """The picture, (8h, 8w, 3) uint8."""
+        """Record the decoded image, (8h, 8w, 3) uint8."""
         images, _ = VAEDecoderGraph(vae)(torch.from_numpy(self.arrays["latents"][None]))
         self.arrays["image"] = images[0].numpy()
 
     def write(self, folder: Path, limits: tuple[float, float, float]) -> Golden:
-        """Write the arrays, and return the record for the manifest."""
+        """Write the recorded arrays; returns the manifest's entry."""
         (folder / GOLDEN_FILE).parent.mkdir()
         save_file({k: np.ascontiguousarray(v) for k, v in self.arrays.items()}, folder / GOLDEN_FILE)
         return Golden(GOLDEN_FILE, self.prompt, "", 0, *self.size, self.steps, self.scale, *limits)

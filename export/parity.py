@@ -1,8 +1,8 @@
-"""Check exported graphs against PyTorch, at two shapes each, and make the bundle's golden outputs.
+"""Compare exported graphs with PyTorch, at two shapes each, and generate the bundle's golden outputs.
 
-Runs as a child process of the export (`python -m latentrt.export.parity`, request as JSON on stdin, the golden's
-record as the last line of stdout). The reference is the checkpoint's own module in float32, with the weights as the
-precision rounds them. Exit status 3 means that a graph is wrong; the last line of stderr says which and by how much.
+Runs as a child process of the export: `python -m latentrt.export.parity`, with a JSON request on stdin and its
+`Findings` as the last line of stdout. The reference is the checkpoint's module in float32, with its weights rounded to
+the bundle's precision. Exit status 3 means that a graph is wrong; the last line of stderr names graph and error.
 """
 
 import gc
@@ -26,29 +26,30 @@ from latentrt.export.graphs.precision import dtype_of
 from latentrt.export.graphs.text_encoder import TextEncoderGraph
 from latentrt.export.graphs.unet import UNetGraph
 from latentrt.export.graphs.vae import VAEDecoderGraph, VAEEncoderGraph
-from latentrt.runtime.bundle import Defaults, Golden, Model, TextEncoder
+from latentrt.runtime.bundle import Defaults, Model, TextEncoder
 from latentrt.runtime.bundle.strict_json import decode, encode
 from latentrt.runtime.errors import ParityError
 from latentrt.runtime.scheduler import REGISTERS
 
-from .goldens import GOLDEN_LIMITS, LARGE, Array, GoldenMaker, as_tuple
+from .goldens import GOLDEN_LIMITS, LARGE, Array, Findings, GoldenMaker, as_tuple
+from .latent_rgb import fit_latent_rgb
 
-# Largest error, relative to the largest value; for bytes, levels of 255.
+# Maximum error relative to the largest value; for bytes, in levels of 255.
 TOLERANCE = {"fp32": 2e-4, "fp16": 3e-2, "bf16": 5e-2}
 BYTE_LEVELS = {"fp32": 1, "fp16": 8, "bf16": 32}
-# Weights of the groups, for each number of groups that is checked.
+# Number of guidance groups -> their weights.
 GUIDANCE = {1: (1.0,), 2: (-3.0, 4.0)}
-_OF_DENOISE = ("state", "coefficients", "guidance", "guidance_rescale", "noise")  # inputs that no UNet has
+_OF_DENOISE = ("state", "coefficients", "guidance", "guidance_rescale", "noise")  # inputs that the UNet does not have
 
 
 class _Check:
-    """Runs graphs of the folder with ONNX Runtime and compares them; keeps nothing between graphs."""
+    """Runs a bundle's graphs with ONNX Runtime and compares their outputs; keeps no session between graphs."""
 
     def __init__(self, folder: Path, precision: str) -> None:
         self.folder, self.precision = folder, precision
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One run of a graph; bf16 graphs as their float32 twins, which a CPU can execute."""
+        """Run a graph once. bf16 graphs run as float32 copies, because ONNX Runtime's CPU kernels lack bfloat16."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         path = self.folder / f"{graph}.onnx"
@@ -61,9 +62,9 @@ class _Check:
             return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     def compare(self, graph: str, name: str, got: Array, expected: Array) -> None:
-        """Raise `ParityError` unless `got` is within the tolerance of `expected`."""
+        """Raise `ParityError` if `got` differs from `expected` by more than the tolerance."""
         if got.shape != expected.shape:
-            raise ParityError(f"{graph}: {name} has the shape {got.shape} instead of {expected.shape}")
+            raise ParityError(f"{graph}: {name} has shape {got.shape}, expected {expected.shape}")
         difference = np.abs(got.astype(np.float64) - expected.astype(np.float64)).max()
         if expected.dtype == np.uint8:
             error, limit, unit = difference, float(BYTE_LEVELS[self.precision]), "levels of 255"
@@ -71,13 +72,16 @@ class _Check:
             error, limit, unit = difference / np.abs(expected).max(), TOLERANCE[self.precision], "of the largest value"
         if not error <= limit:
             raise ParityError(
-                f"{graph}: {name} {got.shape} differs from PyTorch by {error:.3g} {unit}, the tolerance is {limit:.3g} "
-                f"at {self.precision}"
+                f"{graph}: {name} {got.shape} differs from PyTorch by {error:.3g} {unit}; "
+                f"the tolerance is {limit:.3g} at {self.precision}"
             )
 
 
-def check_and_make_golden(request: Mapping[str, Any]) -> Golden:
-    """Check every graph of the folder in `request`, write the golden's file there, and return its record."""
+def check_and_make_golden(request: Mapping[str, Any]) -> Findings:
+    """Check every graph of the folder in `request`, and write the golden file there.
+
+    Raises `ParityError` for the first graph that differs from PyTorch.
+    """
     checkpoint = Checkpoint.open(decode(Source, request["source"], "source"))
     model: Model = decode(Model, request["model"], "model")
     check = _Check(Path(request["folder"]), request["precision"])
@@ -103,7 +107,8 @@ def check_and_make_golden(request: Mapping[str, Any]) -> Golden:
         vae: Any = checkpoint.load("vae", dtype_of(request["vae_precision"])).float()
         _check_vae(_Check(check.folder, request["vae_precision"]), vae, model)
         golden.decode(vae)
-    return golden.write(check.folder, GOLDEN_LIMITS[request["precision"]])
+        latent_rgb = fit_latent_rgb(vae, factor=model.vae_scale_factor, scaling=model.scaling_factor)
+    return Findings(golden.write(check.folder, GOLDEN_LIMITS[request["precision"]]), latent_rgb)
 
 
 def _check_text_encoder(check: _Check, module: torch.nn.Module, facts: TextEncoder) -> None:
@@ -120,7 +125,7 @@ def _check_text_encoder(check: _Check, module: torch.nn.Module, facts: TextEncod
 
 
 def _unet_references(unet: Any, config: Mapping[str, Any]) -> list[tuple[dict[str, Array], Array]]:
-    """Random inputs of `time`, `context` and `denoise` at two shapes, and the next state that PyTorch gives."""
+    """Random inputs of `time`, `context` and `denoise` at two shapes, each with the next state from PyTorch."""
     stride = 2 ** (len(config["down_block_types"]) - 1)
     channels, width = config.get("out_channels", 4), config["cross_attention_dim"]
     random = np.random.default_rng(2)
@@ -155,10 +160,13 @@ def _unet_references(unet: Any, config: Mapping[str, Any]) -> list[tuple[dict[st
 
 
 def next_state(inputs: Mapping[str, Array], predictions: Array) -> Array:
-    """What `denoise` computes after the UNet, in numpy and float64: guidance, its rescaling, the scheduler's sum.
+    """The part of `denoise` after the UNet, in float64 numpy: guidance, guidance rescale, scheduler update.
 
     Args:
+        inputs: inputs of `denoise` by name.
         predictions: (B, G, C, h, w), the UNet's outputs.
+
+    Returns (B, R, C, h, w).
     """
     guided = np.einsum("bg,bgchw->bchw", inputs["guidance"].astype(np.float64), predictions)
     ratio = predictions[:, -1].std((1, 2, 3)) / guided.std((1, 2, 3))
@@ -207,15 +215,15 @@ def _check_vae(check: _Check, vae: Any, model: Model) -> None:
 
 
 def main(read: Callable[[], str] = sys.stdin.read) -> int:
-    """The child process."""
+    """Entry point of the child process; returns the exit status."""
     logging.disable(logging.WARNING)
     quiet_libraries()
     try:
-        golden = check_and_make_golden(json.loads(read()))
+        findings = check_and_make_golden(json.loads(read()))
     except ParityError as error:
         print(error, file=sys.stderr)
         return 3
-    print(json.dumps(encode(golden)))
+    print(json.dumps(encode(findings)))
     return 0
 
 

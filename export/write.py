@@ -1,6 +1,6 @@
-"""Write a bundle: export every graph, check it against PyTorch, then put the folder in place at once.
+"""Write a bundle: export all graphs, compare them with PyTorch, then move the finished folder into place.
 
-Nothing is left behind by a failure or an interrupt: all work happens in a temporary folder beside the target.
+All work happens in a temporary folder beside the target, so a failure or an interrupt leaves nothing behind.
 """
 
 import errno
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from latentrt.runtime.bundle.strict_json import decode, encode
 from latentrt.runtime.errors import ExportError, ParityError
 from latentrt.runtime.files import sha256_of_file
 
+from .goldens import Findings
 from .model_facts import defaults_of, model_of
 
 STAGES = ("text encoder", "UNet", "VAE decoder", "VAE encoder", "tokenizer", "parity with PyTorch", "hashes")
@@ -44,10 +45,20 @@ _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscrip
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What a user chooses about an export; None means what the checkpoint says, else diffusers' default."""
+    """User options of an export. None takes the checkpoint's value, else diffusers' default.
+
+    Attributes:
+        precision: "fp32", "fp16" or "bf16".
+        vae_precision: None is `precision`, except fp32 for a VAE that overflows in fp16.
+        opset: ONNX opset, 23 or 18.
+        compact: store fp32 weights as fp16 where that is exact.
+        num_inference_steps, guidance_scale: the bundle's defaults.
+        golden_prompt: prompt of the golden image.
+        overwrite: replace an existing folder.
+    """
 
     precision: str = "fp16"
-    vae_precision: str | None = None  # None is as `precision`, but fp32 where the VAE would overflow in fp16
+    vae_precision: str | None = None
     opset: int = 23
     compact: bool = False
     num_inference_steps: int | None = None
@@ -66,19 +77,21 @@ def export_bundle(
     """Export a checkpoint to the bundle `out`.
 
     Args:
-        source: folder in the diffusers format, single file, or hub id; a `Source` also says what to put into it.
-        progress: called with each of `STAGES` as it begins.
+        source: folder in the diffusers format, single file, or Hub id; a `Source` can also add LoRAs, textual
+            inversions and another VAE.
+        progress: called with each of `STAGES` when it begins.
 
-    Raises `CheckpointError` for a checkpoint that cannot be read, `ParityError` where a graph does not compute what
-    PyTorch computes, `ExportError` otherwise; then nothing is left of the new bundle, and an old one is untouched.
+    Raises `CheckpointError` if the checkpoint cannot be read, `ParityError` if a graph differs from PyTorch, and
+    `ExportError` for other failures. On an error nothing of the new bundle remains, and an old one is unchanged.
     """
     options = options or ExportOptions()
     out = Path(out)
-    dtype_of(options.precision), dtype_of(options.vae_precision or options.precision)  # refused before any work
+    for precision in (options.precision, options.vae_precision or options.precision):
+        dtype_of(precision)  # raises for an unknown precision, before any work
     if out.exists() and not options.overwrite:
-        raise ExportError(f"{out} exists already. Choose another folder, or replace it with --overwrite.")
+        raise ExportError(f"{out} already exists. Choose another folder, or replace it with --overwrite.")
     checkpoint = Checkpoint.open(source)
-    # The checkpoint is hashed meanwhile, on a thread of its own.
+    # The checkpoint is hashed on a separate thread meanwhile.
     with _folder_put_in_place(out) as folder, ThreadPoolExecutor(1) as pool:
         writer = _Writer(checkpoint, folder, options, pool.submit(checkpoint.record))
         for stage, work in zip(STAGES, writer.stages(), strict=True):
@@ -89,7 +102,7 @@ def export_bundle(
 
 
 class _Writer:
-    """The state of one export: what has been written so far."""
+    """Writes one bundle, stage by stage."""
 
     def __init__(
         self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, record: Future[manifest.Checkpoint]
@@ -100,10 +113,10 @@ class _Writer:
         self.dtype, self.vae_dtype = dtype_of(options.precision), dtype_of(vae_precision)
         self.graphs: dict[str, manifest.Graph] = {}
         self.weights: dict[str, list[manifest.Weight]] = {}
-        self.golden: manifest.Golden | None = None
+        self.findings: Findings | None = None
 
     def stages(self) -> Iterator[Callable[[], None]]:
-        """The work behind each of `STAGES`, in order."""
+        """The work of each of `STAGES`, in order."""
         yield self.text_encoder
         yield self.unet
         yield self.vae_decoder
@@ -158,11 +171,11 @@ class _Writer:
         for row in self.checkpoint.family.text_encoders:
             self.checkpoint.write_tokenizer(self.folder / row.tokenizer, row.tokenizer)
         (self.folder / "scheduler").mkdir()
-        # Byte for byte: saving it again with diffusers would bake in defaults that change other schedulers.
+        # Byte for byte: diffusers would write its defaults into it, which change other schedulers.
         (self.folder / "scheduler" / "scheduler_config.json").write_bytes(self.checkpoint.scheduler)
 
     def parity(self) -> None:
-        """In a child process: its PyTorch memory and ONNX Runtime's never add up with the export's own."""
+        """Run the parity check in a child process, so that its memory does not add to that of the export."""
         request = {
             "source": encode(self.checkpoint.source),
             "folder": str(self.folder.resolve()),
@@ -175,14 +188,15 @@ class _Writer:
         command = [sys.executable, "-m", "latentrt.export.parity"]
         child = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
         if child.returncode == 0:
-            self.golden = decode(manifest.Golden, json.loads(child.stdout.splitlines()[-1]), "golden")
+            self.findings = decode(Findings, json.loads(child.stdout.splitlines()[-1]), "findings")
             return
         message = child.stderr.strip()
         if child.returncode == 3:
             raise ParityError(message.splitlines()[-1])
-        raise ExportError(f"the parity check ended with status {child.returncode}:\n{message[-2000:]}")
+        raise ExportError(f"the parity check exited with status {child.returncode}:\n{message[-2000:]}")
 
     def write_manifest(self) -> None:
+        assert self.findings is not None
         files = {
             file.relative_to(self.folder).as_posix(): manifest.File(file.stat().st_size, sha256_of_file(file))
             for file in sorted(self.folder.rglob("*"))
@@ -194,19 +208,19 @@ class _Writer:
             producer=manifest.Producer(importlib.metadata.version("latentrt"), versions),
             checkpoint=self.record.result(),
             recipe=self.recipe,
-            model=model_of(self.checkpoint, self._tokenizers),
+            model=replace(model_of(self.checkpoint, self._tokenizers), latent_rgb=self.findings.latent_rgb),
             defaults=self._defaults,
             scheduler="scheduler/scheduler_config.json",
             graphs=self.graphs,
             weights={name: tuple(uses) for name, uses in sorted(self.weights.items())},
             engines=(),
-            golden=self.golden,
+            golden=self.findings.golden,
             files=files,
         )
         (self.folder / manifest.MANIFEST).write_text(manifest.manifest_json(content), encoding="utf-8")
 
     def _save(self, name: str, model: ir.Model, module: torch.nn.Module | None, shapes: dict[str, list[Any]]) -> None:
-        """Save a graph, and note its tensors and where its parameters went; `shapes` overrides the exporter's names."""
+        """Save a graph and record its tensors and weights; `shapes` replaces shapes that the exporter named."""
         for value in (*model.graph.inputs, *model.graph.outputs):
             if value.name in shapes:
                 value.shape = ir.Shape(shapes[value.name])
@@ -234,7 +248,7 @@ class _Writer:
                     shape=stored.shape,
                     offset=stored.offset,
                 )
-                # transformers 5.6 dropped this level; parameters are named without it, whatever is installed.
+                # transformers 5.6 removed this level; the manifest leaves it out for every version.
                 self.weights.setdefault(parameter.replace(".text_model.", "."), []).append(use)
 
     @property
@@ -249,20 +263,20 @@ class _Writer:
 
 
 def _vae_precision(checkpoint: Checkpoint, precision: str) -> str:
-    """The VAE's where nothing is said: float32 where it would overflow in float16."""
+    """Default precision of the VAE: `precision`, except fp32 for a VAE that overflows in fp16."""
     overflows = checkpoint.family.vae_overflows and checkpoint.configs["vae"].get("force_upcast", True)
     return "fp32" if precision == "fp16" and overflows else precision
 
 
 def _spec(value: ir.Value) -> manifest.TensorSpec:
     if value.shape is None or value.dtype is None or not value.name:
-        raise ExportError(f"the exported graph says nothing of the shape or type of {value.name!r}")
+        raise ExportError(f"the exported graph has no shape or type for {value.name!r}")
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
     return manifest.TensorSpec(value.name, dtype_name(value.dtype), shape)
 
 
 def _symbols(graph: ir.Graph) -> list[str]:
-    """Symbols of all dimensions, products split up: `B*G` gives B and G."""
+    """Symbols of all dimensions; the product `B*G` gives B and G."""
     found: set[str] = set()
     for value in (*graph.inputs, *graph.outputs):
         for dimension in value.shape or ():
@@ -273,7 +287,7 @@ def _symbols(graph: ir.Graph) -> list[str]:
 
 @contextmanager
 def _folder_put_in_place(out: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `out` when the block succeeds, and vanishes when it does not."""
+    """Yield a temporary folder that becomes `out` when the block ends, and is removed if it raises."""
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     folder.chmod(0o755)
@@ -290,7 +304,7 @@ def _folder_put_in_place(out: Path) -> Iterator[Path]:
         if error.errno == errno.ENOSPC:
             free = shutil.disk_usage(out.parent).free
             raise ExportError(
-                f"the disk of {out.parent} is full ({free / 2**20:,.0f} MiB free); what was written has been removed. "
+                f"the disk of {out.parent} is full ({free / 2**20:,.0f} MiB free); the new bundle has been removed. "
                 "A bundle needs about as much space as the checkpoint."
             ) from error
         raise

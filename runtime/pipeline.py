@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.backends import load_backend
 from latentrt.runtime.bundle import Bundle, takes
-from latentrt.runtime.latents import TorchGenerator, Vae, initial_latents, known_images
+from latentrt.runtime.latents import PREVIEWS, TorchGenerator, Vae, initial_latents, known_images, rgb_from_latents
 from latentrt.runtime.latents.initial import InitialLatents
 from latentrt.runtime.request import CallOptions, LoraFile, Request, Source, png_text, time_inputs
 from latentrt.runtime.scheduler import REGISTERS
@@ -23,7 +23,7 @@ from latentrt.runtime.text.conditioning import Conditioning
 from latentrt.runtime.weights import SharedLock, changed_weights
 
 from .arrays import Float32
-from .errors import BundleError, NonFiniteError
+from .errors import BundleError, InputError, NonFiniteError, unknown
 from .files import sha256_of_file
 from .image import pil_from_arrays
 from .protocols import Backend, Bucket, Denoiser, DenoiseStep
@@ -71,9 +71,16 @@ class Step:
         """(images, C, h, w) float32: what the model sees next; with the last step the finished latents."""
         return self._step.read(0)
 
-    def preview(self) -> "list[Image.Image]":
-        """The pictures as the model predicts them now, decoded by the VAE."""
-        images, _ = self._pipeline._vae.decode(self._step.read(REGISTERS - 1), tiling=self._tiling)
+    def preview(self, method: str = "auto") -> "list[Image.Image]":
+        """The pictures as the model predicts them now.
+
+        Args:
+            method: "rgb" maps latents to colours, one for each latent pixel, in a fraction of a millisecond; "vae"
+                decodes them. "auto" is "rgb" where the bundle has `latent_rgb`, else "vae".
+
+        Raises: InputError: an unknown method, or "rgb" on a bundle without `latent_rgb`.
+        """
+        images = self._pipeline._preview(self._step.read(REGISTERS - 1), method, tiling=self._tiling)
         return pil_from_arrays(images, [{}] * len(images))
 
 
@@ -276,6 +283,16 @@ class Pipeline:
             texts = [png_text(request, i, source) for i in range(len(latents))]
             images = pil_from_arrays(np.asarray(images), texts)
         return Result(images, latents, request.seeds, clock.done())
+
+    def _preview(self, latents: Float32, method: str, *, tiling: bool) -> NDArray[np.uint8]:
+        model = self.bundle.manifest.model
+        if method not in PREVIEWS:
+            raise InputError(unknown("preview method", method, PREVIEWS))
+        if method == "vae" or (method == "auto" and model.latent_rgb is None):
+            return self._vae.decode(latents, tiling=tiling)[0]
+        if model.latent_rgb is None:
+            raise InputError(f"{self.bundle.path} has no latent_rgb: use method='vae', or export the checkpoint again")
+        return rgb_from_latents(latents, model.latent_rgb, factor=model.vae_scale_factor)
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one of the bundle's graphs on host arrays; `bundle.graph(name)` says what it takes and gives."""

@@ -34,7 +34,14 @@ ROOMS: dict[str, set[str]] = {
     },
     "runtime.goldens": {"runtime.bundle", "runtime.pipeline", "runtime.protocols", "runtime.scheduler", "runtime.text"},
     "runtime.cli": {
-        *("runtime.bundle", "runtime.goldens", "runtime.image", "runtime.pipeline", "runtime.request"),
+        *(
+            "runtime.latents",
+            "runtime.bundle",
+            "runtime.goldens",
+            "runtime.image",
+            "runtime.pipeline",
+            "runtime.request",
+        ),
         *("runtime.scheduler", "runtime.weights"),
     },
     "runtime": {"runtime.bundle", "runtime.latents", "runtime.pipeline", "runtime.scheduler"},

@@ -77,7 +77,9 @@ class TextEncoder:
 class Model:
     """Facts of the model that no user changes; sizes of latents are in latent pixels.
 
-    `vae_tile` is the side of the latents that the VAE was trained at, and of the tiles of larger pictures.
+    Attributes:
+        vae_tile: side of the latents that the VAE was trained at, and of the tiles of larger pictures.
+        latent_rgb: (C + 1, 3), from a latent pixel and 1 to RGB in [0, 1], for previews without the VAE; optional.
     """
 
     family: str
@@ -90,6 +92,7 @@ class Model:
     image_rounding: str
     force_zeros_for_empty_prompt: bool
     text_encoders: tuple[TextEncoder, ...]
+    latent_rgb: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,12 +1,13 @@
 """Read JSON into frozen dataclasses, strictly: a missing, unknown or mistyped key is an error that names its place.
 
-Also writes the JSON schema of a dataclass. Knows nothing of bundles.
+Fields with a default are optional keys. Also writes the JSON schema of a dataclass. Knows nothing of bundles.
 """
 
 import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 from latentrt.runtime.errors import unknown
@@ -26,7 +27,8 @@ def decode(cls: type[T], data: object, where: str) -> T:
 def encode(value: object) -> Any:
     """The reverse of `decode`: dataclasses, tuples and mappings to plain JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not _is_left_out(f, value)}
+        return {name: encode(entry) for name, entry in fields.items()}
     if isinstance(value, tuple | list):
         return [encode(v) for v in value]
     if isinstance(value, Mapping):
@@ -72,15 +74,30 @@ def _decode_union(choices: tuple[Any, ...], data: object, where: str) -> Any:
 
 def _decode_dataclass(cls: type, data: object, where: str) -> Any:
     items = _expect(dict, data, where)
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     for key in items:
         if key not in names:
             raise StrictJSONError(f"{where} has an {unknown('key', key, names)}")
-    missing = [name for name in names if name not in items]
+    missing = [f.name for f in dataclasses.fields(cls) if f.name not in items and not _is_optional(f)]
     if missing:
         raise StrictJSONError(f"{where} lacks {', '.join(map(repr, missing))}")
-    return cls(**{name: _decode(hints[name], items[name], f"{where}.{name}") for name in names})
+    return cls(**{name: _decode(hints[name], items[name], f"{where}.{name}") for name in names if name in items})
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Types of a dataclass's fields; resolving them takes longer than reading the objects of a manifest."""
+    return typing.get_type_hints(cls)
+
+
+def _is_optional(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is not dataclasses.MISSING
+
+
+def _is_left_out(field: "dataclasses.Field[Any]", value: object) -> bool:
+    """Optional keys are written where they hold something, so older files stay as they were."""
+    return _is_optional(field) and getattr(value, field.name) == field.default
 
 
 def _expect(kind: type, data: object, where: str) -> Any:
@@ -98,13 +115,13 @@ def _schema(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if hint.__name__ not in definitions:
             definitions[hint.__name__] = {}
-            hints = typing.get_type_hints(hint)
+            hints = _hints(hint)
             names = [f.name for f in dataclasses.fields(hint)]
             definitions[hint.__name__] = {
                 "type": "object",
                 "description": (hint.__doc__ or "").strip().split("\n")[0],
                 "properties": {name: _schema(hints[name], definitions) for name in names},
-                "required": names,
+                "required": [f.name for f in dataclasses.fields(hint) if not _is_optional(f)],
                 "additionalProperties": False,
             }
         return {"$ref": f"#/$defs/{hint.__name__}"}

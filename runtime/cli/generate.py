@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentrt.runtime.errors import InputError
 from latentrt.runtime.image import require_png, save_npy, save_png
+from latentrt.runtime.latents import PREVIEWS
 from latentrt.runtime.request.metadata import Recorded, recorded_in, require_unchanged
 from latentrt.runtime.weights import file_and_weight
 
@@ -14,7 +15,7 @@ from .flags import add_bundle_flags, add_option_flags, given_options, load_pipel
 from .jobs import lines_of_file, numbered, run_jobs
 
 if TYPE_CHECKING:
-    from latentrt.runtime.pipeline import Pipeline
+    from latentrt.runtime.pipeline import Pipeline, Result
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,14 @@ def add_parser(commands: Any) -> None:
         metavar="FILE[:WEIGHT]",
         help="LoRA file and its weight, 1 by default; repeatable",
     )
+    parser.add_argument(
+        "--preview",
+        nargs="?",
+        const="auto",
+        choices=PREVIEWS,
+        help="keep out.preview.png up to date while the picture is drawn: rgb is fast, vae is exact; default: rgb "
+        "where the bundle has it",
+    )
     parser.add_argument("--save-latents", type=Path, metavar="FILE.npy", help="write the latents too, for --image")
     add_option_flags(parser)
     parser.set_defaults(run=run)
@@ -79,11 +88,20 @@ def run(arguments: argparse.Namespace) -> int:
     recorded = None if arguments.like is None else recorded_in(arguments.like, options)
     with load_pipeline(arguments) as pipe:
         _set_loras(pipe, arguments, recorded)
-        return _draw(pipe, options if recorded is None else recorded.options, arguments.out, arguments.save_latents)
+        result = _drawn(pipe, options if recorded is None else recorded.options, arguments.out, arguments.preview)
+        if arguments.save_latents is not None:
+            save_npy(result.latents, arguments.save_latents)
+        files = numbered(arguments.out, len(result.images))
+        for file, image, seed in zip(files, result.images, result.seeds, strict=True):
+            save_png(image, file)
+            print(f"{file} (seed {seed}, {result.timings['total'] / 1000:.2f} s on {pipe.backend})")
+    return 0
 
 
 def _check_combinations(arguments: argparse.Namespace) -> None:
     sources = [arguments.prompt is not None or arguments.like is not None, arguments.jobs is not None]
+    if arguments.preview is not None and arguments.jobs is not None:
+        raise InputError("--preview shows one call, not --jobs")
     if sum(sources) != 1:
         raise InputError("pass either a prompt, --like FILE.png (and a prompt, to change it) or --jobs FILE")
     require_png(arguments.out)
@@ -109,19 +127,24 @@ def _set_loras(pipe: "Pipeline", arguments: argparse.Namespace, recorded: Record
         pipe.set_loras({lora.path: lora.weight for lora in recorded.loras})
 
 
-def _draw(pipe: "Pipeline", options: dict[str, Any], out: Path, latents: Path | None) -> int:
+def _drawn(pipe: "Pipeline", options: dict[str, Any], out: Path, preview: str | None) -> "Result":
+    """The pictures, with a progress bar, and with previews beside `out` until they are finished."""
     from tqdm import tqdm
 
-    result = None
-    with tqdm(disable=None, unit="call") as bar:
-        for step in pipe.stream(**options):
-            bar.total = step.total
-            bar.update()
-            result = step.result
+    result, shown = None, set()
+    try:
+        with tqdm(disable=None, unit="call") as bar:
+            for step in pipe.stream(**options):
+                bar.total = step.total
+                bar.update()
+                result = step.result
+                if preview is not None and result is None:
+                    images = step.preview(preview)
+                    for file, image in zip(numbered(out, len(images)), images, strict=True):
+                        save_png(image, file.with_suffix(".preview.png"))
+                        shown.add(file.with_suffix(".preview.png"))
+    finally:
+        for file in shown:
+            file.unlink(missing_ok=True)
     assert result is not None
-    if latents is not None:
-        save_npy(result.latents, latents)
-    for file, image, seed in zip(numbered(out, len(result.images)), result.images, result.seeds, strict=True):
-        save_png(image, file)
-        print(f"{file} (seed {seed}, {result.timings['total'] / 1000:.2f} s on {pipe.backend})")
-    return 0
+    return result

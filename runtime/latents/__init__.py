@@ -3,9 +3,11 @@
 from .given_images import GivenImages, ImageInput, Picture, is_npy, read_npy
 from .initial import initial_latents, known_images
 from .noise import TorchGenerator
+from .preview import PREVIEWS, rgb_from_latents
 from .vae import Vae
 
 __all__ = [
+    "PREVIEWS",
     "GivenImages",
     "ImageInput",
     "Picture",
@@ -15,4 +17,5 @@ __all__ = [
     "is_npy",
     "known_images",
     "read_npy",
+    "rgb_from_latents",
 ]

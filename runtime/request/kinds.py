@@ -16,9 +16,11 @@ from latentrt.runtime.latents import TorchGenerator, is_npy
 from latentrt.runtime.scheduler import Plan
 from latentrt.runtime.scheduler.document import PLAN_FORMAT, plain, plan_from_document, plan_to_document
 
-# Sides of a picture in pixels, and images of one call. They keep a mistyped number from using up all memory.
+# Sides of a picture in pixels, images of one call, and the pixels of all its images together: a mistyped number must
+# not use up all memory.
 MAX_SIDE = 16384
 MAX_IMAGES = 1024
+MAX_PIXELS = 2**28
 
 Check = Callable[[str, Any, Manifest], Any]
 

@@ -17,7 +17,7 @@ from latentrt.runtime.latents import GivenImages, ImageInput, is_npy, read_npy
 from latentrt.runtime.scheduler import Plan, resolve
 from latentrt.runtime.text import TextInput, text_inputs_from_call
 
-from .kinds import MAX_IMAGES, float_array
+from .kinds import MAX_IMAGES, MAX_PIXELS, float_array
 from .options import CallOptions, checked
 from .time_inputs import time_ids_from_call
 
@@ -80,6 +80,10 @@ class Request:
             raise InputError(f"{prompts} prompts of {per_prompt} images each: expected at most {MAX_IMAGES} images")
         positive, negative = (side.repeated(per_prompt) for side in sides)
         height, width, image = _images(manifest, values, prompts)
+        if len(positive) * height * width > MAX_PIXELS:
+            raise InputError(
+                f"{len(positive)} images of {width}x{height} pixels: expected at most {MAX_PIXELS:,} pixels in one call"
+            )
         strength = _strength(values["strength"], manifest.defaults, image)
         plan, steps, scheduler = _plan(scheduler_config, manifest.defaults, values, strength, image, distilled)
         factor = manifest.model.vae_scale_factor
