@@ -1,7 +1,6 @@
 """Files: written whole or not at all, their hashes, and where caches lie."""
 
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     The temporary name is unique and keeps the suffix. Missing parent folders are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.urandom(4).hex()}.partial{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)

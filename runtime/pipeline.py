@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.backends import load_backend
 from latentrt.runtime.bundle import Bundle, takes
 from latentrt.runtime.latents import PREVIEWS, TorchGenerator, Vae, initial_latents, known_images, rgb_from_latents
 from latentrt.runtime.latents.initial import InitialLatents
@@ -125,6 +124,8 @@ class Pipeline:
                 f"{bundle.path} was exported for plans of {registers} registers, and this runtime's have {REGISTERS}: "
                 "export the checkpoint again"
             )
+        from latentrt.runtime.backends import load_backend  # imported here because plans and bundles need none
+
         folder = None if engines is None else Path(engines)
         loaded = load_backend(bundle, backend, device, engines=folder, trust_engines=trust_engines)
         logger.info("%s on %s", bundle.path, loaded.name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from latentrt.runtime.errors import InputError
 from latentrt.runtime.image import require_png, save_npy, save_png
 from latentrt.runtime.latents import PREVIEWS
-from latentrt.runtime.request.metadata import Recorded, recorded_in, require_unchanged
+from latentrt.runtime.request.recorded import Recorded, recorded_in, require_unchanged
 from latentrt.runtime.weights import file_and_weight
 
 from .flags import add_bundle_flags, add_option_flags, given_options, load_pipeline

@@ -1,6 +1,5 @@
 """The text in a PNG file: what its picture was drawn from, for web UIs and as JSON that can draw it again."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -10,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from latentrt.runtime.errors import InputError
 from latentrt.runtime.files import sha256_of_file
 from latentrt.runtime.text import TextInput
 
-from .options import OPTIONS, flag_of
+from .options import OPTIONS
 from .request import Request
 
 FORMAT = "latentrt.picture/1"
-_BY_HASH = ("image", "mask_image", "latents")  # too large for a PNG's text
+BY_HASH = ("image", "mask_image", "latents")  # too large for a PNG's text
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +91,21 @@ def _one_of(request: Request, name: str, index: int) -> dict[str, Any] | None:
     several = isinstance(given, Sequence) and not isinstance(given, str | bytes)
     if several or (isinstance(given, np.ndarray) and given.ndim == 4):
         given = given[int(request.image.rows[index]) if len(given) > 1 else 0]
-    return {"path": os.fspath(given), "sha256": sha256_of_file(Path(given))} if _is_path(given) else _hashed(given)
+    return {"path": os.fspath(given), "sha256": sha256_of_file(Path(given))} if _is_path(given) else hashed(given)
 
 
 def _noise_source(given: Any, noise: Any, index: int) -> dict[str, Any]:
-    return {**({"path": os.fspath(given), "index": index} if _is_path(given) else {}), **_hashed(noise[index])}
+    return {**({"path": os.fspath(given), "index": index} if _is_path(given) else {}), **hashed(noise[index])}
 
 
 def _is_path(given: object) -> bool:
     return isinstance(given, str | os.PathLike)
 
 
-def _hashed(given: Any) -> dict[str, Any]:
+def hashed(given: Any) -> dict[str, Any]:
     """The hash of a picture or an array that came from memory."""
+    import hashlib  # imported here because importing latentrt does not need it
+
     return {"sha256": hashlib.sha256(np.ascontiguousarray(given).tobytes()).hexdigest()}
 
 
@@ -116,12 +116,12 @@ def _document(values: Mapping[str, Any], source: Source) -> dict[str, Any]:
         value = values[name]
         if value is None:
             continue
-        if name in _BY_HASH:
+        if name in BY_HASH:
             options[name] = value
         elif option.json:
             options[name] = option.kind.to_json(value)
         elif name.endswith("embeds"):
-            options[name] = _hashed(value)
+            options[name] = hashed(value)
     loras = [{"path": str(lora.path), "sha256": lora.sha256, "weight": lora.weight} for lora in source.loras]
     return {
         "format": FORMAT,
@@ -153,85 +153,3 @@ def _web_ui_text(values: Mapping[str, Any], source: Source) -> str:
     }
     lines.append(", ".join(f"{label}: {value}" for label, value in settings.items() if value is not None))
     return "\n".join(lines)
-
-
-# --- and back ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Recorded:
-    """What a PNG file says of its picture. `options` are those of `Pipeline.__call__`, the prompt included."""
-
-    options: dict[str, Any]
-    loras: tuple[LoraFile, ...]
-    model: str
-    model_sha256: str
-
-
-def recorded_in(path: Path, changes: Mapping[str, Any]) -> Recorded:
-    """Read the text of a PNG file that latentrt wrote.
-
-    Args:
-        changes: options that replace the recorded ones; files that these no longer need are not looked for.
-
-    Raises: InputError: not such a file, or it was drawn from something that is not there any more.
-    """
-    document = _read(path)
-    options = {name: document[name] for name in ("prompt", *OPTIONS) if document.get(name) is not None}
-    options = {name: value for name, value in options.items() if name not in changes}
-    for name in list(options):
-        if name.endswith("embeds"):
-            raise InputError(f"{path} was drawn from {name}, which a PNG does not hold: draw it again from Python")
-        if name in _BY_HASH:
-            options[name] = _found(path, name, options[name])
-    try:
-        loras = tuple(LoraFile(Path(e["path"]), e["sha256"], float(e["weight"])) for e in document["loras"])
-        return Recorded({**options, **changes}, loras, str(document["model"]), str(document["model_sha256"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the text of {path} is damaged: {error!r}") from error
-
-
-def require_unchanged(lora: LoraFile, picture: Path) -> None:
-    """Raise `InputError` where a LoRA is not the file that a picture was drawn with."""
-    if not lora.path.is_file() or sha256_of_file(lora.path) != lora.sha256:
-        raise InputError(
-            f"{picture} was drawn with {lora.path} (sha256 {lora.sha256[:16]}…), which is "
-            f"{'another file now' if lora.path.is_file() else 'not there'}: pass it with --lora FILE:{lora.weight:g}"
-        )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            text = getattr(image, "text", {}).get("latentrt")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a PNG file: {error}") from error
-    if text is None:
-        raise InputError(f"{path} has no text of latentrt: expected a PNG file that latentrt wrote, not edited since")
-    try:
-        document = json.loads(text)
-        known = document["format"] == FORMAT
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"the text of {path} is damaged, or from an older version of latentrt: {error!r}") from error
-    if not known:
-        raise InputError(f"the text of {path} has the format {document['format']!r}; expected {FORMAT!r}")
-    return dict(document)
-
-
-def _found(picture: Path, name: str, record: Mapping[str, Any]) -> Any:
-    """The file that a picture was drawn from, checked against its hash; for latents the one image's."""
-    file, sha256 = record.get("path"), record.get("sha256")
-    problem = "it did not come from a file"
-    if file is not None:
-        problem = "it is not there" if not Path(file).is_file() else "it has changed"
-        if Path(file).is_file() and name == "latents":
-            noise = np.load(file, allow_pickle=False).astype(np.float32)[record["index"]]
-            if _hashed(noise)["sha256"] == sha256:
-                return noise[None]
-        elif Path(file).is_file() and sha256_of_file(Path(file)) == sha256:
-            return file
-    flag = OPTIONS[name].flag or flag_of(name)
-    shown = f"{file or 'an array'} (sha256 {str(sha256)[:16]}…)"
-    raise InputError(f"{picture} was drawn from {name} {shown}, and {problem}: pass it with {flag} FILE")

@@ -15,8 +15,8 @@ from support.lora_files import shapes_file
 
 from latentrt.runtime import InputError, Pipeline, Plan, TorchGenerator
 from latentrt.runtime.cli.main import main
-from latentrt.runtime.request.metadata import recorded_in
 from latentrt.runtime.request.options import OPTIONS, json_options
+from latentrt.runtime.request.recorded import recorded_in
 
 SIZE: dict[str, Any] = {"num_inference_steps": 2, "height": 32, "width": 32}
 PROMPT = "a (red:1.3) star, " * 12 + "on blue"

@@ -1,0 +1,94 @@
+"""What the text in a PNG file says of its picture, read back so that it can be drawn again."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentrt.runtime.errors import InputError
+from latentrt.runtime.files import sha256_of_file
+
+from .metadata import BY_HASH, FORMAT, LoraFile, hashed
+from .options import OPTIONS, flag_of
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recorded:
+    """What a PNG file says of its picture. `options` are those of `Pipeline.__call__`, the prompt included."""
+
+    options: dict[str, Any]
+    loras: tuple[LoraFile, ...]
+    model: str
+    model_sha256: str
+
+
+def recorded_in(path: Path, changes: Mapping[str, Any]) -> Recorded:
+    """Read the text of a PNG file that latentrt wrote.
+
+    Args:
+        changes: options that replace the recorded ones; files that these no longer need are not looked for.
+
+    Raises: InputError: not such a file, or it was drawn from something that is not there any more.
+    """
+    document = _read(path)
+    options = {name: document[name] for name in ("prompt", *OPTIONS) if document.get(name) is not None}
+    options = {name: value for name, value in options.items() if name not in changes}
+    for name in list(options):
+        if name.endswith("embeds"):
+            raise InputError(f"{path} was drawn from {name}, which a PNG does not hold: draw it again from Python")
+        if name in BY_HASH:
+            options[name] = _found(path, name, options[name])
+    try:
+        loras = tuple(LoraFile(Path(e["path"]), e["sha256"], float(e["weight"])) for e in document["loras"])
+        return Recorded({**options, **changes}, loras, str(document["model"]), str(document["model_sha256"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the text of {path} is damaged: {error!r}") from error
+
+
+def require_unchanged(lora: LoraFile, picture: Path) -> None:
+    """Raise `InputError` where a LoRA is not the file that a picture was drawn with."""
+    if not lora.path.is_file() or sha256_of_file(lora.path) != lora.sha256:
+        raise InputError(
+            f"{picture} was drawn with {lora.path} (sha256 {lora.sha256[:16]}…), which is "
+            f"{'another file now' if lora.path.is_file() else 'not there'}: pass it with --lora FILE:{lora.weight:g}"
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            text = getattr(image, "text", {}).get("latentrt")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a PNG file: {error}") from error
+    if text is None:
+        raise InputError(f"{path} has no text of latentrt: expected a PNG file that latentrt wrote, not edited since")
+    try:
+        document = json.loads(text)
+        known = document["format"] == FORMAT
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"the text of {path} is damaged, or from an older version of latentrt: {error!r}") from error
+    if not known:
+        raise InputError(f"the text of {path} has the format {document['format']!r}; expected {FORMAT!r}")
+    return dict(document)
+
+
+def _found(picture: Path, name: str, record: Mapping[str, Any]) -> Any:
+    """The file that a picture was drawn from, checked against its hash; for latents the one image's."""
+    file, sha256 = record.get("path"), record.get("sha256")
+    problem = "it did not come from a file"
+    if file is not None:
+        problem = "it is not there" if not Path(file).is_file() else "it has changed"
+        if Path(file).is_file() and name == "latents":
+            noise = np.load(file, allow_pickle=False).astype(np.float32)[record["index"]]
+            if hashed(noise)["sha256"] == sha256:
+                return noise[None]
+        elif Path(file).is_file() and sha256_of_file(Path(file)) == sha256:
+            return file
+    flag = OPTIONS[name].flag or flag_of(name)
+    shown = f"{file or 'an array'} (sha256 {str(sha256)[:16]}…)"
+    raise InputError(f"{picture} was drawn from {name} {shown}, and {problem}: pass it with {flag} FILE")
