@@ -7,7 +7,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from latentrt.export.checkpoint.source import PREDICTION_TYPES, Source, embedding_from_text, lora_from_text
-from latentrt.runtime.cli.main import interrupt_on_termination
 from latentrt.runtime.errors import LatentRTError
 
 EXAMPLES = """examples:
@@ -24,39 +23,39 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "export",
         help="convert a checkpoint to a bundle",
-        description="Convert a Stable Diffusion checkpoint to a bundle. It is a folder in the diffusers format, a file "
-        "in the original format, or an id on the Hugging Face hub. No code in it is ever executed.",
+        description="Convert a Stable Diffusion checkpoint to a bundle. The checkpoint is a folder in the diffusers "
+        "format, a single file in the original format, or a Hugging Face Hub id. Code in it is never executed.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", help="folder with model_index.json, .safetensors file, or org/name[@revision]")
-    parser.add_argument("out", type=Path, help="the bundle to write, for example engines/sd15")
+    parser.add_argument("out", type=Path, help="folder of the new bundle, for example engines/sd15")
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="default: fp16")
     parser.add_argument(
         "--vae-precision",
         choices=("fp32", "fp16", "bf16"),
-        help="default: as --precision, but fp32 for SDXL's VAE, which overflows in fp16",
+        help="default: same as --precision, but fp32 for SDXL's VAE, which overflows in fp16",
     )
-    parser.add_argument("--opset", type=int, choices=(23, 18), default=23, help="ONNX opset; 18 for older runtimes")
-    parser.add_argument("--compact", action="store_true", help="store fp32 weights that fp16 holds exactly as fp16")
+    parser.add_argument("--opset", type=int, choices=(23, 18), default=23, help="ONNX opset; default: 23")
+    parser.add_argument("--compact", action="store_true", help="store fp32 weights as fp16 where exact")
     parser.add_argument("--steps", type=int, help="default number of steps of the bundle")
     parser.add_argument("--guidance-scale", type=float, help="default guidance scale of the bundle")
-    parser.add_argument("--golden-prompt", help="prompt of the golden picture")
+    parser.add_argument("--golden-prompt", help="prompt of the golden image")
     _add_source(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT once the new bundle is complete")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT when the new bundle is complete")
     parser.set_defaults(run=run)
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    """What a checkpoint does not say, and what is put into it."""
-    parser.add_argument("--vae", metavar="PATH", help="folder or file of another VAE")
+    """Add the options that complete or modify the checkpoint."""
+    parser.add_argument("--vae", metavar="PATH", help="folder or file of a VAE that replaces the checkpoint's")
     parser.add_argument(
         "--lora",
         action="append",
         default=[],
         metavar="FILE[:WEIGHT]",
         type=lora_from_text,
-        help="merge a LoRA for good, weight 1 if not said; repeatable",
+        help="merge a LoRA permanently; default weight: 1; repeatable",
     )
     parser.add_argument(
         "--embedding",
@@ -64,22 +63,22 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE[:WORD]",
         type=embedding_from_text,
-        help="add a textual inversion, called by WORD, else by its own word or the file's name; repeatable",
+        help="add a textual inversion as WORD; default: the word in the file, else the file name; repeatable",
     )
     parser.add_argument(
         "--prediction-type",
         choices=PREDICTION_TYPES,
-        help="default: what the checkpoint says; for a single file that says nothing, v_prediction with Stable "
+        help="default: read from the checkpoint; for a single file without this information, v_prediction for Stable "
         "Diffusion 2 (its 512-pixel base model needs epsilon), else epsilon",
     )
     parser.add_argument(
-        "--config", metavar="FOLDER", help="for a single file: a diffusers folder whose configs and tokenizer to use"
+        "--config", metavar="FOLDER", help="diffusers folder with configs and tokenizer for a single file"
     )
-    parser.add_argument("--allow-pickle", action="store_true", help="open .bin, .ckpt and .pt, too: tensors only")
+    parser.add_argument("--allow-pickle", action="store_true", help="also open .bin, .ckpt and .pt; loads only tensors")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export; prints where the bundle is."""
+    """Export a bundle and print its folder, number of graphs and size."""
     try:
         from latentrt.export.checkpoint.checkpoint import quiet_libraries
 
@@ -108,7 +107,6 @@ def run(arguments: argparse.Namespace) -> int:
         allow_pickle=arguments.allow_pickle,
     )
     quiet_libraries()
-    interrupt_on_termination()
     with tqdm(total=len(STAGES), disable=None, bar_format="{desc:24} {bar} {n_fmt}/{total_fmt} {elapsed}") as bar:
 
         def progress(stage: str) -> None:

@@ -1,1 +1,1 @@
-"""Engines from a bundle's ONNX files. Does not need the extra `export`."""
+"""Build engines from a bundle's ONNX files. Needs neither PyTorch nor the extra `export`."""

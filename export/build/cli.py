@@ -8,7 +8,6 @@ from tqdm import tqdm
 
 from latentrt.runtime.backends.trt.library import TRT_BACKENDS
 from latentrt.runtime.bundle import Bundle, sizes_text
-from latentrt.runtime.cli.main import interrupt_on_termination
 from latentrt.runtime.errors import InputError
 
 from .ort_graphs import BACKEND as ONNXRUNTIME
@@ -24,9 +23,9 @@ EXAMPLES = """examples:
   latentrt build engines/sd15 --backend tensorrt_rtx --compute-capability 8.6 --compute-capability 8.9
   latentrt build engines/sd15 --backend onnxruntime
 
-Sizes are static (512) or a range (min:opt:max). An option that is given several times asks for an engine at each size;
-several such options, for all combinations. Static sizes draw fastest. For onnxruntime, graphs are put into a form that
-it computes faster; they serve all sizes, so it takes --device, --graph and --engines only.
+Sizes are static (512) or a range (min:opt:max). Static sizes run fastest. Repeating a size option builds an engine for
+each size; repeating several builds all combinations. onnxruntime rewrites graphs to its own operators; they serve all
+sizes, so only --device, --graph and --engines apply.
 """
 
 
@@ -35,7 +34,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "build",
         help="build engines for a bundle",
-        description="Build engines from a bundle's ONNX files. What is there already is kept.",
+        description="Build engines from a bundle's ONNX files. Existing engines are kept.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -44,7 +43,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--backend",
         required=True,
         choices=(*TRT_BACKENDS, ONNXRUNTIME),
-        help="tensorrt_rtx and onnxruntime also build without a GPU",
+        help="tensorrt_rtx and onnxruntime do not need a GPU to build",
     )
     sizes = parser.add_argument_group("sizes")
     for name, text in (
@@ -52,31 +51,30 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         ("width", "pixels; default: the bundle's"),
         ("batch", "images; default: 1"),
         ("groups", "2 with guidance, 1 without; default: 2"),
-        ("tokens", "length of the text; default: the text encoder's"),
+        ("tokens", "length of the prompt; default: the text encoder's"),
     ):
         sizes.add_argument(f"--{name}", action="append", default=[], metavar="SIZE", help=text)
     builder = parser.add_argument_group("builder")
     builder.add_argument("--optimization-level", type=int, default=3, metavar="0-5", help="default: 3")
-    builder.add_argument("--tf32", action="store_true", help="faster fp32, with inputs rounded to 10 bits")
-    builder.add_argument("--refittable", action="store_true", help="let LoRA change the weights")
-    builder.add_argument("--strip-weights", action="store_true", help="leave weights out; they come from the ONNX file")
+    builder.add_argument("--tf32", action="store_true", help="allow TF32: faster fp32 with 10-bit mantissas")
+    builder.add_argument("--refittable", action="store_true", help="allow LoRA to change the weights")
+    builder.add_argument("--strip-weights", action="store_true", help="omit weights; they are loaded from ONNX")
     builder.add_argument(
-        "--version-compatible", action="store_true", help="run with later versions of the library, too"
+        "--version-compatible", action="store_true", help="also run with later versions of the library"
     )
-    builder.add_argument("--hardware-compatible", choices=HARDWARE, default="none", help="GPUs, for tensorrt")
+    builder.add_argument("--hardware-compatible", choices=HARDWARE, default="none", help="other GPUs, for tensorrt")
     builder.add_argument(
         "--compute-capability", action="append", default=[], metavar="X.Y", help="GPUs, for tensorrt_rtx; repeatable"
     )
-    builder.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory; default: all of the GPU's")
-    parser.add_argument("--device", choices=DEVICES, help="for onnxruntime; default: all of them")
-    parser.add_argument("--graph", action="append", default=[], help="build this graph only; repeatable")
-    parser.add_argument("--engines", type=Path, metavar="DIR", help="keep engines here instead of in the bundle")
+    builder.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory; default: the GPU's memory")
+    parser.add_argument("--device", choices=DEVICES, help="for onnxruntime; default: all")
+    parser.add_argument("--graph", action="append", default=[], help="build only this graph; repeatable")
+    parser.add_argument("--engines", type=Path, metavar="DIR", help="store engines here instead of in the bundle")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Build; prints a line for each engine."""
-    interrupt_on_termination()
+    """Build engines and print a line for each."""
     options = BuildOptions(
         optimization_level=arguments.optimization_level,
         tf32=arguments.tf32,
@@ -87,20 +85,25 @@ def run(arguments: argparse.Namespace) -> int:
         compute_capabilities=tuple(arguments.compute_capability),
         workspace_mib=arguments.workspace,
     )
-
     sizes = {name: getattr(arguments, name) for name in ("height", "width", "batch", "groups", "tokens")}
     if arguments.backend == ONNXRUNTIME:
         if options != BuildOptions() or any(sizes.values()):
             raise InputError("--backend onnxruntime has no sizes and no builder options: its graphs serve all sizes")
-        devices = (arguments.device,) if arguments.device else DEVICES
-        for built in build_ort_graphs(
-            arguments.bundle, devices=devices, engines=arguments.engines, graphs=arguments.graph
-        ):
-            print(_line(built), flush=True)
-        return 0
-    if arguments.device:
-        raise InputError(f"--device is for onnxruntime: {arguments.backend} builds for NVIDIA GPUs only")
+        _build_ort_graphs(arguments)
+    else:
+        if arguments.device:
+            raise InputError(f"--device is for onnxruntime; {arguments.backend} builds only for NVIDIA GPUs")
+        _build_trt_engines(arguments, options, sizes)
+    return 0
 
+
+def _build_ort_graphs(arguments: argparse.Namespace) -> None:
+    devices = (arguments.device,) if arguments.device else DEVICES
+    for built in build_ort_graphs(arguments.bundle, devices=devices, engines=arguments.engines, graphs=arguments.graph):
+        print(_line(built), flush=True)
+
+
+def _build_trt_engines(arguments: argparse.Namespace, options: BuildOptions, sizes: dict[str, list[str]]) -> None:
     def buckets(bundle: Bundle) -> list[SizeRanges]:
         return buckets_from_options(bundle.manifest, **sizes)
 
@@ -120,10 +123,9 @@ def run(arguments: argparse.Namespace) -> int:
             progress=progress,
         ):
             bar.write(_line(built), file=sys.stdout)
-    return 0
 
 
 def _line(built: Built) -> str:
-    took = "there already" if built.seconds is None else f"{built.seconds:.1f} s"
+    took = "already built" if built.seconds is None else f"{built.seconds:.1f} s"
     sizes = sizes_text(built.record) or f"any size, {built.record.device}"
     return f"{built.record.graph:14} {sizes:32} {built.size / 2**20:10,.1f} MiB  {took}"

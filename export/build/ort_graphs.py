@@ -1,19 +1,27 @@
-"""A bundle's graphs in ONNX Runtime's own form, beside its engines: smaller files that share the bundle's weights.
+"""Rewrite a bundle's graphs to ONNX Runtime's own operators.
 
-Needs onnx_ir, but neither PyTorch nor a GPU nor ONNX Runtime.
+The files are stored like engines and share the bundle's weights. Needs onnx_ir, but neither PyTorch nor a GPU nor ONNX
+Runtime.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latentrt.runtime.bundle import Bundle, EngineRecord
 from latentrt.runtime.errors import BackendError, ExportError
 
 from .store import Built, add_engine, built_before, require_unaltered, with_file
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 BACKEND = "onnxruntime"
 DEVICES = ("cpu", "cuda")
+
+# What is replaced, and a function that does so in place and returns the number of replacements.
+Rewrite = tuple[str, Callable[["ir.Model"], int]]
 
 
 def build_ort_graphs(
@@ -23,55 +31,73 @@ def build_ort_graphs(
     engines: Path | None = None,
     graphs: Sequence[str] = (),
 ) -> Iterator[Built]:
-    """Put what ONNX Runtime has a faster kernel of its own for into that form, in each graph that has such.
+    """Rewrite graphs to operators of ONNX Runtime that are faster: group norms for "cuda", attention for "cpu".
 
-    For "cuda" these are group norms, for "cpu" attention. The files serve all sizes and LoRA. What is there already is
-    kept.
+    The files serve all sizes and LoRA. Graphs without such operators are skipped, and existing files are kept.
 
     Args:
-        engines: folder to put the files into, instead of the bundle's own.
+        engines: folder for the files; None is the bundle's own.
         graphs: names of graphs; empty is all.
 
-    Raises `BackendError`: onnx_ir is missing. `ExportError`: altered files, or no graph has anything to replace.
+    Raises `BackendError` if onnx_ir is missing, `InputError` for unknown graphs, and `ExportError` for altered files
+    and if no graph has anything to replace.
     """
-    try:
-        import onnx_ir as ir
-    except ImportError as error:
-        raise BackendError(f"{BACKEND}'s graphs are made with onnx_ir ({error}): pip install onnx-ir") from error
-    from latentrt.export.build.rewrites.attention import use_flash_attention
-    from latentrt.export.build.rewrites.group_norm import use_ort_group_norms
-    from latentrt.export.build.rewrites.nodes import DOMAIN, DOMAIN_VERSION
-
-    rewrites = {"cpu": ("attention", use_flash_attention), "cuda": ("group_norm", use_ort_group_norms)}
+    rewrites = _rewrites()
     bundle = Bundle.open(bundle_path)
     require_unaltered(bundle, graphs)
     found = False
     for name in graphs or bundle.manifest.graphs:
         for device in devices:
             what, rewrite = rewrites[device]
-            record = _record(bundle, name, str(DOMAIN_VERSION), device, {what: DOMAIN})
+            record = _record(bundle, name, device, what)
             built = built_before(bundle.path, engines, record)
             if built is None:
                 began = time.perf_counter()
-                model = ir.load(bundle.file(bundle.graph(name).file))
-                if not rewrite(model):
+                content = _rewritten(bundle.file(bundle.graph(name).file), rewrite)
+                if content is None:
                     continue
-                content: bytes = ir.to_proto(model).SerializeToString()
                 add_engine(bundle.path, engines, record, content)
                 built = Built(record, len(content), time.perf_counter() - began)
             found = True
             yield built
     if not found:
-        recipe = bundle.manifest.recipe
-        raise ExportError(
-            f"{bundle.path}: {', '.join(graphs or bundle.manifest.graphs)}: nothing there that {BACKEND} has a kernel "
-            f"of its own for on {' or '.join(devices)}. For cuda it replaces group norms of opset 21 and later in fp32 "
-            f"or fp16, for cpu attention of opset 23 and later in fp32, and this bundle has opset {recipe.opset}, "
-            f"{recipe.precision}, VAE {recipe.vae_precision}. The graphs run as they were exported"
-        )
+        raise _nothing_to_replace(bundle, graphs, devices)
 
 
-def _record(bundle: Bundle, name: str, version: str, device: str, options: dict[str, str]) -> EngineRecord:
+def _rewrites() -> dict[str, Rewrite]:
+    """Device -> its rewrite. Imported here because importing this module does not need onnx_ir."""
+    try:
+        from latentrt.export.build.rewrites.attention import use_flash_attention
+        from latentrt.export.build.rewrites.group_norm import use_ort_group_norms
+    except ImportError as error:
+        raise BackendError(f"{BACKEND}'s graphs are built with onnx_ir ({error}): pip install onnx-ir") from error
+    return {"cpu": ("attention", use_flash_attention), "cuda": ("group_norm", use_ort_group_norms)}
+
+
+def _rewritten(path: Path, rewrite: Callable[["ir.Model"], int]) -> bytes | None:
+    """The ONNX file after the rewrite, which refers to the same weights; None if there was nothing to replace."""
+    import onnx_ir as ir
+
+    model = ir.load(path)
+    if not rewrite(model):
+        return None
+    content: bytes = ir.to_proto(model).SerializeToString()
+    return content
+
+
+def _nothing_to_replace(bundle: Bundle, graphs: Sequence[str], devices: Sequence[str]) -> ExportError:
+    recipe = bundle.manifest.recipe
+    return ExportError(
+        f"{bundle.path}: {', '.join(graphs or bundle.manifest.graphs)}: nothing to replace by an operator of {BACKEND} "
+        f"on {' or '.join(devices)}. On cuda it replaces group norms of opset 21 and later in fp32 or fp16, on cpu "
+        f"attention of opset 23 and later in fp32; this bundle has opset {recipe.opset}, {recipe.precision}, VAE "
+        f"{recipe.vae_precision}. Its graphs run as exported"
+    )
+
+
+def _record(bundle: Bundle, name: str, device: str, what: str) -> EngineRecord:
+    from latentrt.export.build.rewrites.nodes import DOMAIN, DOMAIN_VERSION
+
     manifest = bundle.manifest
     file = bundle.graph(name).file
     weights = manifest.files.get(f"{file}.data")
@@ -79,13 +105,13 @@ def _record(bundle: Bundle, name: str, version: str, device: str, options: dict[
         graph=name,
         file="",
         backend=BACKEND,
-        version=version,
+        version=str(DOMAIN_VERSION),
         device=device,
         compute_capabilities=(),
         precision=manifest.recipe.precision,
         tf32=False,
         profile={},
-        options=options,
+        options={what: DOMAIN},
         host_code=False,
         onnx_sha256=manifest.files[file].sha256,
         weights_sha256=weights.sha256 if weights else None,

@@ -1,7 +1,7 @@
-"""Sizes that engines are built for: what a user asks for, as ranges of the symbols in a bundle's graphs.
+"""Sizes that engines are built for: the user's sizes as ranges of the symbols in a bundle's graphs.
 
 A bucket gives each symbol (B images, G guidance groups, h and w latent pixels, S text tokens) a minimum, an optimum and
-a maximum; a static bucket's are equal. Knows nothing of TensorRT.
+a maximum; in a static bucket they are equal. Knows nothing of TensorRT.
 """
 
 import itertools
@@ -11,20 +11,20 @@ from typing import NamedTuple
 from latentrt.runtime.bundle import Graph, Manifest, TensorSpec, shape_at
 from latentrt.runtime.errors import InputError
 
-# Each image's text is one row of the text encoder, each model call of each image one row of `time`. Both are small.
+# The text encoder has a row for each text, `time` a row for each UNet call of each image. Both graphs are small.
 MOST_TEXTS = 16
 TIME_ROWS = (1, 32, 2048)
 
 
 class Span(NamedTuple):
-    """Sizes from `min` to `max`, kernels chosen for `opt`."""
+    """Sizes from `min` to `max`; kernels are optimized for `opt`."""
 
     min: int
     opt: int
     max: int
 
     def times(self, other: "Span | int") -> "Span":
-        """The span of a product."""
+        """The span of the product of two sizes."""
         factor = Span(other, other, other) if isinstance(other, int) else other
         return Span(*(a * b for a, b in zip(self, factor, strict=True)))
 
@@ -33,13 +33,16 @@ SizeRanges = Mapping[str, Span]
 
 
 def span_from_text(option: str, text: str) -> Span:
-    """ "512" is a static size, "256:512:1024" minimum, optimum and maximum."""
+    """Parse a static size such as "512", or minimum, optimum and maximum such as "256:512:1024".
+
+    Raises `InputError`; `option` is the option's name, for error messages.
+    """
     parts = text.split(":")
     if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
-        raise InputError(f"{option} {text}: give one size, such as 512, or min:opt:max, such as 256:512:1024")
+        raise InputError(f"{option} {text}: expected a size such as 512, or min:opt:max such as 256:512:1024")
     span = Span(*map(int, parts * (3 if len(parts) == 1 else 1)))
     if not 1 <= span.min <= span.opt <= span.max:
-        raise InputError(f"{option} {text}: min, opt and max are 1 or more, in this order")
+        raise InputError(f"{option} {text}: expected 1 <= min <= opt <= max")
     return span
 
 
@@ -52,10 +55,15 @@ def buckets_from_options(
     groups: Sequence[str] = (),
     tokens: Sequence[str] = (),
 ) -> list[SizeRanges]:
-    """All combinations of the given sizes; an option left out is the bundle's default.
+    """Buckets for all combinations of the given sizes, each as `span_from_text` reads it.
 
     Args:
-        height, width: pixels. batch: images. groups: 2 with guidance, 1 without. tokens: length of the text.
+        height, width: image pixels; default: the bundle's.
+        batch: images; default: 1.
+        groups: guidance groups, 2 with guidance and 1 without; default: 2.
+        tokens: length of the prompt; default: the text encoder's.
+
+    Raises `InputError` for malformed sizes, and for sizes that the model does not support.
     """
     model, defaults = manifest.model, manifest.defaults
     factor, length = model.vae_scale_factor, model.text_encoders[0].max_length
@@ -68,15 +76,15 @@ def buckets_from_options(
     }
     for span in spans["S"]:
         if any(size % length for size in span):
-            raise InputError(f"--tokens {':'.join(map(str, span))}: texts come in pieces of {length} tokens")
+            raise InputError(f"--tokens {':'.join(map(str, span))}: expected multiples of {length}")
     return [dict(zip(spans, combination, strict=True)) for combination in itertools.product(*spans.values())]
 
 
 def profiles_of_graph(name: str, graph: Graph, buckets: Iterable[SizeRanges]) -> list[SizeRanges]:
-    """The different profiles that a graph needs for these buckets; each holds just the symbols of its inputs.
+    """The distinct profiles that a graph needs for these buckets; each has only the symbols of the graph's inputs.
 
-    `n` of the text encoder, `context` and `time` is always a range, and one engine serves all buckets: they run once
-    for a prompt, and are not worth an engine for each size.
+    The text encoder, `context` and `time` run once per prompt and are not worth an engine for each size: one engine
+    serves all buckets, with a range for `n`.
     """
     buckets = list(buckets)
     symbols = {symbol for spec in graph.inputs for size in spec.shape for symbol in _symbols(size)}
@@ -87,7 +95,7 @@ def profiles_of_graph(name: str, graph: Graph, buckets: Iterable[SizeRanges]) ->
 
 
 def shapes_of_tensor(spec: TensorSpec, profile: SizeRanges) -> tuple[tuple[int, ...], ...]:
-    """Minimal, optimal and maximal shape of a tensor."""
+    """Minimum, optimum and maximum shape of a tensor."""
     return tuple(shape_at(spec, {symbol: span[which] for symbol, span in profile.items()}) for which in range(3))
 
 
@@ -103,7 +111,7 @@ def _rows(graph: str, buckets: Sequence[SizeRanges]) -> Span:
 
 
 def _union(spans: Iterable[Span]) -> Span:
-    """From the least to the greatest; the optimum is the first one's."""
+    """The smallest span that contains all `spans`, with the optimum of the first."""
     spans = list(spans)
     return Span(min(s.min for s in spans), spans[0].opt, max(s.max for s in spans))
 
@@ -111,5 +119,5 @@ def _union(spans: Iterable[Span]) -> Span:
 def _latent(option: str, text: str, factor: int) -> Span:
     span = span_from_text(option, text)
     if any(size % factor for size in span):
-        raise InputError(f"{option} {text}: pixels come in multiples of {factor}")
+        raise InputError(f"{option} {text}: expected multiples of {factor}")
     return Span(*(size // factor for size in span))

@@ -1,4 +1,4 @@
-"""Engines added to a bundle or to a folder of their own, one process at a time."""
+"""Add engines to a bundle or to a separate folder, under a lock. Knows nothing of how engines are built."""
 
 import fcntl
 import hashlib
@@ -12,14 +12,15 @@ from pathlib import Path
 from latentrt.runtime.bundle import Bundle, EngineList, EngineRecord, File
 from latentrt.runtime.bundle.engine_list import updated_manifest
 from latentrt.runtime.bundle.strict_json import encode
-from latentrt.runtime.errors import BackendError, ExportError, InputError, nearest_names
+from latentrt.runtime.errors import BackendError, ExportError, InputError, unknown
+from latentrt.runtime.files import written_whole
 
 FOLDER = "engines"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Built:
-    """An engine that is now there. `seconds` is None where it was there before."""
+    """An engine in the list: its record, size in bytes and build time; `seconds` is None if it already existed."""
 
     record: EngineRecord
     size: int
@@ -27,13 +28,15 @@ class Built:
 
 
 def require_unaltered(bundle: Bundle, graphs: Sequence[str]) -> None:
-    """Refuse names of graphs that a bundle does not have, and graphs whose files are not those of its manifest."""
+    """Raise `InputError` for unknown graphs, and `ExportError` if a graph's files differ from the manifest.
+
+    Args:
+        graphs: names of graphs; empty is all.
+    """
     known = bundle.manifest.graphs
     for name in graphs:
         if name not in known:
-            near = nearest_names(name, known)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-            raise InputError(f"{bundle.path} has no graph {name!r}; {hint}")
+            raise InputError(f"{bundle.path}: {unknown('graph', name, known)}")
     files = [f for name in graphs or known for f in (known[name].file, f"{known[name].file}.data")]
     altered = bundle.altered_files(only=files)
     if altered:
@@ -41,55 +44,59 @@ def require_unaltered(bundle: Bundle, graphs: Sequence[str]) -> None:
 
 
 def with_file(record: EngineRecord, kind: str) -> EngineRecord:
-    """The record with the name of its file, which only keeps files apart; what an engine is stands in the record."""
+    """The record with a unique file name, derived from its other fields; `kind` is the suffix."""
     key = hashlib.sha256(json.dumps(encode(record), sort_keys=True).encode()).hexdigest()[:12]
     return replace(record, file=f"{FOLDER}/{record.graph}-{key}.{kind}")
 
 
 def built_before(bundle_path: Path, engines: Path | None, record: EngineRecord) -> Built | None:
-    """The same engine where it is there already, and whole."""
+    """The existing engine with the same record, or None if there is none or its file is damaged."""
     present = EngineList.of_bundle(Bundle.open(bundle_path), engines)
     same = next((r for r in present.engines if r.file == record.file and present.intact(r)), None)
     return None if same is None else Built(same, present.files[same.file].size, None)
 
 
-def add_engine(bundle_path: Path, engines: Path | None, record: EngineRecord, plan: bytes) -> None:
-    """Put an engine and its record in place: the file first, the list that names it last."""
+def add_engine(bundle_path: Path, engines: Path | None, record: EngineRecord, content: bytes) -> None:
+    """Write an engine's file, then the list that names it; removes files that the list no longer names.
+
+    Args:
+        engines: folder for engines; None is the bundle's own.
+        content: the file's content.
+
+    Raises `BackendError` if the folder is not writable.
+    """
     folder = bundle_path if engines is None else engines
     try:
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             bundle = Bundle.open(bundle_path)
             present = EngineList.of_bundle(bundle, engines)
-            file = folder / record.file
-            partial = file.with_suffix(".partial")
-            partial.write_bytes(plan)
-            partial.replace(file)
+            with written_whole(folder / record.file) as file:
+                file.write_bytes(content)
             replaced = [r for r in present.engines if _serves_the_same(r, record)]
             kept = tuple(r for r in present.engines if r not in replaced)
             files = {n: f for n, f in present.files.items() if n not in {r.file for r in replaced}}
-            files[record.file] = File(len(plan), hashlib.sha256(plan).hexdigest())
+            files[record.file] = File(len(content), hashlib.sha256(content).hexdigest())
             target, text = updated_manifest(bundle, engines, EngineList(folder, (*kept, record), files))
-            partial = target.with_suffix(".partial")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(target)
-            # What the list does not name was replaced, or left by a process that was killed here.
+            with written_whole(target) as file:
+                file.write_text(text, encoding="utf-8")
+            # Files that the list does not name were replaced, or left by a process that was killed here.
             for left in (folder / FOLDER).iterdir():
                 if f"{FOLDER}/{left.name}" not in files:
                     left.unlink()
     except PermissionError as error:
-        raise BackendError(f"{folder} cannot be written ({error}); keep engines elsewhere: --engines DIR") from error
+        raise BackendError(f"cannot write to {folder} ({error}); store engines elsewhere with --engines DIR") from error
 
 
 def _serves_the_same(old: EngineRecord, new: EngineRecord) -> bool:
-    """Whether `new` makes `old` superfluous: the same purpose, or the same graph as it was before a new export."""
+    """Whether `new` replaces `old`: the same graph, library, GPUs and sizes."""
     names = ("graph", "backend", "version", "device", "compute_capabilities", "profile")
     return all(getattr(old, name) == getattr(new, name) for name in names)
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Nobody else changes the list meanwhile; the lock ends with this process, whatever happens to it."""
+    """Hold an exclusive lock on the folder; the operating system releases it if the process dies."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

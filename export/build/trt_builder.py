@@ -1,19 +1,21 @@
-"""ONNX to an engine with TensorRT or TensorRT for RTX, which share their Python interface. Needs neither PyTorch nor
-onnx. The only file of the exporter that calls these libraries; it knows nothing of bundles.
+"""Build an engine from an ONNX file with TensorRT or TensorRT for RTX, which share their Python interface.
+
+The only file of the exporter that calls these libraries. Needs neither PyTorch nor onnx; knows nothing of bundles.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from latentrt.runtime.backends.trt.library import TrtLibrary
-from latentrt.runtime.errors import BackendError, ExportError, InputError
+from latentrt.runtime.errors import BackendError, ExportError, InputError, unknown
+from latentrt.runtime.files import written_whole
 from latentrt.runtime.gpu.device import Device
 
 HARDWARE = ("none", "ampere_plus", "same_compute_capability")
-# What TensorRT for RTX builds for where nothing is said and no GPU is there: the RTX 30, 40 and 50 series.
+# Default targets of TensorRT for RTX without a GPU: the RTX 30, 40 and 50 series.
 RTX_CAPABILITIES = ("8.6", "8.9", "12.0")
 
 Progress = Callable[[str, float], object]
@@ -22,17 +24,17 @@ Shapes = Mapping[str, Sequence[Sequence[int]]]
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What a user chooses about engines.
+    """User options of a build.
 
     Attributes:
         optimization_level: 0 builds fastest, 5 searches longest for fast kernels.
-        tf32: let fp32 convolutions and products round their inputs to 10 bits, for speed.
-        refittable: LoRA can change the weights that the bundle names.
-        strip_weights: leave weights out of the file; they are refitted from the ONNX file when it is loaded.
-        version_compatible: later versions of the library run it, too; it then carries code for the host.
-        hardware_compatible: of "tensorrt": "none", "ampere_plus" (8.0 and later) or "same_compute_capability".
-        compute_capabilities: of "tensorrt_rtx": GPUs that the engine runs on, such as ("8.6", "8.9").
-        workspace_mib: most scratch memory that a kernel may take; None is all of the GPU's.
+        tf32: allow TF32, which rounds inputs of fp32 convolutions and matrix products to 10-bit mantissas.
+        refittable: allow LoRA to change the weights that the bundle names.
+        strip_weights: omit weights from the engine; it is refitted from the ONNX file when it is loaded.
+        version_compatible: also run with later versions of the library; the engine then contains host code.
+        hardware_compatible: for "tensorrt": "none", "ampere_plus" (8.0 and later) or "same_compute_capability".
+        compute_capabilities: for "tensorrt_rtx": GPUs that the engine runs on, such as ("8.6", "8.9").
+        workspace_mib: limit of a kernel's scratch memory; None is the GPU's memory.
     """
 
     optimization_level: int = 3
@@ -46,33 +48,38 @@ class BuildOptions:
 
 
 class TrtBuilder(TrtLibrary):
-    """TensorRT or TensorRT for RTX, as installed, on a GPU or without one."""
+    """The installed TensorRT or TensorRT for RTX, with or without a GPU."""
 
     def __init__(self, backend: str, devices: Sequence[Device]) -> None:
-        """`devices` are the visible GPUs; engines are built for the first."""
+        """Load a library; raises `BackendError` if it is not installed or needs a GPU.
+
+        Args:
+            backend: "tensorrt" or "tensorrt_rtx".
+            devices: the visible GPUs; engines are built for the first.
+        """
         super().__init__(backend)
         self.device = devices[0] if devices else None
         if backend == "tensorrt" and self.device is None:
             raise BackendError(
-                "tensorrt times kernels on the GPU that it builds for, and none is visible here. Build on the machine "
-                "that the engines are for, or anywhere with --backend tensorrt_rtx --compute-capability 8.9"
+                "tensorrt needs the target GPU to time kernels, and no GPU is visible. Build on the target machine, or "
+                "anywhere with --backend tensorrt_rtx --compute-capability 8.9"
             )
 
     def check(self, options: BuildOptions) -> BuildOptions:
-        """The options with what they leave open filled in; refuses what this library cannot do here."""
+        """The options with defaults filled in; raises `InputError` or `BackendError` for unsupported ones."""
         if not 0 <= options.optimization_level <= 5:
-            raise InputError(f"--optimization-level {options.optimization_level}: it is 0 (fast build) to 5 (best)")
+            raise InputError(f"--optimization-level {options.optimization_level}: expected an integer from 0 to 5")
         if options.hardware_compatible not in HARDWARE:
-            raise InputError(f"--hardware-compatible {options.hardware_compatible}: it is one of {', '.join(HARDWARE)}")
+            raise InputError(unknown("hardware compatibility", options.hardware_compatible, HARDWARE))
         if self.backend == "tensorrt":
             if options.compute_capabilities:
                 raise InputError(
-                    "--compute-capability belongs to tensorrt_rtx. tensorrt builds for the GPU that it runs on; "
-                    "--hardware-compatible ampere_plus or same_compute_capability lets others run the engine"
+                    "--compute-capability is for tensorrt_rtx. tensorrt builds for the GPU that it runs on; for other "
+                    "GPUs, pass --hardware-compatible ampere_plus or same_compute_capability"
                 )
             return options
         if options.hardware_compatible != "none":
-            raise InputError("--hardware-compatible belongs to tensorrt; with tensorrt_rtx say --compute-capability")
+            raise InputError("--hardware-compatible is for tensorrt; for tensorrt_rtx, pass --compute-capability")
         if self.device is None:
             for chosen, option in (
                 (options.refittable, "--refittable"),
@@ -80,7 +87,7 @@ class TrtBuilder(TrtLibrary):
                 (options.version_compatible, "--version-compatible"),
             ):
                 if chosen:
-                    raise BackendError(f"tensorrt_rtx needs a GPU to build with {option}, and none is visible here")
+                    raise BackendError(f"tensorrt_rtx needs a GPU to build with {option}, and no GPU is visible")
         capabilities = options.compute_capabilities or (("current",) if self.device else RTX_CAPABILITIES)
         known = self._capabilities()
         for capability in capabilities:
@@ -89,11 +96,11 @@ class TrtBuilder(TrtLibrary):
                     f"--compute-capability {capability}: tensorrt_rtx {self.version} builds for {', '.join(known)}"
                 )
         if "current" in capabilities and (len(capabilities) > 1 or self.device is None):
-            raise InputError("--compute-capability current stands alone, and needs a GPU")
-        return BuildOptions(**{**_fields(options), "compute_capabilities": tuple(capabilities)})
+            raise InputError("--compute-capability current excludes others, and needs a GPU")
+        return replace(options, compute_capabilities=tuple(capabilities))
 
     def runs_on(self, options: BuildOptions) -> tuple[str, ...]:
-        """Compute capabilities of an engine built with checked options."""
+        """Compute capabilities of the GPUs that run an engine built with these options, which `check` returned."""
         own = () if self.device is None else (self.device.compute_capability,)
         if self.backend == "tensorrt_rtx":
             return own if options.compute_capabilities == ("current",) else options.compute_capabilities
@@ -115,44 +122,51 @@ class TrtBuilder(TrtLibrary):
         timing_cache: Path | None = None,
         progress: Progress = lambda _phase, _share: None,
     ) -> bytes:
-        """Build an engine.
+        """Build an engine; returns it serialized.
 
         Args:
-            shapes: input name -> minimal, optimal, maximal shape.
+            shapes: input name -> minimum, optimum, maximum shape.
             options: as `check` returned them.
-            refittable_weights: initializers that may change, where `options.refittable`.
-            strict_nans: keep arithmetic that a NaN would show in.
-            timing_cache: file that keeps kernel timings between builds; made where missing.
-            progress: gets the name of the current phase, and the share that is done.
+            refittable_weights: initializers that may change, if `options.refittable`.
+            strict_nans: preserve NaNs, which the library may otherwise optimize away.
+            timing_cache: file that keeps kernel timings between builds; created if missing.
+            progress: called with the current phase and the completed fraction.
 
         Raises `ExportError` with the library's last errors. An interrupt cancels the build.
         """
         self.forget_errors()
         builder = self.trt.Builder(self.log)
         network = builder.create_network(1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = self.trt.OnnxParser(network, self.log)
-        if not parser.parse_from_file(str(onnx)):
-            errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-            raise self._error("read", onnx, " ".join("; ".join(errors).split()))
+        parser = self.trt.OnnxParser(network, self.log)  # owns weights that the network refers to
+        self._parse(parser, onnx)
         config = builder.create_builder_config()
         self._set_shapes(builder, network, config, shapes)
         self._set_options(config, options)
         if strict_nans:
             config.set_flag(self.trt.BuilderFlag.STRICT_NANS)
         if options.refittable:
-            for name in refittable_weights:
-                if not network.mark_weights_refittable(name):
-                    raise ExportError(f"{self.backend} {self.version} cannot make {name!r} of {onnx.name} refittable")
+            self._mark_refittable(network, onnx, refittable_weights)
         self._decompose_attention(network)
         cache = self._timing_cache(config, timing_cache)
         monitor = _monitor(self.trt, progress)
         config.progress_monitor = monitor
-        plan = _in_background(lambda: builder.build_serialized_network(network, config), monitor)
-        if plan is None:
+        serialized = _in_background(lambda: builder.build_serialized_network(network, config), monitor)
+        if serialized is None:
             raise self._error("build", onnx, self.last_errors())
         if cache is not None and timing_cache is not None:
-            _write_atomically(timing_cache, memoryview(config.get_timing_cache().serialize()))
-        return bytes(memoryview(plan))
+            with written_whole(timing_cache) as file:
+                file.write_bytes(memoryview(config.get_timing_cache().serialize()))
+        return bytes(memoryview(serialized))
+
+    def _parse(self, parser: Any, onnx: Path) -> None:
+        if not parser.parse_from_file(str(onnx)):
+            errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+            raise self._error("read", onnx, " ".join("; ".join(errors).split()))
+
+    def _mark_refittable(self, network: Any, onnx: Path, weights: Sequence[str]) -> None:
+        for name in weights:
+            if not network.mark_weights_refittable(name):
+                raise ExportError(f"{self.backend} {self.version} cannot make {name!r} of {onnx.name} refittable")
 
     def _error(self, verb: str, onnx: Path, reason: str) -> ExportError:
         return ExportError(f"{self.backend} {self.version} cannot {verb} {onnx.name}: {reason}")
@@ -163,7 +177,7 @@ class TrtBuilder(TrtLibrary):
             tensor = network.get_input(i)
             least, best, most = shapes[tensor.name]
             profile.set_shape(tensor.name, least, best, most)
-            # What is always the same is written into the network, so that it is known while the graph is simplified.
+            # Static dimensions become part of the network, so that the library can simplify the graph with them.
             tensor.shape = [low if low == high else -1 for low, high in zip(least, most, strict=True)]
         config.add_optimization_profile(profile)
 
@@ -184,14 +198,15 @@ class TrtBuilder(TrtLibrary):
             level = self.trt.HardwareCompatibilityLevel
             config.hardware_compatibility_level = getattr(level, options.hardware_compatible.upper())
             return
-        config.set_flag(flag.REQUIRE_USER_ALLOCATION)  # without it an engine may allocate, and not be captured
+        # Otherwise an engine may allocate memory itself, which prevents CUDA graph capture.
+        config.set_flag(flag.REQUIRE_USER_ALLOCATION)
         known = self._capabilities()
         config.num_compute_capabilities = len(options.compute_capabilities)
         for i, capability in enumerate(options.compute_capabilities):
             config.set_compute_capability(known[capability], i)
 
     def _decompose_attention(self, network: Any) -> None:
-        """Allow attention without a fused kernel, such as in float32 and at a VAE's 512 channels; else no engine."""
+        """Allow attention without a fused kernel, as in float32 or with a VAE's 512 channels; else the build fails."""
         kind = self.trt.LayerType
         for i in range(network.num_layers):
             layer = network.get_layer(i)
@@ -200,7 +215,7 @@ class TrtBuilder(TrtLibrary):
                 layer.attention.decomposable = True
 
     def _timing_cache(self, config: Any, file: Path | None) -> Any:
-        # TensorRT for RTX chooses kernels on the user's machine; without a GPU it has no timings to keep.
+        # TensorRT for RTX selects kernels on the user's machine and has no timings here.
         if file is None or self.device is None or self.backend != "tensorrt":
             return None
         cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
@@ -210,21 +225,17 @@ class TrtBuilder(TrtLibrary):
         return cache
 
 
-def _fields(options: BuildOptions) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in BuildOptions.__slots__}
-
-
 def _in_background(build: Callable[[], Any], monitor: Any) -> Any:
-    """Run a build on a thread of its own: an interrupt reaches this one meanwhile, and cancels the build."""
+    """Run a build on another thread, so that an interrupt reaches this one and cancels the build."""
     with ThreadPoolExecutor(1) as pool:
         try:
             return pool.submit(build).result()
         finally:
-            monitor.cancelled = True  # nothing to cancel where the build is over
+            monitor.cancelled = True  # no effect once the build has finished
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:
-    """Reports phases as a share of the whole: a phase takes one step of the phase that it began in."""
+    """A progress monitor that reports the completed fraction; a nested phase takes one step of its parent."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -252,15 +263,8 @@ def _monitor(trt: Any, progress: Progress) -> Any:
                 parent, done, steps = self._open[name]
                 share = (min(done, steps - 1) + share) / steps if share else done / steps
                 name = parent
-            # Never backwards: a phase that ended counts for its parent only with the parent's next step.
+            # Never decreases: a finished phase counts for its parent only at the parent's next step.
             self._share = max(self._share, share)
             progress(phase, self._share)
 
     return Monitor()
-
-
-def _write_atomically(file: Path, content: "memoryview | bytes") -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(file)

@@ -1,4 +1,4 @@
-"""Build the engines of a bundle: which graph at which sizes, what is there already, and one safe update of the list."""
+"""Build a bundle's TensorRT engines: which graphs at which sizes, and which of them already exist."""
 
 import re
 import time
@@ -14,13 +14,13 @@ from .profiles import SizeRanges, profiles_of_graph, shapes_of_tensor
 from .store import Built, add_engine, built_before, require_unaltered, with_file
 from .trt_builder import BuildOptions, TrtBuilder
 
-# Progress of a build: the engine, the library's current phase, the share that is done.
+# Called with the engine, the library's current phase, and the completed fraction of the build.
 Progress = Callable[["Task", str, float], object]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """An engine that is wanted: what its record will say, and the sizes of its inputs."""
+    """An engine to build: its record, and the sizes of its inputs."""
 
     record: EngineRecord
     profile: SizeRanges
@@ -39,15 +39,18 @@ def build_engines(
     graphs: Sequence[str] = (),
     progress: Progress = lambda _task, _phase, _share: None,
 ) -> Iterator[Built]:
-    """Build what is missing for these sizes, one engine at a time; each is in the list before it is yielded.
+    """Build the missing engines for these sizes, one at a time; each is in the list before it is yielded.
 
     Args:
-        buckets: sizes for a bundle, such as `buckets_from_options` gives.
-        engines: folder to put engines into, instead of the bundle's own.
+        backend: "tensorrt" or "tensorrt_rtx".
+        buckets: function from the bundle to its sizes, such as one that calls `buckets_from_options`.
+        engines: folder for engines; None is the bundle's own.
         graphs: names of graphs; empty is all.
+        progress: called during each build.
 
-    Raises `BackendError`, `InputError`: not possible here. `ExportError`: the library cannot build a graph. An
-    interrupt or an error leaves all engines that were there before, and those already yielded.
+    Raises `BackendError` or `InputError` if the library, the GPU or the options do not allow the build, and
+    `ExportError` if the library fails to build a graph. After an error or an interrupt, previous engines and those
+    already yielded remain.
     """
     bundle = Bundle.open(bundle_path)
     library = TrtBuilder(backend, visible_devices())
@@ -59,9 +62,9 @@ def build_engines(
             yield same
             continue
         began = time.perf_counter()
-        plan = _build(bundle, library, options, task, progress)
-        add_engine(bundle.path, engines, task.record, plan)
-        yield Built(task.record, len(plan), time.perf_counter() - began)
+        serialized = _build(bundle, library, options, task, progress)
+        add_engine(bundle.path, engines, task.record, serialized)
+        yield Built(task.record, len(serialized), time.perf_counter() - began)
 
 
 def _tasks(
@@ -98,7 +101,7 @@ def _tasks(
 
 
 def _only_device(library: TrtBuilder, options: BuildOptions) -> str | None:
-    """TensorRT's kernels are timed on one model of GPU; TensorRT for RTX and compatible engines know no model."""
+    """The GPU model that an engine is tied to: TensorRT's, unless it is hardware compatible; else None."""
     tied = library.backend == "tensorrt" and options.hardware_compatible == "none"
     return library.device.name if tied and library.device else None
 
@@ -112,14 +115,14 @@ def _build(bundle: Bundle, library: TrtBuilder, options: BuildOptions, task: Tas
         {spec.name: shapes_of_tensor(spec, task.profile) for spec in graph.inputs},
         options,
         refittable_weights=[use.initializer for use in uses if use.graph == name],
-        strict_nans=any(spec.name == "nonfinite" for spec in graph.outputs),  # it is there to count them
+        strict_nans=any(spec.name == "nonfinite" for spec in graph.outputs),  # the output counts them
         timing_cache=_timing_cache(library),
         progress=lambda phase, share: progress(task, phase, share),
     )
 
 
 def _lora_target(parameter: str) -> bool:
-    """Whether LoRA files change such a parameter: weights of linear and convolution layers."""
+    """Whether LoRA can change a parameter: weights of linear and convolution layers."""
     module = parameter.removesuffix(".weight")
     return module != parameter and "norm" not in module.rpartition(".")[2] and ".embeddings." not in module
 

@@ -1,1 +1,1 @@
-"""Rewrites of ONNX graphs into forms that ONNX Runtime runs faster."""
+"""Rewrites of ONNX graphs to ONNX Runtime's own, faster operators. Knows nothing of bundles."""

@@ -1,7 +1,7 @@
-"""Attention in the form that ONNX Runtime computes tile by tile on a CPU: its own operator.
+"""Replace ONNX's Attention by ONNX Runtime's MultiHeadAttention, which is computed in tiles on CPUs.
 
-ONNX's Attention is computed there with all scores at once, several tensors of (heads, S, L): gigabytes for large
-pictures. Knows nothing of bundles.
+ONNX Runtime computes ONNX's Attention with all scores at once, in several tensors of (heads, S, L): gigabytes for large
+images. Knows nothing of bundles.
 """
 
 import onnx_ir as ir
@@ -12,10 +12,10 @@ SWAPPED = [0, 2, 1, 3]  # (n, heads, S, d) to (n, S, heads, d), and back
 
 
 def use_flash_attention(model: ir.Model) -> int:
-    """Replace each Attention that is computed by tiles, in place; returns how many.
+    """Replace each Attention that the tiled CPU kernel supports, in place; returns the number of replacements.
 
-    The others are left: those with a
-    mask, a cap or scores as an output, 3-D inputs, and any type but float32, for which the CPU has no such kernel.
+    Not supported, and left as they are: masks, soft caps, scores as an output, 3-D inputs, different numbers of heads,
+    and dtypes other than float32.
     """
     return replace_each(model, "Attention", _has_kernel, _replace)
 
@@ -34,7 +34,7 @@ def _has_kernel(node: ir.Node) -> bool:
 
 
 def _heads(value: ir.Value) -> int | ir.SymbolicDim | None:
-    """The second of four dimensions."""
+    """The second dimension of a 4-D value, else None."""
     return value.shape[1] if value.shape is not None and len(value.shape) == 4 else None
 
 
@@ -43,7 +43,7 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     operands = [value for value in node.inputs if value is not None]
     heads = _heads(operands[0])
     assert isinstance(heads, int)
-    # To (n, S, heads * d) and back. ONNX Runtime cancels transposes with those of the exported graph.
+    # To (n, S, heads * d) and back. ONNX Runtime cancels these transposes with those of the exported graph.
     merged, split = new.integers([0, 0, -1], "merged"), new.integers([0, 0, heads, -1], "split")
     rows = []
     for value, name in zip(operands, ("query", "key", "value"), strict=True):

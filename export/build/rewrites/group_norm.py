@@ -1,23 +1,24 @@
-"""Group norms in the form that ONNX Runtime has a CUDA kernel for: its own operator, channels last, with SiLU.
+"""Replace ONNX's GroupNormalization by ONNX Runtime's GroupNorm: channels last, with SiLU, and with a CUDA kernel.
 
-ONNX's GroupNormalization has none there, and is taken apart into some twenty nodes. Knows nothing of bundles.
+ONNX Runtime has no CUDA kernel for GroupNormalization and decomposes it into about twenty nodes. Knows nothing of
+bundles.
 """
 
 import onnx_ir as ir
 
 from .nodes import DOMAIN, Replacement, replace_each
 
-# Before it, the scale and bias of GroupNormalization are those of groups, not of channels.
+# In earlier opsets, scale and bias of GroupNormalization are per group.
 PER_CHANNEL_OPSET = 21
-MOST_CHANNELS_OF_A_GROUP = 512  # what one block of the kernel holds
+MOST_CHANNELS_OF_A_GROUP = 512  # the limit of one thread block of the kernel
 
 
 def use_ort_group_norms(model: ir.Model) -> int:
-    """Replace each GroupNormalization that the kernel can compute, and the SiLU behind it, in place; returns how many.
+    """Replace each GroupNormalization that the kernel supports, with a SiLU that follows it, in place.
 
-    The others are left: bfloat16, an odd
-    number of channels a group, a scale of groups (before opset 21), and inputs that are neither (n, c, l) nor
-    (n, c, h, w).
+    Returns the number of replacements. Not supported, and left as they are: bfloat16, an odd number of channels per
+    group, more than 512 channels per group, scales per group (before opset 21), and inputs that are neither (n, c, l)
+    nor (n, c, h, w).
     """
     if model.opset_imports.get("", 0) < PER_CHANNEL_OPSET:
         return 0
@@ -35,7 +36,7 @@ def _has_kernel(node: ir.Node) -> bool:
     return (
         x.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
         and node.attributes.get_int("stash_type", 1) == ir.DataType.FLOAT
-        # A thread of the kernel takes two channels of one group.
+        # Each thread of the kernel computes two channels of a group.
         and each % 2 == 0
         and each <= MOST_CHANNELS_OF_A_GROUP
         and all(value.shape is not None and list(value.shape) == [channels] for value in (scale, bias))
@@ -70,7 +71,7 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _silu_of(value: ir.Value) -> tuple[ir.Node, ...]:
-    """The nodes that make x · sigmoid(x) of a value, the result's last; none where anything else uses the value."""
+    """The nodes that compute x · sigmoid(x) of a value, the result's last; empty if the value has any other use."""
     users = {node.op_type: node for node, _ in value.uses()}
     if value.is_graph_output():
         return ()

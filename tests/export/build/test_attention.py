@@ -1,4 +1,4 @@
-"""Attention in ONNX Runtime's own form on a CPU: the same values, what is left alone, pictures from built graphs."""
+"""Attention as ONNX Runtime's MultiHeadAttention on CPUs: values, unsupported nodes, and images from built graphs."""
 
 import shutil
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def session(model: bytes, folder: Path | None = None, saved: Path | None = None)
 def test_a_graph_computes_what_it_did(
     exported: Callable[[str], Exported], tmp_path: Path, name: str, graph: str
 ) -> None:
-    """Against the exported graph; and ONNX Runtime is left with no more transposes than that has."""
+    """Same outputs as the exported graph, and no more transposes after ONNX Runtime's optimization."""
     bundle = Bundle.open(exported(name).bundle)
     spec = bundle.graph(graph)
     random = np.random.default_rng(8)
@@ -74,7 +74,7 @@ def test_a_graph_computes_what_it_did(
     assert transposes["built"] <= transposes["exported"]
     for mine, wanted in zip(outputs["built"], outputs["exported"], strict=True):
         assert mine.dtype == wanted.dtype
-        if mine.dtype == np.uint8:  # rounded: one step at most, and mostly none
+        if mine.dtype == np.uint8:  # rounded: differences of one level, and few
             difference = np.abs(mine.astype(int) - wanted)
             assert difference.max() <= 1
             assert (difference > 0).mean() < 1e-3
@@ -92,7 +92,7 @@ def one_attention(
     outputs: tuple[str, ...] = ("y",),
     **attributes: float,
 ) -> ir.Model:
-    """One node on the graph's inputs."""
+    """A graph with a single Attention."""
     shapes = {"q": query, "k": key, "v": value} | ({"m": mask} if mask else {})
     node = helper.make_node("Attention", list(shapes), list(outputs), **attributes)
     inputs = [helper.make_tensor_value_info(name, dtype, shape) for name, shape in shapes.items()]
@@ -113,7 +113,7 @@ def one_attention(
     ],
 )
 def test_the_operator_is_onnx_attention(facts: dict[str, Any]) -> None:
-    """Against ONNX's own reference, for sizes where tiles are not whole."""
+    """Same values as ONNX's reference, also for sizes that are not multiples of a tile."""
     model = one_attention(**facts)
     random = np.random.default_rng(3)
     feeds = {x.name: 2 * random.standard_normal(x.shape.numpy()).astype(np.float32) for x in model.graph.inputs}
@@ -131,7 +131,7 @@ def test_the_operator_is_onnx_attention(facts: dict[str, Any]) -> None:
         {"is_causal": 1},
         {"softcap": 3.0},
         {"dtype": TensorProto.FLOAT16},
-        {"query": (2, 6, 50, 24)},  # two heads of queries for each of keys
+        {"query": (2, 6, 50, 24)},  # two query heads per key head
         {"query": (2, 50, 72), "key": (2, 70, 72), "value": (2, 70, 72), "q_num_heads": 3, "kv_num_heads": 3},
         {"outputs": ("y", "", "", "scores")},
     ],
@@ -143,7 +143,7 @@ def test_what_it_cannot_compute_is_left(facts: dict[str, Any]) -> None:
     assert "com.microsoft" not in model.opset_imports
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def expected() -> NDArray[Any]:
 
 
 def drawn(pipe: Pipeline, expected: NDArray[Any]) -> str:
-    """Draw, compare, and tell the file that `denoise` runs from."""
+    """Compare an image's latents with `expected`; returns the file of `denoise`."""
     np.testing.assert_allclose(pipe(PROMPT, **FEW).latents, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
     return str(pipe._backend.engine("denoise").path)  # type: ignore[attr-defined]
 
@@ -215,5 +215,5 @@ def test_a_damaged_one_is_not_used(bundle: Path, expected: NDArray[Any], caplog:
 
 
 def test_bundles_without_such_attention_are_refused(exported: Callable[[str], Exported], tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"(?s)nothing there.*on cpu\. .*opset 18"):
+    with pytest.raises(ExportError, match=r"(?s)nothing to replace.*on cpu\. .*opset 18"):
         list(build_ort_graphs(exported("sd2-fp32-opset18").bundle, devices=["cpu"], engines=tmp_path))

@@ -1,4 +1,4 @@
-"""Engines: sizes, refusals, what a build leaves behind, and real engines of TensorRT for RTX, built without a GPU."""
+"""Engine builds: sizes, refusals, cleanup, and real engines of TensorRT for RTX, built without a GPU."""
 
 import hashlib
 import json
@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +96,7 @@ def test_sizes_become_shapes() -> None:
     encoder = manifest.graphs["vae_encoder"]
     (one, _) = profiles_of_graph("vae_encoder", encoder, buckets)
     assert shapes_of_tensor(encoder.inputs[0], one)[2] == (1, 192, 96, 3)
-    # Parts that run once a prompt have one engine for all buckets.
+    # Graphs that run once per prompt have one engine for all buckets.
     (rows,) = profiles_of_graph("context", manifest.graphs["context"], buckets)
     assert rows == {"n": Span(1, 2, 16), "S": Span(77, 77, 154)}
 
@@ -102,9 +104,9 @@ def test_sizes_become_shapes() -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"height": ["100"]}, r"--height 100: pixels come in multiples of 8"),
-        ({"width": ["64:100:128"]}, r"--width 64:100:128: pixels come in multiples of 8"),
-        ({"tokens": ["80"]}, r"--tokens 80:80:80: texts come in pieces of 77"),
+        ({"height": ["100"]}, r"--height 100: expected multiples of 8"),
+        ({"width": ["64:100:128"]}, r"--width 64:100:128: expected multiples of 8"),
+        ({"tokens": ["80"]}, r"--tokens 80:80:80: expected multiples of 77"),
     ],
 )
 def test_sizes_that_the_model_has_not(sizes: dict[str, list[str]], message: str) -> None:
@@ -137,13 +139,13 @@ def test_a_second_build_keeps_what_is_there(bundle: Path, capsys: pytest.Capture
     command = ["build", str(bundle), "--backend", RTX, "--graph", "blend", "--graph", "context", "--batch", "2"]
     assert main(command) == 0
     before = (bundle / "bundle.json").read_bytes()
-    assert "there already" not in capsys.readouterr().out
+    assert "already built" not in capsys.readouterr().out
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["blend", "context"]
-    assert all(line.endswith("there already") for line in lines)
+    assert all(line.endswith("already built") for line in lines)
     assert (bundle / "bundle.json").read_bytes() == before
-    # Any other choice is another engine; with the same sizes it takes the old one's place.
+    # Other options make another engine, which replaces the one with the same sizes.
     (blend,) = build(bundle, {"batch": ["2"]}, graphs=["blend"], options=BuildOptions(tf32=True))
     assert blend.seconds is not None
     assert len(listed(bundle)) == 2
@@ -188,6 +190,29 @@ def test_engines_outside_of_the_bundle(bundle: Path, tmp_path: Path) -> None:
         outside.path(outside.engines[0])
 
 
+def test_two_builds_at_once_share_the_timing_cache(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each build has written the cache before either puts it in place."""
+    both_have_written = threading.Barrier(2, timeout=60)
+    write_bytes = Path.write_bytes
+
+    def write_and_wait(path: Path, content: Any) -> int:
+        size = write_bytes(path, content)
+        if path.parent.name == "timing":
+            both_have_written.wait()
+        return size
+
+    monkeypatch.setattr(Path, "write_bytes", write_and_wait)
+    with machine() as gpu, ThreadPoolExecutor(2) as pool:
+        builds = [
+            pool.submit(gpu.build, bundle, "tensorrt", graphs=["blend"], engines=tmp_path / name) for name in "ab"
+        ]
+        assert [len(build.result()) for build in builds] == [1, 1]
+    (cache,) = (tmp_path / "cache" / "latentrt" / "timing").iterdir()
+    assert cache.read_bytes() == b"timed "
+
+
 def test_two_builds_at_once_lose_nothing(bundle: Path) -> None:
     command = [sys.executable, "-m", "latentrt.runtime.cli", "build", str(bundle), "--backend", RTX, "--graph", "blend"]
     children = [subprocess.Popen([*command, "--batch", str(batch)], stdout=subprocess.DEVNULL) for batch in (1, 2, 3)]
@@ -211,7 +236,7 @@ def test_an_interrupt_leaves_everything_as_it_was(bundle: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         build(bundle, graphs=["denoise"], progress=progress)
     assert {p: p.read_bytes() for p in bundle.rglob("*") if p.is_file()} == before
-    assert len(shares) < 1200, len(shares)  # of about 2,000: the build was cancelled, not waited for
+    assert len(shares) < 1200, len(shares)  # of about 2,000: the build was cancelled
     assert all(0 <= share <= 1 for share in shares)
 
 
@@ -244,13 +269,13 @@ def test_an_altered_graph_is_not_built(bundle: Path) -> None:
     ("options", "message"),
     [
         (["--compute-capability", "9.0"], r"9.0: tensorrt_rtx 1\S+ builds for 7.5, 8.0, 8.6"),
-        (["--compute-capability", "current"], r"current stands alone, and needs a GPU"),
+        (["--compute-capability", "current"], r"current excludes others, and needs a GPU"),
         (["--refittable"], r"needs a GPU to build with --refittable"),
         (["--strip-weights"], r"needs a GPU to build with --strip-weights"),
         (["--version-compatible"], r"needs a GPU to build with --version-compatible"),
-        (["--hardware-compatible", "ampere_plus"], r"belongs to tensorrt; .* --compute-capability"),
-        (["--optimization-level", "6"], r"level 6: it is 0"),
-        (["--graph", "denois"], r"no graph 'denois'; did you mean 'denoise'"),
+        (["--hardware-compatible", "ampere_plus"], r"is for tensorrt; .* --compute-capability"),
+        (["--optimization-level", "6"], r"level 6: expected an integer from 0 to 5"),
+        (["--graph", "denois"], r"unknown graph 'denois'; did you mean 'denoise'"),
         (["--height", "100"], r"multiples of 8"),
     ],
 )
@@ -274,7 +299,7 @@ def test_a_library_that_is_not_there(bundle: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_graph_that_the_library_cannot_read(bundle: Path) -> None:
-    """Arithmetic on bytes, which TensorRT lacks: its reason is told, and nothing is left."""
+    """Arithmetic on bytes, which TensorRT does not support: the error has its reason, and nothing is left."""
     node = onnx.helper.make_node("Transpose", ["mask"], ["next_state"], perm=[1, 0])
     tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, [2, 2]) for name in node.input]
     outputs = [onnx.helper.make_tensor_value_info("next_state", onnx.TensorProto.UINT8, [2, 2])]
@@ -332,9 +357,9 @@ def test_records_say_what_an_engine_fits(
 @pytest.mark.parametrize(
     ("backend", "options", "message"),
     [
-        ("tensorrt", BuildOptions(compute_capabilities=("8.6",)), r"--compute-capability belongs to tensorrt_rtx"),
-        (RTX, BuildOptions(hardware_compatible="ampere_plus"), r"--hardware-compatible belongs to tensorrt"),
-        (RTX, BuildOptions(compute_capabilities=("current", "8.9")), r"current stands alone"),
+        ("tensorrt", BuildOptions(compute_capabilities=("8.6",)), r"--compute-capability is for tensorrt_rtx"),
+        (RTX, BuildOptions(hardware_compatible="ampere_plus"), r"--hardware-compatible is for tensorrt;"),
+        (RTX, BuildOptions(compute_capabilities=("current", "8.9")), r"current excludes others"),
     ],
 )
 def test_options_of_the_other_library_are_refused(

@@ -1,4 +1,4 @@
-"""Group norms in ONNX Runtime's own form: the same values, shared weights, what is left alone, and the CUDA path."""
+"""Group norms as ONNX Runtime's GroupNorm: values, shared weights, unsupported nodes, and the CUDA backend."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def bundle(tmp_path: Path) -> Path:
 def test_a_graph_computes_what_it_did(
     exported: Callable[[str], Exported], name: str, graph: str, tolerance: float
 ) -> None:
-    """Against the exported graph on ONNX Runtime's CPU: attention on (n, c, l), compact and fp16 weights are in it."""
+    """Same outputs as the exported graph; covers inputs (n, c, l) and compact and fp16 weights."""
     bundle = Bundle.open(exported(name).bundle)
     spec = bundle.graph(graph)
     random = np.random.default_rng(5)
@@ -91,7 +91,7 @@ def test_a_graph_computes_what_it_did(
     got = ReferenceEvaluator(proto, new_ops=[GroupNorm]).run(None, feeds)
     for output, mine, wanted in zip(spec.outputs, got, expected, strict=True):
         assert mine.dtype == wanted.dtype
-        if output.dtype == "uint8":  # rounded: one step at most, and mostly none
+        if output.dtype == "uint8":  # rounded: differences of one level, and few
             difference = np.abs(mine.astype(int) - wanted)
             assert difference.max() <= 1
             assert (difference > 0).mean() < (0.1 if name.endswith("fp16") else 1e-3)
@@ -109,7 +109,7 @@ def one_norm(
     outputs: tuple[str, ...] = ("y",),
     **attributes: int,
 ) -> ir.Model:
-    """x -> GroupNormalization -> y, and what follows."""
+    """x -> GroupNormalization -> y, followed by `tail`."""
     count = scales or int(shape[1])
     array = np.linspace(-1, 2, count)
     weights = [helper.make_tensor(name, dtype, [count], k * array) for name, k in (("scale", 1), ("bias", -0.4))]
@@ -120,7 +120,7 @@ def one_norm(
 
 
 def differs(model: ir.Model) -> tuple[int, list[str], float]:
-    """Rewrite: how many norms, the operators then, and the largest difference over the largest value."""
+    """Rewrite a graph; returns the number of norms, its operators, and the largest relative difference."""
     x = np.random.default_rng(1).standard_normal(model.graph.inputs[0].shape.numpy()).astype(np.float32)
     expected = ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": x})
     count = use_ort_group_norms(model)
@@ -143,7 +143,7 @@ def test_silu_is_taken_in() -> None:
 
 
 def test_swish_is_taken_in() -> None:
-    """The reference evaluator knows Swish of opset 24."""
+    """Swish is ONNX's SiLU, from opset 24."""
     swish = helper.make_node("Swish", ["y"], ["z"])
     count, ops, worst = differs(one_norm(swish, outputs=("z",), opset=24))
     assert (count, ops) == (1, ["Transpose", "GroupNorm", "Transpose"])
@@ -157,7 +157,7 @@ def test_swish_is_taken_in() -> None:
 @pytest.mark.parametrize(
     ("tail", "outputs"),
     [
-        (SILU, ("z", "y")),  # the graph gives the norm itself, too
+        (SILU, ("z", "y")),  # the norm itself is also an output
         (SILU, ("z", "gate")),
         ((*SILU, helper.make_node("Neg", ["y"], ["w"])), ("z", "w")),
         ((*SILU, helper.make_node("Neg", ["gate"], ["w"])), ("z", "w")),
@@ -175,8 +175,8 @@ def test_what_is_used_elsewhere_is_kept(tail: tuple[onnx.NodeProto, ...], output
 @pytest.mark.parametrize(
     "facts",
     [
-        {"shape": (2, 12, 5, 3), "groups": 4},  # three channels a group
-        {"shape": (1, 1028, 2, 2), "groups": 2},  # 514 channels a group
+        {"shape": (2, 12, 5, 3), "groups": 4},  # three channels per group
+        {"shape": (1, 1028, 2, 2), "groups": 2},  # 514 channels per group
         {"shape": (2, 16, 5)} | {"opset": 18, "scales": 4},
         {"shape": (2, 16, 2, 3, 2)},
         {"shape": (2, 16)},
@@ -225,7 +225,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([*command, "--height", "64"]) == 1
     assert "no sizes and no builder options" in capsys.readouterr().err
     assert main([*command, "--graph", "time"]) == 1
-    assert "nothing there that onnxruntime has a kernel of its own for on cpu or cuda" in capsys.readouterr().err
+    assert "nothing to replace by an operator of onnxruntime on cpu or cuda" in capsys.readouterr().err
     (record,) = EngineList.of_bundle(Bundle.open(SHAPES.bundle), tmp_path / "elsewhere").engines
     assert (record.profile, record.device) == ({}, "cuda")
 
@@ -239,7 +239,7 @@ def test_info_lists_them(bundle: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_bundles_without_such_norms_are_refused(
     exported: Callable[[str], Exported], tmp_path: Path, name: str, reason: str
 ) -> None:
-    with pytest.raises(ExportError, match=f"(?s)nothing there.*on cuda.*{reason}"):
+    with pytest.raises(ExportError, match=f"(?s)nothing to replace.*on cuda.*{reason}"):
         list(build_ort_graphs(exported(name).bundle, devices=CUDA, engines=tmp_path))
 
 
@@ -269,7 +269,7 @@ def expected() -> NDArray[Any]:
 
 
 def drawn(bundle: Path | None, expected: NDArray[Any], **options: Any) -> str:
-    """Draw with ONNX Runtime on the GPU, compare with the CPU; the file that `denoise` runs from."""
+    """Compare an image's latents on the GPU with those on the CPU; returns the file of `denoise`."""
     with Pipeline.load(bundle, backend="onnxruntime", **options) as pipe:
         np.testing.assert_allclose(pipe(PROMPT, **FEW).latents, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
         return str(pipe._backend._loaded["denoise"]._path)  # type: ignore[attr-defined]
@@ -307,7 +307,7 @@ def test_lora_and_back(bundle: Path, tmp_path: Path, expected: NDArray[Any]) -> 
 
 
 def export_again(bundle: Path, graph: str) -> None:
-    """Another ONNX file of the same graph, as another version of an exporter might write it."""
+    """Change a graph's ONNX file without changing the graph, as another version of the exporter might."""
     model = onnx.load_model(bundle / f"{graph}.onnx", load_external_data=False)
     model.producer_name = "another"
     (bundle / f"{graph}.onnx").write_bytes(data := model.SerializeToString())
