@@ -1,4 +1,4 @@
-"""What the manifest says of a model and of its defaults, from the checkpoint's configs."""
+"""The manifest's model and defaults, from a checkpoint's configs."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +12,11 @@ from latentrt.runtime.scheduler import REGISTERS
 
 
 def model_of(checkpoint: Checkpoint, tokenizers: Mapping[str, Any]) -> Model:
-    """Facts that no user changes; `tokenizers` are those of the text encoders by folder."""
+    """Properties of the model that no user changes.
+
+    Args:
+        tokenizers: text encoder's folder -> its `CLIPTokenizer`.
+    """
     configs, family = checkpoint.configs, checkpoint.family
     factor = vae.scale_factor(configs["vae"])
     return Model(
@@ -48,7 +52,7 @@ def _text_encoder(checkpoint: Checkpoint, row: TextEncoderRow, tokenizer: Any) -
 
 
 def defaults_of(checkpoint: Checkpoint, num_inference_steps: int | None, guidance_scale: float | None) -> Defaults:
-    """What calls use where they say nothing: what was chosen here, else diffusers' own defaults."""
+    """Defaults for calls: the given values, else diffusers' defaults for the pipeline class."""
     factor, preset = vae.scale_factor(checkpoint.configs["vae"]), checkpoint.preset
     height, width = _sides(checkpoint.configs["unet"].get("sample_size") or 64)
     if num_inference_steps is not None:

@@ -1,1 +1,1 @@
-"""Checkpoints of every supported form, as PyTorch modules."""
+"""Checkpoints of every supported form, loaded as PyTorch modules. Knows nothing of ONNX."""

@@ -1,4 +1,4 @@
-"""Open a checkpoint of any form, put into it what the user wants, and load its modules, strictly.
+"""Open a checkpoint of any form, apply the user's additions, and load its modules strictly.
 
 Knows configs and families; knows nothing of ONNX.
 """
@@ -29,49 +29,52 @@ _TOKEN_EMBEDDING = "embeddings.token_embedding.weight"
 
 
 class Checkpoint:
-    """A checkpoint whose files have been found, and what is put into it: LoRAs, embeddings, another VAE.
+    """A checkpoint whose files have been found, with its additions: LoRAs, textual inversions, another VAE.
 
-    `index` is model_index.json, `configs` holds the components' parsed JSON, `scheduler` the scheduler's as bytes.
+    Attributes:
+        index: content of model_index.json.
+        configs: component, or "scheduler" -> its parsed config.
+        scheduler: the scheduler's config file, byte for byte.
     """
 
     def __init__(self, source: Source, contents: Contents) -> None:
         self.source, self._contents = source, contents
         self.index, self.configs, self.scheduler = contents.index, contents.configs, contents.scheduler
         check_models(self.name, self.configs["unet"], self.configs["vae"])
-        family_of(self.name, self.configs)  # refuses what is none
+        family_of(self.name, self.configs)  # raises for an unknown family
         self._vae_files = {} if source.vae is None else self._take_vae(Path(source.vae))
         widths = {part: self.configs[part]["hidden_size"] for part in self.configs if part.startswith(_TEXT_ENCODER)}
         self._embeddings = [
             read_embedding(file, widths, allow_pickle=source.allow_pickle) for file in source.embeddings
         ]
         if self._embeddings:
-            self.load_tokenizer()  # refuses words that are taken
+            self.load_tokenizer()  # raises for words that are already tokens
         loras = [(Path(lora.path), lora.weight) for lora in source.loras]
         self._changes = read_loras(loras, self._parameters()) if loras else {}
 
     @classmethod
     def open(cls, source: Source | Path | str) -> "Checkpoint":
-        """Find all files of a checkpoint; raises `CheckpointError` that names what is missing or wrong."""
+        """Find all files of a checkpoint; raises `CheckpointError` for missing, malformed and unsupported ones."""
         source = resolved(source if isinstance(source, Source) else Source(str(source)))
         return cls(source, contents_of(source))
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name for display."""
         return str(self.source.name)
 
     @property
     def family(self) -> Family:
-        """The family, told apart by the text encoders."""
+        """The family, determined by the text encoders."""
         return family_of(self.name, self.configs)
 
     @property
     def preset(self) -> Preset:
-        """What diffusers draws with where a call says nothing."""
+        """diffusers' defaults for the checkpoint's pipeline class."""
         return PIPELINES[self.index["_class_name"]]
 
     def record(self) -> manifest.Checkpoint:
-        """What the manifest says of it. Reads all files."""
+        """The manifest's record of the checkpoint. Reads all files."""
         sha256 = _hash_of_files(self._contents.files)
         additions = tuple(self._additions())
         if additions:
@@ -80,13 +83,13 @@ class Checkpoint:
         return manifest.Checkpoint(self.name, sha256, additions)
 
     def sha256(self) -> str:
-        """One hash over the names and contents of all files that an export reads."""
+        """Hash of the names and contents of all files that an export reads."""
         return self.record().sha256
 
     def load(self, part: str, dtype: torch.dtype) -> torch.nn.Module:
-        """A component as a module in eval mode: "text_encoder", "text_encoder_2", "unet" or "vae".
+        """Load "text_encoder", "text_encoder_2", "unet" or "vae" as a module in eval mode.
 
-        LoRAs are merged, and the vectors of textual inversions lie behind the text encoders' own.
+        LoRAs are merged, and the vectors of textual inversions follow the rows of the token embedding.
         """
         config = self.configs[part]
         if part.startswith(_TEXT_ENCODER):
@@ -96,15 +99,15 @@ class Checkpoint:
         return module_from_weights(part, config, self._changed_weights(part), dtype, where=where)
 
     def load_tokenizer(self, name: str = "tokenizer") -> Any:
-        """The `CLIPTokenizer`, which knows the words of textual inversions; the second one is "tokenizer_2"."""
+        """The `CLIPTokenizer` with the words of textual inversions; `name` is "tokenizer" or "tokenizer_2"."""
         return self._tokenizers[name][0]
 
     def embeddings(self, name: str = "tokenizer") -> dict[str, tuple[int, ...]]:
-        """Words of textual inversions, and the ids that each stands for."""
+        """Word of a textual inversion -> its token ids."""
         return self._tokenizers[name][1]
 
     def write_tokenizer(self, target: Path, name: str = "tokenizer") -> None:
-        """Write a tokenizer's files to the new folder `target`."""
+        """Write a tokenizer's files to `target`, which is created."""
         tokenizer, words = self._tokenizers[name]
         self._contents.vocabularies[name].write(target, tokenizer, [i for ids in words.values() for i in ids])
 
@@ -112,13 +115,13 @@ class Checkpoint:
     def _tokenizers(self) -> dict[str, tuple[Any, dict[str, tuple[int, ...]]]]:
         words: dict[str, int] = {}
         for embedding in self._embeddings:
-            if embedding.word.lower() in map(str.lower, words):  # CLIP's tokenizer knows no capitals
-                raise CheckpointError(f"two textual inversions are called {embedding.word!r}: rename one, FILE:WORD")
+            if embedding.word.lower() in map(str.lower, words):  # CLIP's tokenizer ignores case
+                raise CheckpointError(f"two textual inversions are named {embedding.word!r}; rename one with FILE:WORD")
             words[embedding.word] = embedding.count
         return {name: vocabulary.load(words) for name, vocabulary in self._contents.vocabularies.items()}
 
     def _changed_weights(self, part: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """The component's tensors one after the other, those that LoRAs change in float32, to be rounded once."""
+        """Yield the component's tensors; those with changes are in float32, so that they are rounded once."""
         tensors = self._contents.weights[part]()
         for raw in tensors:
             name, tensor = bare_name(part, raw), tensors[raw]
@@ -134,7 +137,7 @@ class Checkpoint:
         return [f"{part}.{bare_name(part, raw)}" for part, opened in self._contents.weights.items() for raw in opened()]
 
     def _take_vae(self, path: Path) -> dict[str, Path]:
-        """Put another VAE in the place of the checkpoint's own; returns the files that it is read from."""
+        """Replace the checkpoint's VAE; returns the files that the new one is read from."""
         allow_pickle = self.source.allow_pickle
         if not path.is_dir():
             tensors = weights_from_file(path, allow_pickle=allow_pickle)
@@ -142,7 +145,7 @@ class Checkpoint:
             return {path.name: path}
         folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
         config = folder / "config.json"
-        self.configs["vae"] = read_json(config, "A VAE's folder has config.json and its weights.")
+        self.configs["vae"] = read_json(config, "A VAE folder contains config.json and weights.")
         found = find_weights(folder, WEIGHTS["vae"], allow_pickle=allow_pickle)
         self._contents.weights["vae"] = found.open
         return {file.name: file for file in (config, *found.all_files)}
@@ -158,7 +161,7 @@ class Checkpoint:
 
 
 def quiet_libraries() -> None:
-    """Turn off the progress bars of transformers and diffusers, which would mix with the export's own."""
+    """Disable the progress bars of transformers and diffusers, which would interfere with the export's own."""
     import diffusers
     import transformers
 
@@ -167,7 +170,7 @@ def quiet_libraries() -> None:
 
 
 def _hash_of_files(files: Mapping[str, Path]) -> str:
-    """Over names and contents; a single file is known by its own hash."""
+    """Hash of names and contents; for a single file, the file's own sha256."""
     if len(files) == 1:
         return sha256_of_file(next(iter(files.values())))
     digest = hashlib.sha256()

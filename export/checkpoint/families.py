@@ -1,4 +1,4 @@
-"""Families of models as rows of tables: what their folders hold, and what their UNets take beside picture and text.
+"""Model families as rows of tables: their text encoders, and the extra inputs of their UNets.
 
 Knows configs in the diffusers format; knows nothing of files and graphs. A new family is a new row.
 """
@@ -18,10 +18,10 @@ class TextEncoderRow:
 
     Attributes:
         part, tokenizer: folders in the checkpoint.
-        activation: of its layers, which tells families apart.
-        final_norm: whether the UNet consumes hidden states behind the final norm, from the last layer on; without, they
-            are raw, from the last but one.
-        pooled: whether it has a projection, whose output the UNet consumes, too.
+        activation: activation function of its layers, which distinguishes families.
+        final_norm: whether the UNet consumes hidden states after the final layer norm, starting at the last layer;
+            otherwise it consumes them without the norm, starting at the penultimate layer.
+        pooled: whether it has a projection whose output the UNet also consumes.
     """
 
     part: str
@@ -33,12 +33,12 @@ class TextEncoderRow:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A family, with what its pipelines take for granted.
+    """A family and the assumptions of its pipelines.
 
     Attributes:
-        text_encoders: in the order in which their hidden states are joined.
-        vae_overflows: in fp16, where the VAE's config does not say `force_upcast: false`.
-        zeros_for_empty_prompt: no negative prompt is zeros, where model_index.json does not say otherwise.
+        text_encoders: in the order in which their hidden states are concatenated.
+        vae_overflows: the VAE overflows in fp16, unless its config has `force_upcast: false`.
+        zeros_for_empty_prompt: an empty negative prompt becomes zeros, unless model_index.json specifies otherwise.
     """
 
     name: str
@@ -64,7 +64,7 @@ FAMILIES = (
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """What a pipeline class of diffusers, and those for images beside it, draw with where a call says nothing."""
+    """Call defaults of a diffusers pipeline class and of its image-to-image and inpainting variants."""
 
     num_inference_steps: int
     guidance_scale: float
@@ -85,7 +85,12 @@ PIPELINES = {
 
 
 def family_of(path: object, configs: Mapping[str, Config]) -> Family:
-    """The family whose text encoders a checkpoint has; `configs` are its components' by folder."""
+    """The family with the checkpoint's text encoders; raises `CheckpointError` if there is none.
+
+    Args:
+        path: the checkpoint, for error messages.
+        configs: component -> its config.
+    """
     parts = [part for part in ("text_encoder", "text_encoder_2") if part in configs]
     found = [(part, configs[part].get("hidden_act", "quick_gelu")) for part in parts]
     for family in FAMILIES:
@@ -93,20 +98,20 @@ def family_of(path: object, configs: Mapping[str, Config]) -> Family:
             return family
     given = ", ".join(f"{part} with {activation}" for part, activation in found) or "no text encoder"
     raise CheckpointError(
-        f"{path} has {given}, as no family that is known: {', '.join(family.name for family in FAMILIES)}"
+        f"{path} has {given}, which matches no supported family: {', '.join(family.name for family in FAMILIES)}"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class UNetInput:
-    """An input of a UNet that joins the embedding of the timestep; `shape` is that of one row."""
+    """A UNet input that is added to the timestep embedding; `shape` excludes the batch dimension."""
 
     name: str
     shape: tuple[int, ...]
 
 
 def time_inputs(unet: Config) -> tuple[UNetInput, ...]:
-    """What the UNet adds to the timestep's embedding: pooled text and sizes (SDXL), guidance (distilled models)."""
+    """Inputs added to the timestep embedding: pooled text and sizes (SDXL), guidance (distilled models)."""
     found = []
     if unet.get("addition_embed_type") == "text_time":
         pooled = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
@@ -117,16 +122,16 @@ def time_inputs(unet: Config) -> tuple[UNetInput, ...]:
 
 
 def extra_channels(unet: Config) -> int:
-    """Channels behind the latents in the UNet's input: 5 where it inpaints, 0 where it does not."""
+    """Channels that follow the latents in the UNet's input: 5 for inpainting models, else 0."""
     return int(unet.get("in_channels", 4) - unet.get("out_channels", 4))
 
 
 def check_models(path: object, unet: Config, vae: Config) -> None:
-    """Refuse a UNet with inputs that are in no table, and latents that are scaled otherwise than by one number."""
+    """Raise `CheckpointError` for a UNet with unsupported inputs, and for a VAE with per-channel latent scaling."""
     if extra_channels(unet) not in (0, 1 + unet.get("out_channels", 4)):
         raise CheckpointError(
-            f"{path} has a UNet with {unet.get('in_channels', 4)} input channels; supported are 4 latent channels, "
-            "alone or with a mask and the latents of the masked picture, which makes 9"
+            f"{path} has a UNet with {unet.get('in_channels', 4)} input channels; supported are 4 (latents) and 9 "
+            "(latents, mask, latents of the masked image)"
         )
     if unet.get("addition_embed_type") not in (None, "text_time"):
         raise CheckpointError(
@@ -136,4 +141,4 @@ def check_models(path: object, unet: Config, vae: Config) -> None:
         if unet.get(key) is not None:
             raise CheckpointError(f"{path} has a UNet with {key} = {unet[key]!r}, which is not supported")
     if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
-        raise CheckpointError(f"{path} has a VAE with a mean and deviation for each channel, which is not supported")
+        raise CheckpointError(f"{path} has a VAE with latents_mean and latents_std, which is not supported")

@@ -1,6 +1,6 @@
-"""Find the files of a checkpoint: a folder in the diffusers format, a single file, or a hub id.
+"""Find the files of a checkpoint: a folder in the diffusers format, a single file, or a Hub id.
 
-Knows names of files and which components there are; from here on all forms look the same.
+Knows file names and components. All forms of checkpoints give the same `Contents`.
 """
 
 import json
@@ -24,24 +24,24 @@ WEIGHTS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
 }
-_MAY_BE_ABSENT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")  # families tell what they need
+_MAY_BE_ABSENT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")  # each family requires its own
 _FOLDER_HINT = (
-    "A checkpoint folder in the diffusers format has model_index.json, scheduler/, text_encoder/, tokenizer/, unet/ "
-    "and vae/."
+    "A checkpoint folder in the diffusers format contains model_index.json, scheduler/, text_encoder/, tokenizer/, "
+    "unet/ and vae/."
 )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contents:
-    """What was found.
+    """The files of a checkpoint.
 
     Attributes:
-        index: model_index.json; for single files, its `_class_name` alone.
-        configs: of the components and the scheduler.
-        weights: component -> opens its tensors.
-        scheduler: its config, byte for byte.
-        vocabularies: by "tokenizer" and "tokenizer_2".
-        files: all that are read, by the name that their hash knows them by.
+        index: content of model_index.json; for single files, only its `_class_name`.
+        configs: component, or "scheduler" -> its config.
+        weights: component -> function that opens its tensors.
+        scheduler: the scheduler's config file, byte for byte.
+        vocabularies: "tokenizer" or "tokenizer_2" -> its files.
+        files: name -> path of every file that is read; the names enter the checkpoint's hash.
     """
 
     index: dict[str, Any]
@@ -53,7 +53,10 @@ class Contents:
 
 
 def resolved(source: Source) -> Source:
-    """The same with absolute paths, and a folder of the hub's cache in the place of a hub id."""
+    """`source` with absolute paths, and with the folder in the Hub's cache instead of a Hub id.
+
+    Raises `CheckpointError` if the checkpoint does not exist.
+    """
     path = Path(source.checkpoint)
     if path.exists():
         name = path.stem if path.is_file() else path.resolve().name
@@ -62,8 +65,8 @@ def resolved(source: Source) -> Source:
         path = folder_from_hub(source.checkpoint, allow_pickle=source.allow_pickle)
     else:
         raise CheckpointError(
-            f"{path} does not exist. Give a folder in the diffusers format, with model_index.json, a single "
-            ".safetensors file, or the id of a checkpoint on the hub, as org/name"
+            f"{path} does not exist. Expected a folder in the diffusers format (with model_index.json), a single "
+            ".safetensors file, or a Hub id such as org/name"
         )
     return replace(
         source,
@@ -77,12 +80,12 @@ def resolved(source: Source) -> Source:
 
 
 def _absolute(path: str) -> str:
-    """Links are kept: the hub's cache has files without a suffix behind them."""
+    """Links are not resolved: those of the Hub's cache point to files without a suffix."""
     return str(Path(path).absolute())
 
 
 def contents_of(source: Source) -> Contents:
-    """Find all files of a resolved source's checkpoint; raises `CheckpointError` that names what is missing."""
+    """Find all files of a resolved source; raises `CheckpointError` for missing and malformed ones."""
     path = Path(source.checkpoint)
     return _contents_of_file(path, source) if path.is_file() else _contents_of_folder(path, source)
 
@@ -93,7 +96,7 @@ def _contents_of_folder(path: Path, source: Source) -> Contents:
     found = {part: find_weights(path / part, WEIGHTS[part], allow_pickle=source.allow_pickle) for part in parts}
     variants = {part: weights.variant for part, weights in found.items()}
     if len(set(variants.values())) > 1:
-        raise CheckpointError(f"{path} mixes weight variants: {variants}. Keep one variant of every component.")
+        raise CheckpointError(f"{path} mixes weight variants: {variants}. Keep the same variant of every component.")
     for weights in found.values():
         for file in weights.all_files:
             contents.files[file.relative_to(path).as_posix()] = file
@@ -102,11 +105,11 @@ def _contents_of_folder(path: Path, source: Source) -> Contents:
 
 
 def _configs_of_folder(path: Path, prediction_type: str | None) -> Contents:
-    """Everything but the weights."""
+    """All contents except the weights."""
     index = read_json(path / "model_index.json", _FOLDER_HINT)
     name = index.get("_class_name")
     if name not in PIPELINES:
-        raise CheckpointError(f"{path} is a {name!r}; latentrt exports {', '.join(PIPELINES)}")
+        raise CheckpointError(f"{path} has the unsupported class {name!r}; supported are {', '.join(PIPELINES)}")
     scheduler = path / "scheduler" / "scheduler_config.json"
     absent = [part for part in _MAY_BE_ABSENT if not any(index.get(part) or [])]
     files = {part: path / part / "config.json" for part in WEIGHTS if part not in absent} | {"scheduler": scheduler}

@@ -1,4 +1,4 @@
-"""Checkpoints on the Hugging Face hub: the folder in the local cache, downloaded where it is not there yet."""
+"""Checkpoints on the Hugging Face Hub: find them in the local cache, or download them to it."""
 
 import re
 from collections.abc import Iterable
@@ -15,15 +15,15 @@ _TOKENIZERS = ("scheduler", "tokenizer", "tokenizer_2")
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text that is no path looks like `org/name` or `org/name@revision`."""
+    """Whether a text has the form `org/name` or `org/name@revision`."""
     return _ID.fullmatch(text) is not None
 
 
 def folder_from_hub(hub_id: str, *, allow_pickle: bool) -> Path:
-    """The folder of a checkpoint in the hub's cache, with the files that an export reads and no others.
+    """The checkpoint's folder in the Hub's cache, after a download of the files that an export reads.
 
-    Without a network, and with HF_HUB_OFFLINE=1, what the cache holds is used; raises `CheckpointError` where that is
-    nothing.
+    Without a network, or with HF_HUB_OFFLINE=1, uses the cache as it is. Raises `CheckpointError` if the checkpoint is
+    neither in the cache nor on the Hub.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
@@ -35,23 +35,23 @@ def folder_from_hub(hub_id: str, *, allow_pickle: bool) -> Path:
         files = HfApi().list_repo_files(repo, revision=revision)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise CheckpointError(
-            f"{hub_id} is no path here and not on the hub, or you may not read it: check the name, accept its licence "
-            "on its page, and log in with: hf auth login"
+            f"{hub_id} is not a local path, and is not on the Hub or not accessible to you: check the name, accept the "
+            "licence on its page, and log in with: hf auth login"
         ) from error
-    except Exception as error:  # no network: each version of the hub's client has errors of its own for it
+    except Exception as error:  # no network: the exception depends on the version of the Hub's client
         try:
             return Path(snapshot_download(repo, revision=revision, local_files_only=True))
         except LocalEntryNotFoundError:
             raise CheckpointError(
-                f"{hub_id} is no path here, it is not in the hub's cache, and the hub cannot be reached "
-                f"({type(error).__name__}). Download it where there is a network, or give a folder or a file."
+                f"{hub_id} is not a local path, it is not in the Hub's cache, and the Hub cannot be reached "
+                f"({type(error).__name__}). Download it with network access, or pass a folder or a file."
             ) from error
     wanted = needed_files(files, allow_pickle=allow_pickle)
     return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
 
 
 def needed_files(files: Iterable[str], *, allow_pickle: bool) -> list[str]:
-    """Those of a repository's files that an export reads: configs, tokenizers, and one variant of the weights."""
+    """The files of a repository that an export reads: configs, tokenizers, and one variant of the weights."""
     files = list(files)
     needed = [name for name in files if name == "model_index.json"]
     for name in files:
@@ -67,7 +67,7 @@ def needed_files(files: Iterable[str], *, allow_pickle: bool) -> list[str]:
 
 
 def _weight_files(files: Iterable[str], suffix: str) -> list[str]:
-    """Weights of the first variant that is there, with the index of their shards."""
+    """Weights of the first available variant, with the index of their shards."""
     stem = r"(model|pytorch_model|diffusion_pytorch_model)"
     for variant in VARIANTS:
         infix = rf"\.{variant}" if variant else ""

@@ -1,7 +1,7 @@
-"""Configs of the public checkpoints of each family, for files that hold weights only. Data; knows no files.
+"""Configs of each family's public checkpoints, for single files, which contain only weights. Data only.
 
-A row has the pipeline's class, one config for each component, as `config.json` and `scheduler_config.json` have it in
-the public folders, and for each tokenizer the token that it pads with; all else of the tokenizers is the same.
+A row has the pipeline class, the config of each component as in the public `config.json` or `scheduler_config.json`,
+and the padding token of each tokenizer; the tokenizers differ in nothing else.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ _OPENCLIP_H: Config = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_attention_heads": 16,
-    "num_hidden_layers": 23,  # of 24: Stable Diffusion 2 takes the last but one
+    "num_hidden_layers": 23,  # of 24: Stable Diffusion 2 uses the penultimate layer
     "projection_dim": 512,
 }
 _OPENCLIP_BIG_G: Config = {

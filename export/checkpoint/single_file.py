@@ -1,6 +1,6 @@
-"""Single files in the original layout of Stable Diffusion ("LDM"): which family they are, and their modules' weights.
+"""Single files in Stable Diffusion's original ("LDM") layout: detect the family, and rename weights for the modules.
 
-Works on names and shapes, offline; the renaming is diffusers' own. Knows no files and no modules.
+Works offline on names and shapes; diffusers does the renaming. Knows no files and no modules.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from .weight_files import RenamedTensors
 Weights = Mapping[str, torch.Tensor]
 
 _UNET_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
-# What a file holds that is no Stable Diffusion 1, 2 or XL -> what it is. The first that fits is told.
+# Prefix of tensor names -> what a file with them is, for unsupported files. The first match is reported.
 _OTHERS = {
     "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
     "joint_blocks.": "Stable Diffusion 3",
@@ -26,11 +26,11 @@ _OTHERS = {
     "conditioner.embedders.0.model.": "the refiner of Stable Diffusion XL",
     "control_model.": "a ControlNet",
     "lora_unet_": "a LoRA; merge it into a checkpoint with --lora",
-    "first_stage_model.": "a VAE; give it with --vae",
-    "encoder.down.": "a VAE; give it with --vae",
-    "down_blocks.": "one component in the diffusers format; give the folder above it",
+    "first_stage_model.": "a VAE; pass it with --vae",
+    "encoder.down.": "a VAE; pass it with --vae",
+    "down_blocks.": "one component in the diffusers format; pass the folder above it",
 }
-# Where the text encoders lie: in the layout of transformers, and in that of OpenCLIP.
+# Prefixes of the text encoders, in the layouts of transformers and of OpenCLIP.
 _CLIP = {
     "text_encoder": ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer."),
     "text_encoder_2": (),
@@ -39,11 +39,12 @@ _OPENCLIP = {"text_encoder": "cond_stage_model.model.", "text_encoder_2": "condi
 
 
 def configs_of_file(weights: Weights, metadata: Mapping[str, str], prediction_type: str | None) -> dict[str, Config]:
-    """The configs of the family that a file's names and shapes show; raises `CheckpointError` for other models.
+    """The configs of a file's family, detected by tensor names and shapes; raises `CheckpointError` for other models.
 
     Args:
-        prediction_type: what the user says. No weight tells it; without a word, the file's own note (ModelSpec) or mark
-            is taken, else what most files of the family are: v_prediction for Stable Diffusion 2, else epsilon.
+        metadata: the safetensors file's metadata.
+        prediction_type: the user's choice, which weights do not determine. None takes the file's metadata (ModelSpec)
+            or marker tensor, else the most common one: v_prediction for Stable Diffusion 2, else epsilon.
     """
     family = _family(weights)
     predicts = prediction_type or _noted_prediction_type(weights, metadata)
@@ -52,7 +53,7 @@ def configs_of_file(weights: Weights, metadata: Mapping[str, str], prediction_ty
     configs = dict(PUBLIC_CONFIGS[family])
     channels = weights[_UNET_INPUT].shape[1]
     configs["unet"] = {**configs["unet"], "in_channels": channels}
-    if channels == 9:  # latents, a mask, and the latents of what it leaves
+    if channels == 9:  # latents, mask, latents of the masked image
         pipeline = configs["index"]["_class_name"].replace("Pipeline", "InpaintPipeline")
         configs["index"] = {"_class_name": pipeline}
     if predicts is not None and predicts != configs["scheduler"].get("prediction_type", "epsilon"):
@@ -63,11 +64,11 @@ def configs_of_file(weights: Weights, metadata: Mapping[str, str], prediction_ty
 
 
 def weights_of_part(part: str, weights: Weights, config: Mapping[str, Any]) -> Weights:
-    """A component's weights under the names of its module."""
+    """A component's weights, renamed for its module."""
     from diffusers.loaders import single_file_utils as diffusers
 
     if part == "unet":
-        # It only gives tensors other names, so that it can be asked for names alone; no tensor is opened.
+        # It only renames tensors, so it is called with names as values, and no tensor is read.
         return RenamedTensors(weights, diffusers.convert_ldm_unet_checkpoint({n: n for n in weights}, dict(config)))
     if part == "vae":
         return vae_weights(weights, config)
@@ -78,7 +79,7 @@ def weights_of_part(part: str, weights: Weights, config: Mapping[str, Any]) -> W
 
 
 def vae_weights(weights: Weights, config: Mapping[str, Any]) -> Weights:
-    """The VAE's weights from a whole checkpoint or from a file of its own, in the original layout or in diffusers'."""
+    """The VAE's weights from a checkpoint or a separate VAE file, in the original or the diffusers layout."""
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     if any(name.startswith("encoder.down_blocks.") for name in weights):
@@ -98,8 +99,8 @@ def _family(weights: Weights) -> str:
     if other is None and _UNET_INPUT in weights:
         other = "a UNet without a text encoder"
     raise CheckpointError(
-        f"the file is {other or 'of no known kind'}. Single files of Stable Diffusion 1, 2 and XL hold "
-        "model.diffusion_model., first_stage_model. and cond_stage_model. or conditioner."
+        f"the file is {other or 'of an unknown kind'}. Single files of Stable Diffusion 1, 2 and XL contain tensors "
+        "named model.diffusion_model.*, first_stage_model.*, and cond_stage_model.* or conditioner.*"
     )
 
 

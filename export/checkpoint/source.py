@@ -1,9 +1,9 @@
-"""What a user wants exported: a checkpoint and what to put into it. Names and paths only; opens nothing."""
+"""What to export: a checkpoint and its additions. Holds names and paths only; opens no files."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentrt.runtime.errors import CheckpointError
+from latentrt.runtime.errors import CheckpointError, unknown
 from latentrt.runtime.weights import file_and_weight
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -11,7 +11,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 @dataclass(frozen=True, slots=True)
 class LoraFile:
-    """A LoRA to merge, and how strongly."""
+    """A LoRA to merge, and its weight."""
 
     path: str
     weight: float = 1.0
@@ -19,7 +19,7 @@ class LoraFile:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingFile:
-    """A textual inversion to add, and the word that calls it; None is the file's own."""
+    """A textual inversion to add, and its word in prompts; None takes the word from the file."""
 
     path: str
     token: str | None = None
@@ -27,16 +27,18 @@ class EmbeddingFile:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A checkpoint, and what is put into it before the export. Can be written as JSON for a child process.
+    """A checkpoint and the additions to apply before the export. Serializable as JSON, for a child process.
 
     Attributes:
-        checkpoint: folder in the diffusers format, single file in the original format, or hub id (`org/name`).
-        name: for people; None is the last part of `checkpoint`.
-        config: folder in the diffusers format whose configs, scheduler and tokenizer a single file goes with; None is
-            those of the family's public checkpoint.
-        prediction_type: what the UNet predicts, where the checkpoint does not say it, or says it wrongly.
-        vae: folder or file of a VAE in the place of the checkpoint's own.
-        allow_pickle: open pickled weights, too, with PyTorch's restricted unpickler.
+        checkpoint: folder in the diffusers format, single file in the original format, or Hub id (`org/name`).
+        name: name for display; None takes the last part of `checkpoint`.
+        config: folder in the diffusers format with configs, scheduler and tokenizer for a single file; None takes those
+            of the family's public checkpoint.
+        prediction_type: one of `PREDICTION_TYPES`; None takes the checkpoint's.
+        vae: folder or file of a VAE that replaces the checkpoint's.
+        loras: LoRAs to merge.
+        embeddings: textual inversions to add.
+        allow_pickle: also open pickled weights, with PyTorch's restricted unpickler.
     """
 
     checkpoint: str
@@ -50,18 +52,16 @@ class Source:
 
     def __post_init__(self) -> None:
         if self.prediction_type not in (None, *PREDICTION_TYPES):
-            raise CheckpointError(
-                f"prediction type {self.prediction_type!r} is not known: choose one of {', '.join(PREDICTION_TYPES)}"
-            )
+            raise CheckpointError(unknown("prediction type", self.prediction_type, PREDICTION_TYPES))
 
 
 def lora_from_text(text: str) -> LoraFile:
-    """ "style.safetensors:0.8" is a file and its weight; without a number the weight is 1."""
+    """Parse FILE[:WEIGHT], such as "style.safetensors:0.8"; the default weight is 1."""
     return LoraFile(*file_and_weight(text))
 
 
 def embedding_from_text(text: str) -> EmbeddingFile:
-    """ "cat-toy.safetensors:<cat-toy>" is a file and its word; an existing file may have a colon in its name."""
+    """Parse FILE[:WORD], such as "cat-toy.safetensors:<cat-toy>"; an existing file may have a colon in its name."""
     path, colon, token = text.rpartition(":")
     if colon and path and token and not Path(text).exists():
         return EmbeddingFile(path, token)

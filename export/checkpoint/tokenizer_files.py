@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint: its own, or CLIP's where the checkpoint is a file of weights; and words added."""
+"""Tokenizer files: the checkpoint's own, or CLIP's for a single file; with the words of textual inversions added."""
 
 import json
 import shutil
@@ -16,24 +16,29 @@ _MORE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A folder with a tokenizer, and the token that it pads with; None is what the folder says."""
+    """A folder with a tokenizer, and its padding token; None takes the folder's."""
 
     folder: Path
     pad: str | None = None
 
     @classmethod
     def of_clip(cls, pad: str) -> "Vocabulary":
-        """CLIP's own vocabulary, which all families share; it ships along with the small model."""
+        """CLIP's vocabulary, which all families share; it is part of the embedded model."""
         return cls(Path(next(iter(engines.__path__))) / "shapes" / "tokenizer", pad)
 
     def files(self) -> list[Path]:
-        """Those of its files that a checkpoint brings."""
+        """The tokenizer's files that exist in the folder."""
         return [self.folder / name for name in (*_FILES, *_MORE) if (self.folder / name).is_file()]
 
     def load(self, words: Mapping[str, int]) -> tuple[Any, dict[str, tuple[int, ...]]]:
-        """The `CLIPTokenizer`, and the ids of each of `words`, which are added with so many ids each.
+        """Load the `CLIPTokenizer` and add words to it; returns it, and word -> token ids.
 
-        The second id of `<cat>` is that of `<cat>_1`, and so on, as diffusers has it.
+        The second id of `<cat>` belongs to the token `<cat>_1`, and so on, as in diffusers.
+
+        Args:
+            words: word -> number of token ids.
+
+        Raises `CheckpointError` if files are missing, or if a word is already a token.
         """
         from transformers import CLIPTokenizer
 
@@ -43,20 +48,25 @@ class Vocabulary:
         elif (vocabulary.is_file() and merges.is_file()) or (self.folder / "tokenizer.json").is_file():
             tokenizer = CLIPTokenizer.from_pretrained(self.folder)
         else:
-            raise CheckpointError(f"{self.folder} needs vocab.json and merges.txt")
+            raise CheckpointError(f"{self.folder} has no vocab.json and merges.txt, and no tokenizer.json")
         ids: dict[str, tuple[int, ...]] = {}
         for word, count in words.items():
             names = [word, *(f"{word}_{i}" for i in range(1, count))]
             if taken := [name for name in names if name in tokenizer.get_vocab()]:
                 raise CheckpointError(
-                    f"the word {taken[0]!r} is in the vocabulary already: name another with --embedding FILE:WORD"
+                    f"the word {taken[0]!r} is already in the vocabulary; choose another with --embedding FILE:WORD"
                 )
             tokenizer.add_tokens(names)
             ids[word] = tuple(tokenizer.convert_tokens_to_ids(names))
         return tokenizer, ids
 
     def write(self, target: Path, tokenizer: Any, added: Sequence[int]) -> None:
-        """Write tokenizer.json, vocab.json and merges.txt to the new folder `target`; `added` are ids of new words."""
+        """Write tokenizer.json, vocab.json and merges.txt to `target`, which is created.
+
+        Args:
+            tokenizer: as `load` returned it.
+            added: ids of the added words.
+        """
         target.mkdir()
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         _write_json(target / "tokenizer.json", backend)

@@ -1,7 +1,6 @@
-"""Build the module of a component from its config and its weights, strictly.
+"""Build a component's module from its config and weights, strictly: missing weights are errors, never initialized.
 
-A weight that is missing is an error, never a random number. Knows the classes of diffusers and transformers; knows no
-files.
+Knows the classes of diffusers and transformers; knows no files.
 """
 
 import logging
@@ -13,14 +12,14 @@ import torch
 
 from latentrt.runtime.errors import CheckpointError
 
-# Names of attention in the VAEs of older diffusers.
+# Attention parameters of VAEs: names before diffusers 0.14 -> names since.
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 def bare_name(part: str, name: str) -> str:
-    """A parameter's name as all versions of the libraries can agree on it.
+    """A parameter's name, independent of the versions of the libraries.
 
-    transformers 5.6 dropped a level of CLIP's text model, diffusers 0.14 renamed attention.
+    transformers 5.6 removed a level of CLIP's text model, diffusers 0.14 renamed attention.
     """
     if part.startswith("text_encoder"):
         return name.removeprefix("text_model.")
@@ -31,14 +30,14 @@ def bare_name(part: str, name: str) -> str:
 
 
 def empty_module(part: str, config: Mapping[str, Any]) -> torch.nn.Module:
-    """The component's module, its parameters without memory; raises `CheckpointError` for a config that makes none."""
+    """The component's module on the meta device; raises `CheckpointError` for an invalid config."""
     from accelerate import init_empty_weights
 
     try:
         with init_empty_weights(), _silent("diffusers"):
             return _new_module(part, dict(config))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"the config of the {part} makes no module: {error}") from error
+        raise CheckpointError(f"the config of the {part} is invalid: {error}") from error
 
 
 def module_from_weights(
@@ -49,11 +48,13 @@ def module_from_weights(
     *,
     where: str,
 ) -> torch.nn.Module:
-    """The component's module in eval mode, with all of its weights, in `dtype`.
+    """The component's module in eval mode with all of its weights in `dtype`.
 
     Args:
-        weights: names and tensors, converted one after the other; what the module does not have is left out.
-        where: they come from, for errors.
+        weights: names and tensors, converted one at a time; tensors that the module does not have are ignored.
+        where: origin of the weights, for error messages.
+
+    Raises `CheckpointError` for missing weights and for wrong shapes and dtypes.
     """
     module = empty_module(part, config)
     own = {bare_name(part, name): (name, tensor.shape) for name, tensor in module.state_dict().items()}
@@ -64,16 +65,16 @@ def module_from_weights(
         if name not in own:
             continue
         if not tensor.is_floating_point():
-            raise CheckpointError(f"{where} holds {raw} as {tensor.dtype}, which is no floating-point type")
+            raise CheckpointError(f"{where} has {raw} as {tensor.dtype}, which is not a floating-point type")
         full, shape = own[name]
         if tensor.shape != shape:
-            mismatched.append(f"{name} {tuple(tensor.shape)} instead of {tuple(shape)}")
+            mismatched.append(f"{name} with shape {tuple(tensor.shape)} instead of {tuple(shape)}")
         found[full] = tensor.to(dtype)
     missing = [name for name, (full, _) in own.items() if full not in found]
     for problem, names in (("missing", missing), ("mismatched", mismatched)):
         if names:
             raise CheckpointError(
-                f"{where} does not hold the weights that its config asks for: {len(names)} {problem}, "
+                f"{where} does not have the weights that its config requires: {len(names)} {problem}, "
                 f"such as {', '.join(sorted(names)[:3])}"
             )
     module.load_state_dict(found, assign=True)
@@ -96,7 +97,7 @@ def _new_module(part: str, config: dict[str, Any]) -> torch.nn.Module:
 
 @contextmanager
 def _silent(name: str) -> Iterator[None]:
-    """diffusers warns of every entry of a config that it does not know."""
+    """Suppress warnings; diffusers logs one for every unknown entry of a config."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""Files of weights: safetensors, whole or in shards, and pickles where they are asked for.
+"""Weight files: safetensors, single or sharded, and pickles if the user allows them.
 
-Knows files, headers and names of tensors; knows nothing of modules. Tensors are mapped from the file: nothing is read
-before it is used, and no code of a file is ever executed.
+Knows files, headers and tensor names; knows nothing of modules. Tensors are memory-mapped: nothing is read before it is
+used, and code in a file is never executed.
 """
 
 import json
@@ -21,15 +21,15 @@ _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _PICKLE_MARKS = (b"PK\x03\x04", b"\x80")
 _PICKLE_REFUSED = (
     "a pickle, which can run code when it is opened. Convert it to safetensors, or open it with --allow-pickle: then "
-    "PyTorch reads tensors from it and refuses everything else"
+    "PyTorch loads only tensors and refuses everything else"
 )
 
 
 class TensorFiles(Mapping[str, torch.Tensor]):
     """The tensors of safetensors files by name; `metadata` is the first file's.
 
-    Each tensor is mapped on its own, so that its pages go when it has been converted: with one map for all, a file
-    would be resident beside its converted copy.
+    Each tensor is mapped separately, so that its pages are released after its conversion. With one map per file, the
+    whole file would stay resident beside its converted copy.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -40,7 +40,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
                 self.metadata = self.metadata or opened.metadata() or {}
                 for name in opened.keys():  # noqa: SIM118
                     if name in self._files:
-                        raise CheckpointError(f"{file} holds {name}, which another shard holds, too")
+                        raise CheckpointError(f"{file} contains {name}, which another shard also contains")
                     self._files[name] = file
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -56,7 +56,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
 
 
 class RenamedTensors(Mapping[str, torch.Tensor]):
-    """Tensors under other names: `names` has the old one for each new one."""
+    """Tensors under other names; `names` maps new names to old ones."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
         self._tensors, self._names = tensors, names
@@ -73,7 +73,7 @@ class RenamedTensors(Mapping[str, torch.Tensor]):
 
 @dataclass(frozen=True, slots=True)
 class FoundWeights:
-    """The weight files of a component: the files themselves, the index that names shards, and the variant's infix."""
+    """The weight files of a component, the index of its shards, and the variant (such as "fp16")."""
 
     files: tuple[Path, ...]
     index: Path | None
@@ -81,21 +81,21 @@ class FoundWeights:
 
     @property
     def all_files(self) -> list[Path]:
-        """The weights, and the index where there is one."""
+        """The weight files, and the index if there is one."""
         return [*self.files, *([self.index] if self.index else [])]
 
     def open(self) -> Mapping[str, torch.Tensor]:
-        """All tensors by name; raises `CheckpointError` for a file that is not whole."""
+        """All tensors by name; raises `CheckpointError` for a malformed file."""
         if self.files[0].suffix == ".safetensors":
             return TensorFiles(self.files)
         return {name: tensor for file in self.files for name, tensor in tensors_from_pickle(file).items()}
 
 
 def find_weights(folder: Path, stem: str, *, allow_pickle: bool) -> FoundWeights:
-    """The weights of a component's folder in the diffusers format; raises `CheckpointError` that says what is missing.
+    """The weights in a component's folder in the diffusers format; raises `CheckpointError` if there are none.
 
     Args:
-        stem: the file's name without variant and suffix, such as "diffusion_pytorch_model".
+        stem: file name without variant and suffix, such as "diffusion_pytorch_model".
     """
     kinds = [(stem, "safetensors")]
     if allow_pickle:
@@ -110,49 +110,49 @@ def find_weights(folder: Path, stem: str, *, allow_pickle: bool) -> FoundWeights
                 if (folder / index).is_file():
                     return FoundWeights(_shards(folder / index, suffix), folder / index, variant)
     if pickles := sorted(file.name for file in folder.glob("*") if file.suffix in _PICKLES):
-        raise CheckpointError(f"{folder} holds pickled weights only: {pickles[0]} is {_PICKLE_REFUSED}")
+        raise CheckpointError(f"{folder} contains only pickled weights: {pickles[0]} is {_PICKLE_REFUSED}")
     missing = folder / f"{stem}.safetensors"
-    dangling = " (it is a link to a file that is not there)" if missing.is_symlink() else ""
+    dangling = " (it is a link to a missing file)" if missing.is_symlink() else ""
     raise CheckpointError(f"{missing} is missing{dangling}")
 
 
 def weights_from_file(path: Path, *, allow_pickle: bool) -> Mapping[str, torch.Tensor]:
-    """The tensors of a single file by name."""
+    """The tensors of a single file by name; raises `CheckpointError` for a missing, malformed or refused file."""
     if not path.is_file():
-        raise CheckpointError(f"{path} is not there, or is no file")
+        raise CheckpointError(f"{path} does not exist or is not a file")
     if path.suffix == ".safetensors":
         return TensorFiles([path])
     if path.suffix not in _PICKLES:
-        raise CheckpointError(f"{path} is no weight file: expected .safetensors, or {', '.join(_PICKLES)}")
+        raise CheckpointError(f"{path} is not a weight file; expected .safetensors, {', '.join(_PICKLES)}")
     if not allow_pickle:
         raise CheckpointError(f"{path} is {_PICKLE_REFUSED}")
     return tensors_from_pickle(path)
 
 
 def tensors_from_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a pickled state dict, read by PyTorch's `weights_only` unpickler."""
+    """The tensors of a pickled state dict by name, read with PyTorch's `weights_only` unpickler."""
     content = objects_from_pickle(path)
     inner = content.get("state_dict", content)
     tensors = {name: t for name, t in inner.items() if isinstance(t, torch.Tensor)} if isinstance(inner, dict) else {}
     if not tensors:
-        raise CheckpointError(f"{path} holds no tensors by name")
+        raise CheckpointError(f"{path} contains no named tensors")
     return tensors
 
 
 def objects_from_pickle(path: Path) -> dict[str, Any]:
-    """A pickled dict of tensors and plain values; anything else in it is refused, never executed."""
+    """A pickled dict of tensors and plain values; raises `CheckpointError` for other content, without executing it."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # the unpickler lets errors of every kind through
+    except Exception as error:  # the unpickler raises exceptions of any type
         reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{path} cannot be read as a pickle of nothing but tensors: {reason}") from error
+        raise CheckpointError(f"{path} cannot be read as a pickle of tensors only: {reason}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} should hold tensors by name, not {type(content).__name__}")
+        raise CheckpointError(f"{path} should contain named tensors, not {type(content).__name__}")
     return content
 
 
 def read_json(file: Path, hint: str = "") -> dict[str, Any]:
-    """A JSON object; raises `CheckpointError` that ends with `hint` where the file is missing."""
+    """Read a JSON object; raises `CheckpointError`, with `hint` appended if the file is missing."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -160,30 +160,30 @@ def read_json(file: Path, hint: str = "") -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not JSON: {error}") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{file} should hold an object, not {type(data).__name__}")
+        raise CheckpointError(f"{file} should contain an object, not {type(data).__name__}")
     return data
 
 
 def _shards(index: Path, suffix: str) -> tuple[Path, ...]:
-    """The files that an index names: plain names beside it, so that an index can name no other file."""
+    """The shards that an index names. They must be plain names, so that an index cannot refer to other folders."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise CheckpointError(f"{index} names no weight files in 'weight_map'")
+        raise CheckpointError(f"{index} lists no weight files in 'weight_map'")
     shards = sorted(set(names.values()))
     for name in shards:
         if Path(name).name != name or "\\" in name or not name.endswith(f".{suffix}"):
-            raise CheckpointError(f"{index} names {name!r}; shards are .{suffix} files beside it")
+            raise CheckpointError(f"{index} lists {name!r}; shards must be .{suffix} files in the same folder")
         if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index.parent / name} is missing; {index.name} names it")
+            raise CheckpointError(f"{index.parent / name} is missing; {index.name} lists it")
     return tuple(index.parent / name for name in shards)
 
 
 def _open_safetensors(file: Path) -> Any:
-    """The library's handle; it has checked the header: its size, every offset, no gaps, no overlaps, nothing cut."""
+    """Open a file; the library checks the header: its size and every offset, without gaps, overlaps or truncation."""
     try:
         return safe_open(file, "pt")
     except (SafetensorError, OSError, ValueError) as error:
         with file.open("rb") as opened:
             pickled = opened.read(4).startswith(_PICKLE_MARKS)
         hint = f". It looks like {_PICKLE_REFUSED}" if pickled else ""
-        raise CheckpointError(f"{file} is not a whole safetensors file: {error}{hint}") from error
+        raise CheckpointError(f"{file} is not a valid safetensors file: {error}{hint}") from error

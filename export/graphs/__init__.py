@@ -1,1 +1,1 @@
-"""PyTorch modules as ONNX graphs."""
+"""ONNX graphs from PyTorch modules. Knows no checkpoint files and no bundles."""

@@ -1,6 +1,6 @@
-"""Cut a denoiser graph in three by data dependency: what the timestep decides, what the text decides, and the rest.
+"""Cut a denoiser graph in three by data dependency: what depends on the timestep only, on the text only, and the rest.
 
-Knows dependencies only, no layer names: any denoiser is cut the same way, whatever its blocks are called.
+Knows only dependencies and no layer names, so it cuts any denoiser.
 """
 
 from collections.abc import Collection, Sequence
@@ -23,7 +23,7 @@ class Cut:
     """The three graphs of a denoiser.
 
     Attributes:
-        time: time inputs -> `time_features` (n, F), everything that the loop needs from the timestep, packed.
+        time: time inputs -> `time_features` (n, F), all features of the timestep that the loop reads, concatenated.
         context: context inputs -> `key_00`, `value_00`, … in graph order.
         loop: loop inputs, `time_features`, `key_*`, `value_*` -> the denoiser's output.
     """
@@ -34,30 +34,33 @@ class Cut:
 
 
 def cut_denoiser(model: ir.Model, *, time_inputs: Collection[str], context_inputs: Collection[str]) -> Cut:
-    """Cut `model`; its inputs that are named in neither collection belong to the loop. `model` is consumed."""
+    """Cut `model`, which is modified; inputs that are in neither collection belong to the loop.
+
+    Raises `ExportError` if a group of inputs is empty or unused, or if anything but features would cross the cut.
+    """
     graph = model.graph
     loop_inputs = [v for v in graph.inputs if v.name not in time_inputs and v.name not in context_inputs]
     own_inputs = [v for v in graph.inputs if v.name in time_inputs]
     if not loop_inputs:
-        raise ExportError("nothing is left for the loop: every input is a time or a context input")
+        raise ExportError("the loop has no inputs: every input is a time or a context input")
     _rebase_shapes(graph, loop_inputs)
     kinds = _dependencies(graph, frozenset(time_inputs), frozenset(context_inputs))
     time_cut = _crossing(graph, kinds, "time")
     context_cut = _crossing(graph, kinds, "context")
     for value in (*time_cut, *context_cut):
         if value.dtype in _INTEGERS:
-            raise ExportError(f"{value.name!r} ({value.dtype}) would cross the cut, but only features may")
+            raise ExportError(f"{value.name!r} ({value.dtype}) would cross the cut; only floating-point features may")
     _name_context(context_cut)
     loop = _loop_model(model, loop_inputs, time_cut, context_cut)
     context = _extract(model, sorted(context_inputs), context_cut, "context")
-    _rebase_shapes(graph, own_inputs)  # the loop has its copy by now
+    _rebase_shapes(graph, own_inputs)  # `loop` is already a copy
     time = _extract(model, [v.name or "" for v in own_inputs], time_cut, "time")
     _pack(time, time_cut)
     return Cut(time=time, context=context, loop=loop)
 
 
 def _rebase_shapes(graph: ir.Graph, inputs: Sequence[ir.Value]) -> None:
-    """Read every dynamic dimension from one of these inputs where one has it, so that no shape depends on others."""
+    """Read each dynamic dimension from one of `inputs` if one has it, so that shapes do not depend on other inputs."""
     sources: dict[str, tuple[ir.Value, int]] = {}
     for value in inputs:
         assert value.shape is not None
@@ -84,9 +87,9 @@ def _int_attribute(node: ir.Node, name: str, default: int) -> int:
 
 
 def _dependencies(graph: ir.Graph, time: frozenset[str], context: frozenset[str]) -> dict[ir.Value, str]:
-    """Value -> "time", "context" or "loop"; values that depend on no input are left out.
+    """Value -> "time", "context" or "loop"; values that depend on no input are omitted.
 
-    The number of rows, which any graph can read from its own inputs, makes nothing of time depend on the loop.
+    The number of rows does not count as a dependency on the loop, because each graph can read it from its own inputs.
     """
     inputs: dict[ir.Value, frozenset[str]] = {v: frozenset([v.name or ""]) for v in graph.inputs}
     kinds: dict[ir.Value, str] = {}
@@ -107,7 +110,7 @@ def _reads_rows(node: ir.Node) -> bool:
 
 
 def _crossing(graph: ir.Graph, kinds: dict[ir.Value, str], kind: str) -> list[ir.Value]:
-    """Values of `kind` that the loop reads, in graph order of their first use."""
+    """Values of `kind` that the loop reads, ordered by their first use."""
     found: dict[ir.Value, None] = {}
     for node in graph:
         if kinds.get(node.outputs[0]) == "loop":
@@ -118,7 +121,7 @@ def _crossing(graph: ir.Graph, kinds: dict[ir.Value, str], kind: str) -> list[ir
 
 
 def _name_context(values: Sequence[ir.Value]) -> None:
-    """Name the context's tensors `key_NN` and `value_NN`, by the attention operand that each one ends up in."""
+    """Name the context's tensors `key_NN` and `value_NN`, by the attention operand that each one becomes."""
     counts: dict[str, int] = {}
     for value in values:
         role = _attention_operand(value)
@@ -127,7 +130,7 @@ def _name_context(values: Sequence[ir.Value]) -> None:
 
 
 def _attention_operand(value: ir.Value) -> str:
-    """Follow a value through reshapes to the attention it feeds: "key", "value", or "context" for anything else."""
+    """Follow a value through reshapes to its attention: "key", "value", or "context" for any other use."""
     for node, index in value.uses():
         if node.op_type == "Attention":
             return {1: "key", 2: "value"}.get(index, "context")
@@ -149,7 +152,7 @@ def _comes_from_softmax(value: ir.Value) -> bool:
 def _loop_model(
     model: ir.Model, loop_inputs: Sequence[ir.Value], time_cut: Sequence[ir.Value], context_cut: Sequence[ir.Value]
 ) -> ir.Model:
-    """The loop's graph, with `time_features` unpacked at its start."""
+    """The loop's graph, which splits `time_features` at its start."""
     names = [v.name or "" for v in (*loop_inputs, *time_cut, *context_cut)]
     loop = _model(model, ir.convenience.extract(model.graph, names, [v.name or "" for v in model.graph.outputs]))
     graph = loop.graph
@@ -180,7 +183,7 @@ def _loop_model(
 
 
 def _pack(time: ir.Model, time_cut: Sequence[ir.Value]) -> None:
-    """Join the outputs of the time graph to one `time_features` (n, F)."""
+    """Concatenate the outputs of the time graph to `time_features` (n, F)."""
     graph, tape = time.graph, Tape()
     dtype = _common_dtype(time_cut)
     flat = []
@@ -199,7 +202,7 @@ def _trailing(value: ir.Value) -> list[int]:
     assert value.shape is not None
     trailing = list(value.shape)[1:]
     if not all(isinstance(d, int) for d in trailing):
-        raise ExportError(f"time feature {value.name!r} has the shape {value.shape}; all but the first must be fixed")
+        raise ExportError(f"time feature {value.name!r} has shape {value.shape}; all but the first must be fixed")
     return [d for d in trailing if isinstance(d, int)]
 
 
@@ -210,7 +213,7 @@ def _width(value: ir.Value) -> int:
 def _common_dtype(values: Sequence[ir.Value]) -> ir.DataType:
     dtypes = {v.dtype for v in values}
     if len(dtypes) != 1 or (dtype := dtypes.pop()) is None:
-        raise ExportError(f"time features must share one type, not {sorted(map(str, dtypes))}")
+        raise ExportError(f"time features must have the same dtype, not {sorted(map(str, dtypes))}")
     return dtype
 
 

@@ -1,10 +1,11 @@
-"""Join guidance and scheduler update to the denoiser, and make the small graphs around it.
+"""Add guidance and scheduler update to the denoiser, and make the graph `blend`.
 
-The result `denoise` computes one denoising call: state in, next state out. Knows the tensor contract of
+The result `denoise` computes one step of the denoising loop: state in, next state out. Knows the tensor contract of
 `engines/README.md`; knows nothing of schedulers, whose coefficients are an input.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +18,7 @@ F32 = ir.DataType.FLOAT
 
 
 class _Ops(Tape):
-    """A tape with short forms for the few operators used here."""
+    """A tape with shorthands for the operators used here."""
 
     def const(self, values: list[int] | list[float] | float, dtype: type = np.int64) -> ir.Value:
         name = f"const_{len(self.initializers):02d}_{'_'.join(str(v) for v in np.ravel(values)).replace('-', 'm')}"
@@ -30,12 +31,12 @@ class _Ops(Tape):
         return self.op("ReduceMean", [value, self.const(list(axes))], {"keepdims": 1})
 
     def weighted_sum(self, values: ir.Value, weights: ir.Value, axis: int, *, keepdims: int) -> ir.Value:
-        """Mul + ReduceSum, never a MatMul, which TensorRT would round to TF32."""
+        """Mul and ReduceSum instead of MatMul, which TensorRT may round to TF32."""
         product = self.op("Mul", [values, weights])
         return self.op("ReduceSum", [product, self.const([axis])], {"keepdims": keepdims})
 
     def dims(self, value: ir.Value, start: int, end: int | None = None) -> ir.Value:
-        """Dimensions [start, end) of a tensor, as a 1-D integer tensor."""
+        """Dimensions [start, end) of a tensor, as a 1-D int64 tensor."""
         return self.op("Shape", [value], {"start": start} if end is None else {"start": start, "end": end})
 
 
@@ -44,56 +45,48 @@ def tensor(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Valu
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
 
+class _StepInputs(NamedTuple):
+    """The inputs of `denoise` that the UNet does not have, in graph order."""
+
+    state: ir.Value
+    coefficients: ir.Value
+    guidance: ir.Value
+    guidance_rescale: ir.Value
+    noise: ir.Value
+
+
 def fuse_denoise(loop: ir.Model, *, channels: int) -> ir.Model:
-    """UNet -> UNet + guidance + scheduler update, in place.
+    """Add guidance and scheduler update to the UNet, in place.
 
     Inputs: `state` (B, R, C, h, w), `coefficients` (B, R, R+2), `guidance` (B, G), `guidance_rescale` (B,),
-    `noise` (B, C, h, w), for UNets that inpaint `extra` (B, 5, h, w), all float32, then what the cut left:
+    `noise` (B, C, h, w), for inpainting UNets `extra` (B, 5, h, w), all float32, then those from the cut:
     `time_features` (B*G, F), `key_*`, `value_*` (B*G, S, …).
     Output: `next_state` (B, R, C, h, w) float32.
 
-    With x = state[:, 0], m_g = UNet([x, extra]) for each guidance group, m = sum_g guidance_g m_g (rescaled towards the
-    standard deviation of the last group's by Lin et al. 2023, eq. 15-16, where guidance_rescale > 0):
+    With x = state[:, 0], m_g = UNet([x, extra]) for each guidance group, m = sum_g guidance_g m_g (where
+    guidance_rescale > 0, rescaled towards the standard deviation of the last group; Lin et al. 2023, eq. 15-16):
     next_state_r = sum_k coefficients[r, k] [state_0 … state_{R-1}, m, noise]_k.
+
+    Raises `ExportError` unless the UNet has an input `sample` and one output.
     """
     graph = loop.graph
     sample = next((v for v in graph.inputs if v.name == "sample"), None)
     if sample is None or len(graph.outputs) != 1:
         raise ExportError("the denoiser must have an input 'sample' and one output")
-    latent: list[int | str] = [channels, "h", "w"]
-    state = tensor("state", F32, ["B", REGISTERS, *latent])
-    coefficients = tensor("coefficients", F32, ["B", REGISTERS, REGISTERS + 2])
-    guidance = tensor("guidance", F32, ["B", "G"])
-    rescale = tensor("guidance_rescale", F32, ["B"])
-    noise = tensor("noise", F32, ["B", *latent])
+    step = _step_inputs(channels)
 
     before = _Ops()
-    x = before.op("Gather", [state, before.const(0)], {"axis": 1})
-    groups = before.dims(guidance, 0)
+    x = before.op("Gather", [step.state, before.const(0)], {"axis": 1})
+    groups = before.dims(step.guidance, 0)
     grouped = before.op("Concat", [groups, before.dims(x, 1)], {"axis": 0})
     ir.convenience.replace_all_uses_with(sample, _repeated(before, x, groups, like=sample))
-    pictures = [v for v in graph.inputs if v.name == "extra"]
-    for i, extra in enumerate(pictures):
-        assert extra.shape is not None
-        pictures[i] = tensor("extra", F32, ["B", extra.shape[1], "h", "w"])  # type: ignore[list-item]
-        ir.convenience.replace_all_uses_with(extra, _repeated(before, pictures[i], groups, like=extra))
-        graph.inputs.remove(extra)
+    extra = _repeat_extra(before, graph, groups)
 
     after = _Ops()
-    output = graph.outputs[0]
-    if output.dtype != F32:
-        output = after.op("Cast", [output], {"to": int(F32)})
-    predictions = after.op("Reshape", [output, grouped])
-    weights = after.unsqueeze(guidance, 2, 3, 4)
-    guided = after.weighted_sum(predictions, weights, 1, keepdims=1)
-    m = _rescaled(after, guided, predictions, rescale)
-    everything = after.op("Concat", [state, m, after.unsqueeze(noise, 1)], {"axis": 1})
-    rows = after.unsqueeze(coefficients, 3, 4, 5)
-    next_state = after.weighted_sum(after.unsqueeze(everything, 1), rows, 2, keepdims=0)
-    next_state.name, next_state.dtype, next_state.shape = "next_state", F32, state.shape
+    next_state = _next_state(after, graph.outputs[0], step, grouped)
 
     rest = [v for v in graph.inputs if v is not sample]
-    graph.inputs[:] = [state, coefficients, guidance, rescale, noise, *pictures, *rest]
+    graph.inputs[:] = [*step, *extra, *rest]
     graph.insert_before(graph[0], before.nodes)
     graph.extend(after.nodes)
     for value in (*before.initializers, *_renamed(after.initializers, "after")):
@@ -106,8 +99,46 @@ def fuse_denoise(loop: ir.Model, *, channels: int) -> ir.Model:
     return loop
 
 
+def _step_inputs(channels: int) -> _StepInputs:
+    latent: list[int | str] = [channels, "h", "w"]
+    return _StepInputs(
+        state=tensor("state", F32, ["B", REGISTERS, *latent]),
+        coefficients=tensor("coefficients", F32, ["B", REGISTERS, REGISTERS + 2]),
+        guidance=tensor("guidance", F32, ["B", "G"]),
+        guidance_rescale=tensor("guidance_rescale", F32, ["B"]),
+        noise=tensor("noise", F32, ["B", *latent]),
+    )
+
+
+def _repeat_extra(ops: _Ops, graph: ir.Graph, groups: ir.Value) -> list[ir.Value]:
+    """Replace the UNet's input `extra` by one with a row per image; returns the new input, if there is one."""
+    replaced = []
+    for extra in [v for v in graph.inputs if v.name == "extra"]:
+        assert extra.shape is not None
+        per_image = tensor("extra", F32, ["B", extra.shape[1], "h", "w"])  # type: ignore[list-item]
+        ir.convenience.replace_all_uses_with(extra, _repeated(ops, per_image, groups, like=extra))
+        graph.inputs.remove(extra)
+        replaced.append(per_image)
+    return replaced
+
+
+def _next_state(ops: _Ops, output: ir.Value, step: _StepInputs, grouped: ir.Value) -> ir.Value:
+    """Guidance, guidance rescale and scheduler update on the UNet's output; `grouped` is the shape (B, G, C, h, w)."""
+    if output.dtype != F32:
+        output = ops.op("Cast", [output], {"to": int(F32)})
+    predictions = ops.op("Reshape", [output, grouped])
+    weights = ops.unsqueeze(step.guidance, 2, 3, 4)
+    guided = ops.weighted_sum(predictions, weights, 1, keepdims=1)
+    m = _rescaled(ops, guided, predictions, step.guidance_rescale)
+    everything = ops.op("Concat", [step.state, m, ops.unsqueeze(step.noise, 1)], {"axis": 1})
+    rows = ops.unsqueeze(step.coefficients, 3, 4, 5)
+    next_state = ops.weighted_sum(ops.unsqueeze(everything, 1), rows, 2, keepdims=0)
+    next_state.name, next_state.dtype, next_state.shape = "next_state", F32, step.state.shape
+    return next_state
+
+
 def _repeated(ops: _Ops, value: ir.Value, groups: ir.Value, *, like: ir.Value) -> ir.Value:
-    """(B, …) float32 -> (B*G, …), each image once for each group, in the type of `like`."""
+    """(B, …) float32 -> (B*G, …), each row repeated for each guidance group, in the dtype of `like`."""
     image = ops.dims(value, 1)
     spread = ops.op("Expand", [ops.unsqueeze(value, 1), ops.op("Concat", [groups, image], {"axis": 0})])
     flat = ops.op("Reshape", [spread, ops.op("Concat", [ops.const([-1]), image], {"axis": 0})])
@@ -118,7 +149,7 @@ def _repeated(ops: _Ops, value: ir.Value, groups: ir.Value, *, like: ir.Value) -
 
 
 def _rescaled(ops: _Ops, guided: ir.Value, predictions: ir.Value, rescale: ir.Value) -> ir.Value:
-    """guided * (1 + r (std_last / std_guided - 1)); exactly `guided` where r = 0, whatever the deviations are."""
+    """guided * (1 + r (std_last / std_guided - 1)); exactly `guided` where r = 0, even if a deviation is 0."""
     last = ops.op("Gather", [predictions, ops.const([-1])], {"axis": 1})
     ratio = ops.op("Sqrt", [ops.op("Div", [_variance(ops, last), _variance(ops, guided)])])
     one, zero = ops.const(1.0, np.float32), ops.const(0.0, np.float32)
@@ -140,9 +171,11 @@ def _renamed(values: Sequence[ir.Value], prefix: str) -> list[ir.Value]:
 
 
 def blend_model(*, channels: int, opset: int) -> ir.Model:
-    """The graph `blend`: puts known latents back into row 0 of the state where the mask is 0.
+    """The graph `blend`: restores known latents in row 0 of the state where the mask is 0.
 
-    row 0 = mask * state_0 + (1 - mask) * (blend_0 * clean + blend_1 * noise); the other rows pass through.
+    Inputs, all float32: `state` (B, R, C, h, w), `mask` (B, 1, h, w), `clean` and `noise` (B, C, h, w), `blend` (B, 2).
+    Output: `next_state` (B, R, C, h, w), whose row 0 is
+    mask * state_0 + (1 - mask) * (blend_0 * clean + blend_1 * noise); the other rows are those of `state`.
     """
     latent: list[int | str] = [channels, "h", "w"]
     state = tensor("state", F32, ["B", REGISTERS, *latent])

@@ -1,8 +1,8 @@
-"""Export a torch module to ONNX and simplify the graph, keeping track of every parameter.
+"""Export a torch module to ONNX and simplify the graph, without losing the names of parameters.
 
 Knows tensors and graphs; knows nothing of Stable Diffusion. PyTorch's exporter transposes linear weights and merges
-equal ones, which leaves anonymous initializers behind. Here a parameter keeps its name, one initializer each, so that
-LoRA and refitting find their way back.
+equal ones, which leaves anonymous initializers. Here each parameter keeps its own named initializer, so that LoRA and
+refitting can find it.
 """
 
 import logging
@@ -26,7 +26,7 @@ OPSETS = (18, 23)
 
 @dataclass(frozen=True, slots=True)
 class TensorInput:
-    """One input of a module to export: an example tensor, and the names of its dynamic dimensions by index."""
+    """An input of a module to export: an example tensor, and dimension index -> name of its dynamic dimensions."""
 
     name: str
     example: torch.Tensor
@@ -39,18 +39,19 @@ def onnx_from_module(
     """Export `module` and return its simplified ONNX graph.
 
     Args:
-        module: takes `inputs` by name, given in the order of its parameters, and returns a tensor, or a tuple of them,
-            named `outputs`. Put it in eval mode.
-        opset: 23 keeps attention and group normalization as single nodes, 18 is read by more runtimes.
+        module: in eval mode; takes `inputs` by name, in the order of its forward's parameters, and returns a tensor or
+            a tuple of tensors.
+        outputs: names of the returned tensors.
+        opset: 23 keeps attention and group normalization as single nodes; 18 is supported by more runtimes.
 
     Each initializer is a parameter of the module under its own name, or its transpose with `.transposed` appended, or
-    a constant. Every dynamic dimension stays dynamic: an export that would fix one raises `ExportError`.
+    a constant. Raises `ExportError` for an unsupported opset, and if a dynamic dimension would become fixed.
     """
     if opset not in OPSETS:
-        raise ExportError(f"opset {opset} is not supported: choose one of {', '.join(map(str, OPSETS))}")
+        raise ExportError(f"opset {opset} is not supported; expected one of {', '.join(map(str, OPSETS))}")
     with _quiet(), torch.no_grad():
-        # Captured here, because torch.onnx.export wants assertions for run time as well. With a UNet that fails after
-        # all of it was traced; a second trace, by way of the bytecode, takes longer and ends in the same graph.
+        # Captured here because torch.onnx.export would also add run-time assertions. For a UNet that fails after the
+        # full trace; its fallback, a trace of the bytecode, takes longer and gives the same graph.
         captured = torch.export.export(
             module,
             (),
@@ -68,7 +69,7 @@ def onnx_from_module(
             output_names=list(outputs),
         )
     if program is None:
-        raise ExportError("torch.onnx.export returned nothing; run it with verbose=True to see why")
+        raise ExportError("torch.onnx.export returned no program; run it with verbose=True for the reason")
     model: ir.Model = program.model
     _name_dimensions(model.graph, {i.name: i.dynamic for i in inputs})
     simplify(model)
@@ -76,9 +77,9 @@ def onnx_from_module(
 
 
 def simplify(model: ir.Model) -> None:
-    """Fold constants and remove dead or repeated nodes, in place; parameters keep their names.
+    """Fold constants and remove dead and duplicate nodes, in place; parameters keep their names.
 
-    Parameters are held as graph inputs meanwhile, so that the optimizer can neither fold nor merge them.
+    Parameters become graph inputs during the optimization, so that the optimizer can neither fold nor merge them.
     """
     graph = model.graph
     passes.InlinePass()(model)
@@ -101,7 +102,7 @@ def simplify(model: ir.Model) -> None:
 
 
 def _fold_transposes(graph: ir.Graph) -> None:
-    """Replace Transpose(parameter) by an initializer that holds the transposed matrix."""
+    """Replace Transpose(parameter) by an initializer with the transposed matrix."""
     for node in list(graph):
         source = node.inputs[0] if node.op_type == "Transpose" else None
         if source is None or source.name not in graph.initializers or source.const_value is None:
@@ -116,7 +117,7 @@ def _fold_transposes(graph: ir.Graph) -> None:
 
 
 def _transposed(tensor: ir.TensorProtocol, name: str) -> ir.Value:
-    """An initializer that is transposed when it is written, so that no copy is held until then."""
+    """An initializer that is transposed when it is written, so that no copy is kept in memory before."""
     rows, columns = tensor.shape.numpy()
     shape = ir.Shape([columns, rows])
 
@@ -129,17 +130,17 @@ def _transposed(tensor: ir.TensorProtocol, name: str) -> ir.Value:
 
 
 def _name_dimensions(graph: ir.Graph, dynamic: Mapping[str, Mapping[int, str]]) -> None:
-    """Rename the exporter's symbols (`s27`) to the given names everywhere; refuse a dimension that became fixed."""
+    """Rename the exporter's symbols (`s27`) to the given names; raises `ExportError` for a fixed one."""
     names: dict[str, str] = {}
     for value in graph.inputs:
         assert value.shape is not None
         for axis, name in dynamic.get(value.name or "", {}).items():
-            # A fixed one comes as a number, or as a symbol that is called like one.
+            # A fixed dimension is a number, or a symbol whose name is a number.
             symbol = str(value.shape[axis])
             if symbol.isdigit():
                 raise ExportError(
-                    f"dimension {axis} ({name!r}) of input {value.name!r} was fixed to {symbol} by the export; "
-                    "the module's code depends on its value"
+                    f"dimension {axis} ({name!r}) of input {value.name!r} was fixed to {symbol} by the export, "
+                    "because the module's code depends on its value"
                 )
             names.setdefault(symbol, name)
     for value in _values(graph):
@@ -159,7 +160,7 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's notes about its own internals do not help anyone who exports a checkpoint."""
+    """Suppress the exporter's messages about its internals."""
     loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Save a graph with its weights beside it, and make float32 twins of graphs that a CPU cannot run."""
+"""Save graphs with external weights, and make float32 copies of graphs for ONNX Runtime's CPU provider."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,20 +7,20 @@ import numpy as np
 import onnx_ir as ir
 
 _FLOATS = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
-# Below this many elements nothing is gained by storing a weight apart or smaller.
+# Weights with fewer elements are not worth storing externally or as float16.
 _SMALL = 256
 
 
 def save_graph(model: ir.Model, path: Path, *, compact: bool) -> None:
-    """Write `path` and `path.data`, each weight above 1 MiB at a multiple of 4096 bytes, so that it can be mapped.
+    """Write `path` and `path.data`; weights above 1 MiB start at a multiple of 4096 bytes, so that they can be mapped.
 
     Args:
-        compact: store float32 weights that float16 holds exactly as float16 and a Cast. Nothing is lost; runtimes fold
-            the Cast when they load the graph, at the price of a copy.
+        compact: store float32 weights as float16 and a Cast where that is exact. Runtimes fold the Cast when they load
+            the graph, at the cost of a copy.
     """
     if compact:
         _store_exact_halves(model.graph)
-    # The cut leaves them in the order of a set; sorted, the same checkpoint gives the same files.
+    # Sorted because the cut leaves them in the order of a set: the same checkpoint must give the same files.
     initializers = sorted(model.graph.initializers.values(), key=lambda value: str(value.name))
     model.graph.initializers.clear()
     for value in initializers:
@@ -39,7 +39,7 @@ def save_graph(model: ir.Model, path: Path, *, compact: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """How a weight lies in the files: type, shape, and offset in the external data; None is in the ONNX file itself."""
+    """How a weight is stored: dtype, shape, and offset in the external data; None if it is in the ONNX file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -47,7 +47,7 @@ class Stored:
 
 
 def stored_weights(path: Path) -> dict[str, Stored]:
-    """The initializers of a saved graph by name."""
+    """Initializer of a saved graph -> how it is stored."""
     graph = ir.load(path).graph
     return {
         str(name): Stored(
@@ -61,7 +61,7 @@ def stored_weights(path: Path) -> dict[str, Stored]:
 
 
 def dtype_name(dtype: ir.DataType) -> str:
-    """As manifests and numpy name it: "float32", "float16", "bfloat16", "int64"."""
+    """The dtype's name in manifests and numpy, such as "float32", "bfloat16" or "int64"."""
     return "float32" if dtype == ir.DataType.FLOAT else dtype.name.lower()
 
 
@@ -91,9 +91,9 @@ def _store_exact_halves(graph: ir.Graph) -> None:
 
 
 def float32_twin(path: Path, out: Path) -> None:
-    """Write a copy of a graph in which every float16 or bfloat16 tensor is float32, weights and casts included.
+    """Write a copy of a graph with float32 in place of float16 and bfloat16, for weights, tensors and casts.
 
-    ONNX Runtime's CPU kernels know no bfloat16; the twin shows that the graph computes the right thing.
+    ONNX Runtime's CPU kernels do not support bfloat16; the copy allows checking what the graph computes.
     """
     model = ir.load(path)
     for value in model.graph.initializers.values():

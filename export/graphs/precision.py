@@ -1,26 +1,26 @@
-"""Precision of an export: the module's type, and the islands that stay float32 inside of it."""
+"""Precision of an export: the module's dtype, and the parts that stay in float32."""
 
 from typing import Any
 
 import torch
 
-from latentrt.runtime.errors import ExportError
+from latentrt.runtime.errors import ExportError, unknown
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """The torch type of `fp32`, `fp16` or `bf16`."""
+    """The torch dtype of "fp32", "fp16" or "bf16"; raises `ExportError` for other names."""
     if precision not in DTYPES:
-        raise ExportError(f"precision {precision!r} is not supported: choose one of {', '.join(DTYPES)}")
+        raise ExportError(unknown("precision", precision, DTYPES))
     return DTYPES[precision]
 
 
 def keep_unet_islands(unet: Any) -> None:
-    """Keep the embeddings of time and sizes, the last convolution, and where the config wants it attention in float32.
+    """Keep the timestep and size embeddings, the last convolution and, if configured, attention in float32, in place.
 
-    In place. Timesteps and the scheduler's sum are float32, so both ends of the UNet meet them without a rounding. With
-    `upcast_attention`, as in Stable Diffusion 2.x, products of queries and keys pass float16's largest number.
+    Timesteps and the scheduler update are float32, so neither end of the UNet rounds. In models with
+    `upcast_attention`, such as Stable Diffusion 2, products of queries and keys overflow float16.
     """
     if unet.dtype == torch.float32:
         return
@@ -36,9 +36,9 @@ def keep_unet_islands(unet: Any) -> None:
 
 
 class Float32Attention:
-    """Attention of a UNet's transformer blocks: projections in the UNet's type, everything between in float32.
+    """Attention of a UNet's transformer blocks: projections in the UNet's dtype, the attention itself in float32.
 
-    diffusers' processor for PyTorch's fused attention ignores `upcast_attention`, and so would its export.
+    diffusers' processor for PyTorch's fused attention ignores `upcast_attention`, and its export would, too.
     """
 
     def __call__(
@@ -49,12 +49,12 @@ class Float32Attention:
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See the class; `hidden_states` and the result are (n, pixels, channels)."""
+        """Apply attention; `hidden_states` and the result are (n, pixels, channels)."""
         if attention_mask is not None or temb is not None:
             raise ExportError("attention with a mask or a time embedding is not supported in float32")
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = (
-            # -1 and not the number of tokens, which would have to cross the cut between text and loop
+            # -1 instead of the number of tokens, which would have to cross the cut between text and loop
             projected.view(hidden_states.shape[0], -1, attn.heads, projected.shape[2] // attn.heads)
             .transpose(1, 2)
             .float()

@@ -1,4 +1,4 @@
-"""A text encoder as it is exported: ids in, every hidden state that a UNet may consume out."""
+"""A text encoder for export: token ids in, every hidden state that a UNet may consume out."""
 
 from typing import Any
 
@@ -10,23 +10,23 @@ from .onnx_export import TensorInput
 
 
 class TextEncoderGraph(torch.nn.Module):
-    """`input_ids` (n, 77) int64 -> `hidden_states` (n, K, 77, D) float32, and where the row says so `pooled` (n, P).
+    """`input_ids` (n, 77) int64 -> `hidden_states` (n, K, 77, D) and, if `row.pooled`, `pooled` (n, P), both float32.
 
-    Index k is what the UNet consumes at `clip_skip=k`: the output of the k-th layer from the end behind the final norm,
-    or, for rows without, of the k-th from the last but one as it is.
+    Index k is the UNet's input at `clip_skip=k`. With `row.final_norm` it is the output of the k-th layer from the end,
+    after the final layer norm; otherwise that of the k-th layer before the penultimate, without the norm.
     """
 
     def __init__(self, text_encoder: Any, row: TextEncoderRow) -> None:
         super().__init__()
         self.row = row
-        self.add_module(row.part, text_encoder)  # so that parameters are named as in the checkpoint
+        self.add_module(row.part, text_encoder)  # under this name, so that parameters are named as in the checkpoint
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """See the class."""
+        """See the class's docstring."""
         text_encoder: Any = self.get_submodule(self.row.part)
         output = text_encoder(input_ids, output_hidden_states=True)
         if self.row.final_norm:
-            # transformers moved the parts of CLIPTextModel up from `.text_model` in 5.6.
+            # transformers 5.6 moved the submodules of CLIPTextModel out of `.text_model`.
             norm = getattr(text_encoder, "text_model", text_encoder).final_layer_norm
             states: torch.Tensor = norm(torch.stack(output.hidden_states[:0:-1], dim=1)).float()
         else:
@@ -35,7 +35,7 @@ class TextEncoderGraph(torch.nn.Module):
 
 
 def hidden_states(config: dict[str, Any], row: TextEncoderRow) -> int:
-    """K, the number of hidden states that can be chosen."""
+    """K, the number of hidden states that the graph returns."""
     return int(config["num_hidden_layers"]) - (0 if row.final_norm else 1)
 
 

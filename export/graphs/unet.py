@@ -1,4 +1,4 @@
-"""The UNet as it is exported, before it is cut: one prediction for each sample, timestep and text."""
+"""The UNet for export, before the cut: one prediction for each sample, timestep and text."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from .onnx_export import TensorInput
 class UNetGraph(torch.nn.Module):
     """`sample` (n, C, h, w), `timesteps` (n,) float32, `hidden_states` (n, S, D) float32 -> `prediction`, float32.
 
-    Where the UNet takes them, also `pooled` (n, P), `time_ids` (n, 6), `guidance_embedding` (n, E), all float32, and
-    `extra` (n, 5, h, w), which follows the sample's channels.
+    UNets with additional inputs also take `pooled` (n, P), `time_ids` (n, 6), `guidance_embedding` (n, E), all float32,
+    and `extra` (n, 5, h, w), which is concatenated to the sample's channels.
     """
 
     def __init__(self, unet: Any) -> None:
@@ -30,7 +30,7 @@ class UNetGraph(torch.nn.Module):
         guidance_embedding: torch.Tensor | None = None,
         extra: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See the class."""
+        """See the class's docstring."""
         prediction: torch.Tensor = self.unet(
             sample if extra is None else torch.cat([sample, extra], dim=1),
             timesteps,
@@ -45,8 +45,8 @@ class UNetGraph(torch.nn.Module):
 def inputs(config: dict[str, Any], dtype: torch.dtype, max_length: int) -> list[TensorInput]:
     """Example inputs for the export.
 
-    Height and width are no multiple of the UNet's total stride: then diffusers takes the path that resizes each level
-    to the size of its skip connection, which is right for every size (for multiples it does the same as doubling).
+    Height and width are not multiples of the UNet's total stride. diffusers then resizes each level to the size of its
+    skip connection, which is correct for every size; for multiples of the stride it equals doubling.
     """
     stride = 2 ** (len(config["down_block_types"]) - 1)
     size = (2 * stride + 1, 3 * stride + 1)

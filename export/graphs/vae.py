@@ -1,4 +1,4 @@
-"""The VAE's two halves as they are exported: latents to bytes, and pictures to the moments of latents."""
+"""The VAE's decoder and encoder for export: latents to bytes, and images to the moments of latents."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from .onnx_export import TensorInput
 class VAEDecoderGraph(torch.nn.Module):
     """`latents` (B, C, h, w) float32 -> `images` (B, 8h, 8w, 3) uint8, `nonfinite` (B,) int32.
 
-    Divides by the scaling factor first. Bytes are round(255 (x/2 + 1/2)), halves to even, as diffusers' image
-    processor rounds. `nonfinite` counts NaN and infinity before clipping: cast to a byte they would look like black.
+    Divides by the scaling factor first. Bytes are round(255 (x/2 + 1/2)) with ties to even, as in diffusers' image
+    processor. `nonfinite` counts NaN and infinity before clipping, because a cast to bytes would turn them black.
     """
 
     def __init__(self, vae: Any) -> None:
@@ -19,24 +19,24 @@ class VAEDecoderGraph(torch.nn.Module):
         self.vae = vae
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See the class."""
+        """See the class's docstring."""
         scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         pixels = self.vae.decode(scaled, return_dict=False)[0].float()
         nonfinite = (torch.isnan(pixels) | torch.isinf(pixels)).to(torch.int32).sum(dim=(1, 2, 3), dtype=torch.int32)
-        # The cast comes last: TensorRT takes bytes as an output, but computes nothing on them.
+        # The cast is last because TensorRT supports uint8 only as an output.
         images = torch.round((pixels * 0.5 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1)
         return images.to(torch.uint8), nonfinite
 
 
 class VAEEncoderGraph(torch.nn.Module):
-    """`images` (B, H, W, 3) float32 in [-1, 1] -> `mean`, `logvar` (B, C, h, w) float32; no scaling factor applied."""
+    """`images` (B, H, W, 3) float32 in [-1, 1] -> `mean`, `logvar` (B, C, h, w) float32, without the scaling factor."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See the class."""
+        """See the class's docstring."""
         posterior = self.vae.encode(images.permute(0, 3, 1, 2).to(self.vae.dtype), return_dict=False)[0]
         return posterior.mean.float(), posterior.logvar.float()
 
@@ -54,5 +54,5 @@ def encoder_inputs(config: dict[str, Any]) -> list[TensorInput]:
 
 
 def scale_factor(config: dict[str, Any]) -> int:
-    """Pixels per latent pixel, along each side."""
+    """Image pixels per latent pixel along each side."""
     return int(2 ** (len(config["block_out_channels"]) - 1))

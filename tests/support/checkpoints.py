@@ -1,4 +1,4 @@
-"""Small random checkpoints of every family, in the diffusers folder format, for tests."""
+"""Small random checkpoints of every family, as folders in the diffusers format."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ _LCM = {
     "original_inference_steps": 50,
 }
 _CLIP_L = {"hidden_act": "quick_gelu", "pad_token_id": 49407}
-# As in the real config: with this eos, the pooled token is the one with the largest id.
+# As in the real config: with this eos, transformers pools the token with the largest id.
 _CLIP_G = {"hidden_act": "gelu", "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "projection_dim": 24}
 _SD1_UNET = {"attention_head_dim": 2, "use_linear_projection": False}
 _SDXL_UNET = {
@@ -36,7 +36,7 @@ _SDXL_UNET = {
     "cross_attention_dim": 72,
 }
 
-# What tells the families apart; widths are small, everything else is as in the real models.
+# The differences between families. Widths are small; everything else is as in the real models.
 FAMILIES: dict[str, dict[str, Any]] = {
     "sd1": {"text": _CLIP_L, "unet": _SD1_UNET, "scheduler": _EPSILON},
     "sd2": {
@@ -83,17 +83,18 @@ _OFFSETS = {"steps_offset": 1, "set_alpha_to_one": False}
 
 
 def tiny_checkpoint(folder: Path, family: str = "sd1", seed: int = 0, *, tinier: bool = False) -> Path:
-    """Write a random fp32 checkpoint of one of `FAMILIES` to `folder` and return it: 16x16 latents, VAE factor 4.
+    """Write a random fp32 checkpoint with 16x16 latents and VAE factor 4 to `folder`; returns `folder`.
 
     Args:
-        tinier: a UNet whose only cross-attention is in the middle, two text layers and VAE factor 2: quicker to export.
+        family: a key of `FAMILIES`.
+        tinier: faster to export: cross-attention only in the middle block, two text layers, VAE factor 2.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     facts = FAMILIES[family]
     torch.manual_seed(seed)
-    layers = 2 if tinier and "text_2" not in facts else 3  # SDXL's last layer is never used
+    layers = 2 if tinier and "text_2" not in facts else 3  # SDXL does not use the last layer
     ids = {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}
     small = {"intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 2}
     text = CLIPTextModel(CLIPTextConfig(hidden_size=32, **{**ids, **small, **facts["text"]}))
@@ -154,7 +155,7 @@ def tiny_checkpoint(folder: Path, family: str = "sd1", seed: int = 0, *, tinier:
 
 
 def _spread(module: torch.nn.Module, seed: int) -> None:
-    """Give norms and biases random values too: freshly made ones are all 0 or 1, and could be swapped unnoticed."""
+    """Randomize norms and biases: their initial values are all 0 or 1, so that tests would not notice swaps."""
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in module.parameters():

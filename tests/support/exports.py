@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 # name -> family, precision, opset, tinier. Most tests use the first; the others show that the exporter is general.
 EXPORTS = {
     "sd1-fp32": ("sd1", "fp32", 23, False),
-    "shapes-fp16": ("shapes", "fp16", 23, False),  # takes longest, so that it must not be the last to begin
+    "shapes-fp16": ("shapes", "fp16", 23, False),  # takes longest, so it starts early
     "sd2-fp16": ("sd2", "fp16", 23, True),
     "sd2-fp32-opset18": ("sd2", "fp32", 18, True),
     "sd1-bf16": ("sd1", "bf16", 23, True),
@@ -25,13 +25,13 @@ EXPORTS = {
     "sd1-inpaint-fp32": ("sd1-inpaint", "fp32", 23, True),
     "lcm-fp32": ("lcm", "fp32", 23, True),
 }
-# What diffusers and transformers import at the first use only.
+# Modules that diffusers and transformers import lazily.
 CLASSES = (
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.models.autoencoders.autoencoder_kl",
     "transformers.models.clip.modeling_clip",
 )
-# Exported from a single file in the original layout; what tests compare with is the folder that it was made from.
+# Exported from a single file in the original layout; tests compare with the folder that the file was made from.
 SINGLE_FILES = ("sd2-fp32-opset18",)
 
 
@@ -47,7 +47,7 @@ SHAPES = Exported(ROOT / "tests" / "data" / "shapes", ROOT / "engines" / "shapes
 
 
 def export(folder: Path, name: str, family: str, precision: str, opset: int, tinier: bool) -> Exported:
-    """Checkpoint and bundle, made by a child process unless they are in the cache, or another process is about it."""
+    """Export in a child process, unless `folder` already has the bundle; waits for other processes that export it."""
     checkpoint = SHAPES.checkpoint if family == "shapes" else folder / f"{name}.checkpoint"
     result = Exported(checkpoint, folder / name)
     with (folder / f"{name}.lock").open("w") as lock:
@@ -65,14 +65,14 @@ def export(folder: Path, name: str, family: str, precision: str, opset: int, tin
 
 @cache
 def _context() -> ForkServerContext:
-    """Children are forks of a process that has imported what an export needs, which takes as long as tracing a VAE."""
+    """Children fork from a process that has imported the exporter's packages, which takes as long as tracing a VAE."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["diffusers.models", *CLASSES, "latentrt.export.write", "latentrt.export.parity"])
     return context
 
 
 def _export_here(result: Exported, log: Path, family: str, tinier: bool, single: bool, options: list[str]) -> None:
-    """The child. The parity check runs in it too: its own process is of use for large models only."""
+    """Entry point of the child. Runs the parity check in this process: a separate one only helps large models."""
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
     with log.open("w", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):

@@ -1,4 +1,4 @@
-"""Random LoRA files for the random SD 1.x checkpoint and for the embedded model."""
+"""Random LoRA files for the random SD 1.x checkpoint and the embedded model."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from support.exports import SHAPES
 
 from latentrt.runtime.bundle import Bundle
 
-# Modules of the random SD 1.x checkpoint: linear layers of every part, and convolutions.
+# Modules of the random SD 1.x checkpoint: linear layers and convolutions.
 UNET = [
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
     "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",
@@ -21,13 +21,13 @@ TEXT = ["encoder.layers.0.self_attn.q_proj", "encoder.layers.2.mlp.fc1"]
 
 
 def sizes(bundle: Path, parameter: str) -> tuple[int, ...]:
-    """The checkpoint's shape of a parameter."""
+    """A parameter's shape in the checkpoint."""
     use = Bundle.open(bundle).manifest.weights[parameter][0]
     return use.shape[::-1] if use.transposed else use.shape
 
 
 def halves(bundle: Path, parameter: str, rank: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random down and up of a parameter, as large as makes a difference."""
+    """Random down and up matrices of a parameter, large enough to change images."""
     out, into, *kernel = sizes(bundle, parameter)
     draw = torch.Generator().manual_seed(seed)
     down = torch.randn(rank, into, *kernel, generator=draw) * 0.3
@@ -37,6 +37,7 @@ def halves(bundle: Path, parameter: str, rank: int, seed: int) -> tuple[torch.Te
 def kohya_file(
     path: Path, bundle: Path, *, rank: int = 3, alpha: float = 2.0, seed: int = 0, text: bool = True
 ) -> Path:
+    """Write a LoRA in kohya's format for the random SD 1.x checkpoint; returns `path`."""
     tensors = {}
     modules = [(f"unet.{m}", f"lora_unet_{m}") for m in UNET]
     modules += [(f"text_encoder.{m}", f"lora_te_text_model_{m}") for m in TEXT if text]
@@ -49,7 +50,7 @@ def kohya_file(
 
 
 def shapes_file(path: Path, seed: int) -> Path:
-    """For the embedded model: text encoder, `context` and `denoise` change."""
+    """Write a LoRA in diffusers' format for the embedded model; it changes text encoder, `context` and `denoise`."""
     bundle = SHAPES.bundle
     tensors = {}
     for i, module in enumerate(

@@ -1,6 +1,6 @@
-"""Checkpoints in the original layout of Stable Diffusion, written from modules in diffusers' layout.
+"""Checkpoints in Stable Diffusion's original layout, from weights in diffusers' layout.
 
-The renaming here is the inverse of diffusers', written on its own from the layout of the original code.
+The renaming is the inverse of diffusers', and was written independently, from the layout of the original code.
 """
 
 import re
@@ -58,7 +58,7 @@ _OPENCLIP = {
 
 
 def single_file(folder: Path, path: Path, family: str, metadata: dict[str, str] | None = None) -> Path:
-    """Write the weights of a diffusers folder as one file in the original layout."""
+    """Write the weights of a diffusers folder to a single file in the original layout; returns `path`."""
     stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
     parts = {part: load_file(folder / part / f"{stem}.safetensors") for part, stem in stems.items()}
     save_file(original_layout(parts, family), path, metadata)
@@ -66,7 +66,7 @@ def single_file(folder: Path, path: Path, family: str, metadata: dict[str, str] 
 
 
 def original_layout(parts: Mapping[str, Mapping[str, torch.Tensor]], family: str) -> Weights:
-    """All tensors of a checkpoint ("sd1", "sd2", "sdxl") under their original names."""
+    """Component -> tensors of a checkpoint ("sd1", "sd2", "sdxl"), as one dict with their original names."""
     result = {f"model.diffusion_model.{k}": v for k, v in unet_tensors(parts["unet"]).items()}
     result |= {f"first_stage_model.{k}": v for k, v in vae_tensors(parts["vae"]).items()}
     text = {k.removeprefix("text_model."): v for k, v in parts["text_encoder"].items()}
@@ -88,6 +88,7 @@ _FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 
 
 def unet_tensors(weights: Mapping[str, torch.Tensor]) -> Weights:
+    """A UNet's tensors under their original names."""
     layers = 1 + max(int(m[1]) for name in weights if (m := re.match(r"down_blocks\.0\.resnets\.(\d+)", name)))
     return {_unet_name(name, layers, weights): tensor for name, tensor in weights.items()}
 
@@ -115,6 +116,7 @@ def _inner(rest: str) -> str:
 
 
 def vae_tensors(weights: Mapping[str, torch.Tensor]) -> Weights:
+    """A VAE's tensors under their original names; attention weights become 1x1 convolutions."""
     levels = 1 + max(int(m[1]) for name in weights if (m := re.match(r"decoder\.up_blocks\.(\d+)", name)))
     result = {}
     for name, tensor in weights.items():
@@ -129,6 +131,7 @@ def vae_tensors(weights: Mapping[str, torch.Tensor]) -> Weights:
 
 
 def openclip_tensors(weights: Mapping[str, torch.Tensor]) -> Weights:
+    """A text encoder's tensors in OpenCLIP's layout; query, key and value projections are concatenated."""
     result = {}
     for name, tensor in weights.items():
         old = name

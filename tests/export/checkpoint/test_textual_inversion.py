@@ -1,4 +1,4 @@
-"""Textual inversions: files of every form, ids and pictures against diffusers, with all else that is put in."""
+"""Textual inversions: file formats, and token ids and images compared with diffusers, with all other additions."""
 
 import json
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def vectors(count: int, width: int, seed: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Everything:
-    """A bundle with everything put in, and diffusers' pipeline with the same."""
+    """A bundle with every kind of addition, and diffusers' pipeline with the same additions."""
 
     bundle: Path
     theirs: Any
@@ -37,7 +37,7 @@ class Everything:
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Everything:
-    """One single file with another VAE, a LoRA, and two textual inversions of three vectors and of one."""
+    """A single file with another VAE, a LoRA, and textual inversions of three vectors and of one."""
     from diffusers import AutoencoderKL, StableDiffusionPipeline
 
     folder = tmp_path_factory.mktemp("everything")
@@ -71,7 +71,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Everything:
     return Everything(folder / "bundle", pipe)
 
 
-def test_the_bundle_says_what_was_put_in(everything: Everything) -> None:
+def test_the_bundle_records_its_additions(everything: Everything) -> None:
     bundle = Bundle.open(everything.bundle)
     assert bundle.altered_files() == []
     checkpoint = bundle.manifest.checkpoint
@@ -101,7 +101,7 @@ def test_the_bundle_says_what_was_put_in(everything: Everything) -> None:
         "a <cat-toy>_1 alone",
     ],
 )
-def test_words_stand_for_the_ids_that_diffusers_has(everything: Everything, prompt: str) -> None:
+def test_words_have_the_token_ids_of_diffusers(everything: Everything, prompt: str) -> None:
     tokenizer = everything.theirs.tokenizer
     replaced = everything.theirs.maybe_convert_prompt(prompt, tokenizer)
     expected = tokenizer(replaced, padding="max_length", max_length=77, truncation=True).input_ids
@@ -112,7 +112,7 @@ def test_words_stand_for_the_ids_that_diffusers_has(everything: Everything, prom
     assert encoded.dropped == (("<cat-toy> end",) if "end" in prompt else ("",))
 
 
-def test_pictures_are_those_of_diffusers(everything: Everything) -> None:
+def test_images_equal_those_of_diffusers(everything: Everything) -> None:
     options: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "height": 32, "width": 48}
     with Pipeline.load(everything.bundle, device="cpu") as pipe:
         ours = pipe(PROMPT, seed=8, output_type="np", **options)
@@ -156,15 +156,15 @@ def test_files_of_every_form(
 @pytest.mark.parametrize(
     ("content", "token", "widths", "message"),
     [
-        ({"<cat>": torch.zeros(2, 9)}, None, SD, r"shape \(2, 9\).*takes \(vectors, 8\).*another family"),
+        ({"<cat>": torch.zeros(2, 9)}, None, SD, r"shape \(2, 9\).*expects .*\(vectors, 8\).*another family"),
         ({"<cat>": torch.zeros(2, 2, 8)}, None, SD, r"shape \(2, 2, 8\)"),
         ({"<cat>": torch.zeros(0, 8)}, None, SD, r"shape \(0, 8\)"),
-        ({"<cat>": torch.zeros(1, 8, dtype=torch.int64)}, None, SD, r"type torch.int64"),
-        ({"<cat>": torch.zeros(1, 8)}, None, SDXL, r"holds vectors for text_encoder, but the checkpoint has"),
+        ({"<cat>": torch.zeros(1, 8, dtype=torch.int64)}, None, SD, r"dtype torch.int64"),
+        ({"<cat>": torch.zeros(1, 8)}, None, SDXL, r"has vectors for text_encoder, but the checkpoint has"),
         ({"clip_l": torch.zeros(1, 8), "clip_g": torch.zeros(1, 12)}, None, SD, "text_encoder and text_encoder_2, but"),
-        ({"clip_l": torch.zeros(1, 8), "clip_g": torch.zeros(2, 12)}, None, SDXL, "different number of vectors"),
-        ({"a": torch.zeros(1, 8), "b": torch.zeros(1, 8)}, None, SD, "no textual inversion: .* not a, b"),
-        ({"<cat>": torch.zeros(1, 8)}, "two words", SD, "'two words' is no word"),
+        ({"clip_l": torch.zeros(1, 8), "clip_g": torch.zeros(2, 12)}, None, SDXL, "different numbers of vectors"),
+        ({"a": torch.zeros(1, 8), "b": torch.zeros(1, 8)}, None, SD, "not a textual inversion: .* found a, b"),
+        ({"<cat>": torch.zeros(1, 8)}, "two words", SD, "'two words' is not a single word"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(
@@ -175,18 +175,18 @@ def test_files_that_do_not_fit_are_refused(
         read_embedding(EmbeddingFile(str(tmp_path / "x.safetensors"), token), widths, allow_pickle=False)
 
 
-def test_a_pickle_needs_a_word(tmp_path: Path) -> None:
+def test_a_pickle_needs_permission(tmp_path: Path) -> None:
     torch.save({"<cat>": torch.zeros(8)}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=r"x\.pt is a pickle.*--allow-pickle"):
         read_embedding(EmbeddingFile(str(tmp_path / "x.pt")), SD, allow_pickle=False)
     torch.save({"string_to_param": {}}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="no textual inversion"):
+    with pytest.raises(CheckpointError, match="not a textual inversion"):
         read_embedding(EmbeddingFile(str(tmp_path / "x.pt")), SD, allow_pickle=True)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(("cat",), "'cat' is in the vocabulary already"), (("<a>", "<A>"), "two textual inversions are called '<A>'")],
+    [(("cat",), "'cat' is already in the vocabulary"), (("<a>", "<A>"), "two textual inversions are named '<A>'")],
 )
 def test_words_that_are_taken_are_refused(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint", tinier=True)

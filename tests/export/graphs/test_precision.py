@@ -1,4 +1,4 @@
-"""Islands of float32: weights with which plain float16 overflows, computed in float16 by ONNX's reference in numpy."""
+"""Float32 parts of half-precision graphs: weights that overflow float16, run with ONNX's reference evaluator."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ LARGEST = 65504.0  # of float16
 
 
 def computed(module: torch.nn.Module, example: Any, outputs: list[str], values: dict[str, Any]) -> list[NDArray[Any]]:
-    """What the exported graph gives, each operation in the type that the graph says."""
+    """Outputs of the exported graph, with each operation in the graph's dtype."""
     model = ir.serde.serialize_model(onnx_from_module(module, example, outputs, opset=23))
     with np.errstate(all="ignore"):
         found: list[NDArray[Any]] = ReferenceEvaluator(model).run(None, values)
@@ -29,7 +29,7 @@ def computed(module: torch.nn.Module, example: Any, outputs: list[str], values: 
 
 
 class SelfAttention(torch.nn.Module):
-    """One attention of a UNet's transformer block, with a processor."""
+    """An attention of a UNet's transformer block, with the given processor."""
 
     def __init__(self, processor: Any, gain: float) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class SelfAttention(torch.nn.Module):
 
 @torch.no_grad()
 def test_attention_that_overflows_in_float16_is_computed_in_float32() -> None:
-    """Queries and keys fit float16, their products do not. All three have the weights that float16 rounds to."""
+    """Queries and keys fit float16, their products do not. All three modules have weights rounded to float16."""
     gain = 500.0
     hidden = torch.randn(2, 30, 64, generator=torch.Generator().manual_seed(9)).half()
     exact = SelfAttention(AttnProcessor2_0(), gain).half().float()
@@ -59,7 +59,7 @@ def test_attention_that_overflows_in_float16_is_computed_in_float32() -> None:
     expected = exact(hidden.float()).numpy()
     assert not np.isfinite(plain).all()
     assert np.isfinite(island).all()
-    # Softmax of such large numbers takes one of its inputs; where two are nearly alike, rounding of q and k decides.
+    # Softmax of such large numbers selects one input; for near ties, the rounding of q and k decides which.
     rows = np.linalg.norm(island - expected, axis=2) < 0.01 * np.linalg.norm(expected, axis=2)
     assert rows.mean() > 0.9
 
@@ -69,7 +69,7 @@ def test_attention_that_overflows_in_float16_is_computed_in_float32() -> None:
     [
         (torch.float16, True, True),
         (torch.float16, False, False),
-        (torch.bfloat16, True, False),  # it reaches as far as float32
+        (torch.bfloat16, True, False),  # has the range of float32
         (torch.float32, True, False),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_vae_that_overflows_in_float16_is_decoded_in_float32() -> None:
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=8,
     ).eval()
-    # Like the one of Stable Diffusion XL: large activations between norms, whose scale the next norm takes out again.
+    # As in Stable Diffusion XL's VAE: large activations between norms, whose scale the next norm removes.
     vae.decoder.conv_in.weight.data *= 3e5
     latents = np.random.default_rng(1).standard_normal((1, 4, 6, 5)).astype(np.float32)
     example = decoder_inputs(dict(vae.config))
@@ -113,7 +113,7 @@ def test_a_vae_that_overflows_in_float16_is_decoded_in_float32() -> None:
     assert bad[0] == 3 * 12 * 10
     images, bad = computed(VAEDecoderGraph(vae.float()), example, ["images", "nonfinite"], {"latents": latents})
     assert bad[0] == 0
-    # The weights have been rounded to float16 on the way.
+    # The weights were rounded to float16 by `vae.half()`.
     bytes_of = (expected * 0.5 + 0.5).clamp(0, 1).mul(255).round().permute(0, 2, 3, 1).numpy()
     assert np.abs(images - bytes_of).max() <= 4
 
@@ -121,7 +121,7 @@ def test_a_vae_that_overflows_in_float16_is_decoded_in_float32() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @torch.no_grad()
 def test_a_rounded_graph_rounds_each_result(dtype: torch.dtype) -> None:
-    """What `benchmarks/family_precision.py` measures with: as PyTorch computes step by step in the half itself."""
+    """Used by benchmarks.quality.family_precision: equals PyTorch's computation in half precision, step by step."""
     torch.manual_seed(8)
     module = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.Sigmoid(), torch.nn.Linear(40, 5)).to(dtype)
     x = torch.randn(7, 24).to(dtype)
@@ -138,7 +138,7 @@ def test_a_rounded_graph_rounds_each_result(dtype: torch.dtype) -> None:
 
 
 class Positional(torch.nn.Module):
-    """A module whose argument is called `x`."""
+    """A module whose argument is named `x`."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()

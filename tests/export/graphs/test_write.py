@@ -1,4 +1,4 @@
-"""Exports: general cut and fusion, parity at other shapes, the way back to each parameter, nothing left behind."""
+"""Exports: cut and fusion of graphs, parity with PyTorch, the manifest's weights, and cleanup after failures."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from latentrt.export import parity, write
 from latentrt.export.checkpoint.checkpoint import Checkpoint
 from latentrt.export.checkpoint.source import Source
 from latentrt.export.graphs import fuse
-from latentrt.export.graphs.cut import split
+from latentrt.export.graphs.cut import cut_denoiser
 from latentrt.export.graphs.onnx_export import TensorInput, onnx_from_module
 from latentrt.export.graphs.onnx_files import save_graph
 from latentrt.export.write import ExportOptions, export_bundle
@@ -42,7 +42,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", [*EXPORTS, "shapes"])
 def test_every_graph_is_there_and_follows_the_contract(exported: Callable[[str], Exported], name: str) -> None:
-    """Parity with PyTorch at two shapes was part of the export itself."""
+    """The export itself has checked parity with PyTorch at two shapes."""
     bundle = Bundle.open(exported(name).bundle)
     encoders = {encoder.graph for encoder in bundle.manifest.model.text_encoders}
     assert set(bundle.manifest.graphs) == GRAPHS | encoders
@@ -100,7 +100,7 @@ def test_every_parameter_can_be_rebuilt(exported: Callable[[str], Exported], nam
 
 
 def unused(bundle: Bundle, checkpoint: Path) -> set[str]:
-    """Parameters that no picture depends on: SDXL reads the text encoders before their last layer."""
+    """Parameters that do not affect images: SDXL reads the text encoders before their last layer."""
     if bundle.manifest.model.family != "sdxl":
         return set()
     names = load_file(checkpoint / "text_encoder" / "model.safetensors")
@@ -113,7 +113,7 @@ def unused(bundle: Bundle, checkpoint: Path) -> set[str]:
 
 
 def test_the_embedded_bundle_is_that_of_its_checkpoint_and_small(exported: Callable[[str], Exported]) -> None:
-    """Export it again with the command in tests/shapes/README.md when this fails."""
+    """If this fails, export it again with the command in benchmarks/shapes/README.md."""
     shapes = exported("shapes")
     manifest = Bundle.open(shapes.bundle).manifest
     assert manifest.checkpoint.sha256 == Checkpoint.open(shapes.checkpoint).sha256()
@@ -123,7 +123,7 @@ def test_the_embedded_bundle_is_that_of_its_checkpoint_and_small(exported: Calla
 
 
 class Sideways(torch.nn.Module):
-    """A denoiser that looks like no UNet: two cross-attentions, a time path of 1-D and 4-D features, odd names."""
+    """A denoiser unlike a UNet: two cross-attentions, 1-D and 4-D time features, other names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ def test_the_cut_knows_no_layer_names(opset: int, tmp_path: Path) -> None:
         TensorInput("moment", torch.rand(2), {0: "n"}),
     ]
     model = onnx_from_module(module, inputs, ["out"], opset=opset)
-    cut = split(model, time_inputs={"moment"}, context_inputs={"words"})
+    cut = cut_denoiser(model, time_inputs={"moment"}, context_inputs={"words"})
     assert [v.name for v in cut.context.graph.outputs] == ["key_00", "value_00", "key_01", "value_01"]
     assert cut.time.graph.outputs[0].shape == ir.Shape(["n", 24])
     assert [v.name for v in cut.loop.graph.inputs][:2] == ["picture", "time_features"]
@@ -177,7 +177,7 @@ def test_the_cut_knows_no_layer_names(opset: int, tmp_path: Path) -> None:
 
 
 class FixedLength(torch.nn.Module):
-    """Adds positions of a length that it knows, as code does that was written for one size."""
+    """Adds positions for a fixed length."""
 
     def forward(self, words: torch.Tensor) -> torch.Tensor:
         return words + torch.arange(5)
@@ -208,7 +208,7 @@ def test_compact_storage_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_the_same_graph_gives_the_same_files(tmp_path: Path) -> None:
-    """Whatever order its weights come in: the cut leaves them in that of a set."""
+    """In any order of its weights: the cut leaves them in the order of a set."""
     files = []
     for order in (("a", "b", "c"), ("c", "a", "b")):
         x = fuse.tensor("x", ir.DataType.FLOAT, (3, 256))
@@ -227,7 +227,7 @@ def test_the_same_graph_gives_the_same_files(tmp_path: Path) -> None:
 
 
 def test_a_wrong_graph_is_named_with_error_and_tolerance(sd1: Exported, tmp_path: Path) -> None:
-    """The check of the export, on a bundle in which one weight of one graph was changed."""
+    """Runs the parity check on bundles in which one weight of one graph was changed."""
     bundle = Bundle.open(sd1.bundle)
     for graph in ("text_encoder", "denoise", "vae_decoder", "vae_encoder", "blend"):
         folder = tmp_path / graph
@@ -303,7 +303,7 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(checkpoint: Path, tmp_path
 
 
 def test_an_existing_folder_is_not_replaced_unasked(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"exists already.*--overwrite"):
+    with pytest.raises(ExportError, match=r"already exists.*--overwrite"):
         export_bundle(checkpoint, tmp_path)
 
 
@@ -368,14 +368,14 @@ def spoil_channels(folder: Path) -> None:
     [
         (spoil_missing, r"vae/config.json is missing.*model_index.json"),
         (spoil_weights, r"unet/diffusion_pytorch_model.safetensors is missing"),
-        (spoil_truncated, r"unet/diffusion_pytorch_model.safetensors is not a whole safetensors file"),
+        (spoil_truncated, r"unet/diffusion_pytorch_model.safetensors is not a valid safetensors file"),
         (spoil_json, r"unet/config.json is not JSON"),
-        (spoil_class, r"'FluxPipeline'; latentrt exports StableDiffusionPipeline"),
-        (spoil_pickle, r"pickled weights only.*--allow-pickle"),
-        (spoil_keys, r"unet does not hold the weights.*1 missing, such as conv_in.weight"),
-        (spoil_activation, r"has text_encoder with relu, as no family that is known: sd1, sd2, sdxl"),
-        (spoil_latents, r"VAE with a mean and deviation for each channel"),
-        (spoil_channels, r"7 input channels; supported are 4.*makes 9"),
+        (spoil_class, r"unsupported class 'FluxPipeline'; supported are StableDiffusionPipeline"),
+        (spoil_pickle, r"only pickled weights.*--allow-pickle"),
+        (spoil_keys, r"unet does not have the weights.*1 missing, such as conv_in.weight"),
+        (spoil_activation, r"has text_encoder with relu, which matches no supported family: sd1, sd2, sdxl"),
+        (spoil_latents, r"VAE with latents_mean and latents_std"),
+        (spoil_channels, r"7 input channels; supported are 4 .* and 9"),
     ],
 )
 def test_a_spoilt_checkpoint_is_refused(
@@ -393,7 +393,7 @@ def test_a_spoilt_checkpoint_is_refused(
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="is not a valid safetensors file"):
         Checkpoint.open(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="does not exist"):
         Checkpoint.open(tmp_path / "nothing")
