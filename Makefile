@@ -1,5 +1,6 @@
 # make demo       draw a picture: installs the runtime into .venv-demo, no PyTorch
-# make test       the test suite, in .venv
+# make test       the quick tests, in .venv: about five minutes on two cores
+# make test-all   these and the slow ones: more exports, real engine builds, diffusers beside every plan
 # make check      ruff and mypy, in .venv
 # make bench      compare this machine with its peers, and write a report; DEVICE=cuda for a GPU, MODELS=shapes for less
 # make embedding  the example in C++, out/embedding/draw; needs cmake and a compiler, see docs/embedding.md
@@ -8,13 +9,16 @@ PYTHON ?= python3
 DEVICE ?= cpu
 MODELS ?= shapes medium sd15
 
-.PHONY: demo test check bench embedding clean
+.PHONY: demo test test-all check bench embedding clean
 
 demo: .venv-demo/installed
 	.venv-demo/bin/latentrt generate "a large red star on a blue background" --seed 1 -o out/demo.png
 
 test: .venv/installed
-	.venv/bin/pytest -n 2 --dist loadfile
+	.venv/bin/pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: test
+	.venv/bin/pytest -n 2 --dist loadfile -m slow
 
 check: .venv/installed
 	.venv/bin/ruff check .

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from support.exports import EXPORTS, ROOT, SHAPES, Exported, export
+from support.exports import EXPORTS, QUICK_EXPORTS, ROOT, SHAPES, Exported, export
 
 from latentrt.runtime import Pipeline
 
@@ -29,6 +29,15 @@ def _auto_takes_onnxruntime_on_a_cpu() -> Iterator[None]:
         yield
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests of the other exports as slow, where the export is a parameter."""
+    slow = EXPORTS.keys() - QUICK_EXPORTS
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        if parameters is not None and slow & {p for p in parameters.params.values() if isinstance(p, str)}:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def _exports(pytestconfig: pytest.Config) -> Iterator[dict[str, Future[Exported]]]:
     exporter = ROOT / "export"
@@ -43,17 +52,30 @@ def _exports(pytestconfig: pytest.Config) -> Iterator[dict[str, Future[Exported]
     key = hashlib.sha256(b"".join(f.read_bytes() for f in sources)).hexdigest()[:16]
     assert pytestconfig.cache is not None
     folder = pytestconfig.cache.mkdir(f"bundles-{key}")
+    wanted = {name: EXPORTS[name] for name in (QUICK_EXPORTS if _is_quick(pytestconfig) else EXPORTS)}
     with ThreadPoolExecutor(2) as pool:
-        futures = {name: pool.submit(export, folder, name, *facts) for name, facts in EXPORTS.items()}
+        futures = {name: pool.submit(export, folder, name, *facts) for name, facts in wanted.items()}
         yield futures
         for future in futures.values():
             future.cancel()
 
 
+def _is_quick(config: pytest.Config) -> bool:
+    return "not slow" in config.getoption("markexpr")
+
+
 @pytest.fixture(scope="session")
 def exported(_exports: dict[str, Future[Exported]]) -> Callable[[str], Exported]:
     """The export with a name of `EXPORTS`, or the embedded model as "shapes"."""
-    return lambda name: SHAPES if name == "shapes" else _exports[name].result()
+
+    def get(name: str) -> Exported:
+        if name == "shapes":
+            return SHAPES
+        if name not in _exports:
+            pytest.fail(f"{name} is not among the quick exports: mark this test as slow")
+        return _exports[name].result()
+
+    return get
 
 
 @pytest.fixture(scope="session")

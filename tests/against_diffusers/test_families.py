@@ -40,7 +40,12 @@ FAMILIES: dict[str, tuple[str, tuple[str | None, ...], dict[str, Any]]] = {
     "lcm": ("lcm-fp32", LCM, {"guidance_scale": 8.5}),
 }
 TASKS = ("text", "image", "inpaint")
-CASES = [(f, t) for f, (_, classes, _) in FAMILIES.items() for t, name in zip(TASKS, classes, strict=True) if name]
+CASES = [
+    pytest.param(family, task, marks=[] if family in ("sd1", "sdxl") else [pytest.mark.slow])
+    for family, (_, classes, _) in FAMILIES.items()
+    for task, name in zip(TASKS, classes, strict=True)
+    if name
+]
 DRAWS = [(7, (48, 40)), (2**31 + 11, (40, 64))]
 
 

@@ -90,6 +90,7 @@ def test_no_gpu_is_a_failed_check(work: Path) -> None:
     assert {note.split(" ")[0] for note in report.notes} == {"onnxruntime", "tensorrt", "tensorrt_rtx"}
 
 
+@pytest.mark.slow
 def test_a_library_that_breaks_does_not_hide_the_next(
     work: Path, monkeypatch: pytest.MonkeyPatch, gpu: Machine
 ) -> None:
@@ -145,6 +146,7 @@ def ort(exported: Callable[[str], Exported], tmp_path: Path) -> Place:
     return place
 
 
+@pytest.mark.slow
 def test_group_norms(ort: Place) -> None:
     with machine(onnxruntime={}):
         report = done("group_norms", ort, steps=1, repetitions=1)
@@ -174,6 +176,7 @@ def test_a_wrong_register_is_found(work: Path, monkeypatch: pytest.MonkeyPatch) 
     assert found.startswith("tensorrt_rtx: unipc, worst in call 2 of 4, register 2: 1.00e-03")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gpu")
 def test_weights_that_do_not_come_back_are_found(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refit = LoadedEngine.refit
@@ -200,6 +203,7 @@ def test_a_wait_inside_of_the_loop_is_found(gpu: Machine, work: Path, monkeypatc
     assert vars(gpu.cuda).keys() == before.keys()
 
 
+@pytest.mark.slow
 def test_wrong_group_norms_are_found(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First a kernel with a wrong epsilon, then a library without the kernel."""
     expanded = simulated.with_group_norms_expanded
@@ -282,6 +286,7 @@ def full(small: Exported, tmp_path: Path) -> Place:
     return place
 
 
+@pytest.mark.slow
 def test_latencies(full: Place) -> None:
     """latentrt and diffusers draw the same, and the floor is below every case."""
     rates = {"float16": 1e15, "tf32": 1e14, "bytes": 1e13}
@@ -317,6 +322,7 @@ def test_latency_needs_a_checkpoint(tmp_path: Path) -> None:
     assert "run the part full_size first" in failed(done("latency", Place(tmp_path)))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gpu")
 def test_full_size(full: Place, small: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines are really built, on the simulated GPU; making and exporting the checkpoint are faked."""
@@ -419,6 +425,7 @@ def test_an_old_report_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
     assert run_part("one", ["false"], 5.0, tmp_path).verdict == "crashed"
 
 
+@pytest.mark.slow
 def test_the_script_runs_parts_and_says_what_failed(
     tmp_path: Path, make_wheel: Callable[[Path, str, str], Path]
 ) -> None:

@@ -78,6 +78,7 @@ def test_it_draws_the_golden_picture(draw: Draw, tmp_path: Path) -> None:
     assert psnr(pixels(tmp_path / "golden.png"), golden) >= 50
 
 
+@pytest.mark.slow
 def test_it_draws_with_another_precision(draw: Draw, exported: Callable[[str], Exported]) -> None:
     """Float16 goes from graph to graph as it is."""
     result = draw(exported("sd2-fp16").bundle)

@@ -25,6 +25,8 @@ EXPORTS = {
     "sd1-inpaint-fp32": ("sd1-inpaint", "fp32", 23, True),
     "lcm-fp32": ("lcm", "fp32", 23, True),
 }
+# Those that `make test` uses; tests that need others are slow.
+QUICK_EXPORTS = ("sd1-fp32", "sdxl-fp32")
 # Modules that diffusers and transformers import lazily.
 CLASSES = (
     "diffusers.models.unets.unet_2d_condition",

@@ -214,6 +214,7 @@ def test_a_damaged_one_is_not_used(bundle: Path, expected: NDArray[Any], caplog:
     assert f"latentrt build {bundle} --backend onnxruntime" in caplog.text
 
 
+@pytest.mark.slow
 def test_bundles_without_such_attention_are_refused(exported: Callable[[str], Exported], tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"(?s)nothing to replace.*on cpu\. .*opset 18"):
         list(build_ort_graphs(exported("sd2-fp32-opset18").bundle, devices=["cpu"], engines=tmp_path))

@@ -117,6 +117,7 @@ def test_sizes_that_the_model_has_not(sizes: dict[str, list[str]], message: str)
 # --- real engines ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shapes", "shapes-fp16", "sd2-fp16", "sd1-bf16", "sd2-fp32-opset18"])
 def test_every_graph_builds_for_three_generations(
     exported: Callable[[str], Exported], tmp_path: Path, name: str

@@ -94,6 +94,7 @@ def test_attention_is_an_island_where_the_config_asks_for_it(dtype: torch.dtype,
         torch.testing.assert_close(got, attention(hidden, text), rtol=0, atol=2e-3 if island else 0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_vae_that_overflows_in_float16_is_decoded_in_float32() -> None:
     torch.manual_seed(6)

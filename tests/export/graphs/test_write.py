@@ -112,6 +112,7 @@ def unused(bundle: Bundle, checkpoint: Path) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_the_embedded_bundle_is_that_of_its_checkpoint_and_small(exported: Callable[[str], Exported]) -> None:
     """If this fails, export it again with the command in benchmarks/shapes/README.md."""
     shapes = exported("shapes")
@@ -147,6 +148,7 @@ class Sideways(torch.nn.Module):
         return tokens.transpose(1, 2).reshape(n, c, h, w)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [18, 23])
 def test_the_cut_knows_no_layer_names(opset: int, tmp_path: Path) -> None:
     import onnxruntime
@@ -288,6 +290,7 @@ def test_a_full_disk_leaves_nothing_behind(checkpoint: Path, tmp_path: Path, mon
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_middle_leaves_nothing_behind(checkpoint: Path, tmp_path: Path, number: int) -> None:
     command = [sys.executable, "-m", "latentrt.runtime.cli", "export", str(checkpoint), str(tmp_path / "out")]

@@ -78,6 +78,7 @@ def test_goldens_of_every_family_and_precision(exported: Callable[[str], Exporte
     assert all(check.passed for check in checks), checks
 
 
+@pytest.mark.slow
 def test_sizes_take_turns(exported: Callable[[str], Exported]) -> None:
     """More of them than are kept."""
     bundle = exported("sd2-fp32-opset18").bundle
@@ -167,6 +168,7 @@ def test_inputs_that_do_not_fit_are_refused(pipe: Pipeline) -> None:
         pipe.run("vae_decoder", {"latents": np.zeros((1, 3, 8, 8), np.float32)})
 
 
+@pytest.mark.slow
 def test_closing_gives_the_memory_back(exported: Callable[[str], Exported]) -> None:
     with Pipeline.load(exported("sd2-fp32-opset18").bundle, backend="openvino") as pipe:
         pipe(PROMPT, **{**FEW, "num_inference_steps": 1, "guidance_scale": 1.0})

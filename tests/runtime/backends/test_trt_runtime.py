@@ -240,6 +240,7 @@ def test_a_cancelled_picture_leaves_nothing(gpu: Machine, pipe: Pipeline) -> Non
     assert gpu.cuda.held == held
 
 
+@pytest.mark.slow
 def test_a_hundred_pipelines_leave_nothing(gpu: Machine, engines: Path) -> None:
     for i in range(100):
         with Pipeline.load(backend=RTX, engines=engines) as pipe:

@@ -62,6 +62,7 @@ AT_LEAST = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_name", CLASSES)
 def test_replay_is_what_diffusers_computes(class_name: str) -> None:
     compared, failures = 0, []
