@@ -35,7 +35,7 @@ def as_tuple(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Te
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Findings:
-    """What the child process hands back: the golden's record, and the map from latents to RGB."""
+    """Results of the parity process: the golden's record, and the linear map from latents to RGB, (C + 1, 3)."""
 
     golden: Golden
     latent_rgb: tuple[tuple[float, ...], ...]

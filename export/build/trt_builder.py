@@ -141,9 +141,7 @@ class TrtBuilder(TrtLibrary):
         self._parse(parser, onnx)
         config = builder.create_builder_config()
         self._set_shapes(builder, network, config, shapes)
-        self._set_options(config, options)
-        if strict_nans:
-            config.set_flag(self.trt.BuilderFlag.STRICT_NANS)
+        self._set_options(config, options, strict_nans=strict_nans)
         if options.refittable:
             self._mark_refittable(network, onnx, refittable_weights)
         self._decompose_attention(network)
@@ -181,7 +179,7 @@ class TrtBuilder(TrtLibrary):
             tensor.shape = [low if low == high else -1 for low, high in zip(least, most, strict=True)]
         config.add_optimization_profile(profile)
 
-    def _set_options(self, config: Any, options: BuildOptions) -> None:
+    def _set_options(self, config: Any, options: BuildOptions, *, strict_nans: bool) -> None:
         flag = self.trt.BuilderFlag
         config.builder_optimization_level = options.optimization_level
         if not options.tf32:
@@ -192,6 +190,8 @@ class TrtBuilder(TrtLibrary):
             config.set_flag(flag.STRIP_PLAN)
         if options.version_compatible:
             config.set_flag(flag.VERSION_COMPATIBLE)
+        if strict_nans:
+            config.set_flag(flag.STRICT_NANS)
         if options.workspace_mib is not None:
             config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
         if self.backend == "tensorrt":
