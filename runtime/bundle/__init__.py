@@ -1,4 +1,4 @@
-"""The bundle on disk: manifest, files, engines, sizes. Knows nothing of running graphs."""
+"""The bundle on disk: manifest, files, engines and tensor sizes. Knows nothing about running graphs."""
 
 from .bundle import Bundle
 from .engine_list import EngineList

@@ -1,7 +1,7 @@
-"""Compiled engines of a bundle: where they lie, whether they are whole, and what they are for.
+"""Compiled engines of a bundle: their paths and hashes.
 
-They are listed by the bundle itself, or by `engines.json` in a folder of their own, for bundles that nobody may write
-to. Knows nothing of TensorRT.
+Engines are listed in the bundle's manifest, or in `engines.json` of a separate folder when the bundle is read-only.
+Knows nothing about TensorRT.
 """
 
 import json
@@ -30,7 +30,7 @@ class EngineListFile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EngineList:
-    """Engines and the folder that their file names start from."""
+    """Engines, and the folder that their file names are relative to."""
 
     folder: Path
     engines: tuple[EngineRecord, ...]
@@ -38,32 +38,32 @@ class EngineList:
 
     @classmethod
     def of_bundle(cls, bundle: Bundle, folder: Path | None = None) -> "EngineList":
-        """The engines that a bundle lists, or those in a folder of their own; an empty folder has none."""
+        """The engines listed in a bundle, or those in a separate folder, which may be empty."""
         if folder is None:
             return cls(bundle.path, bundle.manifest.engines, bundle.manifest.files)
         file = folder / LIST
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             if data.get("format") != FORMAT:
-                raise BundleError(f"{file} has the format {data.get('format')!r}; this version reads {FORMAT!r} only")
+                raise BundleError(f"{file} has format {data.get('format')!r}; this version reads only {FORMAT!r}")
             content = decode(EngineListFile, data, LIST)
         except FileNotFoundError:
             return cls(folder, (), {})
         except (StrictJSONError, ValueError, AttributeError) as error:
             if isinstance(error, BundleError):
                 raise
-            raise BundleError(f"{file} cannot be read: {error}. Delete the folder, and build again") from error
+            raise BundleError(f"{file} cannot be read: {error}. Delete the folder and build again") from error
         return cls(folder, content.engines, content.files)
 
     def path(self, record: EngineRecord) -> Path:
-        """Where an engine lies; refuses names that leave the folder."""
+        """Path of an engine. Raises `BundleError` for unlisted files and for paths outside the folder."""
         path = self.folder / record.file
         if record.file not in self.files or not path.resolve().is_relative_to(self.folder.resolve()):
-            raise BundleError(f"{self.folder} lists the engine {record.file!r}, but no such file of its own")
+            raise BundleError(f"{self.folder} lists the engine {record.file!r}, which is not one of its files")
         return path
 
     def intact(self, record: EngineRecord) -> bool:
-        """Whether an engine is there with its sha256, remembered by size, time and inode of the file."""
+        """Whether an engine exists with its sha256. Hashes are cached by the file's size, mtime and inode."""
         path, expected = self.path(record), self.files[record.file]
         try:
             status = path.stat()
@@ -81,7 +81,7 @@ class EngineList:
 
 
 def updated_manifest(bundle: Bundle, folder: Path | None, engines: EngineList) -> tuple[Path, str]:
-    """The file that lists engines, and its new text, for what `EngineList.of_bundle` read."""
+    """The file that `EngineList.of_bundle` read, and its new text that lists `engines`."""
     if folder is None:
         manifest = replace(bundle.manifest, engines=engines.engines, files=engines.files)
         return bundle.path / MANIFEST, manifest_json(manifest)
@@ -90,7 +90,7 @@ def updated_manifest(bundle: Bundle, folder: Path | None, engines: EngineList) -
 
 
 class _HashCache:
-    """Hashes of files that did not change, in the user's cache. Losing it costs time only, so nothing here raises."""
+    """Hashes of unchanged files, in the user's cache folder. Losing them only costs time, so I/O errors are ignored."""
 
     def __init__(self) -> None:
         self._file = cache_folder() / "hashes.json"

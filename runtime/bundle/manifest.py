@@ -11,7 +11,7 @@ MANIFEST = "bundle.json"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Producer:
-    """What wrote the bundle: versions by package name."""
+    """What wrote the bundle: the latentrt version, and versions of other packages by name."""
 
     latentrt: str
     packages: dict[str, str]
@@ -19,12 +19,12 @@ class Producer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Addition:
-    """What was put into the checkpoint before the export: another VAE, a LoRA, or an embedding (textual inversion).
+    """Something added to the checkpoint before export: another VAE, a LoRA, or an embedding (textual inversion).
 
     Attributes:
         kind: "vae", "lora" or "embedding".
-        name: of the file or folder.
-        weight: how strongly a LoRA was merged; null for the others.
+        name: name of the file or folder.
+        weight: the factor a LoRA was merged with; null for the others.
     """
 
     kind: str
@@ -35,7 +35,7 @@ class Addition:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """What the bundle was made from: a name for people, a hash over all files that were read, and what was added."""
+    """The source of the bundle: a display name, a hash over all files that were read, and any additions."""
 
     name: str
     sha256: str
@@ -44,7 +44,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recipe:
-    """How it was exported: precisions (fp32, fp16, bf16), ONNX opset, whether exact fp32 weights are stored as fp16."""
+    """Export settings: precisions (fp32, fp16, bf16), ONNX opset, whether exact fp32 weights are stored as fp16."""
 
     precision: str
     vae_precision: str
@@ -54,11 +54,11 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextEncoder:
-    """One text encoder: its graph, its tokenizer, and the ids that frame and pad a prompt.
+    """One text encoder: its graph, its tokenizer, and the special token ids.
 
     Attributes:
-        embeddings: words of textual inversions -> the ids, in order, that each stands for; the tokenizer gives the
-            first of them.
+        embeddings: words of textual inversions -> the ids, in order, that each expands to; the tokenizer returns
+            the first one.
     """
 
     graph: str
@@ -75,11 +75,12 @@ class TextEncoder:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """Facts of the model that no user changes; sizes of latents are in latent pixels.
+    """Fixed properties of the model; sizes are in latent pixels.
 
     Attributes:
-        vae_tile: side of the latents that the VAE was trained at, and of the tiles of larger pictures.
-        latent_rgb: (C + 1, 3), from a latent pixel and 1 to RGB in [0, 1], for previews without the VAE; optional.
+        vae_tile: side of the latents that the VAE was trained on, and of the tiles of larger images.
+        latent_rgb: (C + 1, 3), maps a latent pixel with a 1 appended to RGB in [0, 1], for previews without the VAE;
+            optional.
     """
 
     family: str
@@ -97,8 +98,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Defaults:
-    """What a call uses where the caller says nothing; height and width in pixels, strength with an image, and with an
-    image and a mask."""
+    """Defaults of a call; sizes in pixels, `inpaint_strength` for an image with a mask."""
 
     height: int
     width: int
@@ -110,7 +110,7 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorSpec:
-    """A tensor of a graph: a dimension is a number, a symbol, or a product such as `B*G` and `8*h`."""
+    """A tensor of a graph: a dimension is a number, a symbol, or a product such as `B*G` or `8*h`."""
 
     name: str
     dtype: str
@@ -119,7 +119,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Range:
-    """Sizes that a symbol may take; `max` null means without limit."""
+    """Allowed sizes of a symbol; `max` null means no limit."""
 
     min: int
     max: int | None
@@ -127,7 +127,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """One ONNX graph: the file, and what goes in and comes out."""
+    """One ONNX graph: its file, inputs, outputs, and the range of each symbolic dimension."""
 
     file: str
     inputs: tuple[TensorSpec, ...]
@@ -137,14 +137,14 @@ class Graph:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weight:
-    """Where a parameter of the checkpoint went.
+    """Where a parameter of the checkpoint is stored.
 
     Attributes:
         graph, initializer: its name in the ONNX file.
-        transposed: whether it is stored so.
-        dtype: what the module computed in.
-        stored_dtype, shape: of the initializer, as it is stored.
-        offset: of its first byte in the graph's external data; null where it is in the ONNX file itself.
+        transposed: whether it is stored transposed.
+        dtype: the dtype that the module computes in.
+        stored_dtype, shape: dtype and shape of the stored initializer.
+        offset: first byte in the graph's external data; null if it is in the ONNX file itself.
     """
 
     graph: str
@@ -158,21 +158,19 @@ class Weight:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EngineRecord:
-    """A compiled engine, and everything it depends on.
+    """A compiled engine and everything it depends on.
 
     Attributes:
-        file: relative to the folder that lists the engine.
-        backend, version: the library that built it, "tensorrt" or "tensorrt_rtx"; or "onnxruntime", for a graph in its
-            own form, with the version of the domain com.microsoft that it needs.
-        device: the GPU's name where the engine fits that model only, else null. A graph of onnxruntime is for "cpu" or
-            "cuda".
-        compute_capabilities: GPUs that it runs on, such as "8.9"; "8.0+" is this one and all later. A graph of
-            onnxruntime has none, and runs on all.
-        profile: symbol -> [min, opt, max]; three times the same number is a static size. A graph of onnxruntime has
-            none, and serves all.
-        options: what else was chosen for the builder.
-        host_code: whether the plan carries code for the host, and so is loaded only when trusted.
-        onnx_sha256, weights_sha256: of the ONNX file and its external data; null where there is none.
+        file: path relative to the folder that lists the engine.
+        backend, version: the library that built it, "tensorrt" or "tensorrt_rtx", and its version; or "onnxruntime",
+            for a rewritten ONNX graph, and the version of the domain com.microsoft that it needs.
+        device: the GPU's name if the engine runs only on that model, else null. "cpu" or "cuda" for onnxruntime.
+        compute_capabilities: GPUs it runs on, such as "8.9"; "8.0+" includes all later ones. Empty for onnxruntime:
+            no restriction.
+        profile: symbol -> [min, opt, max]; three equal numbers are a static size. Empty for onnxruntime: any size.
+        options: further builder options.
+        host_code: whether the plan contains code that runs on the host, and so is loaded only when trusted.
+        onnx_sha256, weights_sha256: hashes of the ONNX file and its external data; null if there is none.
     """
 
     graph: str
@@ -192,7 +190,7 @@ class EngineRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Golden:
-    """What a runtime must reproduce: `file` holds ids, embedding, plan, noise, latents and image, made with PyTorch."""
+    """What a runtime must reproduce: `file` holds ids, embeddings, plan, noise, latents and image from PyTorch."""
 
     file: str
     prompt: str
@@ -234,10 +232,10 @@ class Manifest:
 
 
 def manifest_json(manifest: Manifest) -> str:
-    """Text of bundle.json."""
+    """The text of bundle.json."""
     return json.dumps(encode(manifest), indent=1, ensure_ascii=False) + "\n"
 
 
 def manifest_schema() -> str:
-    """Text of `engines/bundle.schema.json`."""
+    """The text of `engines/bundle.schema.json`."""
     return json.dumps({"title": FORMAT, **schema(Manifest)}, indent=1) + "\n"

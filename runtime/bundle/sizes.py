@@ -1,6 +1,6 @@
-"""Sizes of tensors: symbols of a graph's dimensions to numbers, and back.
+"""Tensor sizes: from the symbols of a graph's dimensions to numbers, and back.
 
-A size is a number for each symbol: B images, G guidance groups, h and w latent pixels, S tokens, n rows.
+`Sizes` maps symbols to numbers: B images, G guidance groups, h and w latent pixels, S tokens, n rows.
 """
 
 import math
@@ -14,7 +14,7 @@ Sizes = Mapping[str, int]
 
 
 def sizes_text(record: EngineRecord) -> str:
-    """What an engine is built for, such as "B=1 G=2 h=64 w=32:64:96 S=77"."""
+    """The sizes that an engine is built for, such as "B=1 G=2 h=64 w=32:64:96 S=77"."""
     return " ".join(
         f"{symbol}={span[0] if len(set(span)) == 1 else ':'.join(map(str, span))}"
         for symbol, span in record.profile.items()
@@ -29,21 +29,21 @@ def shape_at(spec: TensorSpec, sizes: Sizes) -> tuple[int, ...]:
 
 
 def sizes_of_inputs(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """The size of each symbol that these input shapes tell; raises `InputError` where they do not fit the graph."""
+    """Sizes by symbol, from input shapes. Raises `InputError` if an input is missing or does not fit the graph."""
     sizes: dict[str, int] = {}
     for spec in graph.inputs:
         if spec.name not in shapes:
-            raise InputError(f"{graph.file} needs the input {spec.name!r}; given were {', '.join(shapes) or 'none'}")
+            raise InputError(f"{graph.file} needs the input {spec.name!r}; got {', '.join(shapes) or 'none'}")
         given = shapes[spec.name]
         for size, got in zip(spec.shape, given, strict=False):
             *factors, symbol = str(size).split("*")
             if not symbol.isdigit() and all(map(str.isdigit, factors)):
                 sizes.setdefault(symbol, got // math.prod(map(int, factors)))
         if len(given) != len(spec.shape) or shape_at(spec, sizes) != tuple(given):
-            raise InputError(f"{spec.name} of {graph.file} has the shape {tuple(given)}; it should be {spec.shape}")
+            raise InputError(f"{spec.name} of {graph.file} has shape {tuple(given)}; expected {spec.shape}")
     return sizes
 
 
 def takes(graph: Graph, name: str) -> bool:
-    """Whether the graph `time` (or another) has this input."""
+    """Whether a graph has this input."""
     return any(spec.name == name for spec in graph.inputs)

@@ -1,6 +1,6 @@
-"""Read JSON into frozen dataclasses, strictly: a missing, unknown or mistyped key is an error that names its place.
+"""Decode JSON into frozen dataclasses, strictly: a missing, unknown or mistyped key raises an error with its path.
 
-Fields with a default are optional keys. Also writes the JSON schema of a dataclass. Knows nothing of bundles.
+Fields with a default are optional keys. Also writes the JSON schema of a dataclass. Knows nothing about bundles.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class StrictJSONError(ValueError):
-    """The JSON does not have the shape of the dataclass."""
+    """The JSON does not match the dataclass."""
 
 
 def decode(cls: type[T], data: object, where: str) -> T:
-    """Build `cls` from parsed JSON. `where` is the place that error messages start from."""
+    """Build `cls` from parsed JSON. `where` is the root of the path in error messages. Raises `StrictJSONError`."""
     return typing.cast(T, _decode(cls, data, where))
 
 
@@ -37,7 +37,7 @@ def encode(value: object) -> Any:
 
 
 def schema(cls: type) -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of a dataclass, its docstrings as descriptions."""
+    """JSON schema (draft 2020-12) of a dataclass; the first lines of docstrings become descriptions."""
     definitions: dict[str, Any] = {}
     root = _schema(cls, definitions)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "$defs": definitions}
@@ -81,13 +81,13 @@ def _decode_dataclass(cls: type, data: object, where: str) -> Any:
             raise StrictJSONError(f"{where} has an {unknown('key', key, names)}")
     missing = [f.name for f in dataclasses.fields(cls) if f.name not in items and not _is_optional(f)]
     if missing:
-        raise StrictJSONError(f"{where} lacks {', '.join(map(repr, missing))}")
+        raise StrictJSONError(f"{where} is missing {', '.join(map(repr, missing))}")
     return cls(**{name: _decode(hints[name], items[name], f"{where}.{name}") for name in names if name in items})
 
 
 @cache
 def _hints(cls: type) -> dict[str, Any]:
-    """Types of a dataclass's fields; resolving them takes longer than reading the objects of a manifest."""
+    """Types of a dataclass's fields, cached: resolving them takes longer than decoding a whole manifest."""
     return typing.get_type_hints(cls)
 
 
@@ -96,13 +96,13 @@ def _is_optional(field: "dataclasses.Field[Any]") -> bool:
 
 
 def _is_left_out(field: "dataclasses.Field[Any]", value: object) -> bool:
-    """Optional keys are written where they hold something, so older files stay as they were."""
+    """Optional keys at their default are not written, so that files without them stay unchanged."""
     return _is_optional(field) and getattr(value, field.name) == field.default
 
 
 def _expect(kind: type, data: object, where: str) -> Any:
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        raise StrictJSONError(f"{where} should be {kind.__name__}, not {type(data).__name__}: {str(data)[:60]!r}")
+        raise StrictJSONError(f"{where}: expected {kind.__name__}, got {type(data).__name__} {str(data)[:60]!r}")
     return data
 
 

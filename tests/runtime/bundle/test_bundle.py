@@ -1,4 +1,4 @@
-"""The bundle: strict manifest, whole files, hashes, goldens, and its specification."""
+"""Bundles: strict manifest, missing and damaged files, hashes, goldens, and the JSON schema."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from latentrt.runtime.goldens import verify_goldens
 
 @pytest.fixture
 def copy(sd1: Exported, tmp_path: Path) -> Path:
-    """A bundle to spoil."""
+    """A copy of a bundle that the test may damage."""
     return Path(shutil.copytree(sd1.bundle, tmp_path / "copy"))
 
 
@@ -55,18 +55,18 @@ def test_manifests_follow_the_schema(exported: Callable[[str], Exported], name: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format="latentrt.bundle/2"), r"'latentrt.bundle/2'.* reads 'latentrt.bundle/1' only"),
-        (lambda m: m.pop("format"), r"has the format None"),
+        (lambda m: m.update(format="latentrt.bundle/2"), r"'latentrt.bundle/2'.* reads only 'latentrt.bundle/1'"),
+        (lambda m: m.pop("format"), r"has format None"),
         (
             lambda m: m["model"].update(famly="sd1"),
             r"bundle.json.model has an unknown key 'famly'; did you mean 'family'",
         ),
-        (lambda m: m["model"].pop("registers"), r"bundle.json.model lacks 'registers'"),
-        (lambda m: m["model"].update(registers="6"), r"model.registers should be int, not str"),
-        (lambda m: m["model"].update(registers=True), r"model.registers should be int, not bool"),
-        (lambda m: m["graphs"]["denoise"]["inputs"][0].update(shape=[1.5]), r"inputs\[0\].shape\[0\] should be int"),
-        (lambda m: m["files"].update({"../evil": {"size": 1, "sha256": ""}}), r"outside of the bundle"),
-        (lambda m: m["files"].update({"/etc/hosts": {"size": 1, "sha256": ""}}), r"outside of the bundle"),
+        (lambda m: m["model"].pop("registers"), r"bundle.json.model is missing 'registers'"),
+        (lambda m: m["model"].update(registers="6"), r"model.registers: expected int, got str"),
+        (lambda m: m["model"].update(registers=True), r"model.registers: expected int, got bool"),
+        (lambda m: m["graphs"]["denoise"]["inputs"][0].update(shape=[1.5]), r"inputs\[0\].shape\[0\]: expected int"),
+        (lambda m: m["files"].update({"../evil": {"size": 1, "sha256": ""}}), r"outside the bundle"),
+        (lambda m: m["files"].update({"/etc/hosts": {"size": 1, "sha256": ""}}), r"outside the bundle"),
     ],
 )
 def test_a_malformed_manifest_is_refused(copy: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
@@ -81,7 +81,7 @@ def test_a_bundle_that_is_not_whole_is_refused(copy: Path) -> None:
     data = weights.read_bytes()
     weights.write_bytes(data[:-1])
     with pytest.raises(
-        BundleError, match=r"denoise.onnx.data has [\d,]+ bytes instead of [\d,]+. Copy the bundle again"
+        BundleError, match=r"denoise.onnx.data has [\d,]+ bytes instead of [\d,]+. Copy or export the bundle again"
     ):
         Pipeline.load(copy)
     weights.unlink()
@@ -92,12 +92,12 @@ def test_a_bundle_that_is_not_whole_is_refused(copy: Path) -> None:
 def test_what_is_no_bundle_is_refused(sd1: Exported, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"not a folder.*latentrt export"):
         Bundle.open(tmp_path / "nothing")
-    with pytest.raises(BundleError, match=r"has no bundle.json: make a bundle"):
+    with pytest.raises(BundleError, match=r"has no bundle.json: create one"):
         Bundle.open(tmp_path)
     with pytest.raises(BundleError, match=r"this is a checkpoint; export it first"):
         Bundle.open(sd1.checkpoint)
     (tmp_path / "bundle.json").write_text("{")
-    with pytest.raises(BundleError, match=r"is not JSON"):
+    with pytest.raises(BundleError, match=r"is not valid JSON"):
         Bundle.open(tmp_path)
 
 
@@ -114,7 +114,7 @@ def test_verify_finds_an_altered_file(copy: Path, name: str, capsys: pytest.Capt
 
 @pytest.mark.parametrize("array", ["input_ids", "embedding", "latents", "image"])
 def test_goldens_notice_each_stage(copy: Path, array: str) -> None:
-    """The stored output of a stage is changed, so that the runtime disagrees with it there."""
+    """The stored output of one stage is changed; the check of that stage fails."""
     file = copy / "golden" / "golden.safetensors"
     arrays = load_file(file)
     changed = arrays[array].copy()
