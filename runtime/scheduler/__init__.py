@@ -1,4 +1,4 @@
-"""Schedulers compiled to coefficient tables. Knows nothing of text, guidance, masks or engines."""
+"""Schedulers compiled to coefficient tables. Knows nothing about text, guidance, masks or engines."""
 
 from .plan import REGISTERS, Plan, resolve, scheduler_names
 

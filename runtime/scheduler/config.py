@@ -1,7 +1,7 @@
-"""Scheduler configs: how a name or a checkpoint's file becomes the checked_options, checked options of one class.
+"""Scheduler configs: turn a scheduler name or a checkpoint's config into validated options of one class.
 
 Follows `from_config` of diffusers 0.42: a missing key takes the default of the class that is *used*, not of the class
-that wrote the file, and keys that only other classes have are ignored. Knows nothing of timesteps and coefficients.
+that wrote the file, and keys that only other classes have are ignored. Knows nothing about timesteps or coefficients.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _SUFFIXES = {
 
 
 def scheduler_names() -> tuple[str, ...]:
-    """Every name that `resolve` takes: short names, short names with a sigma suffix, and diffusers class names."""
+    """Every name that `resolve` accepts: short names, short names with a sigma suffix, and diffusers class names."""
     short = [
         name + suffix
         for class_name, sampler in SAMPLERS.items()
@@ -39,20 +39,20 @@ def resolve(scheduler: str | Config | None, checkpoint_config: Config) -> dict[s
     """The scheduler config to use with a checkpoint.
 
     Args:
-        scheduler: a diffusers class name or one of our short names, which take over the checkpoint's betas, prediction
-            type and every other option that the class has, as diffusers' `from_config` does. A mapping with
-            `_class_name` is a complete config and is used as it is; one without is laid over the checkpoint's config.
-            None is the checkpoint's own scheduler.
+        scheduler: a diffusers class name or a short name keeps the checkpoint's betas, prediction type and every other
+            option that the class has, as diffusers' `from_config` does. A mapping with `_class_name` is a complete
+            config and is used unchanged; one without overrides keys of the checkpoint's config. None is the
+            checkpoint's own scheduler.
         checkpoint_config: the checkpoint's `scheduler_config.json`.
 
-    Short names end in `_karras`, `_exponential` or `_beta` for those sigmas. `ddim`, `ddpm`, `heun`, `lcm` and `tcd`
-    set `clip_sample` to false where the checkpoint does not say: many Stable Diffusion checkpoints were saved with a
-    class that lacks the option, and the class default would clip the latents. `pndm` likewise sets `skip_prk_steps` to
-    true, as all Stable Diffusion checkpoints do. `dpm++_...` set algorithm type and order.
+    The suffixes `_karras`, `_exponential` and `_beta` select those sigmas. `ddim`, `ddpm`, `heun`, `lcm` and `tcd` set
+    `clip_sample` to false if the checkpoint does not set it: many Stable Diffusion checkpoints were saved with a class
+    that lacks the option, and the class default would clip the latents. `pndm` likewise sets `skip_prk_steps` to true,
+    as all Stable Diffusion checkpoints do. `dpm++_...` set the algorithm type and order.
 
-    Returns: a new config with `_class_name`, not yet checked; `Plan.from_config` checks it.
+    Returns: a new config with `_class_name`. `Plan.from_config` validates it.
 
-    Raises: SchedulerError: unknown name; the message lists the known ones.
+    Raises: SchedulerError: unknown name; the message suggests known ones.
     """
     carried = explicit_keys(checkpoint_config)
     if scheduler is None:
@@ -78,11 +78,11 @@ def resolve(scheduler: str | Config | None, checkpoint_config: Config) -> dict[s
 
 
 def checked_options(config: Config) -> dict[str, Any]:
-    """Options of the config's class, with defaults filled in and every value checked.
+    """Options of the config's class, with defaults filled in and every value validated.
 
-    Returns: `_class_name` and exactly the options that the class has.
+    Returns: `_class_name` and exactly the options of the class.
 
-    Raises: SchedulerError: unknown class, unknown key, wrong value, or an option that a plan cannot express.
+    Raises: SchedulerError: unknown class, unknown key, invalid value, or an option that a plan cannot express.
     """
     class_name = config.get("_class_name")
     if class_name is None:
@@ -104,13 +104,13 @@ def checked_options(config: Config) -> dict[str, Any]:
 
 
 def explicit_keys(config: Config) -> dict[str, Any]:
-    """A config without the keys that diffusers filled in itself, which do not survive a switch of class there."""
+    """A config without the keys that diffusers filled in: it drops them when the scheduler class changes."""
     filled = set(config.get("_use_default_values") or ())
     return {key: value for key, value in config.items() if key not in filled and key != "_use_default_values"}
 
 
 def _checked(class_name: str, key: str, default: Any, config: Config) -> Any:
-    """The value of one option: of the default's type, one of the known choices, and expressible as a plan."""
+    """The value of one option; raises `SchedulerError` if it is invalid or a plan cannot express it."""
     value = config.get(key, default)
     if key == "trained_betas":
         return _checked_betas(value)
@@ -119,18 +119,18 @@ def _checked(class_name: str, key: str, default: Any, config: Config) -> Any:
     value = ALIASES.get(class_name, {}).get(key, {}).get(value, value) if isinstance(value, str) else value
     if isinstance(default, bool):
         if not isinstance(value, bool | np.bool_ | None):
-            raise SchedulerError(f"{key}={value!r} in the scheduler config: it is true or false")
+            raise SchedulerError(f"{key}={value!r} in the scheduler config: expected true or false")
         value = bool(value)
     elif isinstance(default, int) and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        raise SchedulerError(f"{key}={value!r} in the scheduler config: it is a whole number, 0 or more")
+        raise SchedulerError(f"{key}={value!r} in the scheduler config: expected an integer >= 0")
     elif isinstance(default, float) and (not isinstance(value, int | float) or isinstance(value, bool)):
-        raise SchedulerError(f"{key}={value!r} in the scheduler config: it is a number")
+        raise SchedulerError(f"{key}={value!r} in the scheduler config: expected a number")
     choices = CLASS_CHOICES.get(class_name, {}).get(key) or CHOICES.get(key)
     if choices and value not in choices:
         allowed = ", ".join(repr(choice) for choice in choices)
-        raise SchedulerError(f"{key}={value!r} in the scheduler config: {class_name} takes {allowed}")
+        raise SchedulerError(f"{key}={value!r} in the scheduler config: {class_name} accepts {allowed}")
     if isinstance(value, str | bool) and (key, value) in REFUSED:
-        unset = "" if key in config else f", the default of {class_name} where the config does not say,"
+        unset = "" if key in config else f" (the default of {class_name}; not set in the config)"
         raise SchedulerError(f"{key}={value!r}{unset} {REFUSED[key, value]}")
     return value
 
@@ -140,25 +140,25 @@ def _checked_betas(value: Any) -> tuple[float, ...] | None:
         return None
     betas = np.asarray(value, np.float32)
     if betas.ndim != 1 or not np.all((betas > 0) & (betas <= 1)):
-        raise SchedulerError("trained_betas in the scheduler config: a list of numbers in (0, 1], one a timestep")
+        raise SchedulerError("trained_betas in the scheduler config: expected numbers in (0, 1], one per timestep")
     return tuple(float(beta) for beta in betas)
 
 
 def _checked_indices(value: Any) -> tuple[int, ...]:
-    """Indices of steps that UniPC does not correct."""
+    """Indices of the steps that UniPC does not correct."""
     if not isinstance(value, list | tuple) or not all(isinstance(i, int) and i >= 0 for i in value):
-        raise SchedulerError(f"disable_corrector={value!r} in the scheduler config: a list of indices of steps, from 0")
+        raise SchedulerError(f"disable_corrector={value!r} in the scheduler config: expected step indices >= 0")
     return tuple(value)
 
 
 def _check_combinations(class_name: str, options: Config) -> None:
-    """Options that are allowed alone but not together."""
+    """Reject options that are valid alone but not together."""
     given = options.get("trained_betas")
     if options["num_train_timesteps"] < 2 or (given is not None and len(given) != options["num_train_timesteps"]):
         has = "" if given is None else f" and {len(given)} trained_betas"
         raise SchedulerError(
             f"num_train_timesteps={options['num_train_timesteps']}{has} in the scheduler config: "
-            "it is at least 2, and there is one beta a timestep"
+            "expected at least 2 timesteps, and one beta per timestep"
         )
     chosen = [key for key in _RESPACING_OPTIONS if options.get(key)]
     if len(chosen) > 1:
@@ -183,6 +183,6 @@ def _check_combinations(class_name: str, options: Config) -> None:
     right = class_name == "DPMSolverSinglestepScheduler" and options["solver_type"] == "midpoint"
     if kind.startswith("sde-") and options["solver_order"] == 3 and not right:
         raise SchedulerError(
-            f"algorithm_type={kind!r} with solver_order=3: diffusers has no correct formula to agree with. "
-            'Set "solver_order": 2'
+            f"algorithm_type={kind!r} with solver_order=3 has no correct implementation in diffusers: "
+            'set "solver_order": 2'
         )

@@ -1,6 +1,6 @@
 """Tables of the options of diffusers' schedulers (0.42): keys, defaults, choices, and what a plan cannot express.
 
-Data only; `scheduler_config` reads it.
+Data only; `config.py` uses it.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _LEADING = {"timestep_spacing": "leading"}
 _LINSPACE = {"timestep_spacing": "linspace"}
 _ZERO_SNR = {"rescale_betas_zero_snr": False}
 _THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
-# Only some constructors have sigma_min and sigma_max, but `from_config` hands them on to every class that respaces.
+# Only some constructors take sigma_min and sigma_max, but every class that respaces sigmas reads them from the config.
 _RESPACED = {
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
@@ -71,7 +71,7 @@ _FLOW_MATCHING = {
     "stochastic_sampling": False,
 }
 
-# Constructor defaults of the classes that Stable Diffusion is used with: a key's presence says that the class reads it.
+# Constructor defaults of the supported classes. A class reads exactly the keys listed here.
 OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "DDIMScheduler": _BASE | _LEADING | _ZERO_SNR | _THRESHOLD | _CLIP | {"set_alpha_to_one": True},
@@ -128,7 +128,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "FlowMatchEulerDiscreteScheduler": _RESPACED | _FLOW_MATCHING,
     }
 )
-# Keys that a switch may leave behind from classes which are not offered here.
+# Keys of unsupported classes that may remain in a config after the class was changed.
 _OTHER_KEYS = frozenset(
     {"predictor_order", "corrector_order", "tau_func", "sigma_data", "sigma_schedule", "rho", "noise_sampler_seed"}
 )
@@ -156,7 +156,7 @@ CLASS_CHOICES: Mapping[str, Mapping[str, tuple[Any, ...]]] = MappingProxyType(
             "beta_schedule": (*_BETA_SCHEDULES, "sigmoid", "laplace"),
             "variance_type": ("fixed_small", "fixed_small_log", "fixed_large"),
         },
-        # diffusers combines past outputs before it looks at what they predict, which has no meaning for "sample".
+        # diffusers combines past outputs before applying the prediction type, which is wrong for "sample".
         "PNDMScheduler": {"prediction_type": ("epsilon", "v_prediction")},
         "HeunDiscreteScheduler": {"beta_schedule": (*_BETA_SCHEDULES, "exp")},
         "DPMSolverMultistepScheduler": _DPM_CHOICES,
@@ -170,7 +170,7 @@ _DPM_ALIASES = {
     "algorithm_type": {"deis": "dpmsolver++"},
     "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
 }
-# Values of other classes that a class reads as one of its own.
+# Values of other classes that a class maps to its own.
 ALIASES: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType(
     {
         "DPMSolverMultistepScheduler": _DPM_ALIASES,
@@ -183,11 +183,11 @@ ALIASES: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType(
     }
 )
 _CLIPS = (
-    "limits the predicted latents to a range, which is not linear, so it cannot be compiled to a plan. It is meant for "
-    'models of pixels: set "{key}": false in the scheduler config, as Stable Diffusion checkpoints do'
+    "clips the predicted latents, which is not linear and cannot be compiled to a plan. It is meant for pixel-space "
+    'models: set "{key}": false in the scheduler config, as Stable Diffusion checkpoints do'
 )
-_LEARNED = 'is for models that predict their variance, which Stable Diffusion does not: set "variance_type": null'
-# (option, value) -> why it is refused and what to do instead.
+_LEARNED = 'is for models that predict a variance, which Stable Diffusion does not: set "variance_type": null'
+# (option, value) -> why it is rejected, and what to do instead.
 REFUSED: Mapping[tuple[str, Any], str] = MappingProxyType(
     {
         ("clip_sample", True): _CLIPS.format(key="clip_sample"),
@@ -198,30 +198,30 @@ REFUSED: Mapping[tuple[str, Any], str] = MappingProxyType(
             "variance_type",
             "fixed_large_log",
         ): 'is the square root of a negative number: set "variance_type": "fixed_large"',
-        ("use_dynamic_shifting", True): "makes the schedule depend on the picture's size: set a constant shift instead",
-        ("invert_sigmas", True): "is for models that were trained with noise and data exchanged: set it to false",
+        ("use_dynamic_shifting", True): "makes the schedule depend on the image size: set a constant shift instead",
+        ("invert_sigmas", True): "is for models trained with noise and data swapped: set it to false",
         (
             "use_flow_sigmas",
             True,
-        ): "is for flow-matching models: set it to false, or use flow_euler",
+        ): "is for flow matching models: set it to false, or use flow_euler",
     }
 )
 
-# Schedulers of diffusers that have no plan: why, and the nearest one that has.
+# Schedulers of diffusers that are not supported: why, and the nearest one that is.
 UNPLANNED: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "DPMSolverSDEScheduler": ("draws its noise from a Brownian tree, in torchsde alone", "dpm++_2m_sde"),
-        "SASolverScheduler": ("is not compiled yet", "dpm++_2m_sde"),
-        "IPNDMScheduler": ("fits models on the trigonometric schedule", "pndm"),
-        "EDMEulerScheduler": ("fits models with the preconditioning of EDM", "euler_karras"),
-        "EDMDPMSolverMultistepScheduler": ("fits models with the preconditioning of EDM", "dpm++_2m_karras"),
-        "CosineDPMSolverMultistepScheduler": ("fits models with the preconditioning of EDM", "dpm++_2m_sde"),
-        "DDIMInverseScheduler": ("goes from picture to noise", "ddim"),
-        "DPMSolverMultistepInverseScheduler": ("goes from picture to noise", "dpm++_2m"),
-        "DDIMParallelScheduler": ("solves all steps at once, iterating until they agree", "ddim"),
-        "DDPMParallelScheduler": ("solves all steps at once, iterating until they agree", "ddpm"),
-        "CMStochasticIterativeScheduler": ("fits consistency models of pixels", "lcm"),
-        "FlowMatchHeunDiscreteScheduler": ("is not compiled yet", "flow_euler"),
-        "RePaintScheduler": ("goes back and forth in time for inpainting", "ddpm"),
+        "DPMSolverSDEScheduler": ("draws noise from a Brownian tree, which only torchsde provides", "dpm++_2m_sde"),
+        "SASolverScheduler": ("is not supported yet", "dpm++_2m_sde"),
+        "IPNDMScheduler": ("is for models on the trigonometric schedule", "pndm"),
+        "EDMEulerScheduler": ("is for models with EDM preconditioning", "euler_karras"),
+        "EDMDPMSolverMultistepScheduler": ("is for models with EDM preconditioning", "dpm++_2m_karras"),
+        "CosineDPMSolverMultistepScheduler": ("is for models with EDM preconditioning", "dpm++_2m_sde"),
+        "DDIMInverseScheduler": ("goes from image to noise", "ddim"),
+        "DPMSolverMultistepInverseScheduler": ("goes from image to noise", "dpm++_2m"),
+        "DDIMParallelScheduler": ("solves all steps at once by fixed-point iteration", "ddim"),
+        "DDPMParallelScheduler": ("solves all steps at once by fixed-point iteration", "ddpm"),
+        "CMStochasticIterativeScheduler": ("is for pixel-space consistency models", "lcm"),
+        "FlowMatchHeunDiscreteScheduler": ("is not supported yet", "flow_euler"),
+        "RePaintScheduler": ("jumps back in time for inpainting", "ddpm"),
     }
 )

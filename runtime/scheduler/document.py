@@ -1,4 +1,4 @@
-"""A plan as JSON: for runtimes in other languages, and for pictures that were drawn with a plan of their own."""
+"""Plans as JSON: for runtimes in other languages, and for images drawn with a custom plan."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -12,22 +12,22 @@ from .config import checked_options
 from .plan import Plan
 
 PLAN_FORMAT = "latentrt.plan/1"
-# The tests compare every call of every class with this version, to this relative error.
+# The tests compare every model call of every class with this version, to this relative error.
 CHECKED_AGAINST = {"library": "diffusers", "version": "0.42.1", "tolerance": 2e-5}
 
 
 def noise_ratios(plan: Plan) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Sigma of every call's input and of the end: noise per signal, infinite without signal. Shape (M + 1,)."""
+    """Noise-to-signal ratio before every call and at the end; infinite where there is no signal. Shape (M + 1,)."""
     alpha, sigma = plan.noise_levels.T.astype(np.float64)
     with np.errstate(divide="ignore"):
         return np.asarray(sigma / alpha)
 
 
 def plan_document(plan: Plan, config: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """Everything that a runtime in another language needs, and how the plan was checked.
+    """Everything that a runtime in another language needs, and how the plan was verified.
 
-    `residual` is the largest relative difference, over all calls, between the plan run in float32 and in float64 with
-    a nonlinear model.
+    `residual` is the largest relative difference over all calls between running the plan in float32 and in float64,
+    with a nonlinear model.
     """
     return {
         "scheduler_config": {key: plain(value) for key, value in checked_options(config).items()},
@@ -44,20 +44,20 @@ def plan_to_document(plan: Plan) -> dict[str, Any]:
 
 
 def plan_from_document(document: Mapping[str, Any]) -> Plan:
-    """The plan of a document; its other keys are ignored. Raises `SchedulerError` for a malformed one."""
+    """The plan in a document; other keys are ignored. Raises `SchedulerError` if it is malformed."""
     names = [field.name for field in fields(Plan)]
     try:
         return Plan.from_arrays({name: np.asarray(document[name], np.float32) for name in names})
     except KeyError as error:
-        raise SchedulerError(f"the plan lacks {error}; expected the arrays {', '.join(names)}") from error
+        raise SchedulerError(f"the plan is missing {error}; expected the arrays {', '.join(names)}") from error
     except (TypeError, ValueError) as error:
         if isinstance(error, SchedulerError):
             raise
-        raise SchedulerError(f"the plan holds something else than numbers: {error}") from error
+        raise SchedulerError(f"the plan contains a value that is not a number: {error}") from error
 
 
 def plain(value: Any) -> Any:
-    """A value of a config as JSON holds it: numpy's as Python's, infinity as text."""
+    """A config value for JSON: numpy types become Python types, infinity becomes text."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,8 +1,8 @@
 """Plans: a scheduler with its config and number of steps, compiled to a table of coefficients.
 
-Every sampler that Stable Diffusion uses is linear in state, model output and noise, so running a plan needs no
-scheduler code: `next_state = coefficients[k] @ [state, model output, noise]`. Knows nothing of text, guidance, masks
-and engines.
+Every sampler used with Stable Diffusion is linear in state, model output and noise, so running a plan needs no
+scheduler code: `next_state = coefficients[k] @ [state, model output, noise]`. Knows nothing about text, guidance, masks
+or engines.
 """
 
 import collections
@@ -31,23 +31,23 @@ _PART = ("strength", "denoising_start", "denoising_end")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What the denoising loop executes, for M model calls and R = 7 registers. Arrays are copied and made read-only.
+    """The table that the denoising loop executes: M model calls, R = 7 registers. Arrays are copied and read-only.
 
-    The state is `(R, ...)` float32. Its row 0 is the next model input, already scaled; the last call folds the end in,
-    so that row 0 then holds the finished latents. Row R-1 is the predicted clean latents. Other rows hold past
-    quantities: predictions, slopes, and the sample at which the step began. Known latents are blended into row 0 alone.
+    The state is `(R, ...)` float32. Row 0 is the next model input, already scaled; after the last call it holds the
+    finished latents. Row R-1 is the predicted clean latents. The other rows hold past quantities: predictions, slopes,
+    and the sample at the start of the step. Known latents are blended into row 0 only.
 
     Attributes:
-        timesteps: (M,) float32, what the model is called with.
-        coefficients: (M, R, R+2) float32, columns are the state's registers, model output, noise.
+        timesteps: (M,) float32, the model's timestep input.
+        coefficients: (M, R, R+2) float32; the columns are the registers of the state, the model output, the noise.
         initial: (R, 2) float32, the first state from [unit noise, clean latents].
         draws: (M,) bool, the calls that consume a draw of unit noise.
-        noise_levels: (M+1, 2) float32, (alpha, sigma) of row 0 before each call and at the end: it is
+        noise_levels: (M+1, 2) float32, (alpha, sigma) of row 0 before each call and at the end: row 0 is
             `alpha * clean + sigma * noise`.
-        blend: (M, 2) float32, row 0 of known latents after each call from [clean, noise], as diffusers' inpainting
-            with an ordinary UNet mixes them in; clean after the last.
+        blend: (M, 2) float32, weights of [clean, noise] for the known latents in row 0 after each call, as in
+            diffusers' inpainting with an ordinary UNet; clean latents after the last call.
 
-    Raises: SchedulerError: a wrong shape, or a value that is not finite.
+    Raises: SchedulerError: wrong shape, or a value is not finite.
     """
 
     timesteps: Float32
@@ -70,14 +70,14 @@ class Plan:
         for name, shape in shapes.items():
             array = np.array(getattr(self, name), np.bool_ if name == "draws" else np.float32)
             if array.shape != shape or not calls:
-                raise SchedulerError(f"{name} of a plan has shape {array.shape}, not {shape}")
+                raise SchedulerError(f"{name} of a plan has shape {array.shape}; expected {shape}")
             if not np.isfinite(array).all():
-                raise SchedulerError(f"{name} of a plan is not finite")
+                raise SchedulerError(f"{name} of a plan contains NaN or infinity")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
 
     def __len__(self) -> int:
-        """M, the number of model calls; some samplers need more than one a step."""
+        """M, the number of model calls; some samplers need more than one per step."""
         return len(self.timesteps)
 
     @staticmethod
@@ -92,28 +92,28 @@ class Plan:
         denoising_start: float | None = None,
         denoising_end: float | None = None,
     ) -> "Plan":
-        """Compile a diffusers scheduler config. Plans are cached, so asking again is free.
+        """Compile a diffusers scheduler config. Plans are cached.
 
         Args:
             config: diffusers' `scheduler_config` with `_class_name`, see `resolve`.
             num_inference_steps: 1 to `num_train_timesteps`; None with custom timesteps or sigmas, which set it.
-            strength: in (0, 1], image-to-image: skip the first steps and begin from noised clean latents. None begins
-                from noise alone.
+            strength: in (0, 1], for image-to-image: skip the first steps and start from noised clean latents. None
+                starts from pure noise.
             eta: noise of DDIM and TCD, 0 (none, the default, as in diffusers' pipelines) to 1.
-            timesteps: custom timesteps, strictly falling, where the class takes them.
-            sigmas: custom sigmas, strictly falling, the final one (mostly 0) included (Euler).
-            denoising_start: in [0, 1), go on from latents that a plan with `denoising_end` left; they are passed as
-                clean latents.
-            denoising_end: in (0, 1], stop where this part of the training timesteps is done; row 0 then holds the
-                latents in the scale of the diffusers class, unfinished.
+            timesteps: custom timesteps, strictly decreasing, for classes that accept them.
+            sigmas: custom sigmas, strictly decreasing, including the final one, usually 0 (Euler).
+            denoising_start: in [0, 1), continue from the latents of a plan with `denoising_end`; pass them as clean
+                latents.
+            denoising_end: in (0, 1], stop after this fraction of the training timesteps; row 0 then holds unfinished
+                latents in the scale of the diffusers class.
 
-        Raises: SchedulerError: see the message.
+        Raises: SchedulerError: an invalid config or argument.
         """
         options = checked_options(config)
         sampler = SAMPLERS[options["_class_name"]]
         _refuse_untaken(options["_class_name"], sampler, eta=eta or None, timesteps=timesteps, sigmas=sigmas)
         if eta is not None and not 0 <= eta <= 1:
-            raise SchedulerError(f"eta={eta!r}: it is between 0 (deterministic) and 1 (as much noise as DDPM)")
+            raise SchedulerError(f"eta={eta!r}: expected a number from 0 (deterministic) to 1 (as much noise as DDPM)")
         steps = _steps(options, num_inference_steps, timesteps, sigmas)
         _check_part(strength, denoising_start, denoising_end)
         part = dict(zip(_PART, (strength, denoising_start, denoising_end), strict=True))
@@ -129,7 +129,7 @@ class Plan:
     ) -> Iterator[NDArray[Any]]:
         """Run the plan in numpy and yield the state (R, ...) after each call. Arguments as for `replay`."""
         if clean is None and self.initial[:, 1].any():
-            raise SchedulerError("this plan begins from clean latents: pass clean=")
+            raise SchedulerError("this plan starts from clean latents: pass clean=")
         if draw is None and self.draws.any():
             raise SchedulerError("this plan draws noise between calls: pass draw=, for example a generator's randn")
         dtype = np.result_type(noise, np.float32)
@@ -152,12 +152,12 @@ class Plan:
         """Run the plan in numpy: the reference for every backend.
 
         Args:
-            model: `model(x, t)` gets the scaled sample, shaped as `noise`, and the timestep; returns its prediction.
-            noise: unit normal noise of any shape. Float64 noise is computed in float64, other in float32.
+            model: `model(x, t)` takes the scaled sample, shaped like `noise`, and the timestep; returns its prediction.
+            noise: unit normal noise of any shape. Float64 noise computes in float64, anything else in float32.
             clean: clean latents, for plans with strength or denoising_start.
-            draw: gives the next stochastic draw, unit normal; needed where `draws` is set.
+            draw: returns the next draw of unit normal noise; needed if any of `draws` is set.
 
-        Returns: the latents that the last call leaves in row 0, shaped as `noise`.
+        Returns: the latents in row 0 after the last call, shaped like `noise`.
 
         Raises: SchedulerError: clean or draw is missing.
         """
@@ -165,20 +165,20 @@ class Plan:
         return np.asarray(last[0][0])
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """The plan's arrays by name, as `from_arrays` takes them; for safetensors."""
+        """The plan's arrays by name, for safetensors; the inverse of `from_arrays`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """A plan from `to_arrays`. Raises: SchedulerError: an array is missing, superfluous or malformed."""
+        """The plan of `to_arrays`. Raises `SchedulerError` if an array is missing, unknown or malformed."""
         names = {field.name for field in fields(cls)}
         if set(arrays) != names:
-            raise SchedulerError(f"a plan has the arrays {sorted(names)}, not {sorted(arrays)}")
+            raise SchedulerError(f"expected the arrays {sorted(names)} of a plan, got {sorted(arrays)}")
         return cls(**arrays)
 
 
 def coefficients(calls: Sequence[Call], scales: Float64) -> Float64:
-    """Stack a sampler's calls: next sample times its scale, kept registers, and clean latents last.
+    """Stack a sampler's calls: the next sample times its input scale, the kept registers, the clean latents.
 
     Returns: (M, R, R+2) float64.
     """
@@ -197,7 +197,7 @@ def _compiled(request: str) -> Plan:
     options = json.loads(request)
     steps = Steps(*options["steps"])
     sampler = SAMPLERS[options["_class_name"]]
-    # Divisions by zero are found in the result, where the reason can be told.
+    # Divisions by zero show up in the result; `_why_not_finite` then gives the reason.
     with np.errstate(all="ignore"):
         schedule = sampler.schedule(options, steps)
         begin, end = _part(options, sampler, schedule, steps.count)
@@ -225,14 +225,14 @@ def _compiled(request: str) -> Plan:
 
 
 def _consumed_draws(calls: Sequence[Call]) -> NDArray[np.bool_]:
-    """(M,): calls that draw, without those at the end whose noise has weight 0 and that no other draw follows."""
+    """(M,): calls that draw noise, without trailing ones whose noise has weight 0."""
     used = [i for i, call in enumerate(calls) if call.sample[-1] != 0]
     last = used[-1] if used else -1
     return np.array([call.draws and i <= last for i, call in enumerate(calls)])
 
 
 def _part(options: Options, sampler: Sampler, schedule: Schedule, steps: int) -> tuple[int, int]:
-    """First call and end of the part of a schedule that is run; diffusers' image-to-image pipelines count so."""
+    """First call and end (exclusive) of the part to run, counted as in diffusers' image-to-image pipelines."""
     begin, end = 0, len(schedule.timesteps)
     train_steps, start, stop = (options[key] for key in ("num_train_timesteps", "denoising_start", "denoising_end"))
     if options["strength"] is not None:
@@ -240,70 +240,70 @@ def _part(options: Options, sampler: Sampler, schedule: Schedule, steps: int) ->
         begin = (steps - kept) * sampler.order if kept else end
     if start is not None:
         left = int((schedule.timesteps < round(train_steps - start * train_steps)).sum())
-        # A step of two calls is never cut in its middle: all timesteps but the highest one come twice.
+        # Never split a step of two calls: all timesteps but the highest one come twice.
         begin = end - (left + 1 if sampler.order == 2 and left % 2 == 0 else left)
     if stop is not None:
         end = begin + int((schedule.timesteps[begin:] >= round(train_steps - stop * train_steps)).sum())
     if begin >= end:
         given = ", ".join(f"{k}={options[k]}" for k in _PART if options[k] is not None)
-        raise SchedulerError(f"{given} leaves none of {steps} steps: raise num_inference_steps or widen the part")
+        raise SchedulerError(f"{given} leaves none of {steps} steps: raise num_inference_steps or widen the range")
     return begin, end
 
 
 def _check_part(strength: float | None, denoising_start: float | None, denoising_end: float | None) -> None:
     if strength is not None and not 0 < strength <= 1:
-        raise SchedulerError(f"strength={strength!r}: it is above 0 (keep the image) and at most 1 (redraw it)")
+        raise SchedulerError(f"strength={strength!r}: expected > 0 (keep the image) and <= 1 (redraw it)")
     if strength is not None and denoising_start is not None:
-        raise SchedulerError("strength and denoising_start both say where to begin: pass one of the two")
+        raise SchedulerError("strength and denoising_start both set the first step: pass only one of them")
     if denoising_start is not None and not 0 <= denoising_start < 1:
-        raise SchedulerError(f"denoising_start={denoising_start!r}: it is at least 0 and below 1")
+        raise SchedulerError(f"denoising_start={denoising_start!r}: expected >= 0 and < 1")
     if denoising_end is not None and not (denoising_start or 0) < denoising_end <= 1:
-        raise SchedulerError(f"denoising_end={denoising_end!r}: it is above denoising_start and at most 1")
+        raise SchedulerError(f"denoising_end={denoising_end!r}: expected > denoising_start and <= 1")
 
 
 def _refuse_untaken(class_name: str, sampler: Sampler, **given: object) -> None:
     for name, value in given.items():
         if value is not None and name not in sampler.takes:
             takers = ", ".join(other for other, row in SAMPLERS.items() if name in row.takes)
-            raise SchedulerError(f"{class_name} takes no {name}; these do: {takers}")
+            raise SchedulerError(f"{class_name} does not accept {name}; these do: {takers}")
 
 
 def _steps(options: Options, count: object, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Steps:
-    """Check the number of steps, or the custom timesteps or sigmas that set it."""
+    """Validate the number of steps, or the custom timesteps or sigmas that set it."""
     highest = options["num_train_timesteps"]
     if timesteps is not None and sigmas is not None:
-        raise SchedulerError("timesteps and sigmas both set the steps: pass one of the two")
+        raise SchedulerError("timesteps and sigmas both set the steps: pass only one of them")
     if timesteps is None and sigmas is None:
         if isinstance(count, bool) or not hasattr(count, "__index__") or not 1 <= operator.index(count) <= highest:
-            raise SchedulerError(f"num_inference_steps={count!r}: it is a whole number from 1 to {highest}")
+            raise SchedulerError(f"num_inference_steps={count!r}: expected an integer from 1 to {highest}")
         return Steps(operator.index(count))
     if timesteps is not None:
         values = _falling("timesteps", timesteps)
         if not values or not (values[-1] >= 0 and values[0] < highest):
-            raise SchedulerError(f"timesteps={list(values)}: at least one, all between 0 and {highest - 1}")
+            raise SchedulerError(f"timesteps={list(values)}: expected at least one, all from 0 to {highest - 1}")
         steps = Steps(len(values), timesteps=values)
     else:
         values = _falling("sigmas", sigmas or ())
         if len(values) < 2 or values[-1] < 0:
-            raise SchedulerError(f"sigmas={list(values)}: at least two, the last one (mostly 0) is where the steps end")
+            raise SchedulerError(f"sigmas={list(values)}: expected at least two, the last one (usually 0) is the end")
         steps = Steps(len(values) - 1, sigmas=values)
     if count is not None and count != steps.count:
-        raise SchedulerError(f"num_inference_steps={count!r}, but the custom steps are {steps.count}: leave it out")
+        raise SchedulerError(f"num_inference_steps={count!r}, but there are {steps.count} custom steps: leave it out")
     return steps
 
 
 def _falling(name: str, given: Sequence[float]) -> tuple[float, ...]:
     values = tuple(float(value) for value in given)
     if not all(a > b for a, b in itertools.pairwise(values)):
-        raise SchedulerError(f"{name}={list(values)}: they fall strictly, from noise to picture")
+        raise SchedulerError(f"{name}={list(values)}: expected strictly decreasing values")
     return values
 
 
 def _why_not_finite(options: Options, schedule: Schedule, steps: int) -> str:
     if (schedule.levels[:, 0] == 0).any() and options["prediction_type"] == "epsilon":
         return (
-            "with rescale_betas_zero_snr the last training timestep holds no signal, so that a model that predicts "
-            'noise (prediction_type "epsilon") says nothing there: use a v_prediction model, or '
+            "with rescale_betas_zero_snr the last training timestep has no signal, so a model with prediction_type "
+            '"epsilon" cannot predict clean latents there: use a v_prediction model, or '
             '"timestep_spacing": "leading"'
         )
-    return f"{steps} steps repeat a timestep, so that a step has no length: lower num_inference_steps"
+    return f"{steps} steps repeat a timestep, which gives a step of length 0: lower num_inference_steps"

@@ -1,7 +1,7 @@
-"""What a sampler walks along: timesteps, and the noise levels before and after every model call.
+"""Schedules: timesteps, and the noise levels before and after every model call.
 
-One function for each of the ways in which diffusers' classes lay out their steps. Knows nothing of samplers; options
-come complete and checked from `config`.
+One function for each way in which diffusers' classes lay out their steps. Knows nothing about samplers; expects options
+that `config` has completed and checked.
 """
 
 import itertools
@@ -34,17 +34,18 @@ __all__ = ["Options", "Schedule", "Steps"]
 class Schedule:
     """The noise levels of M model calls, float64.
 
-    A noise level is a pair (alpha, sigma): a sample there is `alpha * clean + sigma * noise`. The model's input is the
-    sample divided by `hypot(alpha, sigma)`, so samplers may keep alpha at 1 (variance exploding, Karras et al. 2022)
-    or `alpha**2 + sigma**2` at 1 (variance preserving).
+    A noise level is a pair (alpha, sigma) of a sample `alpha * clean + sigma * noise`. The model's input is the sample
+    divided by `hypot(alpha, sigma)`, so samplers may keep alpha at 1 (variance exploding, Karras et al. 2022) or
+    `alpha**2 + sigma**2` at 1 (variance preserving).
 
     Attributes:
-        timesteps: (M,) what the model is called with, fractional for some classes.
-        levels: (M, 2) noise level of the sample that call i gets.
-        targets: (M, 2) noise level that call i leads to. Mostly `levels[i + 1]`; DDIM aims elsewhere.
+        timesteps: (M,) the model's timestep input, fractional for some classes.
+        levels: (M, 2) noise level of the sample before call i.
+        targets: (M, 2) noise level after call i. Usually `levels[i + 1]`; DDIM differs.
         initial: the first sample is `initial` times unit noise.
-        anchors: (M, 2) a further level for samplers that need one: where PNDM's step begins, what TCD goes through.
-        normalised: whether the model's input is divided as above; flow matching feeds the sample as it is.
+        anchors: (M, 2) an additional level for samplers that need one: the start of a PNDM step, the intermediate
+            level of TCD.
+        normalised: whether the model's input is divided as above; flow matching passes the sample unchanged.
     """
 
     timesteps: sg.Float64
@@ -62,10 +63,10 @@ class Schedule:
 
 
 def strided(options: Options, steps: Steps) -> Schedule:
-    """Integer timesteps; each call leads `num_train_timesteps // steps` timesteps on, whatever the spacing: DDIM.
+    """DDIM: integer timesteps; each call steps down by `num_train_timesteps // steps`, whatever the spacing.
 
-    With a spacing whose stride differs (`trailing` where steps does not divide num_train_timesteps), a call's target
-    is thus not quite the next call's level. diffusers computes so, and so do plans.
+    With a spacing whose stride differs (`trailing` when steps does not divide num_train_timesteps), a call's target is
+    therefore not exactly the next call's level. This follows diffusers.
     """
     levels = LevelTable(options, final=1.0 if options["set_alpha_to_one"] else None)
     times = whole_timesteps(options, steps)
@@ -73,16 +74,16 @@ def strided(options: Options, steps: Steps) -> Schedule:
 
 
 def consecutive(options: Options, steps: Steps) -> Schedule:
-    """Integer timesteps; each call leads to the next one's, and the last to clean latents: DDPM."""
+    """DDPM: integer timesteps; each call steps to the next one's level, the last to clean latents."""
     levels = LevelTable(options, final=1.0)
     times = whole_timesteps(options, steps)
     return Schedule(times, levels[times], levels[np.append(times[1:], -1)])
 
 
 def pseudo_multistep(options: Options, steps: Steps) -> Schedule:
-    """PNDM: with `skip_prk_steps` the second timestep comes twice; otherwise the first three steps take 4 calls each.
+    """PNDM: with `skip_prk_steps` the second timestep occurs twice; otherwise the first three steps take 4 calls each.
 
-    An anchor is where a call's step begins: that of the four calls, or one stride before.
+    An anchor is the start of a call's step: the first of the four calls, or one stride earlier.
     """
     levels = LevelTable(options, final=1.0 if options["set_alpha_to_one"] else None)
     stride = options["num_train_timesteps"] // steps.count
@@ -92,7 +93,7 @@ def pseudo_multistep(options: Options, steps: Steps) -> Schedule:
         return Schedule(times, levels[times], levels[times - stride], anchors=levels[times + stride])
     if steps.count < 4:
         raise SchedulerError(
-            f"PNDM with skip_prk_steps=false takes at least 4 steps, not {steps.count}: "
+            f"num_inference_steps={steps.count}: PNDM with skip_prk_steps=false needs at least 4 steps; "
             'set "skip_prk_steps": true, as Stable Diffusion checkpoints do'
         )
     half = stride // 2
@@ -105,14 +106,14 @@ def pseudo_multistep(options: Options, steps: Steps) -> Schedule:
 
 
 def distilled(options: Options, steps: Steps) -> Schedule:
-    """Evenly chosen timesteps out of the `original_inference_steps` that the model was distilled on: LCM."""
+    """LCM: evenly spaced choices from the `original_inference_steps` timesteps that the model was distilled on."""
     levels = LevelTable(options, final=1.0)
     times = distilled_timesteps(options, steps)
     return Schedule(times, levels[times], levels[np.append(times[1:], times[-1])])
 
 
 def distilled_strategic(options: Options, steps: Steps) -> Schedule:
-    """Timesteps of `distilled`, ending at timestep 0; an anchor lies eta of the way from the target to 0: TCD."""
+    """TCD: timesteps of `distilled`, ending at timestep 0; an anchor is eta of the way from the target to 0."""
     levels = LevelTable(options, final=1.0)
     times = distilled_timesteps(options, steps)
     targets = np.append(times[1:], 0)
@@ -121,7 +122,7 @@ def distilled_strategic(options: Options, steps: Steps) -> Schedule:
 
 
 def sigma_steps(options: Options, steps: Steps) -> Schedule:
-    """Fractional timesteps, variance exploding: Euler and its relatives."""
+    """Euler and related samplers: fractional timesteps, variance exploding."""
     table = sg.sigmas_from_alphas(alphas_above_zero(options))
     times: sg.Floats
     if steps.sigmas is not None:
@@ -132,14 +133,14 @@ def sigma_steps(options: Options, steps: Steps) -> Schedule:
     exact = line.astype(np.float64)
     if options.get("timestep_type") == "continuous" and options["prediction_type"] == "v_prediction":
         if steps.timesteps is not None:
-            raise SchedulerError("timesteps cannot be set with timestep_type='continuous': pass sigmas")
+            raise SchedulerError("custom timesteps are not possible with timestep_type='continuous': pass sigmas")
         times = 0.25 * np.log(exact[:-1])
     levels = _exploding(exact)
     return Schedule(_float32(times), levels[:-1], levels[1:], _initial(options, exact))
 
 
 def repeated(options: Options, steps: Steps) -> Schedule:
-    """`sigma_steps` with two calls a step: at its begin and at its end, where the next step begins: Heun."""
+    """Heun: `sigma_steps` with two calls per step, at its start and at its end."""
     once = sigma_steps(options, steps)
     twice = np.repeat(np.arange(steps.count), 2)[1:]
     levels = once.levels[twice]
@@ -147,17 +148,17 @@ def repeated(options: Options, steps: Steps) -> Schedule:
 
 
 def interleaved(options: Options, steps: Steps) -> Schedule:
-    """`sigma_steps` with two calls a step: at its begin and at the geometric middle of its sigmas: DPM2."""
+    """DPM2: `sigma_steps` with two calls per step, at its start and at the geometric mean of its sigmas."""
     return _interleaved(options, steps, lambda _, s_next: s_next)
 
 
 def interleaved_ancestral(options: Options, steps: Steps) -> Schedule:
-    """`interleaved`, with the middle of sigma and `s_down`, below which fresh noise is added: DPM2 ancestral."""
+    """DPM2 ancestral: `interleaved` with the geometric mean of sigma and `s_down`; noise is added after `s_down`."""
     return _interleaved(options, steps, lambda s, s_next: s_next**2 / s)
 
 
 def _interleaved(options: Options, steps: Steps, towards: Callable[[Any, Any], Any]) -> Schedule:
-    # The class rounds respaced timesteps only for Karras sigmas, and never those in the middle.
+    # diffusers rounds respaced timesteps only for Karras sigmas, and never those of the middle calls.
     table = sg.sigmas_from_alphas(alphas_cumprod(options))
     times, line = sigma_line(options, steps, table)
     if options["use_karras_sigmas"]:
@@ -174,12 +175,12 @@ def _interleaved(options: Options, steps: Steps, towards: Callable[[Any, Any], A
 def log_snr_steps(
     options: Options, steps: Steps, *, rounds_cosine: bool = False, ends_respaced: bool = True, final: str = "zero"
 ) -> Schedule:
-    """Integer timesteps above the last training timestep, variance preserving: DPM-Solver and its relatives.
+    """DPM-Solver and related samplers: integer timesteps, variance preserving.
 
     Args:
-        rounds_cosine: whether the class rounds Karras timesteps of the cosine schedule, too, instead of cutting them.
-        ends_respaced: whether "sigma_min" is the lowest of the respaced sigmas, or that of the training.
-        final: `final_sigmas_type` of a class that has no such option.
+        rounds_cosine: whether the class also rounds Karras timesteps of the cosine schedule, instead of truncating.
+        ends_respaced: whether "sigma_min" is the lowest of the respaced sigmas instead of the lowest training sigma.
+        final: `final_sigmas_type` of a class without that option.
     """
     alphas = alphas_above_zero(options)
     table = sg.sigmas_from_alphas(alphas)
@@ -197,7 +198,7 @@ def log_snr_steps(
     exact = np.append(line, end).astype(np.float32).astype(np.float64)
     alpha = 1 / np.hypot(exact, 1)
     levels = np.stack([alpha, exact * alpha], 1)
-    # The classes keep timesteps as integers, cut rather than rounded.
+    # The classes truncate timesteps to integers.
     return Schedule(np.trunc(times).astype(np.float64), levels[:-1], levels[1:])
 
 
@@ -208,12 +209,12 @@ def flow(options: Options, steps: Steps) -> Schedule:
     def shifted(sigmas: sg.Floats) -> sg.Float64:
         return np.asarray(shift * sigmas / (1 + (shift - 1) * sigmas), np.float64)
 
-    # The class shifts the ends when it is made, and all sigmas again when the steps are set.
+    # diffusers shifts the ends in the constructor, and all sigmas again in `set_timesteps`.
     lowest = float(shifted(np.array([1 / train_steps], np.float32)).astype(np.float32)[0])
     line = shifted(np.linspace(train_steps, lowest * train_steps, steps.count) / train_steps)
     if options["shift_terminal"]:
         if steps.count == 1:
-            raise SchedulerError("shift_terminal stretches the schedule between its ends: take at least 2 steps")
+            raise SchedulerError("num_inference_steps=1: shift_terminal needs at least 2 steps")
         line = 1 - (1 - line) * (1 - options["shift_terminal"]) / (1 - line[-1])
     replaced = respaced(options, steps, line)
     line = (line if replaced is None else replaced).astype(np.float32)
@@ -223,12 +224,12 @@ def flow(options: Options, steps: Steps) -> Schedule:
 
 
 def _exploding(sigmas: sg.Float64) -> sg.Float64:
-    """(n, 2): levels with alpha 1."""
+    """Levels with alpha 1. Shape (n, 2)."""
     return np.stack([np.ones_like(sigmas), sigmas], 1)
 
 
 def _float32(times: sg.Floats) -> sg.Float64:
-    """As PyTorch keeps them, in float64."""
+    """Rounded to float32, as in PyTorch; returned as float64."""
     return times.astype(np.float32).astype(np.float64)
 
 

@@ -1,8 +1,8 @@
 """Noise schedules as pure functions: betas, cumulative alphas, sigmas, and the spacings of timesteps and sigmas.
 
-Knows nothing of samplers and of configs. "Sigma" is the noise-to-signal ratio `sqrt((1 - abar) / abar)` of
-Karras et al. (2022), arXiv:2206.00364. The arithmetic follows PyTorch's float32 wherever diffusers computes in
-float32, because timesteps are rounded from these values.
+Knows nothing about samplers or configs. "Sigma" is the noise-to-signal ratio `sqrt((1 - abar) / abar)` of
+Karras et al. (2022), arXiv:2206.00364. Where diffusers computes in float32, so does this module, operation by
+operation, because timesteps are rounded from these values.
 """
 
 import math
@@ -16,13 +16,13 @@ Float32: TypeAlias = NDArray[np.float32]
 Float64: TypeAlias = NDArray[np.float64]
 Floats: TypeAlias = NDArray[np.floating]
 
-# Closest to zero that the cumulative alpha may come where sigma must stay finite: sigma is 4096 there.
+# Smallest cumulative alpha where sigma must stay finite; sigma is 4096 there.
 TERMINAL_ALPHA = np.float32(2.0**-24)
 KARRAS_RHO = 7.0
 
 
 def linspace(start: float, end: float, n: int) -> Float32:
-    """`torch.linspace(start, end, n, dtype=torch.float32)`, bit for bit: counted from the nearer end, step in float32.
+    """`torch.linspace(start, end, n, dtype=torch.float32)`, bit for bit: float32 step, computed from the nearer end.
 
     Returns: (n,) float32.
     """
@@ -36,10 +36,10 @@ def linspace(start: float, end: float, n: int) -> Float32:
 
 
 def betas_from_schedule(schedule: str, start: float, end: float, n: int) -> Float32:
-    """Betas of `linear`, `scaled_linear` (latent diffusion), `sigmoid`, or from a formula for the cumulative alpha.
+    """Betas of `linear`, `scaled_linear` (latent diffusion), `sigmoid`, or of a formula for the cumulative alpha.
 
-    Those are `squaredcos_cap_v2` (Nichol and Dhariwal, 2021, arXiv:2102.09672), `exp` and `laplace` (Hang and Gu, 2024,
-    arXiv:2407.03297).
+    The formulas are `squaredcos_cap_v2` (Nichol and Dhariwal, 2021, arXiv:2102.09672), `exp` and `laplace` (Hang and
+    Gu, 2024, arXiv:2407.03297).
 
     Returns: (n,) float32.
     """
@@ -75,7 +75,7 @@ def cumulative_alphas(betas: Float32) -> Float32:
 
 
 def zero_terminal_snr(betas: Float32) -> Float32:
-    """Rescale betas so that the last timestep holds no signal: Lin et al. (2023), arXiv:2305.08891, Algorithm 1.
+    """Rescale betas so that the last timestep has no signal: Lin et al. (2023), arXiv:2305.08891, Algorithm 1.
 
     Returns: (n,) float32; the last one is 1.
     """
@@ -120,10 +120,10 @@ def beta_sigmas(sigma_max: float, sigma_min: float, n: int) -> Float64:
 
 
 def beta_quantiles(a: float, p: Float64) -> Float64:
-    """x with `P(X <= x) = p` for X distributed as Beta(a, a), shaped as p, to 1e-12.
+    """Quantiles: x with `P(X <= x) = p` for X ~ Beta(a, a), to 1e-12. Shape of p.
 
-    In u = x**a the density has no pole at 0, so that Gauss-Legendre integrates it up to the median to full precision,
-    and symmetry gives the rest. Newton's method inverts it.
+    In u = x**a the density has no pole at 0, so Gauss-Legendre quadrature integrates it up to the median to full
+    precision; symmetry gives the other half. Newton's method inverts the integral.
     """
     nodes, weights = np.polynomial.legendre.leggauss(40)
     nodes, weights = (nodes + 1) / 2, weights / 2
@@ -144,7 +144,7 @@ def beta_quantiles(a: float, p: Float64) -> Float64:
 
 
 def lu_sigmas(log_max: float, log_min: float, n: int) -> Float64:
-    """Steps uniform in log signal-to-noise: Lu et al. (2022), arXiv:2206.00927, section 3.3. Shape (n,)."""
+    """Sigmas uniform in log signal-to-noise ratio: Lu et al. (2022), arXiv:2206.00927, section 3.3. Shape (n,)."""
     return np.asarray(np.exp(log_max + np.linspace(0, 1, n) * (log_min - log_max)), np.float64)
 
 
@@ -154,21 +154,21 @@ def log_linear_sigmas(sigma_max: float, sigma_min: float, n: int) -> Float32:
 
 
 def leading(stop: int, intervals: int, n: int, offset: int) -> Float64:
-    """The n last multiples of `stop // intervals` below `stop`, descending, plus `offset`. Shape (n,)."""
+    """The n largest of the multiples k * (stop // intervals), k < intervals, descending, plus `offset`. Shape (n,)."""
     return ((np.arange(intervals) * (stop // intervals))[::-1][:n] + offset).astype(np.float64)
 
 
 def trailing(stop: int, stride: float, n: int) -> Float64:
-    """`stop - 1`, then down by `stride`, rounded. Shape (n,) or fewer.
+    """`stop - 1`, then down by `stride`, rounded. At most n values.
 
-    diffusers takes what `np.arange` gives, which for some n (61, 103, 121 with 1000 training timesteps) is one more,
-    a timestep of -1; never more than n are taken here.
+    For some n (61, 103, 121 with 1000 training timesteps) `np.arange` returns one value more; diffusers keeps it, as a
+    timestep of -1. It is dropped here.
     """
     return np.round(np.arange(stop, 0, -stride))[:n] - 1
 
 
 def spaced(spacing: str, stop: int, n: int, offset: int) -> Float64:
-    """n timesteps in [0, stop) of `linspace`, `leading` or `trailing` spacing, descending; Lin et al. (2023), Table 2.
+    """n timesteps in [0, stop), descending, in `linspace`, `leading` or `trailing` spacing; Lin et al. (2023), Table 2.
 
     `linspace` timesteps are fractional. Shape (n,) float64.
     """
@@ -182,7 +182,7 @@ def spaced(spacing: str, stop: int, n: int, offset: int) -> Float64:
 def spaced_open(spacing: str, train_steps: int, stop: int, n: int, offset: int) -> Float64:
     """n integer timesteps in (0, stop), descending: the points of `spaced` for n + 1 without the last one.
 
-    `train_steps` sets the stride of `trailing`, `stop` bounds the noisiest timestep. Shape (n,) or fewer, float64.
+    `train_steps` sets the stride of `trailing`, `stop` bounds the noisiest timestep. At most n values, float64.
     """
     if spacing == "linspace":
         return np.round(np.linspace(0, stop - 1, n + 1))[::-1][:-1]

@@ -1,6 +1,6 @@
-"""From options to lines of timesteps and sigmas: what diffusers' `set_timesteps` chooses, before it becomes a schedule.
+"""From options to sequences of timesteps and sigmas, as in diffusers' `set_timesteps`.
 
-Options come complete and checked from `config`.
+Knows nothing about samplers; expects options that `config` has completed and checked.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ RESPACINGS = ("use_karras_sigmas", "use_lu_lambdas", "use_exponential_sigmas", "
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """What the caller asks for: a number of steps, and with it custom timesteps or sigmas (the final one included)."""
+    """The requested number of steps, with custom timesteps or sigmas (including the final sigma) if given."""
 
     count: int
     timesteps: Sequence[float] | None = None
@@ -31,41 +31,41 @@ class LevelTable:
     """Noise levels (alpha, sigma) of integer training timesteps, variance preserving."""
 
     def __init__(self, options: Options, final: float | None) -> None:
-        """`final` is `alphas_cumprod` below timestep 0; None is that of timestep 0."""
+        """`final` is `alphas_cumprod` below timestep 0; None uses that of timestep 0."""
         alphas = alphas_cumprod(options).astype(np.float64)
         end = alphas[0] if final is None else final
         bar = np.concatenate([alphas, [np.nan, end]])
         self._levels = np.stack([np.sqrt(bar), np.sqrt(1 - bar)], 1)
 
     def __getitem__(self, timesteps: sg.Floats) -> sg.Float64:
-        """Levels (n, 2) of timesteps (n,): negative ones have the final level, those above the training have none."""
+        """Levels (n, 2) of timesteps (n,): the final level for negative ones, NaN above the training timesteps."""
         at = np.asarray(timesteps).astype(np.int64)
         return self._levels[np.where(at < 0, len(self._levels) - 1, np.minimum(at, len(self._levels) - 2))]
 
 
 def whole_timesteps(options: Options, steps: Steps) -> sg.Float64:
-    """Integer timesteps of the spacing, or those given. Shape (n,) float64."""
+    """Integer timesteps of the spacing, or the custom ones. Shape (n,) float64."""
     if steps.timesteps is not None:
         return np.asarray(steps.timesteps, np.float64).astype(np.int64).astype(np.float64)
     train_steps, offset = options["num_train_timesteps"], options["steps_offset"]
     times = np.round(sg.spaced(options["timestep_spacing"], train_steps, steps.count, offset))
     if times[0] >= train_steps:
         raise SchedulerError(
-            f"steps_offset={offset} with {steps.count} steps asks for timestep {times[0]:.0f}, but the "
+            f"steps_offset={offset} with {steps.count} steps results in timestep {times[0]:.0f}, but the "
             f"model was trained on 0 to {train_steps - 1}: lower steps_offset or the number of steps"
         )
     return times
 
 
 def distilled_timesteps(options: Options, steps: Steps) -> sg.Float64:
-    """Integer timesteps of consistency models, or those given. Shape (n,) float64."""
+    """Integer timesteps of consistency models, or the custom ones. Shape (n,) float64."""
     if steps.timesteps is not None:
         return whole_timesteps(options, steps)
     original, train_steps = options["original_inference_steps"], options["num_train_timesteps"]
     if not steps.count <= original <= train_steps:
         raise SchedulerError(
-            f"{steps.count} steps with original_inference_steps={original}: the steps are chosen out of those of the "
-            f"distillation, of which there are at most {train_steps}. Lower num_inference_steps; 4 to 8 are usual"
+            f"num_inference_steps={steps.count} with original_inference_steps={original}: expected num_inference_steps "
+            f"<= original_inference_steps <= {train_steps}. Lower num_inference_steps; 4 to 8 are usual"
         )
     line = (np.arange(original, 0, -1) * (train_steps // original) - 1).astype(np.float64)
     chosen = np.floor(np.linspace(0, original, steps.count, endpoint=False)).astype(np.int64)
@@ -86,7 +86,7 @@ def alphas_cumprod(options: Options) -> sg.Float32:
 
 
 def alphas_above_zero(options: Options) -> sg.Float32:
-    """`alphas_cumprod`; with zero terminal SNR the last one is 2**-24, so that every sigma is finite."""
+    """`alphas_cumprod`; with zero terminal SNR the last value is 2**-24, so that every sigma is finite."""
     alphas = alphas_cumprod(options)
     if options.get("rescale_betas_zero_snr"):
         alphas[-1] = sg.TERMINAL_ALPHA
@@ -94,7 +94,7 @@ def alphas_above_zero(options: Options) -> sg.Float32:
 
 
 def sigma_line(options: Options, steps: Steps, table: sg.Float32) -> tuple[sg.Floats, sg.Float32]:
-    """Timesteps (M,) and sigmas (M + 1,) of `sigma_steps` from a number of steps or custom timesteps."""
+    """Timesteps (M,) and sigmas (M + 1,) for `sigma_steps`, from a number of steps or custom timesteps."""
     train_steps = options["num_train_timesteps"]
     if steps.timesteps is not None:
         times: sg.Floats = np.asarray(steps.timesteps, np.float32)
@@ -103,7 +103,7 @@ def sigma_line(options: Options, steps: Steps, table: sg.Float32) -> tuple[sg.Fl
         times = times.astype(np.float32)
     sigmas: sg.Floats
     if options.get("interpolation_type", "linear") == "log_linear":
-        # One sigma more than timesteps: the class then ends at the lowest training sigma and ignores the final one.
+        # One sigma more than timesteps: as in diffusers, the last step ends at the lowest training sigma.
         sigmas = sg.log_linear_sigmas(float(table[-1]), float(table[0]), steps.count + 1)
     else:
         sigmas = np.interp(times, np.arange(len(table)), table)
@@ -115,7 +115,7 @@ def sigma_line(options: Options, steps: Steps, table: sg.Float32) -> tuple[sg.Fl
 
 
 def open_timesteps(options: Options, steps: Steps, alphas: sg.Float32) -> sg.Float64:
-    """Timesteps of `log_snr_steps`; `lambda_min_clipped` drops the noisiest ones."""
+    """Timesteps for `log_snr_steps`; `lambda_min_clipped` drops the noisiest ones."""
     train_steps = options["num_train_timesteps"]
     log_snr = np.log(np.sqrt(alphas)) - np.log(np.sqrt(1 - alphas))
     clipped = options.get("lambda_min_clipped", -np.inf)
@@ -127,17 +127,17 @@ def open_timesteps(options: Options, steps: Steps, alphas: sg.Float32) -> sg.Flo
 
 
 def respaced(options: Options, steps: Steps, sigmas: sg.Floats) -> sg.Float64 | None:
-    """Karras, Lu, exponential or beta sigmas between the ends of `sigmas`, where the options ask for them."""
+    """Karras, Lu, exponential or beta sigmas between the ends of `sigmas`; None if the options select none of them."""
     chosen = next((key for key in RESPACINGS if options.get(key)), None)
     if chosen is None:
         return None
     if steps.timesteps is not None:
-        raise SchedulerError(f"timesteps cannot be set with {chosen}: drop one of the two")
+        raise SchedulerError(f"custom timesteps are not possible with {chosen}: drop one of them")
     if chosen == "use_lu_lambdas":
         ends = np.log(np.asarray([sigmas[0], sigmas[-1]], np.float32))
         return sg.lu_sigmas(float(ends[0]), float(ends[1]), steps.count)
     highest, lowest = options.get("sigma_max"), options.get("sigma_min")
-    # LMS, alone, does not read the two for Karras sigmas.
+    # Only LMS ignores both for Karras sigmas.
     unread = options["_class_name"] == "LMSDiscreteScheduler" and chosen == "use_karras_sigmas"
     highest = float(sigmas[0]) if highest is None or unread else highest
     lowest = float(sigmas[-1]) if lowest is None or unread else lowest
@@ -150,5 +150,5 @@ def respaced(options: Options, steps: Steps, sigmas: sg.Floats) -> sg.Float64 | 
 
 
 def final_sigma(options: Options, table: sg.Float32) -> np.float32:
-    """The sigma at which the last step ends."""
+    """The sigma after the last step."""
     return np.float32(0) if options.get("final_sigmas_type", "zero") == "zero" else np.float32(table[0])

@@ -1,7 +1,7 @@
-"""The samplers, each written once in its textbook form on basis vectors, and the table that names them.
+"""The samplers, each written once in its textbook form on basis vectors, and the table of their names.
 
-A sampler walks along a `Schedule` and yields, for every model call, where the sample goes. It knows nothing of timestep
-spacings, of scaling the model's input and of how plans are run. Adding one takes a function and a row in `SAMPLERS`.
+A sampler walks along a `Schedule` and yields the next sample of every model call. It knows nothing about timestep
+spacings, scaling of the model's input, or how plans are run. A new one is a function and a row in `SAMPLERS`.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,10 +27,10 @@ class Sampler:
 
     Attributes:
         schedule: lays out the steps.
-        solve: `(schedule, options, begin)`, yields one `Call` for each model call from index `begin` on. Options hold
-            `eta` too.
-        names: short name -> options that it fixes; a key ending in `?` is only set where the config lacks it.
-        takes: which of `eta`, `timesteps`, `sigmas` the class takes.
+        solve: `(schedule, options, begin)`, yields one `Call` per model call from index `begin` on. Options include
+            `eta`.
+        names: short name -> options that it sets; a key ending in `?` is set only if the config lacks it.
+        takes: which of `eta`, `timesteps`, `sigmas` the class accepts.
         order: model calls per step, as diffusers counts them.
     """
 

@@ -1,6 +1,6 @@
-"""What every sampler is written with: basis vectors for the state, what a model call yields, and the two predictions.
+"""Shared by all samplers: basis vectors for the state, the result of a model call, and the two predictions.
 
-Because every sampler here is linear, it computes with basis vectors instead of pictures: `STATE[k]` stands for register
+Because every sampler here is linear, it computes with basis vectors instead of images: `STATE[k]` stands for register
 k, `MODEL` for the model's output and `NOISE` for a fresh draw. A sum of them *is* a row of the plan's coefficients.
 """
 
@@ -21,13 +21,13 @@ STATE, MODEL, NOISE = BASIS[:REGISTERS], BASIS[REGISTERS], BASIS[REGISTERS + 1]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """What one model call computes: linear forms of shape (REGISTERS + 2,) over the state, model output and noise.
+    """The result of one model call: linear forms of shape (REGISTERS + 2,) over the state, model output and noise.
 
     Attributes:
-        sample: the next sample, not scaled for the model.
+        sample: the next sample, without the model's input scale.
         clean: the predicted clean latents.
         kept: registers 1, 2, ...: past quantities for later calls.
-        draws: whether diffusers draws noise here, used or not.
+        draws: whether diffusers draws noise here, even if its weight is 0.
     """
 
     sample: Float64
@@ -63,7 +63,7 @@ def half_log_snr(levels: Float64) -> Float64:
 
 
 def psi(z: float, terms: int) -> Float64:
-    """Integrals that exponential integrators weight Taylor terms with: `psi_k = z phi_(k+1)(z)`, k = 0, 1, ...
+    """Weights of Taylor terms in exponential integrators: `psi_k = z phi_(k+1)(z)`, k = 0, 1, ...
 
     `psi_0 = exp(z) - 1` and `psi_(k+1) = psi_k / z - 1 / (k+1)!` (Hochbruck and Ostermann, 2010). All are 0 at z = 0.
     Shape (terms,).

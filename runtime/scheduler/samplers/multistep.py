@@ -1,4 +1,4 @@
-"""Samplers that remember the calls before: LMS, PNDM, DPM-Solver, DEIS, UniPC."""
+"""Samplers that use previous model calls: LMS, PNDM, DPM-Solver, DEIS, UniPC."""
 
 import math
 
@@ -14,7 +14,7 @@ from .basis import MODEL, NOISE, STATE, Call, Calls, half_log_snr, predict, psi
 def lms(schedule: Schedule, options: Options, begin: int) -> Calls:
     """Linear multistep (Adams-Bashforth) in sigma up to order 4, as k-diffusion's `sample_lms`.
 
-    Registers 1 to 3 hold the slopes before.
+    Registers 1 to 3 hold the previous slopes.
     """
     nodes, weights = np.polynomial.legendre.leggauss(2)  # exact up to degree 3
     for i in range(begin, len(schedule.timesteps)):
@@ -32,14 +32,14 @@ def lms(schedule: Schedule, options: Options, begin: int) -> Calls:
 def pndm(schedule: Schedule, options: Options, begin: int) -> Calls:
     """Liu et al. (2022), arXiv:2202.09778: pseudo Runge-Kutta (equation 13), then pseudo multistep steps (12).
 
-    With `skip_prk_steps`, as Stable Diffusion has it, Heun's rule replaces Runge-Kutta at the first step, and the
-    order builds up. Registers 1 to 3 hold the model's outputs at the steps before, 4 the sample at which a step of
-    several calls began, 5 the sum of its slopes. The rules combine the model's outputs, whatever it predicts.
+    With `skip_prk_steps`, as in Stable Diffusion, Heun's rule replaces Runge-Kutta at the first step, and the order
+    builds up. Registers 1 to 3 hold the model's outputs at the previous steps, 4 the sample at the start of a step of
+    several calls, 5 the sum of its slopes. The rules combine raw model outputs, whatever the prediction type.
     """
     warm_up = 0 if options["skip_prk_steps"] else 12
     if warm_up and begin:
         raise SchedulerError(
-            "the Runge-Kutta steps of PNDM cannot begin in the middle of a schedule: "
+            "PNDM with skip_prk_steps=false cannot start in the middle of a schedule: "
             'set "skip_prk_steps": true, as Stable Diffusion checkpoints do'
         )
     past = (STATE[1], STATE[2], STATE[3])
@@ -77,10 +77,10 @@ def _transfer(options: Options, level: Float64, target: Float64, x: Float64, out
 def dpm_solver(schedule: Schedule, options: Options, begin: int) -> Calls:
     """Lu et al. (2022): DPM-Solver, arXiv:2206.00927, and DPM-Solver++, arXiv:2211.01095; multistep, orders 1 to 3.
 
-    DPM-Solver++ (Algorithm 2 there) expands the predicted clean latents in half log-SNR, DPM-Solver the predicted
-    noise: `x_next = carry x - gain (psi_0 D_0 + psi_1 D_1 + psi_2 D_2)`. The `sde-` kinds add noise. Registers 1 and 2
-    hold the two predictions before. Order 3 is that of the authors' code, where D_2 is half of h**2 times the second
-    derivative, so that it converges as order 2 does.
+    DPM-Solver++ (its Algorithm 2) expands the predicted clean latents in half log-SNR, DPM-Solver the predicted
+    noise: `x_next = carry x - gain (psi_0 D_0 + psi_1 D_1 + psi_2 D_2)`. The `sde-` types add noise. Registers 1 and 2
+    hold the two previous predictions. Order 3 follows the authors' code, where D_2 is half of h**2 times the second
+    derivative, so it converges only at order 2.
     """
     data, sde = options["algorithm_type"].endswith("++"), options["algorithm_type"].startswith("sde-")
     ends = np.concatenate([schedule.levels, schedule.targets[-1:]])
@@ -106,7 +106,7 @@ def dpm_solver(schedule: Schedule, options: Options, begin: int) -> Calls:
 
 
 def _order(options: Options, calls: int, i: int, begin: int, *, ends_low: bool = False) -> int:
-    """Order of step i: it builds up from `begin`, and falls at the end of a short run or where `ends_low` says so."""
+    """Order of step i: it rises from `begin` on, and drops at the end of a short run or with `ends_low`."""
     few = options["lower_order_final"] and calls < 15
     order: int = min(options["solver_order"], i - begin + 1)
     if i == calls - 1 and (few or ends_low):
@@ -115,9 +115,9 @@ def _order(options: Options, calls: int, i: int, begin: int, *, ends_low: bool =
 
 
 def _differences(lam: Float64, i: int, m: Float64, order: int) -> tuple[Float64, ...]:
-    """D_0, D_1, ... up to the order: divided differences of the predictions at steps i, i - 1, i - 2, in half log-SNR.
+    """Divided differences D_0, D_1, ... in half log-SNR, of the predictions at steps i, i - 1, i - 2, up to the order.
 
-    They are scaled by the step `h = lam[i + 1] - lam[i]`, as in the papers.
+    As in the papers, they are scaled by the step `h = lam[i + 1] - lam[i]`.
     """
     h = lam[i + 1] - lam[i]
     if order == 1 or h == 0:
@@ -135,7 +135,7 @@ def deis(schedule: Schedule, options: Options, begin: int) -> Calls:
     """Zhang and Chen (2022), arXiv:2204.13902: log-rho Adams-Bashforth on the predicted noise, orders 1 to 3.
 
     A polynomial in log rho = -lambda is one in half log-SNR, so the weights are those of an exponential integrator.
-    Registers 1 and 2 hold the two predictions before.
+    Registers 1 and 2 hold the two previous predictions.
     """
     ends = np.concatenate([schedule.levels, schedule.targets[-1:]])
     lam = half_log_snr(ends)
@@ -154,15 +154,15 @@ def deis(schedule: Schedule, options: Options, begin: int) -> Calls:
 
 
 def _exact_weights(r: Float64, moments: Float64) -> Float64:
-    """Weights w of slopes `(m_k - m) / r_k` that are right for polynomials: `sum_k w_k r_k**(j-1) = moments_j`."""
+    """Weights w of slopes `(m_k - m) / r_k` that are exact for polynomials: `sum_k w_k r_k**(j-1) = moments_j`."""
     return np.asarray(np.linalg.solve(np.vander(r, increasing=True).T, moments), np.float64)
 
 
 def unipc(schedule: Schedule, options: Options, begin: int) -> Calls:
     """Zhao et al. (2023), arXiv:2302.04867: UniP-p predicts, and the next call's output corrects (UniC-p), p = 1 to 3.
 
-    Registers 1 to 3 hold the predictions before, 4 the corrected sample at which the last step began. Where the
-    paper's weights do not depend on the step (predictor of order 2, corrector of order 1), they are 1/2 of B(h).
+    Registers 1 to 3 hold the previous predictions, 4 the corrected sample at the start of the last step. Where the
+    paper's weights do not depend on the step (predictor of order 2, corrector of order 1), they are B(h) / 2.
     """
     ends = np.concatenate([schedule.levels, schedule.targets[-1:]])
     calls, data = len(schedule.timesteps), options["predict_x0"]
@@ -181,7 +181,7 @@ def unipc(schedule: Schedule, options: Options, begin: int) -> Calls:
 def _unified_step(
     ends: Float64, options: Options, i: int, x: Float64, outputs: tuple[Float64, ...], new: Float64 | None
 ) -> Float64:
-    """From level i to i + 1 with predictions at i, i - 1, ...; with the one at i + 1 (`new`) it is the corrector."""
+    """Step from level i to i + 1 with the predictions at i, i - 1, ...; with `new`, that at i + 1, the corrector."""
     lam = half_log_snr(ends)
     (a, s), (a_next, s_next) = ends[i], ends[i + 1]
     h = lam[i + 1] - lam[i]

@@ -1,4 +1,4 @@
-"""Samplers that look at one model call: DDIM, DDPM, Euler, Euler ancestral, LCM, TCD, flow matching."""
+"""Samplers that use only the current model call: DDIM, DDPM, Euler, Euler ancestral, LCM, TCD, flow matching."""
 
 import math
 
@@ -19,7 +19,7 @@ def ddim(schedule: Schedule, options: Options, begin: int) -> Calls:
 
 
 def ddpm(schedule: Schedule, options: Options, begin: int) -> Calls:
-    """Ho et al. (2020), arXiv:2006.11239: the posterior of equation 7, its variance beta-tilde or ("large") beta."""
+    """Ho et al. (2020), arXiv:2006.11239: the posterior of equation 7, with variance beta-tilde or ("large") beta."""
     for i in range(begin, len(schedule.timesteps)):
         (a, s), (a_next, s_next) = schedule.levels[i], schedule.targets[i]
         x, x0, _ = predict(schedule, options, i)
@@ -68,7 +68,8 @@ def lcm(schedule: Schedule, options: Options, begin: int) -> Calls:
 def tcd(schedule: Schedule, options: Options, begin: int) -> Calls:
     """Zheng et al. (2024), arXiv:2402.19159: strategic stochastic sampling; eta is the paper's gamma.
 
-    A call goes down to its `anchors` level, less noisy than its target, and fresh noise brings it up to the target.
+    A call steps down to its `anchors` level, which is less noisy than its target; fresh noise then raises it to the
+    target.
     """
     for i in range(begin, len(schedule.timesteps)):
         (a_low, s_low), (a_next, _) = schedule.anchors[i], schedule.targets[i]

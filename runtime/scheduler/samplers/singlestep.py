@@ -1,6 +1,6 @@
-"""Samplers that spend several model calls on one step: Heun, DPM2, DPM2 ancestral, DPM-Solver singlestep.
+"""Samplers with several model calls per step: Heun, DPM2, DPM2 ancestral, DPM-Solver singlestep.
 
-Register 1 holds the sample at which the step began.
+Register 1 holds the sample at the start of the step.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from .onestep import ancestral_split
 
 
 def heun(schedule: Schedule, options: Options, begin: int) -> Calls:
-    """Karras et al. (2022), arXiv:2206.00364: Algorithm 2 without churn; the last step, to sigma 0, is Euler's."""
+    """Karras et al. (2022), arXiv:2206.00364: Algorithm 2 without churn; the last step (to sigma 0) is Euler's."""
     for i in range(begin, len(schedule.timesteps)):
         s, s_next = schedule.levels[i, 1], schedule.targets[i, 1]
         x, x0, d = predict(schedule, options, i)
@@ -24,11 +24,11 @@ def heun(schedule: Schedule, options: Options, begin: int) -> Calls:
 
 
 def dpm2(schedule: Schedule, options: Options, begin: int) -> Calls:
-    """k-diffusion's `sample_dpm_2`: the slope at the geometric middle of the two sigmas serves the whole step."""
+    """k-diffusion's `sample_dpm_2`: the slope at the geometric mean of the two sigmas is used for the whole step."""
     for i in range(begin, len(schedule.timesteps)):
         s, s_next = schedule.levels[i, 1], schedule.targets[i, 1]
         x, x0, d = predict(schedule, options, i)
-        if i % 2 == 0:  # to the middle, or to the end where the end is sigma 0
+        if i % 2 == 0:  # to the middle, or to the end if the end is sigma 0
             yield Call(x + (s_next - s) * d, x0, kept=(x,))
         else:
             yield Call(STATE[1] + (s_next - schedule.levels[i - 1, 1]) * d, x0)
@@ -50,8 +50,8 @@ def dpm2_ancestral(schedule: Schedule, options: Options, begin: int) -> Calls:
 def dpm_solver_singlestep(schedule: Schedule, options: Options, begin: int) -> Calls:
     """Lu et al. (2022): DPM-Solver, arXiv:2206.00927, and DPM-Solver++, arXiv:2211.01095; singlestep, orders 1 to 3.
 
-    A step of order k takes k calls, and each of them tells a sample: that of order 1, 2, ... from where the step began.
-    Registers 2 and 3 hold the predictions of the calls before.
+    A step of order k takes k calls. Call j of them yields the sample of order j from the start of the step. Registers
+    2 and 3 hold the previous predictions.
     """
     data, sde = options["algorithm_type"].endswith("++"), options["algorithm_type"].startswith("sde-")
     ends = np.concatenate([schedule.levels, schedule.targets[-1:]])
@@ -89,9 +89,9 @@ def dpm_solver_singlestep(schedule: Schedule, options: Options, begin: int) -> C
 
 
 def singlestep_orders(options: Options, calls: int) -> list[int]:
-    """The order that each call completes: 1, 2, 3, 1, 2, 3, ... with lower ones where the calls do not divide.
+    """Order of each call: 1, 2, 3, 1, 2, 3, ... with lower orders at the end if the calls do not divide evenly.
 
-    Like diffusers, `lower_order_final` is taken as set where the calls do not divide or sigma ends at 0.
+    As in diffusers, `lower_order_final` is implied if the calls do not divide evenly or sigma ends at 0.
     """
     order, to_zero = options["solver_order"], options["final_sigmas_type"] == "zero"
     lower = options["lower_order_final"] or calls % order != 0 or to_zero

@@ -63,7 +63,7 @@ def test_a_plan_may_begin_from_a_picture(capsys: pytest.CaptureFixture[str]) -> 
     assert document["initial"][0] == pytest.approx([sigma / (sigma**2 + 1) ** 0.5, 1 / (sigma**2 + 1) ** 0.5], rel=1e-5)
     assert document["residual"] < 1e-5
     assert main(["schedule", "euler", "--strength", "1.2"]) == 1
-    assert "at most 1" in capsys.readouterr().err
+    assert "strength=1.2: expected > 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [name for name in scheduler_names() if not name.endswith("Scheduler")])

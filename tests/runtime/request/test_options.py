@@ -202,7 +202,7 @@ def test_a_plan_survives_json() -> None:
     document = json.loads(json.dumps(row.to_json(plan)))
     again = row.check("scheduler", document, MANIFEST)
     assert all(np.array_equal(a, b) for a, b in zip(plan.to_arrays().values(), again.to_arrays().values(), strict=True))
-    with pytest.raises(SchedulerError, match="the plan lacks 'timesteps'"):
+    with pytest.raises(SchedulerError, match="the plan is missing 'timesteps'"):
         row.check("scheduler", {k: v for k, v in document.items() if k != "timesteps"}, MANIFEST)
-    with pytest.raises(SchedulerError, match="something else than numbers"):
+    with pytest.raises(SchedulerError, match="a value that is not a number"):
         row.check("scheduler", {**document, "timesteps": ["x"]}, MANIFEST)

@@ -253,7 +253,7 @@ def test_where_diffusers_is_not_followed() -> None:
     scheduler.set_timesteps(1000)
     with pytest.raises(IndexError):
         run_diffusers(scheduler, 0.0, wide=False, end=1)
-    with pytest.raises(SchedulerError, match="steps_offset=1 with 1000 steps asks for timestep 1000"):
+    with pytest.raises(SchedulerError, match="steps_offset=1 with 1000 steps results in timestep 1000"):
         Plan.from_config(repeated, 1000)
 
     ending, _, _ = case(DPM, 20, algorithm_type="dpmsolver")
