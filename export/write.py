@@ -105,7 +105,7 @@ class _Writer:
     """Writes one bundle, stage by stage."""
 
     def __init__(
-        self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, record: Future[manifest.Checkpoint]
+        self, checkpoint: Checkpoint, folder: Path, options: ExportOptions, record: Future[manifest.CheckpointRecord]
     ) -> None:
         self.checkpoint, self.folder, self.options, self.record = checkpoint, folder, options, record
         vae_precision = options.vae_precision or _vae_precision(checkpoint, options.precision)

@@ -44,7 +44,7 @@ def _exports(pytestconfig: pytest.Config) -> Iterator[dict[str, Future[Exported]
     sources = [
         *sorted(exporter.glob("checkpoint/*.py")),
         *sorted(exporter.glob("graphs/*.py")),
-        *(exporter / name for name in ("write.py", "parity.py", "goldens.py", "model_facts.py")),
+        *sorted(file for file in exporter.glob("*.py") if file.name != "cli.py"),
         ROOT / "runtime" / "bundle" / "manifest.py",
         ROOT / "tests" / "support" / "checkpoints.py",
         ROOT / "tests" / "support" / "original_layout.py",

@@ -73,14 +73,14 @@ class Checkpoint:
         """diffusers' defaults for the checkpoint's pipeline class."""
         return PIPELINES[self.index["_class_name"]]
 
-    def record(self) -> manifest.Checkpoint:
+    def record(self) -> manifest.CheckpointRecord:
         """The manifest's record of the checkpoint. Reads all files."""
         sha256 = _hash_of_files(self._contents.files)
         additions = tuple(self._additions())
         if additions:
             text = "".join(f"{a.kind} {a.sha256} {a.weight}\n" for a in additions)
             sha256 = hashlib.sha256(f"{sha256}\n{text}".encode()).hexdigest()
-        return manifest.Checkpoint(self.name, sha256, additions)
+        return manifest.CheckpointRecord(self.name, sha256, additions)
 
     def sha256(self) -> str:
         """Hash of the names and contents of all files that an export reads."""

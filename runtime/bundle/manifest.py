@@ -34,7 +34,7 @@ class Addition:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Checkpoint:
+class CheckpointRecord:
     """The source of the bundle: a display name, a hash over all files that were read, and any additions."""
 
     name: str
@@ -219,7 +219,7 @@ class Manifest:
 
     format: str
     producer: Producer
-    checkpoint: Checkpoint
+    checkpoint: CheckpointRecord
     recipe: Recipe
     model: Model
     defaults: Defaults

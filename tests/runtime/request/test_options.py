@@ -90,7 +90,7 @@ ODD: list[Any] = [
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("value", ODD, ids=lambda value: repr(value)[:24])
+@pytest.mark.parametrize("value", ODD, ids=[f"{i}-{type(value).__name__}" for i, value in enumerate(ODD)])
 def test_odd_values_are_accepted_or_refused(name: str, value: Any) -> None:
     """Nothing but our own errors comes out."""
     message = ""
