@@ -1,6 +1,6 @@
-"""Pictures and masks that a call is given, opened, checked and brought to its size, as diffusers' image processors do.
+"""Loads, checks and resizes the images and masks of a call, as diffusers' image processors do.
 
-Knows files, PIL and arrays; knows nothing of the VAE that encodes them.
+Knows files, PIL and arrays; knows nothing about the VAE.
 """
 
 import os
@@ -19,20 +19,20 @@ from latentrt.runtime.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
-# What a caller may pass for one picture: a file, a PIL image, or an array (H, W), (H, W, 3 or 4) of uint8 or of floats
-# in [0, 1]. Arrays may be stacked to (pictures, H, W, 3).
+# One image: a path, a PIL image, or an array (H, W) or (H, W, 3 or 4) of uint8 or of floats in [0, 1]. Arrays may be
+# stacked to (images, H, W, 3).
 Picture = Any
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageInput:
-    """Pictures at the size of the call.
+    """Input images at the size of the call.
 
     Attributes:
-        pixels: (pictures, H, W, 3) float32 in [-1, 1]; None where latents were given.
-        latents: (pictures, C, h, w) float32, scaled as the UNet's; None where pixels were given.
-        mask: (pictures, 1, H, W) float32, 1 where the picture is drawn anew, 0 where it is kept; None without a mask.
-        rows: (images,) int, the picture of each image that is drawn.
+        pixels: (pictures, H, W, 3) float32 in [-1, 1]; None if latents were given.
+        latents: (pictures, C, h, w) float32, scaled like the UNet's; None if pixels were given.
+        mask: (pictures, 1, H, W) float32, 1 where the image is redrawn, 0 where it is kept; None without a mask.
+        rows: (images,) int, index of the input picture of each output image.
     """
 
     pixels: Float32 | None
@@ -41,24 +41,24 @@ class ImageInput:
     rows: NDArray[np.int64]
 
     def masked_pixels(self) -> Float32:
-        """The pictures with the part that is drawn anew in grey."""
+        """The pictures with the redrawn part grey."""
         assert self.pixels is not None
         assert self.mask is not None
         return self.pixels * (self.mask < 0.5).transpose(0, 2, 3, 1)
 
     def latent_mask(self, factor: int) -> Float32:
-        """(pictures, 1, h, w): the nearest pixel of the mask."""
+        """The mask at latent resolution, nearest-neighbour: (pictures, 1, h, w)."""
         assert self.mask is not None
         return np.ascontiguousarray(self.mask[:, :, ::factor, ::factor])
 
 
 class GivenImages:
-    """The arguments `image` and `mask_image`, opened; `fitted` brings them to a size."""
+    """The arguments `image` and `mask_image`, loaded; `fitted` resizes them."""
 
     def __init__(self, image: Picture, mask_image: Picture, latent_channels: int) -> None:
-        """Raises: InputError: not pictures, unreadable, or a mask without a picture."""
+        """Raises `InputError` for values that are not images, unreadable files, or a mask without an image."""
         if image is None and mask_image is not None:
-            raise InputError("mask_image needs image, the picture that it is a mask of")
+            raise InputError("mask_image needs an image: pass image=")
         if is_npy(image):
             image = read_npy(image)
         self.latents = _as_latents(image, latent_channels)
@@ -67,7 +67,7 @@ class GivenImages:
         self.masks = _opened("mask_image", mask_image) if mask_image is not None else []
 
     def size(self, factor: int) -> tuple[int, int] | None:
-        """Height and width where the call says nothing: the picture's, down to a multiple of the VAE's factor."""
+        """Default height and width: those of the image, rounded down to a multiple of the VAE's scale factor."""
         if self.latents is not None:
             return self.latents.shape[2] * factor, self.latents.shape[3] * factor
         if not self.pictures:
@@ -75,24 +75,24 @@ class GivenImages:
         height, width = _size(self.pictures[0])
         if min(height, width) < factor:
             raise InputError(
-                f"the image has {width}x{height} pixels, and at least {factor}x{factor} are needed: pass height and "
-                "width to enlarge it"
+                f"the image has {width}x{height} pixels; expected at least {factor}x{factor}: pass height and width "
+                "to enlarge it"
             )
         return height // factor * factor, width // factor * factor
 
     def fitted(self, height: int, width: int, *, factor: int, prompts: int, per_prompt: int) -> ImageInput | None:
-        """The pictures at this size for this many images, None where none were given."""
+        """The pictures resized, for `prompts * per_prompt` images; None if none were given. Raises `InputError`."""
         count = len(self.pictures) if self.latents is None else len(self.latents)
         if not count:
             return None
         if self.latents is not None and self.latents.shape[2:] != (height // factor, width // factor):
             raise InputError(
-                f"image holds latents of the shape {self.latents.shape}, which are not those of {width}x{height}"
+                f"image has latents of shape {self.latents.shape}, which do not match {width}x{height} pixels"
             )
         if self.latents is not None and self.masks:
-            raise InputError("a mask needs a picture, and image holds latents: decode them first")
+            raise InputError("mask_image needs pixels, but image has latents: decode them first")
         if len(self.masks) not in (0, 1, count):
-            raise InputError(f"{len(self.masks)} masks for {count} images: pass one, or one for each")
+            raise InputError(f"{len(self.masks)} masks for {count} images: pass one, or one per image")
         pixels = [_pixels(picture, height, width) for picture in self.pictures]
         masks = [_mask(mask, height, width) for mask in self.masks]
         return ImageInput(
@@ -104,39 +104,39 @@ class GivenImages:
 
 
 def is_npy(given: object) -> bool:
-    """Whether this is the path of an array in numpy's format."""
+    """Whether this is the path of a .npy file."""
     return isinstance(given, str | os.PathLike) and Path(given).suffix.lower() == ".npy"
 
 
 def read_npy(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """An array in numpy's format; raises `InputError` where it is none. Nothing pickled is read."""
+    """Read a .npy file, without pickles. Raises `InputError` if it is missing or invalid."""
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is no array in numpy's format: {error}") from error
+        raise InputError(f"{path} is not a valid .npy file: {error}") from error
     return np.asarray(array)
 
 
 def _rows(count: int, prompts: int, per_prompt: int) -> NDArray[np.int64]:
     if count not in (1, prompts, prompts * per_prompt):
-        raise InputError(f"{count} images for {prompts} prompts: pass one, or one for each")
+        raise InputError(f"{count} images for {prompts} prompts: pass one, or one per prompt")
     return np.arange(prompts * per_prompt) // {1: prompts * per_prompt, prompts: per_prompt}.get(count, 1)
 
 
 def _as_latents(image: Picture, channels: int) -> Float32 | None:
-    """(pictures, C, h, w) floats, such as `Result.latents`, are latents; (pictures, H, W, 3) are pictures."""
+    """Float arrays (pictures, C, h, w), such as `Result.latents`, are latents; (pictures, H, W, 3) are images."""
     array = image if isinstance(image, np.ndarray) and image.ndim == 4 and image.dtype.kind == "f" else None
     if array is None or array.shape[1] != channels or array.shape[3] <= channels:
         return None
     if not np.isfinite(array).all():
-        raise InputError("image holds latents that are not finite")
+        raise InputError("image has latents with NaN or infinity")
     return np.asarray(array, np.float32)
 
 
 def _opened(name: str, given: Picture) -> list[Any]:
-    """PIL images, upright, or float arrays (H, W, channels) in [0, 1]."""
+    """PIL images with their EXIF rotation applied, or float arrays (H, W, channels) in [0, 1]."""
     several = isinstance(given, Sequence) and not isinstance(given, str | bytes)
     several = several or (isinstance(given, np.ndarray) and given.ndim == 4)
     pictures = list(given) if several else [given]
@@ -155,7 +155,7 @@ def _open_one(name: str, given: Picture) -> "Image.Image | Float32":
     if isinstance(given, str | os.PathLike):
         given = _read(Path(given))
     if not isinstance(given, Image.Image):
-        raise InputError(f"{name} is a {type(given).__name__}; it is a PIL image, a numpy array or the path of a file")
+        raise InputError(f"{name} is a {type(given).__name__}; expected a PIL image, a numpy array or a path")
     return ImageOps.exif_transpose(given)
 
 
@@ -166,37 +166,37 @@ def _read(path: Path) -> "Image.Image":
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(path)
-            image.load()  # which closes the file
+            image.load()  # also closes the file
             return image
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
-            f"{path} is refused, as it would unpack to more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller, "
-            "or, where you trust it, open it with PIL yourself and pass that"
+            f"{path} would decompress to more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller, or if you trust "
+            "it, open it with PIL and pass the image"
         ) from error
     except UnidentifiedImageError:
-        raise InputError(f"{path} is no picture that Pillow can read") from None
+        raise InputError(f"{path} is not an image that Pillow can read") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
 def _from_array(name: str, array: NDArray[Any]) -> "Image.Image | Float32":
-    """Bytes become a PIL image; floats stay, with a last dimension of channels."""
+    """uint8 and bool become a PIL image; floats stay an array (H, W, channels)."""
     from PIL import Image
 
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
-        raise InputError(f"{name} has the shape {array.shape}; it should be (H, W), (H, W, 3) or (pictures, H, W, 3)")
+        raise InputError(f"{name} has shape {array.shape}; expected (H, W), (H, W, 3) or (images, H, W, 3)")
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
     if array.dtype == np.uint8:
         return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
     if array.dtype.kind != "f":
-        raise InputError(f"{name} is an array of {array.dtype}; it should be uint8, or floats from 0 to 1")
+        raise InputError(f"{name} is an array of {array.dtype}; expected uint8, or floats from 0 to 1")
     if not (array.min() >= 0 and array.max() <= 1):
-        raise InputError(f"{name} has values from {array.min():g} to {array.max():g}; floats should be from 0 to 1")
+        raise InputError(f"{name} has values from {array.min():g} to {array.max():g}; expected floats from 0 to 1")
     return np.asarray(array, np.float32)
 
 
@@ -206,7 +206,7 @@ def _size(picture: Any) -> tuple[int, int]:
 
 
 def _pixels(picture: Any, height: int, width: int) -> Float32:
-    """(H, W, 3) in [-1, 1]."""
+    """Resize to (H, W, 3) in [-1, 1]."""
     if isinstance(picture, np.ndarray):
         scaled = np.broadcast_to(_nearest(picture, height, width)[:, :, :3], (height, width, 3))
     else:
@@ -215,10 +215,10 @@ def _pixels(picture: Any, height: int, width: int) -> Float32:
 
 
 def _mask(picture: Any, height: int, width: int) -> Float32:
-    """(1, H, W), 0 or 1; pictures become grey when they have their size, as in diffusers."""
+    """Resize to (1, H, W), 0 or 1. PIL images are converted to grey after resizing, as in diffusers."""
     if isinstance(picture, np.ndarray):
         if picture.shape[2] != 1:
-            raise InputError(f"a mask of floats has {picture.shape[2]} channels; it should be (H, W)")
+            raise InputError(f"mask_image is a float array with {picture.shape[2]} channels; expected shape (H, W)")
         grey = _nearest(picture, height, width)[:, :, 0]
     else:
         grey = _lanczos(picture, height, width, "L")
@@ -226,7 +226,7 @@ def _mask(picture: Any, height: int, width: int) -> Float32:
 
 
 def _lanczos(picture: "Image.Image", height: int, width: int, mode: str | None = None) -> Float32:
-    """The picture resized, in [0, 1]."""
+    """Resize with Lanczos, in [0, 1]."""
     from PIL import Image
 
     resized = picture.resize((width, height), resample=Image.Resampling.LANCZOS)
@@ -235,7 +235,7 @@ def _lanczos(picture: "Image.Image", height: int, width: int, mode: str | None =
 
 
 def _nearest(array: Float32, height: int, width: int) -> Float32:
-    """The array resized as PyTorch's `interpolate` does it, which diffusers takes for arrays."""
+    """Resize like PyTorch's `interpolate` in mode "nearest", which diffusers uses for arrays."""
     rows, columns = (
         np.minimum(np.floor(np.arange(new, dtype=np.float32) * np.float32(old / new)).astype(int), old - 1)
         for new, old in ((height, array.shape[0]), (width, array.shape[1]))

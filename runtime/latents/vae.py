@@ -1,4 +1,4 @@
-"""The VAE of a bundle: pictures to the moments of latents, and latents to pictures, whole or in tiles."""
+"""The VAE of a bundle: images to the moments of latents, and latents to images, whole or in tiles."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,21 +10,21 @@ from .vae_tiling import tiled_decode, tiled_encode
 
 
 class Vae:
-    """The two graphs of the VAE. With `tiling`, what is larger than the VAE was trained for is cut in tiles."""
+    """The two graphs of the VAE. `tiling` splits images that are larger than the VAE's training size into tiles."""
 
     def __init__(self, model: Model, run: RunGraph) -> None:
-        """`run` runs a graph of the bundle on inputs by name."""
+        """`run` runs a graph by name."""
         self._model, self._run = model, run
 
     def encode(self, pixels: Float32, *, tiling: bool = False) -> tuple[Float32, Float32]:
-        """(pictures, H, W, 3) in [-1, 1] to mean and logvar, (pictures, C, h, w), not scaled."""
+        """Encode (n, H, W, 3) in [-1, 1] to mean and logvar, each (n, C, h, w), without the scaling factor."""
         model = self._model
         if tiling and max(pixels.shape[1:3]) > model.vae_tile * model.vae_scale_factor:
             return tiled_encode(self._encode, pixels, tile=model.vae_tile, factor=model.vae_scale_factor)
         return self._encode(pixels)
 
     def decode(self, latents: Float32, *, tiling: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        """(images, C, h, w) to (images, H, W, 3) bytes, and how many values of each were not finite."""
+        """Decode (n, C, h, w) to (n, H, W, 3) bytes and (n,) counts of values that were not finite."""
         model = self._model
         if tiling and max(latents.shape[2:]) > model.vae_tile:
             return tiled_decode(self._decode, latents, tile=model.vae_tile, factor=model.vae_scale_factor)

@@ -1,6 +1,6 @@
-"""The VAE on large pictures, tile by tile: tiles overlap by a quarter, and fade into each other there.
+"""The VAE on large images, tile by tile, so that memory does not grow with the image.
 
-The layout is that of diffusers' `AutoencoderKL`, for a VAE's memory grows with the area of what it sees at once.
+Tiles overlap by a quarter and are blended there. The layout is that of diffusers' `AutoencoderKL`.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ Bytes = NDArray[np.uint8]
 def tiled_decode(
     decode: Callable[[Float32], tuple[Bytes, NDArray[np.int32]]], latents: Float32, *, tile: int, factor: int
 ) -> tuple[Bytes, NDArray[np.int32]]:
-    """(images, 8h, 8w, 3) bytes, and how many values were not finite, of (images, C, h, w).
+    """Decode (n, C, h, w) to (n, factor * h, factor * w, 3) bytes and (n,) counts of values that were not finite.
 
     Args:
-        decode: the same for one tile.
+        decode: decodes one tile.
         tile: side of a tile in latent pixels.
-        factor: pixels for each of them.
+        factor: pixels per latent pixel.
     """
     nonfinite = np.zeros(len(latents), np.int32)
 
@@ -38,7 +38,7 @@ def tiled_decode(
 def tiled_encode(
     encode: Callable[[Float32], tuple[Float32, Float32]], pixels: Float32, *, tile: int, factor: int
 ) -> tuple[Float32, Float32]:
-    """Mean and logvar, (pictures, C, h, w), of (pictures, 8h, 8w, 3); arguments as for `tiled_decode`."""
+    """Encode (n, factor * h, factor * w, 3) to mean and logvar, (n, C, h, w); arguments as for `tiled_decode`."""
 
     def one(part: Float32) -> Float32:
         return np.concatenate(encode(np.ascontiguousarray(part)), axis=1).transpose(0, 2, 3, 1)
@@ -49,7 +49,7 @@ def tiled_encode(
 
 
 def _tiled(run: Callable[[Float32], Float32], array: Float32, *, tile: int, grown: int) -> Float32:
-    """`run` on tiles of (n, height, width, channels), joined; a side of `tile` becomes one of `grown`."""
+    """Apply `run` to tiles of (n, height, width, channels) and join them; `tile` pixels become `grown` pixels."""
     step, fade = int(tile * (1 - OVERLAP)), int(grown * OVERLAP)
     keep = grown - fade
     above: list[Float32] = []
@@ -67,7 +67,7 @@ def _tiled(run: Callable[[Float32], Float32], array: Float32, *, tile: int, grow
 
 
 def _fade(before: Float32, piece: Float32, width: int, *, axis: int) -> None:
-    """Let the end of `before` fade into the beginning of `piece`, in place."""
+    """Blend the end of `before` into the start of `piece`, in place."""
     width = min(before.shape[axis], piece.shape[axis], width)
     ends = (slice(None),) * axis
     end = before[(*ends, slice(before.shape[axis] - width, None))]

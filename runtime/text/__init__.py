@@ -1,4 +1,4 @@
-"""Prompts to embeddings. Knows CLIP's tokens, weights of words, and text encoders by name."""
+"""Prompts to embeddings: prompt syntax, CLIP tokens, word weights. Knows text encoders only by graph name."""
 
 from .conditioning import conditioning_from_texts, encode, tokenize
 from .given_texts import TextInput, text_inputs_from_call

@@ -1,4 +1,4 @@
-"""Text of a prompt to sections of weighted pieces. Knows nothing of ids, of lengths or of what a weight does."""
+"""Parses a prompt into sections of weighted pieces. Knows nothing about tokens or how weights are applied."""
 
 import re
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from latentrt.runtime.errors import InputError
 
 SYNTAXES = ("plain", "web-ui")
 GREATEST_WEIGHT = 1000.0
-_STEP = 1.1  # what a pair of brackets multiplies or divides by
-# No alternative may begin or end with a run that another can share: a hostile prompt must not take quadratic time.
+_STEP = 1.1  # factor of a pair of brackets
+# No alternative may start or end with a repetition that another one can also match: that would allow quadratic time.
 _TOKEN = re.compile(
     r"""
     \\(?P<escaped>[()\[\]\\])
@@ -25,7 +25,7 @@ _SPACE = re.compile(r"\s*")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A text, and how much it counts; 1 is as usual."""
+    """A text and its weight; 1 is neutral."""
 
     text: str
     weight: float
@@ -35,18 +35,17 @@ Section = tuple[Piece, ...]
 
 
 def parse(prompt: str, syntax: str = "plain") -> tuple[Section, ...]:
-    r"""Sections of a prompt, each of them pieces in order, neighbours of equal weight joined.
+    r"""Split a prompt into sections of weighted pieces; adjacent pieces of equal weight are joined.
 
     Args:
-        syntax: "plain" takes every character as it stands, as diffusers does. "web-ui" is what AUTOMATIC1111's web UI
-            and its relatives read: `(word)` counts 1.1 times as much, `[word]` 1/1.1 times, `(word:1.2)` 1.2 times;
-            nested, they multiply. `\(`, `\)`, `\[`, `\]` and `\\` are the characters themselves. `BREAK`, in
-            capitals and a word of its own, begins a new section. A bracket that is never closed reaches to the end;
-            one that was never opened is text. Prompt editing (`[a:b:0.5]`), alternation and `AND` are not read.
+        syntax: "plain" takes every character literally, as diffusers does. "web-ui" is the syntax of AUTOMATIC1111's
+            web UI and its forks: `(word)` has weight 1.1, `[word]` 1/1.1, `(word:1.2)` 1.2; nested weights multiply.
+            `\(`, `\)`, `\[`, `\]` and `\\` are literal characters. `BREAK`, in capitals and as a separate word,
+            starts a new section. An unclosed bracket extends to the end; an unopened one is text. Prompt editing
+            (`[a:b:0.5]`), alternation and `AND` are not supported.
 
-    In two things it differs from the web UI: `BREAK` also works inside of brackets, and a backslash before any other
-    character stays. Raises `InputError` for what is no text (half of a surrogate pair), and for weights beyond
-    ±1000.
+    Two differences from the web UI: `BREAK` also works inside brackets, and a backslash before any other character is
+    kept. Raises `InputError` for invalid text (half of a surrogate pair), and for weights beyond ±1000.
     """
     _require_text(prompt)
     if syntax == "plain":
@@ -72,15 +71,15 @@ def _require_text(prompt: str) -> None:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"the prompt {prompt[:60]!r} holds half of a surrogate pair ({prompt[error.start]!r}) at character "
-            f"{error.start}: it was cut or decoded wrongly. Decode it from UTF-8, or take the character out"
+            f"the prompt {prompt[:60]!r} contains half of a surrogate pair ({prompt[error.start]!r}) at character "
+            f"{error.start}: it was truncated or decoded wrongly. Decode it as UTF-8, or remove the character"
         ) from None
 
 
 def _weighed(prompt: str) -> tuple[list[str | None], list[float]]:
     """Texts and their weights; None stands for BREAK."""
     texts: list[str | None] = []
-    spans: list[tuple[int, int, float]] = []  # first and last + 1 of the texts, and what multiplies their weights
+    spans: list[tuple[int, int, float]] = []  # range of the texts, and the factor of their weights
     opened: dict[str, list[int]] = {"(": [], "[": []}
     at = 0
     for token in _TOKEN.finditer(prompt):
@@ -108,8 +107,8 @@ def _weighed(prompt: str) -> tuple[list[str | None], list[float]]:
             weights[start:end] *= factor
     if not (np.abs(weights) <= GREATEST_WEIGHT).all():
         raise InputError(
-            f"the prompt {prompt[:60]!r} has a weight of {weights[np.argmax(np.abs(weights))]:.4g}: weights, nested "
-            rf"brackets multiplied, are from -{GREATEST_WEIGHT:g} to {GREATEST_WEIGHT:g}. Brackets that are text are "
-            r"written as \( and \), or use the syntax 'plain'"
+            f"the prompt {prompt[:60]!r} has a weight of {weights[np.argmax(np.abs(weights))]:.4g}: expected weights "
+            rf"(products of nested brackets) from -{GREATEST_WEIGHT:g} to {GREATEST_WEIGHT:g}. For literal brackets "
+            r"write \( and \), or use prompt_syntax='plain'"
         )
     return texts, weights.tolist()

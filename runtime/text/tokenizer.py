@@ -1,4 +1,4 @@
-"""Pieces of a prompt to chunks of ids, with Hugging Face `tokenizers`. Knows nothing of brackets or of vectors."""
+"""Prompt sections to chunks of token ids, with Hugging Face `tokenizers`. Knows nothing about prompt syntax."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ from .prompt import Section, parse
 if TYPE_CHECKING:
     import tokenizers
 
-# A chunk that is full ends after a comma among its last tokens, if there is one: as in the web UI.
+# As in the web UI, a full chunk ends after a comma if there is one among its last tokens.
 _COMMA_WITHIN = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunks:
-    """A prompt as the text encoder takes it, one chunk after the other.
+    """A prompt as input of the text encoder, in chunks.
 
     Attributes:
         ids: (chunks, max_length) int64: [bos, up to max_length - 2 ids, eos, pad, …].
-        weights: (chunks, max_length) float32; those of bos, eos and pad are 1.
-        tokens: how many ids the whole prompt has, without bos and eos.
-        dropped: the text that did not fit, "" where all of it did.
+        weights: (chunks, max_length) float32; 1 for bos, eos and pad.
+        tokens: number of ids of the whole prompt, without bos and eos.
+        dropped: the text that did not fit, or "".
     """
 
     ids: NDArray[np.int64]
@@ -39,7 +39,7 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """Ids (n, max_length) int64, and for each prompt the end that did not fit, "" where all of it did."""
+    """Ids (n, max_length) int64, and for each prompt the text that did not fit, or ""."""
 
     ids: NDArray[np.int64]
     dropped: tuple[str, ...]
@@ -55,7 +55,7 @@ class Tokenizer:
 
     @classmethod
     def from_bundle_files(cls, folder: Path, facts: TextEncoder) -> "Tokenizer":
-        """Read the tokenizer that a bundle's manifest names for a text encoder."""
+        """Load the tokenizer of a text encoder. Raises `BundleError` if it cannot be read."""
         import tokenizers
 
         path = folder / facts.tokenizer
@@ -69,23 +69,23 @@ class Tokenizer:
 
     @property
     def capacity(self) -> int:
-        """Ids of a prompt that a chunk holds, besides bos and eos."""
+        """Prompt ids per chunk, without bos and eos."""
         return self._facts.max_length - 2
 
     def encode(self, prompts: Sequence[str]) -> Encoded:
-        """Ids of plain prompts, one chunk for each; what does not fit is cut."""
+        """Ids of plain prompts, one chunk each; longer prompts are truncated."""
         chunks = [self.chunks(parse(prompt), split=False) for prompt in prompts]
         rows = [np.empty((0, self._facts.max_length), np.int64), *(c.ids for c in chunks)]
         return Encoded(np.concatenate(rows), tuple(c.dropped for c in chunks))
 
     def chunks(self, sections: Sequence[Section], *, split: bool) -> Chunks:
-        """Chunks of a prompt; each section begins a new one.
+        """Chunks of a prompt; each section starts a new one.
 
         Args:
-            split: spread sections that are too long over several chunks, or else cut them. A chunk that is full ends
-                after the last comma among its last 20 ids, so that a phrase stays in one piece.
+            split: whether to spread long sections over several chunks instead of truncating them. A full chunk ends
+                after the last comma among its last 20 ids, so that phrases stay together.
 
-        Every piece is tokenized by itself, so a word ends where its weight does.
+        Every piece is tokenized separately, so a word ends where its weight ends.
         """
         rows: list[tuple[list[int], list[float]]] = []
         tokens, dropped = 0, []
@@ -115,7 +115,7 @@ class Tokenizer:
         return ids, weights
 
     def _rest(self, section: Section) -> str:
-        """The text from the first id on that has no capacity."""
+        """The text from the first id that does not fit."""
         capacity, rest = self.capacity, ""
         for piece in section:
             located = self._located(piece.text)
@@ -125,14 +125,14 @@ class Tokenizer:
         return rest.strip()
 
     def _located(self, text: str) -> list[tuple[int, int]]:
-        """Ids of a text, and where each begins; a textual inversion's word is as many ids as it has vectors."""
+        """Ids of a text and their offsets; a word of a textual inversion becomes one id per vector."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         pieces = zip(encoding.ids, encoding.offsets, strict=True)
         return [(i, start) for first, (start, _) in pieces for i in self._words.get(first, (first,))]
 
 
 def _spans(ids: Sequence[int], capacity: int, comma: int) -> list[tuple[int, int]]:
-    """Where chunks begin and end; at least one, and only that may be empty."""
+    """Ranges of the chunks; at least one, which is empty only if `ids` is."""
     spans, start = [], 0
     while (end := start + capacity) < len(ids):
         if ids[end] != comma:

@@ -1,4 +1,4 @@
-"""A bundle's weights as arrays, and what changes them."""
+"""A bundle's weights as arrays, and LoRA. Knows nothing about backends."""
 
 from .lora import changed_weights, file_and_weight
 from .shared_lock import SharedLock

@@ -1,7 +1,7 @@
-"""LoRA (arXiv 2106.09685): files in the formats of kohya and diffusers, as changes of a bundle's weights.
+"""LoRA (arXiv:2106.09685): files in the formats of kohya and diffusers, as changes of a bundle's weights.
 
-The changed weights are always the checkpoint's own plus the sum of all changes, computed in float32 and rounded once,
-so that nothing is left of a LoRA that was taken away.
+Changed weights are always computed from the checkpoint's own weights, in float32 and rounded once, so that removing a
+LoRA restores them exactly.
 """
 
 import json
@@ -30,7 +30,7 @@ _OTHER_METHODS = {
 
 @dataclass(slots=True, eq=False)
 class LowRank:
-    """The change of one weight: scale * up @ down, with `mid` between for convolutions that are cut in three."""
+    """The change of one weight: scale * up @ down, with `mid` in between for convolutions in three factors."""
 
     down: Float32 | None = None
     up: Float32 | None = None
@@ -38,11 +38,11 @@ class LowRank:
     alpha: float | None = None
 
     def delta(self, shape: tuple[int, ...]) -> Float32:
-        """The change, in the checkpoint's shape of the weight; raises `ValueError` where it has another."""
+        """The change, in the checkpoint's shape of the weight. Raises `ValueError` if it does not fit that shape."""
         if self.down is None or self.up is None:
-            raise ValueError("one half of it is missing")
+            raise ValueError("up or down is missing")
         if self.down.ndim < 2 or self.up.ndim < 2 or not len(self.down):
-            raise ValueError(f"its halves have the shapes {self.down.shape} and {self.up.shape}")
+            raise ValueError(f"down and up have shapes {self.down.shape} and {self.up.shape}")
         rank = self.down.shape[0]
         up, down = self.up.reshape(-1, rank), self.down
         if self.mid is None:
@@ -56,7 +56,7 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Change:
-    """What one file does to one weight, and how strongly."""
+    """The change of one weight by one file, and its factor."""
 
     path: Path
     factor: float
@@ -64,13 +64,13 @@ class Change:
 
 
 def read_lora(path: Path, parameters: Iterable[str]) -> dict[str, LowRank]:
-    """Parameter of the checkpoint -> its change. Raises `InputError` where any name matches none of `parameters`."""
+    """Parameter of the checkpoint -> its change. Raises `InputError` if any tensor matches none of `parameters`."""
     tensors, metadata = read_safetensors(path)
     for name in tensors:
         other = next((method for mark, method in _OTHER_METHODS.items() if mark in name), None)
         if other is not None:
             raise InputError(
-                f"{path} is a {other} ({name}), which is no LoRA: merge it into the checkpoint, and export"
+                f"{path} is a {other} ({name}), not a LoRA: merge it into the checkpoint, then export that"
             )
     names = LoraNames(parameters)
     changes: dict[str, LowRank] = {}
@@ -93,7 +93,7 @@ def read_lora(path: Path, parameters: Iterable[str]) -> dict[str, LowRank]:
 
 
 def read_loras(loras: Iterable[tuple[Path, float]], parameters: Iterable[str]) -> dict[str, list[Change]]:
-    """Parameter of the checkpoint -> what these files, each with its factor, do to it."""
+    """Parameter of the checkpoint -> its changes by these files, each with its factor."""
     parameters = list(parameters)
     changes: dict[str, list[Change]] = {}
     for path, factor in loras:
@@ -103,21 +103,21 @@ def read_loras(loras: Iterable[tuple[Path, float]], parameters: Iterable[str]) -
 
 
 def summed_delta(parameter: str, shape: tuple[int, ...], changes: Iterable[Change]) -> Float32:
-    """The sum of all changes of one weight, in the checkpoint's shape of it."""
+    """The sum of all changes of one weight, in the checkpoint's shape. Raises `InputError` if one does not fit."""
     total = np.zeros(shape, np.float32)
     for change in changes:
         try:
             total += change.low_rank.delta(shape) * np.float32(change.factor)
         except ValueError as error:
             raise InputError(
-                f"{change.path} changes {parameter} of shape {shape}, but does not fit it ({error}). "
-                "Was it trained on another family of models?"
+                f"{change.path} does not fit {parameter} of shape {shape} ({error}). "
+                "Was it trained for another model family?"
             ) from error
     return total
 
 
 def changed_weights(bundle: Bundle, loras: Mapping[Path, float]) -> NewWeights:
-    """Graph -> initializer -> the checkpoint's weight plus all changes times their weights, in the stored type."""
+    """Graph -> initializer -> the checkpoint's weight plus all changes times their factors, in the stored dtype."""
     weights = bundle.manifest.weights
     changed: dict[str, dict[str, NDArray[np.generic]]] = {}
     for parameter, changes in read_loras(loras.items(), weights).items():
@@ -131,7 +131,7 @@ def changed_weights(bundle: Bundle, loras: Mapping[Path, float]) -> NewWeights:
 
 
 def file_and_weight(text: str) -> tuple[str, float]:
-    """ "style.safetensors:0.8" is a file and its weight; without a number the weight is 1."""
+    """Split "style.safetensors:0.8" into path and weight; the default weight is 1."""
     path, colon, weight = text.rpartition(":")
     try:
         return (path, float(weight)) if colon else (text, 1.0)
@@ -141,18 +141,18 @@ def file_and_weight(text: str) -> tuple[str, float]:
 
 def _alpha(path: Path, name: str, tensor: Float32) -> float:
     if tensor.size != 1:
-        raise InputError(f"{path}: {name} has the shape {tensor.shape}; it should be one number")
+        raise InputError(f"{path}: {name} has shape {tensor.shape}; expected one number")
     return float(tensor.item())
 
 
 def _scale_from_metadata(path: Path, changes: Mapping[str, LowRank], metadata: Mapping[str, str]) -> None:
-    """Where tensors say nothing of alpha, newer diffusers files have it in a JSON text beside them."""
+    """Set alphas that are not stored as tensors: newer diffusers files have them as JSON in the metadata."""
     try:
         settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except ValueError as error:
-        raise InputError(f"{path}: its lora_adapter_metadata is not JSON: {error}") from error
+        raise InputError(f"{path}: lora_adapter_metadata is not valid JSON: {error}") from error
     if not isinstance(settings, dict):
-        raise InputError(f"{path}: its lora_adapter_metadata should be an object, not {type(settings).__name__}")
+        raise InputError(f"{path}: lora_adapter_metadata: expected a JSON object, got {type(settings).__name__}")
     for parameter, change in changes.items():
         part, _, module = parameter.removesuffix(".weight").partition(".")
         patterns: dict[str, float] = settings.get(f"{part}.alpha_pattern") or {}
@@ -164,10 +164,10 @@ def _scale_from_metadata(path: Path, changes: Mapping[str, LowRank], metadata: M
 
 def _no_match(path: Path, unknown: list[str], total: int, names: LoraNames) -> str:
     if not unknown:
-        return f"{path} holds no LoRA: it has no tensors"
+        return f"{path} is not a LoRA: it has no tensors"
     near = names.nearest(split_name(unknown[0])[0])
     hint = f" The nearest names are {' and '.join(near)}." if near else ""
     return (
         f"{path}: {len(unknown)} of {total} tensors match nothing in this bundle, such as {unknown[0]}.{hint} "
-        "Is it a LoRA for this family of models?"
+        "Is it a LoRA for this model family?"
     )

@@ -1,11 +1,11 @@
-"""Tensor names in LoRA files -> parameters of the checkpoint."""
+"""Maps tensor names in LoRA files to parameters of the checkpoint. Knows names only."""
 
 import re
 from collections.abc import Iterable
 
 from latentrt.runtime.errors import nearest_names
 
-# How names end, in kohya's format, and in those that diffusers and PEFT have written over the years.
+# Suffixes of tensor names in the formats of kohya and of all versions of diffusers and PEFT.
 _ENDINGS = {
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
@@ -27,7 +27,7 @@ _KOHYA = {
     "text_encoder": ("lora_te_text_model_", "lora_te1_text_model_"),
     "text_encoder_2": ("lora_te2_text_model_",),
 }
-# Modules of a UNet's residual blocks in the original code, whose names kohya's files for Stable Diffusion XL have.
+# Modules of a UNet's residual blocks in the original code; kohya's files for Stable Diffusion XL use these names.
 _ORIGINAL = {
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -38,7 +38,7 @@ _BLOCK = re.compile(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(resnets|attentions|dow
 
 
 class LoraNames:
-    """Names of modules in LoRA files -> parameters of the checkpoint."""
+    """Finds the parameter of the checkpoint for a module name in a LoRA file."""
 
     def __init__(self, parameters: Iterable[str]) -> None:
         self._known: dict[str, str] = {}
@@ -55,7 +55,7 @@ class LoraNames:
 
     def parameter(self, module: str) -> str | None:
         module = module.removeprefix("base_model.model.").replace(".text_model.", ".").replace(".processor.", ".")
-        candidates = (module, f"{module}.0", f"unet.{module}", f"unet.{module}.0")  # .0: once `to_out` was one layer
+        candidates = (module, f"{module}.0", f"unet.{module}", f"unet.{module}.0")  # .0: old `to_out`
         return next((self._known[name] for name in candidates if name in self._known), None)
 
     def nearest(self, module: str) -> list[str]:
@@ -63,7 +63,7 @@ class LoraNames:
 
 
 def _original_names(module: str, layers: int) -> list[str]:
-    """What a module of the UNet's blocks may be called in the original code; `layers` is residual blocks a block."""
+    """Possible names of a module of the UNet's blocks in the original code; `layers` is residual blocks per block."""
     match = _BLOCK.fullmatch(module)
     if match is None:
         return []
@@ -71,7 +71,7 @@ def _original_names(module: str, layers: int) -> list[str]:
     at = block * (layers + 1) + layer
     if kind == "downsamplers":
         return [f"input_blocks.{(block + 1) * (layers + 1)}.0.op"]
-    if kind == "upsamplers":  # it stands behind an attention, where the block has one
+    if kind == "upsamplers":  # it comes after an attention if the block has one
         return [f"output_blocks.{at + layers}.{place}.conv" for place in (1, 2)]
     if side == "mid":
         return [f"middle_block.{2 * layer if kind == 'resnets' else 1}.{_ORIGINAL.get(rest, rest)}"]
@@ -80,7 +80,7 @@ def _original_names(module: str, layers: int) -> list[str]:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Module and part of a tensor's name; the part is empty where it is none of a LoRA."""
+    """Module and part ("down", "up", "mid", "alpha") of a tensor's name; the part is "" for other tensors."""
     for ending, part in _ENDINGS.items():
         if name.endswith(ending):
             return name.removesuffix(ending), part

@@ -1,4 +1,4 @@
-"""A lock that many may share, or one may have alone."""
+"""A readers-writer lock."""
 
 import threading
 from collections.abc import Iterator
@@ -8,16 +8,16 @@ from latentrt.runtime.errors import InputError
 
 
 class SharedLock:
-    """Those who share it never wait for each other; who wants it alone waits for them, and newcomers wait for him."""
+    """A readers-writer lock; a waiting writer blocks new readers, except for threads that already hold the lock."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._holders: list[int] = []  # threads that share it, once for each time
+        self._holders: list[int] = []  # ids of reading threads, once per acquisition
         self._waiting = 0
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Hold it together with others; again, too, for a thread that holds it already."""
+        """Acquire for reading. Reentrant."""
         thread = threading.get_ident()
         with self._changed:
             while self._waiting and thread not in self._holders:
@@ -32,7 +32,7 @@ class SharedLock:
 
     @contextmanager
     def alone(self, busy: str) -> Iterator[None]:
-        """Hold it alone; `InputError(busy)` where this thread itself shares it, and would wait for ever."""
+        """Acquire for writing. Raises `InputError(busy)` if this thread is a reader, as it would deadlock."""
         with self._changed:
             if threading.get_ident() in self._holders:
                 raise InputError(busy)

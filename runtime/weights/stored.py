@@ -1,4 +1,4 @@
-"""Weights of a bundle's graphs as arrays, read where the manifest says they lie; and safetensors files."""
+"""Weights of a bundle's graphs as arrays, read at the offsets in the manifest; and safetensors files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,20 +11,20 @@ from latentrt.runtime.arrays import DTYPES, Float32
 from latentrt.runtime.bundle import Bundle, Weight
 from latentrt.runtime.errors import BundleError, InputError
 
-_WEIGHTS = ("float32", "float16", "bfloat16")  # what a bundle stores weights in
+_WEIGHTS = ("float32", "float16", "bfloat16")  # dtypes of stored weights
 _FLOATS = {DTYPES[name].safetensors: name for name in ("float64", *_WEIGHTS)}
 
 
 def stored_weight(bundle: Bundle, use: Weight) -> NDArray[Any]:
-    """An initializer as it is stored, bfloat16 as uint16. Raises `BundleError` where it lies inside the ONNX file."""
+    """An initializer in its stored dtype, bfloat16 as uint16. Raises `BundleError` if it is inside the ONNX file."""
     if use.offset is None or use.stored_dtype not in _WEIGHTS:
-        raise BundleError(f"{bundle.path}: {use.initializer} of {use.graph} does not lie in the external data")
+        raise BundleError(f"{bundle.path}: {use.initializer} of {use.graph} is not in the external data")
     path = bundle.file(f"{bundle.graph(use.graph).file}.data")
     return np.memmap(path, DTYPES[use.stored_dtype].numpy, "r", use.offset, use.shape)
 
 
 def to_float32(array: NDArray[Any], dtype: str) -> Float32:
-    """An array of the named type as float32."""
+    """Convert an array of dtype `dtype` to float32; bfloat16 is uint16."""
     if dtype == "bfloat16":
         wide: Float32 = (array.astype(np.uint32) << 16).view(np.float32)
         return wide
@@ -32,7 +32,7 @@ def to_float32(array: NDArray[Any], dtype: str) -> Float32:
 
 
 def from_float32(array: Float32, dtype: str) -> NDArray[Any]:
-    """Round to the named type, halves to even; bfloat16 as uint16."""
+    """Round to dtype `dtype`, half to even; bfloat16 becomes uint16."""
     if dtype != "bfloat16":
         return array.astype(dtype)
     bits = np.ascontiguousarray(array).view(np.uint32)
@@ -41,22 +41,22 @@ def from_float32(array: Float32, dtype: str) -> NDArray[Any]:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Float32], dict[str, str]]:
-    """All floating-point tensors of a file as float32, and its metadata; `InputError` where it is no such file."""
+    """The tensors of a file as float32, and its metadata. Raises `InputError` if it is missing or invalid."""
     from safetensors import SafetensorError, deserialize, safe_open
 
     try:
-        with safe_open(path, "np") as file:  # checks the header and every offset, before anything large is read
+        with safe_open(path, "np") as file:  # validates the header and all offsets before large reads
             metadata = file.metadata() or {}
         entries: list[tuple[str, dict[str, Any]]] = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
         return {name: _tensor(name, entry) for name, entry in entries}, metadata
     except FileNotFoundError as error:
-        raise InputError(f"{path} is not there") from error
+        raise InputError(f"{path} does not exist") from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not a whole safetensors file: {error}") from error
+        raise InputError(f"{path} is not a valid safetensors file: {error}") from error
 
 
 def _tensor(name: str, entry: Mapping[str, Any]) -> Float32:
     dtype = _FLOATS.get(entry["dtype"])
     if dtype is None:
-        raise ValueError(f"{name} has the type {entry['dtype']}; expected {', '.join(_FLOATS)}")
+        raise ValueError(f"{name} has dtype {entry['dtype']}; expected {', '.join(_FLOATS)}")
     return to_float32(np.frombuffer(entry["data"], DTYPES[dtype].numpy).reshape(entry["shape"]), dtype)

@@ -187,9 +187,9 @@ def test_timings_name_every_stage(pipe: Pipeline) -> None:
         ({"seed": [1, 2]}, InputError, r"2 seeds for 1 images"),
         ({"seed": 2**64}, InputError, r"seed="),
         ({"seed": "x"}, InputError, r"seed='x'"),
-        ({"negative_prompt": ["a", "b"]}, InputError, r"negative_prompt holds 2 for 1 prompts"),
+        ({"negative_prompt": ["a", "b"]}, InputError, r"negative_prompt has 2 entries for 1 prompts"),
         ({"latents": np.zeros((1, 4, 8, 8))}, InputError, r"shape \(1, 4, 8, 8\); expected \(1, 4, 16, 16\)"),
-        ({"prompt_embeds": np.zeros((1, 77, 32))}, InputError, r"either a prompt or prompt_embeds"),
+        ({"prompt_embeds": np.zeros((1, 77, 32))}, InputError, r"either prompt or prompt_embeds"),
         (
             {"prompt": None, "prompt_embeds": np.zeros((1, 77, 31))},
             InputError,

@@ -120,12 +120,12 @@ def png(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("side", [10_000, 60_000])
 def test_bombs_are_refused(tmp_path: Path, side: int) -> None:
     (tmp_path / "bomb.png").write_bytes(png(side, side))
-    with pytest.raises(InputError, match=r"bomb.png is refused.*more than [\d,]+ pixels: make it smaller"):
+    with pytest.raises(InputError, match=r"bomb.png would decompress to more than [\d,]+ pixels: make it smaller"):
         GivenImages(tmp_path / "bomb.png", None, 4)
 
 
 def test_a_single_pixel_needs_a_size() -> None:
-    with pytest.raises(InputError, match="1x1 pixels, and at least 8x8 are needed: pass height and width"):
+    with pytest.raises(InputError, match="1x1 pixels; expected at least 8x8: pass height and width"):
         GivenImages(BYTES[:1, :1], None, 4).size(8)
     pixels = prepared(BYTES[:1, :1], size=(16, 8)).pixels
     assert pixels is not None
@@ -136,13 +136,13 @@ def test_a_single_pixel_needs_a_size() -> None:
     ("image", "message"),
     [
         (Path("missing.png"), "missing.png does not exist"),
-        (Path(__file__), "is no picture that Pillow can read"),
+        (Path(__file__), "is not an image that Pillow can read"),
         (7, "image is a int"),
         ([], "image is an empty list"),
-        (BYTES.astype(np.float32), "values from 0 to 255; floats should be from 0 to 1"),
+        (BYTES.astype(np.float32), "values from 0 to 255; expected floats from 0 to 1"),
         (BYTES.astype(np.int64), "array of int64"),
         (BYTES[:, :, :2], r"shape \(50, 67, 2\)"),
-        (np.zeros((1, 4, 8, 16)) + np.nan, "latents that are not finite"),
+        (np.zeros((1, 4, 8, 16)) + np.nan, "latents with NaN or infinity"),
         (np.full((4, 4), np.nan), "values from nan to nan"),
     ],
 )
@@ -186,7 +186,7 @@ def pipe_noise(seed: int, shape: tuple[int, ...]) -> np.ndarray:
         ({"strength": 0.5}, "pass image, or leave it out"),
         ({"image": BYTES, "strength": 0}, "strength=0: expected a number above 0, up to 1"),
         ({"image": BYTES, "strength": 1.5}, "above 0, up to 1"),
-        ({"mask_image": BYTES}, "mask_image needs image"),
+        ({"mask_image": BYTES}, "mask_image needs an image"),
         ({"image": BYTES, "height": 63}, "multiple of 8"),
         ({"original_size": (64, 64)}, "only SDXL does"),
     ],
@@ -235,7 +235,7 @@ def test_latents_of_one_picture_are_the_start_of_another(pipe: Pipeline, tmp_pat
 def test_files_that_hold_no_array_are_refused(pipe: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text("no array")
     np.save(tmp_path / "pickled.npy", np.array([{}], object), allow_pickle=True)
-    for name, message in (("text", "no array in numpy's format"), ("pickled", "no array"), ("none", "does not exist")):
+    for name, message in (("text", "not a valid .npy"), ("pickled", "not a valid .npy"), ("none", "does not exist")):
         for option in ("latents", "image"):
             with pytest.raises(InputError, match=message):
                 pipe.stream("a", **{option: str(tmp_path / f"{name}.npy")})

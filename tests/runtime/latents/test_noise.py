@@ -140,9 +140,9 @@ def test_values_are_unit_normal() -> None:
 def test_wrong_arguments_are_explained() -> None:
     import torch
 
-    with pytest.raises(InputError, match=r"device='mps': noise can be that of torch\.Generator\('cpu'\) or"):
+    with pytest.raises(InputError, match="device='mps': expected 'cpu' or 'cuda'"):
         TorchGenerator(0, device="mps")
-    with pytest.raises(InputError, match=r"dtype=float64: noise is drawn in float32 or float16"):
+    with pytest.raises(InputError, match="dtype=float64: expected float32 or float16"):
         TorchGenerator(0).randn(4, np.float64)
     for seed in (2**64, -(2**63) - 1):
         with pytest.raises(InputError, match=r"-2\*\*63 to 2\*\*64 - 1"):
@@ -150,5 +150,5 @@ def test_wrong_arguments_are_explained() -> None:
         with pytest.raises((RuntimeError, OverflowError, ValueError)):
             torch.Generator("cpu").manual_seed(seed)
     for wrong in (1.5, True, "0", None):
-        with pytest.raises(InputError, match="whole number"):
+        with pytest.raises(InputError, match="expected an integer"):
             TorchGenerator(wrong)

@@ -189,11 +189,11 @@ def test_a_picture_follows_its_weights(pipe: Pipeline) -> None:
             {"negative_prompt": "b", "negative_prompt_embeds": np.zeros((1, 77, 32))},
             r"_embeds, not both",
         ),
-        ({"negative_prompt_embeds": np.zeros((2, 77, 32))}, r"negative_prompt_embeds holds 2 for 1 prompts"),
-        ({"negative_prompt_embeds": np.zeros((1, 80, 32))}, r"of 80 tokens cannot stand beside a text.* of 77"),
+        ({"negative_prompt_embeds": np.zeros((2, 77, 32))}, r"negative_prompt_embeds has 2 entries for 1 prompts"),
+        ({"negative_prompt_embeds": np.zeros((1, 80, 32))}, r"of 80 tokens cannot be combined with a text.* of 77"),
         (
             {"prompt": None, "prompt_embeds": np.zeros((1, 77, 32)), "negative_prompt_embeds": np.zeros((1, 154, 32))},
-            r"77 tokens long and negative_prompt_embeds 154",
+            r"77 tokens, negative_prompt_embeds have 154",
         ),
     ],
 )
@@ -331,9 +331,9 @@ def test_embeddings_of_two_text_encoders(pipe: Pipeline) -> None:
     assert not zeros.pooled[:, 0].any()
     with pytest.raises(InputError, match=r"pooled_prompt_embeds is missing; .* \(1, 20\)"):
         two.of_call(prompt_embeds=given["prompt_embeds"])
-    with pytest.raises(InputError, match=r"negative_pooled_prompt_embeds has the shape \(1, 3\); .* \(1, 20\)"):
+    with pytest.raises(InputError, match=r"negative_pooled_prompt_embeds has shape \(1, 3\); .* \(1, 20\)"):
         two.of_call(**{**given, "negative_pooled_prompt_embeds": np.zeros((1, 3))})
-    with pytest.raises(InputError, match=r"pooled_prompt_embeds: it goes with the embeddings"):
+    with pytest.raises(InputError, match=r"pooled_prompt_embeds: only allowed with prompt embeddings"):
         two.of_call("a", pooled_prompt_embeds=given["pooled_prompt_embeds"])
     with pytest.raises(InputError, match=r"\(prompts, tokens, 40\)"):
         two.of_call(prompt_embeds=np.zeros((1, 77, 16)))

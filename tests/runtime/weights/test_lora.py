@@ -357,11 +357,11 @@ def renamed(tmp_path: Path, names: dict[str, torch.Tensor]) -> Path:
             ["lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_qq.lora_down.weight"],
             r"1 of 1 tensors match nothing in this bundle.*nearest names are lora_unet_mid_block.*to_q ",
         ),
-        (["lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight"], r"match nothing.*family of models"),
+        (["lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight"], r"match nothing.*model family"),
         (["lora_unet_mid_block_resnets_0_conv1.hada_w1_a"], r"is a LoHa"),
         (["unet.conv_in.lora_magnitude_vector"], r"is a DoRA"),
-        (["lora_unet_mid_block_resnets_0_conv1.lora_up.weight"], r"one half of it is missing"),
-        ([], r"holds no LoRA"),
+        (["lora_unet_mid_block_resnets_0_conv1.lora_up.weight"], r"up or down is missing"),
+        ([], r"is not a LoRA"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(sd1: Exported, tmp_path: Path, names: list[str], message: str) -> None:
@@ -375,25 +375,23 @@ def test_a_lora_for_wider_models_is_refused(sd1: Exported, tmp_path: Path) -> No
     path = renamed(
         tmp_path, {f"{key}.lora_down.weight": torch.ones(4, 1024), f"{key}.lora_up.weight": torch.ones(64, 4)}
     )
-    with pytest.raises(
-        InputError, match=r"attn2\.to_k\.weight of shape \(64, 32\), but does not fit it.*another family"
-    ):
+    with pytest.raises(InputError, match=r"does not fit .*attn2\.to_k\.weight of shape \(64, 32\).*model family"):
         changed_weights(Bundle.open(sd1.bundle), {path: 1.0})
 
 
 @pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{", b"not a file of tensors at all"])
 def test_files_that_are_no_safetensors_are_refused(sd1: Exported, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match="not a whole safetensors file"):
+    with pytest.raises(InputError, match="not a valid safetensors file"):
         changed_weights(Bundle.open(sd1.bundle), {tmp_path / "x.safetensors": 1.0})
-    with pytest.raises(InputError, match="is not there"):
+    with pytest.raises(InputError, match="does not exist"):
         changed_weights(Bundle.open(sd1.bundle), {tmp_path / "y.safetensors": 1.0})
 
 
 def test_a_file_that_is_cut_short_is_refused(sd1: Exported, tmp_path: Path) -> None:
     path = kohya_file(tmp_path / "x.safetensors", sd1.bundle)
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(InputError, match="is not a whole safetensors file"):
+    with pytest.raises(InputError, match="is not a valid safetensors file"):
         changed_weights(Bundle.open(sd1.bundle), {path: 1.0})
 
 
@@ -409,4 +407,4 @@ def test_the_command_line_takes_loras(tmp_path: Path, capsys: pytest.CaptureFixt
     ]
     assert text["parameters"].startswith(f"{PROMPT} <lora:odd:0.75>\n")
     assert main([*command, "--lora", str(tmp_path / "no:such.safetensors")]) == 1
-    assert re.search(r"latentrt: .*no:such\.safetensors is not there", capsys.readouterr().err)
+    assert re.search(r"latentrt: .*no:such\.safetensors does not exist", capsys.readouterr().err)
