@@ -1,1 +1,1 @@
-"""CUDA behind names: memory, streams, captured graphs, and lanes made of them."""
+"""CUDA memory, streams, captured graphs, and lanes built from them."""

@@ -1,6 +1,6 @@
-"""NVIDIA GPUs of this machine: memory, streams and captured graphs. The only file that calls cuda-python.
+"""Thin wrappers of CUDA calls: devices, memory, streams, captured graphs. The only file that calls cuda-python.
 
-Everything here is one CUDA call behind a name and an error; what is done with it is decided elsewhere.
+Every failed call raises `BackendError`. Knows nothing about engines or the loop.
 """
 
 import ctypes
@@ -38,20 +38,20 @@ def has_driver() -> bool:
 
 
 def visible_devices() -> tuple[Device, ...]:
-    """All GPUs that CUDA shows to this process; empty without a driver. Raises `BackendError` without cuda-python."""
+    """All GPUs visible to this process; empty without a driver. Raises `BackendError` without cuda-python."""
     cuda = _cuda()
     status, count = cuda.cudaGetDeviceCount()
-    # No driver, one that is too old, or no GPU: nothing that works either way.
+    # No driver, a driver that is too old, or no GPU.
     return () if status != cuda.cudaError_t.cudaSuccess else tuple(_device(cuda, index) for index in range(count))
 
 
 def device_at(index: int, wanted_by: str) -> Device:
-    """One of the visible GPUs; raises `BackendError` that says who wanted it where there is none."""
+    """The GPU with this index. Raises `BackendError`, naming `wanted_by`, if there is none."""
     devices = visible_devices()
     if index < len(devices):
         return devices[index]
-    there = f"cuda:{index} is not among the {len(devices)} here" if devices else "CUDA shows none here"
-    raise BackendError(f"{wanted_by} needs an NVIDIA GPU, and {there}")
+    there = f"cuda:{index} does not exist (found {len(devices)})" if devices else "CUDA finds none"
+    raise BackendError(f"{wanted_by} needs an NVIDIA GPU, but {there}")
 
 
 def _device(cuda: Any, index: int) -> Device:
@@ -61,29 +61,29 @@ def _device(cuda: Any, index: int) -> Device:
 
 
 class DeviceMemory:
-    """A block on a GPU, aligned to 256 bytes, of unknown content. Allocating and freeing wait for the whole GPU."""
+    """A block of device memory, 256-byte aligned, uninitialised. Allocating and freeing synchronise the device."""
 
     def __init__(self, size: int) -> None:
         cuda = _cuda()
         status, address = cuda.cudaMalloc(max(size, 1))
         if status == cuda.cudaError_t.cudaErrorMemoryAllocation:
-            cuda.cudaGetLastError()  # the error is answered here, and must not come back from a later call
+            cuda.cudaGetLastError()  # clear the error, or a later call would return it
             free, total = _checked(cuda.cudaMemGetInfo())
             raise BackendError(
-                f"{size / 2**20:,.0f} MiB wanted, but {free / 2**20:,.0f} of the GPU's {total / 2**20:,.0f} MiB are "
-                "free: draw fewer or smaller pictures at once, or close other pipelines and programs"
+                f"cannot allocate {size / 2**20:,.0f} MiB: {free / 2**20:,.0f} of the GPU's {total / 2**20:,.0f} MiB "
+                "are free. Draw fewer or smaller images at once, or close other pipelines and programs"
             )
         self.address, self.size = int(_checked((status, address))), size
 
     def close(self) -> None:
-        """Give the memory back; twice does no harm."""
+        """Free the memory. May be called twice."""
         if self.address:
             _checked(_cuda().cudaFree(self.address))
             self.address = 0
 
 
 class PinnedMemory:
-    """Host memory that a GPU copies from and to while the host goes on. `bytes` is (size,) uint8."""
+    """Pinned host memory for asynchronous copies. `bytes` is (size,) uint8."""
 
     def __init__(self, size: int) -> None:
         cuda = _cuda()
@@ -92,7 +92,7 @@ class PinnedMemory:
         self.bytes: Bytes = np.ctypeslib.as_array(buffer)
 
     def close(self) -> None:
-        """Give the memory back; arrays that look at it must be gone."""
+        """Free the memory; no array may view it any more."""
         if self.address:
             self.bytes = self.bytes[:0]
             _checked(_cuda().cudaFreeHost(self.address))
@@ -100,7 +100,7 @@ class PinnedMemory:
 
 
 class Stream:
-    """Work that a GPU does one after the other, while the host goes on. Not for several threads at once."""
+    """A CUDA stream. Not thread-safe."""
 
     def __init__(self, device_index: int) -> None:
         cuda = _cuda()
@@ -110,19 +110,19 @@ class Stream:
         self.handle = int(self._stream)
 
     def make_current(self) -> None:
-        """Say that this thread means this stream's GPU; CUDA keeps that for each thread."""
+        """Make this stream's GPU the current device of this thread."""
         _checked(_cuda().cudaSetDevice(self._device_index))
 
     def copy(self, target: int, source: int, size: int) -> None:
-        """Copy bytes from one address of the GPU to another."""
+        """Copy bytes between device addresses, asynchronously."""
         self._copy(target, source, size, "cudaMemcpyDeviceToDevice")
 
     def upload(self, target: int, source: Bytes) -> None:
-        """Copy pinned bytes to the GPU; they must stay as they are until the stream was waited for."""
+        """Copy pinned bytes to the GPU, asynchronously; do not change them until the stream is synchronised."""
         self._copy(target, source.ctypes.data, source.nbytes, "cudaMemcpyHostToDevice")
 
     def download(self, target: Bytes, source: int) -> None:
-        """Copy to pinned bytes; they are there once the stream was waited for."""
+        """Copy to pinned bytes, asynchronously; they are valid once the stream is synchronised."""
         self._copy(target.ctypes.data, source, target.nbytes, "cudaMemcpyDeviceToHost")
 
     def _copy(self, target: int, source: int, size: int, kind: str) -> None:
@@ -130,40 +130,40 @@ class Stream:
         _checked(cuda.cudaMemcpyAsync(target, source, size, getattr(cuda.cudaMemcpyKind, kind), self._stream))
 
     def zero(self, memory: DeviceMemory) -> None:
-        """Fill a block with zeros."""
+        """Fill a block with zeros, asynchronously."""
         _checked(_cuda().cudaMemsetAsync(memory.address, 0, memory.size, self._stream))
 
     def synchronize(self) -> None:
-        """Wait until all is done."""
+        """Wait for all work on the stream."""
         _checked(_cuda().cudaStreamSynchronize(self._stream))
 
     @contextmanager
     def _capturing(self) -> Iterator[list[Any]]:
         cuda = _cuda()
-        # Thread-local: other threads may allocate and wait meanwhile.
+        # Thread-local mode: other threads may allocate and synchronise during the capture.
         _checked(cuda.cudaStreamBeginCapture(self._stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
         captured: list[Any] = []
         try:
             yield captured
         except BaseException:
-            _, broken = cuda.cudaStreamEndCapture(self._stream)  # else the stream stays unusable
+            _, broken = cuda.cudaStreamEndCapture(self._stream)  # otherwise the stream stays unusable
             if broken is not None and int(broken):
                 cuda.cudaGraphDestroy(broken)
             raise
         captured.append(_checked(cuda.cudaStreamEndCapture(self._stream)))
 
     def capture(self, work: Callable[[], object]) -> "CapturedGraph":
-        """What `work` puts on this stream, recorded with its addresses instead of done."""
+        """Capture the work that `work` enqueues on this stream, with its addresses, instead of running it."""
         with self._capturing() as captured:
             work()
         return CapturedGraph(captured[0])
 
     def launch(self, graph: "CapturedGraph") -> None:
-        """Do what was captured."""
+        """Launch a captured graph."""
         _checked(_cuda().cudaGraphLaunch(graph.executable, self._stream))
 
     def close(self) -> None:
-        """Wait, and give the stream back."""
+        """Synchronise and destroy the stream."""
         if self.handle:
             self.make_current()
             self.synchronize()
@@ -172,7 +172,7 @@ class Stream:
 
 
 class CapturedGraph:
-    """Work of a stream, recorded: one call does all of it."""
+    """An instantiated CUDA graph, run by `Stream.launch`."""
 
     def __init__(self, graph: Any) -> None:
         cuda = _cuda()
@@ -182,19 +182,19 @@ class CapturedGraph:
             cuda.cudaGraphDestroy(graph)
 
     def close(self) -> None:
-        """Give it back; no stream may be at it."""
+        """Destroy the graph; it must not be running."""
         if self.executable is not None:
             _checked(_cuda().cudaGraphExecDestroy(self.executable))
             self.executable = None
 
 
 def _checked(answer: tuple[Any, ...]) -> Any:
-    """The value of a CUDA call; `BackendError` with its error's name and text where it failed."""
+    """The result of a CUDA call; raises `BackendError` with the name and text of the error if it failed."""
     status, *values = answer
     cuda = _cuda()
     if status != cuda.cudaError_t.cudaSuccess:
         _, text = cuda.cudaGetErrorString(status)
-        raise BackendError(f"CUDA failed with {status.name}: {text.decode()}")
+        raise BackendError(f"CUDA error {status.name}: {text.decode()}")
     return values[0] if len(values) == 1 else None if not values else tuple(values)
 
 

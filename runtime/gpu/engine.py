@@ -1,4 +1,4 @@
-"""What a GPU backend provides, and a graph that runs once on host arrays through it."""
+"""The protocol of GPU backends, and an engine for host arrays on top of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,33 +15,33 @@ from .lane_pool import LanePool
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
-    """A loaded engine, and the sizes to run it at: those that were asked for, or a few rows more or less."""
+    """A loaded engine and the sizes to run it at: the requested ones, or a few rows more or less."""
 
     engine: DeviceEngine
     sizes: Sizes
 
 
 class GpuBackend(Protocol):
-    """What the loop needs of a backend."""
+    """What the loop needs from a backend."""
 
     lanes: LanePool
 
     def fitted(self, graph: str, sizes: Sizes, *, split: bool = False) -> Fitted:
         """The best engine for these sizes; with `split`, rows may be spread over several runs.
 
-        Raises `BackendError` with what to do where none fits.
+        Raises `BackendError`, with the build command, if none fits.
         """
 
 
 class GpuEngine:
-    """A graph on host arrays: spread over as many runs of the best engine as its rows need."""
+    """Runs a graph on host arrays, split over several runs if the engine takes fewer rows."""
 
     def __init__(self, backend: GpuBackend, spec: Graph, graph: str) -> None:
         self.spec = spec
         self._backend, self._graph = backend, graph
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """All outputs by name."""
+        """Run the graph; returns all outputs by name."""
         sizes = sizes_of_inputs(self.spec, {name: array.shape for name, array in inputs.items()})
         fitted = self._backend.fitted(self._graph, sizes, split=True)
         rows = next(iter(inputs.values())).shape[0]

@@ -1,7 +1,7 @@
-"""What one running call owns on a GPU: a stream, scratch memory, and for each engine a context with its buffers.
+"""Lanes: what one running call owns on a GPU: a stream, scratch memory, and a context with buffers for each engine.
 
-A lane serves one call at a time. All contexts of a lane share its scratch memory, which is safe because a stream does
-one thing after the other; two lanes share nothing but the engines' weights, and with ONNX Runtime the stream.
+A lane serves one call at a time. All contexts of a lane share its scratch memory, which is safe because a stream runs
+in order. Lanes share only the engines' weights and, with ONNX Runtime, the stream.
 """
 
 import logging
@@ -21,15 +21,15 @@ from .staging import Staging
 
 logger = logging.getLogger(__name__)
 
-CONTEXTS_KEPT = 16  # of the sizes that were drawn last; each holds buffers and a captured graph
+CONTEXTS_KEPT = 16  # least recently used ones are closed; each holds buffers and a captured graph
 
 
 class DeviceEngine(Protocol):
-    """A graph that a library has loaded to a GPU, and that computes on streams and addresses of ours.
+    """A graph loaded on a GPU by some library, which runs on a given stream with given addresses.
 
     Attributes:
-        scratch_size: bytes of scratch memory that it needs from us.
-        captures_itself: whether the library captures its work as a CUDA graph; else we do.
+        scratch_size: bytes of scratch memory that the caller must provide.
+        captures_itself: whether the library captures CUDA graphs itself; otherwise `Execution` does.
     """
 
     spec: Graph
@@ -37,20 +37,20 @@ class DeviceEngine(Protocol):
     captures_itself: bool
 
     def new_context(self) -> Any:
-        """Has TensorRT's `set_input_shape`, `set_tensor_address` and `set_device_memory`."""
+        """A context with TensorRT's `set_input_shape`, `set_tensor_address` and `set_device_memory`."""
 
     def execute(self, context: Any, stream: int) -> None:
-        """Put the work of a context on a stream; raises `BackendError` with the library's reason."""
+        """Enqueue a context on a stream; raises `BackendError` with the library's error."""
 
     def last_errors(self) -> str:
-        """Why the library has just refused something."""
+        """The library's most recent errors."""
 
     def save_cache(self) -> None:
-        """Keep what was compiled."""
+        """Save compiled kernels to disk."""
 
 
 class Lane:
-    """A stream and everything that is used on it. `stream` is one that others use, too; else the lane has its own."""
+    """A stream and everything used on it. Pass `stream` to share one; otherwise the lane owns its stream."""
 
     def __init__(self, device_index: int, stream: Stream | None = None) -> None:
         self.stream = stream or Stream(device_index)
@@ -60,13 +60,13 @@ class Lane:
         self._contexts: OrderedDict[tuple[DeviceEngine, object], Execution] = OrderedDict()
 
     def begin(self) -> None:
-        """Make ready for the next call: nothing of the last one is under way any more."""
+        """Prepare for the next call: wait for the last one and reset the staging memory."""
         self.stream.make_current()
         self.stream.synchronize()
         self.staging.reset()
 
     def block(self, name: str, size: int) -> DeviceMemory:
-        """A named block of at least this size; its content is lost when it grows."""
+        """A named block of at least this size; growing loses its content."""
         block = self._blocks.get(name)
         if block is None or block.size < size:
             if block is not None:
@@ -76,7 +76,7 @@ class Lane:
         return block
 
     def scratch(self, size: int) -> DeviceMemory:
-        """Scratch memory for all contexts; where it grows, what was captured with the old addresses is forgotten."""
+        """Scratch memory for all contexts; growing it drops captured graphs, which contain the old address."""
         before = self._blocks.get("scratch")
         block = self.block("scratch", size)
         if block is not before:
@@ -85,7 +85,7 @@ class Lane:
         return block
 
     def context(self, engine: DeviceEngine, sizes: Sizes, *, kept: bool) -> "Execution":
-        """A context of an engine at these sizes; `kept` keeps one for each size, and not one for all."""
+        """A context of an engine; `kept` caches one context for each size, otherwise one for all sizes."""
         key = (engine, tuple(sorted(sizes.items())) if kept else None)
         if key not in self._contexts:
             while len(self._contexts) >= CONTEXTS_KEPT:
@@ -96,27 +96,27 @@ class Lane:
         return self._contexts[key]
 
     def forget(self, engine: DeviceEngine) -> None:
-        """Give back what belongs to an engine that will not be used any more."""
+        """Close all contexts of an engine."""
         self.stream.make_current()
         self.stream.synchronize()
         for key in [key for key in self._contexts if key[0] is engine]:
             self._contexts.pop(key).close()
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
-        """Copy an array to the GPU, through pinned memory, without waiting."""
+        """Copy an array to the GPU through pinned memory, asynchronously."""
         self.stream.upload(address, self.staging.fill(array))
 
     def download(self, address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """Wait, and copy an array to the host."""
+        """Copy an array to the host; waits for the stream."""
         pinned = self.staging.take(math.prod(shape) * DTYPES[dtype].bytes)
         self.stream.download(pinned, address)
         self.stream.synchronize()
         array = pinned.view(dtype).reshape(shape).copy()
-        self.staging.reset()  # all that was staged has arrived
+        self.staging.reset()  # all copies are done
         return array
 
     def close(self) -> None:
-        """Wait, and give all memory back."""
+        """Wait for the stream, then free everything."""
         self.stream.make_current()
         self.stream.synchronize()
         for context in self._contexts.values():
@@ -131,7 +131,7 @@ class Lane:
 
 
 class Execution:
-    """An engine's execution context on a lane: its shapes, its buffers, and its work as a captured graph."""
+    """An engine's execution context on a lane: its shapes, its buffers, and its captured graph."""
 
     def __init__(self, engine: DeviceEngine, lane: Lane) -> None:
         self.engine, self._lane = engine, lane
@@ -144,7 +144,7 @@ class Execution:
         self.addresses: dict[str, int] = {}
 
     def resize(self, sizes: Sizes, elsewhere: Mapping[str, int] | None = None) -> None:
-        """Set the sizes, with a zeroed buffer for each tensor; `elsewhere` are addresses of tensors kept by others."""
+        """Set the sizes and allocate zeroed buffers; `elsewhere` has addresses of tensors that others own."""
         spec, elsewhere = self.engine.spec, elsewhere or {}
         if sizes != self._sizes:
             self.forget_capture()
@@ -159,21 +159,21 @@ class Execution:
                 self.addresses[tensor.name] = address
 
     def size_of(self, tensor: TensorSpec) -> int:
-        """Bytes of a tensor at the present sizes."""
+        """Bytes of a tensor at the current sizes."""
         return math.prod(shape_at(tensor, self._sizes)) * DTYPES[tensor.dtype].bytes
 
     def write(self, name: str, array: NDArray[Any]) -> None:
-        """Fill an input, or its first rows, from the host."""
+        """Upload an input, or its first rows, asynchronously."""
         self._lane.upload(self.addresses[name], array)
 
     def read(self, tensor: TensorSpec) -> NDArray[Any]:
-        """Wait, and copy an output to the host."""
+        """Copy an output to the host; waits for the stream."""
         if tensor.dtype == "bfloat16":
-            raise BackendError(f"{tensor.name} is bfloat16, which numpy does not have; it can be used on the GPU only")
+            raise BackendError(f"{tensor.name} is bfloat16, which numpy does not support: it stays on the GPU")
         return self._lane.download(self.addresses[tensor.name], shape_at(tensor, self._sizes), tensor.dtype)
 
     def enqueue(self) -> None:
-        """Put the engine's work on the stream."""
+        """Enqueue the engine on the stream."""
         scratch = self._lane.scratch(self.engine.scratch_size)
         if scratch.address != self._scratch:
             self._context.set_device_memory(scratch.address, scratch.size)
@@ -181,9 +181,9 @@ class Execution:
         self.engine.execute(self._context, self._lane.stream.handle)
 
     def enqueue_and_copy(self, source: str, target: str) -> None:
-        """The engine's work, and then a copy of an output to an input: as one captured graph where that is possible.
+        """Enqueue the engine and then a copy of an output to an input, as one captured graph if possible.
 
-        A library that captures by itself leaves the copy outside: two launches.
+        If the library captures its work itself, the copy is a second launch.
         """
         size = self.size_of(next(t for t in self.engine.spec.outputs if t.name == source))
 
@@ -199,18 +199,18 @@ class Execution:
             self._lane.stream.launch(self._captured)
 
     def _capture(self, work: Any) -> None:
-        # Once without: only then are all shapes known, kernels compiled and memory in place.
+        # Run once without capture: only then are shapes known, kernels compiled and memory allocated.
         self.enqueue()
-        can = getattr(self._context, "is_stream_capturable", None)  # TensorRT always can, and has no such question
+        can = getattr(self._context, "is_stream_capturable", None)  # TensorRT always can, and lacks this method
         self._capturable = can is None or bool(can(self._lane.stream.handle))
         if self._capturable:
             self._captured = self._lane.stream.capture(work)
         else:
-            logger.warning("%s cannot be captured as a CUDA graph, and each call costs more time of the host", self)
+            logger.warning("%s cannot be captured as a CUDA graph, so each call takes more host time", self)
         self.engine.save_cache()
 
     def forget_capture(self) -> None:
-        """Capture again at the next call."""
+        """Drop the captured graph; the next call captures again."""
         if self._captured is not None:
             self._lane.stream.synchronize()
             self._captured.close()
@@ -229,10 +229,10 @@ class Execution:
 
     def _require(self, accepted: bool, tensor: str) -> None:
         if not accepted:
-            raise BackendError(f"{self.engine} does not take {tensor!r} so: {self.engine.last_errors()}")
+            raise BackendError(f"{self.engine} rejected {tensor!r}: {self.engine.last_errors()}")
 
     def close(self) -> None:
-        """Give the memory back; the stream must be at rest."""
+        """Free the memory; the stream must be idle."""
         self.forget_capture()
         self._context = None
         for memory in self._owned.values():

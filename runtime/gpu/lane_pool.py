@@ -1,4 +1,4 @@
-"""Lanes of a GPU for the calls that run at once: one for each loop, and one for graphs that run once."""
+"""A pool of lanes for concurrent calls: one lane per loop, and one shared by graphs that run once."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -10,16 +10,16 @@ from .lane import DeviceEngine, Lane
 
 
 class LanePool:
-    """Hands lanes out and takes them back."""
+    """Lends lanes to calls. Thread-safe."""
 
     def __init__(self, new_lane: Callable[[], Lane], release: Callable[[], None], name: str) -> None:
-        """`release` is called once, when the pool is closed and no lane is in use any more; `name` is for errors."""
+        """`release` is called once, when the pool is closed and no lane is in use; `name` is for error messages."""
         self._new_lane, self._release, self._name = new_lane, release, name
         self._idle: list[Lane] = []
         self._busy = 0
         self._one_shot_lane: Lane | None = None
         self._closed = self._released = False
-        # Taken in this order, where both are needed.
+        # Acquire in this order if both are needed.
         self._state, self._one_shot = threading.Lock(), threading.Lock()
 
     def require_open(self) -> None:
@@ -49,7 +49,7 @@ class LanePool:
 
     @contextmanager
     def one_shot_lane(self) -> Iterator[Lane]:
-        """The lane of the graphs that run once, for one thread at a time."""
+        """The lane for graphs that run once, for one thread at a time."""
         with self._one_shot:
             self.require_open()
             if self._one_shot_lane is None:
@@ -59,19 +59,19 @@ class LanePool:
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """Nothing runs inside of the block; raises `BackendError` where a loop is under way."""
+        """Guarantee that nothing runs inside the block; raises `BackendError` if a loop is running."""
         with self._state, self._one_shot:
             if self._busy:
-                raise BackendError("weights cannot change while a picture is drawn: finish it, or close its stream")
+                raise BackendError("weights cannot change during a call: finish it, or close its stream")
             yield
 
     def forget(self, engine: DeviceEngine) -> None:
-        """Give back what lanes hold of an engine that will not be used any more; call it `at_rest`."""
+        """Close all contexts of an engine; call this inside `at_rest`."""
         for lane in (*self._idle, *filter(None, [self._one_shot_lane])):
             lane.forget(engine)
 
     def close(self) -> None:
-        """Give all lanes back; those of calls under way, as soon as they end."""
+        """Close all lanes; those in use are closed when their calls end."""
         with self._state, self._one_shot:
             self._closed = True
             if self._one_shot_lane is not None:

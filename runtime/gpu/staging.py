@@ -9,14 +9,14 @@ from .device import Bytes, PinnedMemory
 
 
 class Staging:
-    """Pinned memory, handed out piece by piece; no piece is used again before `reset`."""
+    """A bump allocator of pinned memory; nothing is reused before `reset`."""
 
     def __init__(self) -> None:
         self._blocks: list[PinnedMemory] = []
         self._used = 0
 
     def take(self, size: int) -> Bytes:
-        """A piece of this many bytes."""
+        """Allocate this many bytes."""
         if not self._blocks or self._used + size > len(self._blocks[-1].bytes):
             self._blocks.append(PinnedMemory(max(size, 1 << 20)))
             self._used = 0
@@ -25,13 +25,13 @@ class Staging:
         return piece
 
     def fill(self, array: NDArray[Any]) -> Bytes:
-        """A piece that holds an array."""
+        """Allocate a copy of an array."""
         piece = self.take(array.nbytes)
         piece[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         return piece
 
     def reset(self) -> None:
-        """All pieces may be used again: nothing copies from or to them any more. One block is left, as large as all."""
+        """Reuse all memory; call it only when no copy is pending. Several blocks are merged into one."""
         self._used = 0
         if len(self._blocks) > 1:
             total = sum(len(block.bytes) for block in self._blocks)
@@ -39,6 +39,6 @@ class Staging:
             self._blocks = [PinnedMemory(total)]
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         while self._blocks:
             self._blocks.pop().close()

@@ -1,1 +1,1 @@
-"""Plans, run call by call on engines. Knows no library."""
+"""The denoising loop: runs plans on engines. Knows nothing about the libraries behind them."""

@@ -1,6 +1,6 @@
-"""The denoising loop on a GPU: everything is uploaded before the first call, and nothing waits until a step is read.
+"""The denoising loop on a GPU: uploads everything before the first call, and waits only when a step is read.
 
-Knows lanes and addresses; knows nothing of the library that computes, which is behind `GpuBackend`.
+Knows lanes and addresses; knows nothing about the library, which is behind `GpuBackend`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,15 +18,15 @@ from latentrt.runtime.scheduler import Plan
 
 from .tables import KnownParts, LoopTables, time_rows
 
-ALIGNED_ROWS = 256  # rows of any size end at a multiple of 256 bytes, where TensorRT can begin to write
+ALIGNED_ROWS = 256  # so many rows of any size are a multiple of 256 bytes, the alignment of output addresses
 
 
 class GpuDenoiser:
-    """The loop for one bucket of sizes, on an engine that fits it and may compute a few images more."""
+    """The loop for one bucket of sizes, on an engine that may have a larger batch."""
 
     def __init__(self, backend: GpuBackend, bucket: Bucket) -> None:
         self._backend, self._bucket = backend, bucket
-        # Now, so that what is missing or damaged is reported where the call stands.
+        # Loaded now, so that missing or damaged engines are reported before the loop starts.
         self._denoise = backend.fitted("denoise", bucket.sizes)
 
     def run(
@@ -70,7 +70,7 @@ class GpuDenoiser:
         rows: Mapping[str, Float32],
         blend: "_Blend | None",
     ) -> Iterator[DenoiseStep]:
-        """One launch for each call, and before it the rows of the tables that it reads; a second one blends."""
+        """For each call: copy its rows of the tables, launch `denoise`, and `blend` if there is a mask."""
         coefficients = _Table(lane, denoise, "coefficients", len(tables.coefficients))
         lane.upload(coefficients.address, tables.coefficients)
         features = _Table(lane, denoise, "time_features", len(tables.timesteps))
@@ -79,12 +79,12 @@ class GpuDenoiser:
         noise = _Table(lane, denoise, "noise", len(fresh))
         for i, array in enumerate(fresh):
             lane.upload(noise.address + i * noise.row_size, array)
-        # Unused noise has coefficients of zero, so any finite numbers will do: those of the last draw, or zeros.
+        # Calls without a draw have noise coefficients of 0, so the input may keep the last draw or zeros.
         draws = iter(range(len(fresh)))
         total, current = len(tables.timesteps), [0]
         try:
             for k in range(total):
-                lane.stream.make_current()  # the caller may ask for the next step from another thread
+                lane.stream.make_current()  # the caller may continue from another thread
                 coefficients.copy_row(k)
                 features.copy_row(k)
                 if tables.noise[k] is not None:
@@ -95,18 +95,18 @@ class GpuDenoiser:
                 current[0] = k
                 yield DenoiseStep(k, total, partial(self._read, lane, denoise, current, k))
         finally:
-            current[0] = -1  # the lane belongs to the next call
+            current[0] = -1  # from here on, the lane may serve another call
 
     def _read(self, lane: Lane, denoise: Execution, current: Sequence[int], k: int, register: int) -> Float32:
         if current[0] != k:
-            raise InputError(f"the state after call {k} is gone: look at a step before asking for the next one")
+            raise InputError(f"the state after call {k} is no longer available: read it before the next step")
         lane.stream.make_current()
         spec = next(tensor for tensor in denoise.engine.spec.inputs if tensor.name == "state")
         state: Float32 = denoise.read(spec)
         return state[: self._bucket.batch, register].copy()
 
     def _write_keys_and_values(self, lane: Lane, denoise: Execution, context: Float32) -> None:
-        """The engine `context` writes straight into the inputs of `denoise`."""
+        """Run `context`, which writes directly into the inputs of `denoise`."""
         hidden_states = _with_rows(context, self._denoise.sizes["B"]).reshape(-1, *context.shape[2:])
         sizes = {"n": len(hidden_states), "S": hidden_states.shape[1]}
         engine = self._backend.fitted("context", sizes).engine
@@ -116,12 +116,12 @@ class GpuDenoiser:
         once.enqueue()
 
     def _compute_time_features(self, lane: Lane, table: "_Table", rows: Mapping[str, Float32]) -> None:
-        """The engine `time` writes straight into the table: a row for each call, image and group."""
+        """Run `time`, which writes directly into the table: one row per call, image and group."""
         count = len(rows["timesteps"])
         time = self._backend.fitted("time", {"n": count}, split=True)
         once = lane.context(time.engine, time.sizes, kept=False)
         row_size = table.size // count
-        # Each run begins at an aligned address, whatever the size of a row.
+        # Each run starts at an aligned address, whatever the size of a row.
         step = time.sizes["n"] // ALIGNED_ROWS * ALIGNED_ROWS or time.sizes["n"]
         for at in range(0, count, step):
             once.resize({"n": min(step, count - at)}, {"time_features": table.address + at * row_size})
@@ -131,13 +131,13 @@ class GpuDenoiser:
 
 
 class _Blend:
-    """The engine `blend` on the state of `denoise`: reads it where it lies, and its result is copied there."""
+    """The engine `blend` on the state of `denoise`: reads it in place, and its result is copied back."""
 
     def __init__(self, backend: GpuBackend, lane: Lane, denoise: Execution, sizes: Sizes, known: KnownParts) -> None:
         sizes = {symbol: sizes[symbol] for symbol in "Bhw"}
         blend = backend.fitted("blend", sizes)
-        if blend.sizes != sizes:  # it would write behind the end of the state
-            raise BackendError(f"no engine of blend is for {sizes}, as that of denoise: build both again")
+        if blend.sizes != sizes:  # it would write beyond the end of the state
+            raise BackendError(f"no engine of blend has the sizes of denoise, {sizes}: build both again")
         known = known.padded(sizes["B"])
         self._context = lane.context(blend.engine, sizes, kept=True)
         self._context.resize(sizes, {"state": denoise.addresses["state"]})
@@ -153,7 +153,7 @@ class _Blend:
 
 
 class _Table:
-    """Rows on the device that become an input of `denoise`, one row for each call."""
+    """A table on the device; one row per call becomes an input of `denoise`."""
 
     def __init__(self, lane: Lane, denoise: Execution, name: str, rows: int) -> None:
         spec = next(tensor for tensor in denoise.engine.spec.inputs if tensor.name == name)
@@ -167,5 +167,5 @@ class _Table:
 
 
 def _with_rows(array: Float32, rows: int) -> Float32:
-    """The array with rows of zeros behind it."""
+    """Pad with zeros to this many rows."""
     return np.pad(array, [(0, rows - len(array)), *[(0, 0)] * (array.ndim - 1)])

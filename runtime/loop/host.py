@@ -1,7 +1,7 @@
-"""The denoising loop on arrays of the host, for libraries that run a graph on buffers that they are given.
+"""The denoising loop on host arrays, for libraries that run a graph on given buffers.
 
-Knows the order of calls and which buffer goes where; knows no library. Two state buffers take turns, nothing is copied
-between.
+Knows the order of calls and which buffer goes where; knows nothing about the libraries. Two state buffers alternate, so
+the state is never copied.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,22 +18,22 @@ from latentrt.runtime.scheduler import Plan
 from .tables import KnownParts, LoopTables, time_rows
 
 Arrays = Mapping[str, NDArray[Any]]
-# Runs a graph on the buffers that it is bound to, and on these inputs, which are bound anew.
+# Runs a graph on its bound buffers, after rebinding these inputs.
 BoundCall = Callable[[Arrays], None]
 
 
 class HostEngine(Engine, Protocol):
-    """An engine whose tensors may lie in arrays of the caller."""
+    """An engine that can be bound to arrays of the caller."""
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> BoundCall:
-        """A call that reads these inputs, as they are when it is made, and writes to these contiguous outputs."""
+        """Bind contiguous arrays. Every call reads the current content of the inputs and writes to the outputs."""
 
 
 class HostDenoiser:
-    """The loop for one bucket of sizes; each run has buffers of its own, so several threads may draw at once."""
+    """The loop for one bucket of sizes. Thread-safe: each run has its own buffers."""
 
     def __init__(self, parts: Sequence[HostEngine], bucket: Bucket, *, blend: Callable[[], HostEngine]) -> None:
-        """`parts` are the engines of time, context and denoise; that of `blend` is made where it is needed."""
+        """`parts` are the engines of time, context and denoise; `blend` creates its engine when needed."""
         self._time, self._context, self._denoise = parts
         self._bucket, self._blend = bucket, blend
 
@@ -64,7 +64,7 @@ class HostDenoiser:
         ]
         known = None if mask is None or clean is None else KnownParts.from_plans(plans, noise, clean, mask)
         if known is not None:
-            # Each call ends with its blend, which leaves the state where it was before the call.
+            # `blend` writes back to the buffer that `denoise` reads, so the buffers do not alternate.
             blend = self._blend().bind({**known.fixed, "state": states[1]}, {"next_state": states[0]})
         quiet = np.zeros_like(tables.state[:, 0])
         total = len(tables.timesteps)

@@ -1,4 +1,4 @@
-"""The arrays that a loop over several plans reads: coefficients, timesteps, noise. Knows plans and shapes only."""
+"""The arrays that a loop over several plans reads: coefficients, timesteps, noise. Knows only plans and shapes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,12 @@ from latentrt.runtime.scheduler import REGISTERS, Plan
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoopTables:
-    """What the host prepares before a loop over several plans; plans that are shorter are padded with calls that keep
-    the state as it is.
+    """Inputs of a loop over several plans; shorter plans are padded with calls that keep the state unchanged.
 
     Attributes:
         timesteps: (M, B) float32.
         coefficients: (M, B, R, R+2) float32.
-        noise: (M, B, C, h, w) float32 for calls that draw, None for the others.
+        noise: for each of M calls (B, C, h, w) float32, or None if no plan draws.
         state: (B, R, C, h, w) float32, the first state.
     """
 
@@ -47,7 +46,7 @@ class LoopTables:
         return LoopTables(timesteps, coefficients, tuple(draws), state)
 
     def padded(self, batch: int) -> "LoopTables":
-        """The same for a larger batch: the images that are added stay at zero."""
+        """Pad to a larger batch; the state of added images stays zero."""
         added = batch - self.state.shape[0]
         if not added:
             return self
@@ -65,7 +64,7 @@ class KnownParts:
 
     Attributes:
         fixed: `mask` (B, 1, h, w), `clean` and `noise` (B, C, h, w).
-        blend: (M, B, 2) float32; for calls behind the end of a plan those of its end.
+        blend: (M, B, 2) float32; after the end of a plan, its last row is repeated.
     """
 
     fixed: Mapping[str, Float32]
@@ -80,14 +79,14 @@ class KnownParts:
         return KnownParts({"mask": mask, "clean": clean, "noise": first}, np.stack(rows, axis=1))
 
     def padded(self, batch: int) -> "KnownParts":
-        """The same for a larger batch."""
+        """Pad to a larger batch."""
         added = batch - self.blend.shape[1]
         fixed = {name: _with_zeros(array, added) for name, array in self.fixed.items()}
         return KnownParts(fixed, np.pad(self.blend, ((0, 0), (0, added), (0, 0))))
 
 
 def time_rows(timesteps: Float32, groups: int, time_inputs: Mapping[str, Float32]) -> dict[str, Float32]:
-    """Inputs of the graph `time` with a row for each call, image and group; timesteps are (M, B)."""
+    """Inputs of the graph `time`, one row per call, image and group; timesteps are (M, B)."""
     rows = {"timesteps": np.repeat(timesteps, groups, axis=1).ravel()}
     for name, array in time_inputs.items():
         rows[name] = np.tile(array.reshape(-1, array.shape[-1]), (len(timesteps), 1))

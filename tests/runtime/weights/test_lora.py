@@ -324,7 +324,7 @@ def test_refitting_an_engine_at_work_is_caught(gpu: Machine, refittable: Path) -
     with Pipeline.load(backend=RTX, engines=refittable) as pipe:
         steps = pipe.stream(PROMPT, **FEW)
         next(steps)
-        with pytest.raises(BackendError, match="while a picture is drawn"):
+        with pytest.raises(BackendError, match="cannot change during a call"):
             pipe._backend.set_weights({"denoise": {}})
         engine = next(e for e in pipe._backend._loaded.values() if e.record.graph == "denoise")
         with pytest.raises(Fault, match="refitted while it runs"):
