@@ -1,4 +1,4 @@
-"""What runs the graphs: ONNX Runtime, OpenVINO, TensorRT."""
+"""The backends that run a bundle's graphs: ONNX Runtime, OpenVINO, TensorRT."""
 
 from .choice import load_backend
 

@@ -1,4 +1,4 @@
-"""Which backend runs a bundle: the one that was asked for, or the best that works here."""
+"""Selects the backend for a bundle: the requested one, or the best one that works on this machine."""
 
 import logging
 import re
@@ -22,7 +22,7 @@ BACKENDS = ("auto", *TRT_BACKENDS, "openvino", "onnxruntime")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Wish:
-    """What the backends are made from; the engine list is read once."""
+    """Arguments for creating a backend; the engine list is read once."""
 
     bundle: Bundle
     engines: EngineList
@@ -36,13 +36,13 @@ def load_backend(
     if backend not in BACKENDS:
         raise BackendError(unknown("backend", backend, BACKENDS))
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise BackendError(f"unknown device {device!r}; expected cpu, cuda, or one of several GPUs such as cuda:1")
+        raise BackendError(f"unknown device {device!r}; expected cpu, cuda, or cuda:N for one of several GPUs")
     wish = _Wish(bundle, EngineList.of_bundle(bundle, engines), trust_engines)
     if backend in TRT_BACKENDS:
         return _tensorrt(wish, backend, device)
     if backend == "openvino":
         return _openvino(wish, device)
-    # Without a driver, engines are for other machines and need no warning.
+    # Without a driver, the engines are meant for another machine: skip them without a warning.
     if backend == "auto" and device != "cpu" and has_driver():
         built = {record.backend for record in wish.engines.engines}
         for name in filter(built.__contains__, TRT_BACKENDS):
@@ -61,7 +61,7 @@ def load_backend(
 
 def _tensorrt(wish: _Wish, backend: str, device: str | None) -> Backend:
     if device == "cpu":
-        raise BackendError(f"{backend} runs on NVIDIA GPUs only: choose backend='onnxruntime' for the CPU")
+        raise BackendError(f"{backend} runs on NVIDIA GPUs only: use backend='onnxruntime' for the CPU")
     from .trt.backend import TrtBackend  # imported here because it is not needed without a GPU
 
     index = _index(device or "cuda")
@@ -89,12 +89,12 @@ def _index(device: str) -> int:
 
 def _openvino(wish: _Wish, device: str | None) -> Backend:
     if device not in (None, "cpu"):
-        raise BackendError(f"openvino runs on CPUs here, not on {device!r}: choose device='cpu' or another backend")
+        raise BackendError(f"openvino runs on CPUs only, not on {device!r}: use device='cpu' or another backend")
     return OpenVinoBackend(wish.bundle)
 
 
 def _onnxruntime_on_cuda(wish: _Wish) -> Backend | None:
-    """None without CUDA; warns where CUDA is there and does not work."""
+    """None without CUDA; logs a warning if CUDA exists but does not work."""
     if "cuda" in available_devices():
         try:
             return _onnxruntime(wish, "cuda")
@@ -104,7 +104,7 @@ def _onnxruntime_on_cuda(wish: _Wish) -> Backend | None:
 
 
 def _best_on_cpu(wish: _Wish) -> Backend:
-    """OpenVINO where it is installed and reads the bundle, else ONNX Runtime."""
+    """OpenVINO if it is installed and can read the bundle, else ONNX Runtime."""
     if openvino_is_installed():
         try:
             return _openvino(wish, "cpu")

@@ -1,7 +1,4 @@
-"""Which compiled engine serves which sizes, and why another one may not be used. Knows nothing of TensorRT.
-
-A size is a number for each symbol of a graph: B images, G groups, h and w latent pixels, S tokens, n rows.
-"""
+"""Selects compiled engines by size, and explains why an engine cannot be used. Knows nothing about TensorRT."""
 
 import math
 import re
@@ -11,18 +8,18 @@ from dataclasses import dataclass
 from latentrt.runtime.bundle import Bundle, EngineRecord, Manifest, Sizes, sizes_text
 from latentrt.runtime.gpu.device import Device
 
-ROWS = ("n", "B")  # symbols of the first dimension: rows are independent, so fewer may be wanted than are computed
+ROWS = ("n", "B")  # symbols of the first dimension: rows are independent, so an engine may compute more than requested
 
 
 def needed_graphs(manifest: Manifest) -> tuple[str, ...]:
-    """The graphs that every picture needs an engine of; others are for tasks that begin from a picture."""
+    """The graphs that text-to-image needs; the others are for image-to-image and inpainting."""
     text_encoders = (encoder.graph for encoder in manifest.model.text_encoders)
     return (*text_encoders, "context", "time", "denoise", "vae_decoder")
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What an engine must fit: the installed library, the GPU, and whether engines may bring code for the host."""
+    """What an engine must fit: the installed library, the GPU, and whether engines may contain host code."""
 
     backend: str
     version: str
@@ -32,44 +29,44 @@ class Host:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """An engine and the sizes to run it at; as many runs as the rows need."""
+    """An engine, the sizes to run it at, and the number of runs for all rows."""
 
     record: EngineRecord
     sizes: Sizes
     runs: int
 
 
-# --- may it be used ---------------------------------------------------------------------------------------------------
+# --- compatibility ----------------------------------------------------------------------------------------------------
 
 
 def outdated(record: EngineRecord, manifest: Manifest) -> str | None:
-    """Why an engine is not one of the bundle as it is now; None where it is."""
+    """Why an engine does not match the current bundle; None if it does."""
     graph = manifest.graphs.get(record.graph)
     if graph is None:
         return f"the bundle has no graph {record.graph!r}"
     weights = manifest.files.get(f"{graph.file}.data")
     if record.onnx_sha256 != manifest.files[graph.file].sha256:
-        return f"it was built from another {graph.file}; the bundle was exported again since"
+        return f"it was built from another {graph.file}; the bundle has been exported again since"
     if record.weights_sha256 != (weights.sha256 if weights else None):
-        return f"it was built with other weights than those in {graph.file}.data"
+        return f"it was built with weights that differ from {graph.file}.data"
     return None
 
 
 def refusal(record: EngineRecord, manifest: Manifest, host: Host) -> str | None:
-    """Why an engine of this backend cannot be used here; None where it can."""
+    """Why an engine of this backend cannot be used on this host; None if it can."""
     if (reason := outdated(record, manifest)) is not None:
         return reason
     if not _version_fits(record, host.version):
-        return f"it was built with {record.backend} {record.version}, and {host.version} is installed"
+        return f"it was built with {record.backend} {record.version}, but {host.version} is installed"
     if record.device is not None and record.device != host.device.name:
-        return f"it was built for {record.device}, and this GPU is {host.device.name}"
+        return f"it was built for {record.device}, but this GPU is {host.device.name}"
     if not any(_capability_fits(known, host.device.compute_capability) for known in record.compute_capabilities):
         return (
-            f"it was built for compute capability {', '.join(record.compute_capabilities)}, and {host.device.name} "
+            f"it was built for compute capability {', '.join(record.compute_capabilities)}, but {host.device.name} "
             f"has {host.device.compute_capability}"
         )
     if record.host_code and not host.trusts_engines:
-        return "it carries code that runs on the host: load it with trust_engines=True if you trust who built it"
+        return "it contains code that runs on the host: load it with trust_engines=True if you trust its source"
     return None
 
 
@@ -86,14 +83,14 @@ def _capability_fits(known: str, capability: str) -> bool:
     return own >= least if known.endswith("+") else own == least
 
 
-# --- which one --------------------------------------------------------------------------------------------------------
+# --- selection --------------------------------------------------------------------------------------------------------
 
 
 def best_fit(records: Iterable[EngineRecord], sizes: Sizes, *, split: bool = False) -> Choice | None:
-    """The engine that computes least in vain for these sizes; None where none fits.
+    """The engine with the least padding for these sizes; None if none fits.
 
-    Rows may be added up to an engine's minimum; with `split` they may also be spread over several runs. All other
-    sizes must be within the engine's. Where several engines compute the same, the narrowest is taken.
+    Rows are padded up to an engine's minimum; with `split` they may also be spread over several runs. All other sizes
+    must be within the engine's range. Among equals, the engine with the narrowest range wins.
     """
     choices = [choice for record in records if (choice := _at(record, sizes, split)) is not None]
     return min(choices, key=lambda choice: _padding(choice, sizes), default=None)
@@ -122,11 +119,11 @@ def _padding(choice: Choice, sizes: Sizes) -> tuple[float, int, float]:
 
 
 def nothing_fits(bundle: Bundle, backend: str, graph: str, sizes: Sizes, records: Iterable[EngineRecord]) -> str:
-    """What a caller reads where no engine fits: the sizes, those that exist, and the command that builds it."""
+    """The error message when no engine fits: requested sizes, available sizes, and the build command."""
     wanted = " ".join(f"{symbol}={size}" for symbol, size in sizes.items())
     known = "; ".join(sizes_text(record) for record in records if record.graph == graph) or "none"
     return (
-        f"{bundle.path} has no {backend} engine of {graph} for {wanted}. It has: {known}. Build one: "
+        f"{bundle.path} has no {backend} engine of {graph} for {wanted}. Available: {known}. Build one: "
         f"{build_command(bundle, backend, sizes)}"
     )
 

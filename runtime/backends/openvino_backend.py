@@ -1,7 +1,7 @@
-"""OpenVINO: a bundle's ONNX files on a CPU, compiled for it.
+"""The OpenVINO backend: compiles a bundle's ONNX files for the CPU.
 
-`denoise` is compiled for each size that is drawn, and the last few are kept; all other graphs are compiled once, for
-every size. docs/decisions/0010-openvino-on-cpus.md has the reasons.
+`denoise` is compiled for each size, and the last few are kept; all other graphs are compiled once, with dynamic shapes.
+docs/decisions/0010-openvino-on-cpus.md has the reasons.
 """
 
 import importlib.util
@@ -22,13 +22,13 @@ from latentrt.runtime.weights import to_float32
 if TYPE_CHECKING:
     import openvino
 
-# Each holds the UNet's weights once more, in the layout of its kernels.
+# Each holds another copy of the UNet's weights, in the layout of its kernels.
 KEPT_SIZES = 2
 _HALVES = {"f16": "float16", "bf16": "bfloat16"}
 
 
 def openvino_is_installed() -> bool:
-    """Whether `import openvino` finds something; does not import it, which takes half a second."""
+    """Whether openvino can be found; does not import it, which takes half a second."""
     return importlib.util.find_spec("openvino") is not None
 
 
@@ -38,7 +38,7 @@ class OpenVinoBackend:
     name = "openvino-cpu"
 
     def __init__(self, bundle: Bundle) -> None:
-        """Reads all graphs, and compiles a small one: what is missing shows now."""
+        """Reads all graphs and compiles a small one, so that problems are found now. Raises `BackendError`."""
         try:
             import openvino
         except ImportError as error:
@@ -47,7 +47,7 @@ class OpenVinoBackend:
             ) from error
         self._bundle, self._core = bundle, openvino.Core()
         if "CPU" not in self._core.available_devices:
-            raise BackendError("openvino finds no plugin for this CPU: use backend='onnxruntime'")
+            raise BackendError("openvino has no plugin for this CPU: use backend='onnxruntime'")
         self._has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._models = {graph: self._read(graph) for graph in bundle.manifest.graphs}
         self._weights: NewWeights = {}
@@ -57,7 +57,7 @@ class OpenVinoBackend:
         self.engine("time")
 
     def engine(self, graph: str) -> "OpenVinoEngine":
-        """The engine of a graph for all sizes, made on first use and kept."""
+        """The engine of a graph for all sizes, created on first use and kept."""
         with self._lock:
             if graph not in self._engines:
                 self._engines[graph] = self._compiled(graph, self._weights)
@@ -67,7 +67,7 @@ class OpenVinoBackend:
         """A denoiser for these sizes."""
         time, context = self.engine("time"), self.engine("context")
         with self._lock:
-            # The one that was used last goes to the end; the first is the one to let go.
+            # In order of last use: the first one is evicted.
             denoise = self._denoise.pop(bucket, None) or self._compiled("denoise", self._weights, bucket)
             self._denoise[bucket] = denoise
             while len(self._denoise) > KEPT_SIZES:
@@ -75,11 +75,11 @@ class OpenVinoBackend:
         return HostDenoiser((time, context, denoise), bucket, blend=lambda: self.engine("blend"))
 
     def set_weights(self, weights: NewWeights) -> None:
-        """See `Backend.set_weights`: graphs are compiled anew, as that lays their weights out for the kernels."""
+        """See `Backend.set_weights`. Recompiles the changed graphs, as compilation converts the weights."""
         with self._lock:
             changed = {*self._weights, *weights}
             engines = {name: self._compiled(name, weights) for name in self._engines if name in changed}
-            # Sizes other than the last are compiled when they are drawn again.
+            # Other sizes are recompiled on their next use.
             last = list(self._denoise)[-1:] if "denoise" in changed else []
             denoise = {bucket: self._compiled("denoise", weights, bucket) for bucket in last}
             self._weights, self._engines = weights, self._engines | engines
@@ -87,7 +87,7 @@ class OpenVinoBackend:
                 self._denoise = denoise
 
     def close(self) -> None:
-        """Give all memory back."""
+        """Free all memory."""
         with self._lock:
             for engines in (self._engines, self._denoise):
                 for engine in engines.values():
@@ -99,11 +99,11 @@ class OpenVinoBackend:
         path = self._bundle.file(self._bundle.graph(graph).file)
         try:
             return self._core.read_model(path)
-        except Exception as error:  # openvino has no common base class of its errors
+        except Exception as error:  # openvino's errors have no common base class
             raise BackendError(f"openvino cannot read {path}: {_reason(error)}") from error
 
     def _compiled(self, graph: str, weights: NewWeights, bucket: Bucket | None = None) -> "OpenVinoEngine":
-        """The engine of a graph with these weights, at the sizes of a bucket or at all sizes."""
+        """Compile a graph with these weights, for the sizes of a bucket or for all sizes."""
         if graph not in self._models:
             raise BackendError(f"the engine of {self._bundle.graph(graph).file} is closed")
         spec, model = self._bundle.graph(graph), _model_with(self._models[graph], weights.get(graph, {}))
@@ -113,7 +113,7 @@ class OpenVinoBackend:
         precision = recipe.vae_precision if graph.startswith("vae") else recipe.precision
         options = {
             "PERFORMANCE_HINT": "LATENCY",
-            # Left to itself OpenVINO takes bfloat16 wherever the CPU has it, for fp32 bundles as well.
+            # By default OpenVINO uses bfloat16 wherever the CPU supports it, even for fp32 bundles.
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" and self._has_bf16 else "f32",
         }
         try:
@@ -123,16 +123,16 @@ class OpenVinoBackend:
 
 
 class OpenVinoEngine:
-    """A compiled graph. Each run and each bound call has tensors of its own, so several threads may use it at once."""
+    """A compiled graph. Thread-safe: each run and each bound call has its own tensors."""
 
     def __init__(self, spec: Graph, compiled: "openvino.CompiledModel") -> None:
         self.spec = spec
         self._compiled: openvino.CompiledModel | None = compiled
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """All outputs by name; bfloat16 as uint16."""
+        """Run the graph; returns all outputs by name, bfloat16 as uint16. Raises `InputError` for wrong shapes."""
         request = self._request()
-        sizes_of_inputs(self.spec, {name: array.shape for name, array in inputs.items()})  # refuses what does not fit
+        sizes_of_inputs(self.spec, {name: array.shape for name, array in inputs.items()})
         tensors = {spec.name: _tensor(spec.dtype, inputs[spec.name]) for spec in self.spec.inputs}
         for name, tensor in tensors.items():
             request.set_tensor(name, tensor)
@@ -143,7 +143,7 @@ class OpenVinoEngine:
         """See `HostEngine.bind`."""
         request = self._request()
         dtypes = {spec.name: spec.dtype for spec in (*self.spec.inputs, *self.spec.outputs)}
-        # They share the memory of their arrays, and have to live as long as the request uses it.
+        # Tensors share memory with their arrays, and must live as long as the request.
         bound: dict[str, openvino.Tensor] = {}
 
         def bind(arrays: Arrays) -> None:
@@ -160,7 +160,7 @@ class OpenVinoEngine:
         return call
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._compiled = None
 
     def _request(self) -> "openvino.InferRequest":
@@ -170,30 +170,30 @@ class OpenVinoEngine:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of a message that begins with where it was raised in OpenVINO's sources."""
+    """The last line of an OpenVINO error; the lines before are source locations."""
     return ([line for line in str(error).splitlines() if line.strip()] or [repr(error)])[-1]
 
 
 def _tensor(dtype: str, array: NDArray[Any]) -> "openvino.Tensor":
-    """A tensor in the memory of an array, or of a copy where its type or its order differs."""
+    """A tensor that shares memory with an array, or with a copy if its dtype or layout differs."""
     import openvino
 
-    if dtype == "bfloat16":  # which numpy does not have
+    if dtype == "bfloat16":  # numpy has no such dtype
         raw = np.ascontiguousarray(array, np.uint16)
         return openvino.Tensor(raw, openvino.Shape(list(raw.shape)), openvino.Type.bf16)
     return openvino.Tensor(np.ascontiguousarray(array, dtype), shared_memory=True)
 
 
 def _array(dtype: str, tensor: "openvino.Tensor") -> NDArray[Any]:
-    """A copy, bfloat16 as uint16: the tensor's memory is the request's."""
+    """A copy, as the request owns the tensor's memory; bfloat16 as uint16."""
     array: NDArray[Any] = tensor.data
     return (array.view(np.uint16) if dtype == "bfloat16" else array).copy()
 
 
 def _model_with(model: "openvino.Model", weights: Arrays) -> "openvino.Model":
-    """A copy of a model with these constants, by name.
+    """A copy of a model with these constants replaced by name.
 
-    Weights that are stored in 16 bits and cast to float32 are cast here; OpenVINO would cast them in every run.
+    Also folds casts of 16-bit weights to float32, which OpenVINO would repeat in every run.
     """
     copy, left = model.clone(), set(weights)
     for node in copy.get_ops():
@@ -214,7 +214,7 @@ def _model_with(model: "openvino.Model", weights: Arrays) -> "openvino.Model":
         for user in inputs:
             user.replace_source_output(constant.output(0))
     if left:
-        raise BackendError(f"openvino has no constant {min(left)}, which is to change: use another backend for LoRA")
+        raise BackendError(f"openvino has no constant {min(left)} to change: use another backend for LoRA")
     return copy
 
 
@@ -224,7 +224,7 @@ def _casts_to_float32(node: "openvino.Node") -> bool:
 
 
 def _constant(kind: str, array: NDArray[Any]) -> "openvino.Node":
-    """In memory of OpenVINO's own: a compiled model goes on reading it."""
+    """A constant in memory owned by OpenVINO, as compiled models keep reading it."""
     import openvino
 
     tensor = openvino.Tensor(getattr(openvino.Type, kind), openvino.Shape(list(array.shape)))

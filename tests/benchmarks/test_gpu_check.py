@@ -221,7 +221,7 @@ def test_wrong_group_norms_are_found(work: Path, monkeypatch: pytest.MonkeyPatch
         found = failed(done("group_norms", place, steps=1, repetitions=1))
     assert len(found) == 1
     assert found[0].startswith("shapes, group norms: its graphs are used: ")
-    assert "runs as it was exported" in found[0]
+    assert "using the exported one" in found[0]
 
 
 @pytest.mark.usefixtures("gpu")

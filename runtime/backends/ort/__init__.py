@@ -1,1 +1,1 @@
-"""ONNX Runtime, on CPUs and NVIDIA GPUs."""
+"""The ONNX Runtime backends, for CPUs and NVIDIA GPUs."""

@@ -1,4 +1,4 @@
-"""Graphs of a bundle in ONNX Runtime's own form, which `latentrt build --backend onnxruntime` has made for a device."""
+"""Graphs that `latentrt build --backend onnxruntime` rewrote with ONNX Runtime's own operators for a device."""
 
 import logging
 from collections.abc import Callable
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class BuiltGraphs:
-    """Which file of a graph is loaded; built ones of another export, or damaged, are warned about and left."""
+    """Chooses the file of each graph. Outdated or damaged built files are skipped with a warning."""
 
     def __init__(self, bundle: Bundle, engines: EngineList, device: str) -> None:
         """`device` is "cpu" or "cuda"."""
@@ -25,7 +25,7 @@ class BuiltGraphs:
                 continue
             reason = outdated(record, bundle.manifest)
             if reason is None and not engines.intact(record):
-                reason = "it is not what was built: its hash is another"
+                reason = "its hash does not match"
             if reason is None:
                 self._built[record.graph] = engines.path(record)
             else:
@@ -33,11 +33,11 @@ class BuiltGraphs:
                 logger.warning("%s is not used: %s. Build it again: %s", engines.path(record), reason, command)
 
     def loaded(self, graph: str, load: Callable[[Path | None], T]) -> T:
-        """What `load` makes of a graph's built file; of None, the exported one, where there is none or it fails."""
+        """`load(path)` of a graph's built file; `load(None)`, for the exported file, if there is none or it fails."""
         if graph in self._built:
             try:
                 return load(self._built[graph])
             except BackendError as error:
-                logger.warning("%s runs as it was exported: %s", graph, error)
+                logger.warning("the built graph of %s cannot be loaded, using the exported one: %s", graph, error)
                 del self._built[graph]
         return load(None)

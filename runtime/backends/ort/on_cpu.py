@@ -1,6 +1,6 @@
-"""ONNX Runtime: the backend that runs a bundle's ONNX files as they are, on a CPU.
+"""The ONNX Runtime backend for CPUs.
 
-Sessions are made on first use and shared by all threads. All of them compute in the same memory.
+Sessions are created on first use and shared by all threads. All of them use one memory arena.
 """
 
 import threading
@@ -32,7 +32,7 @@ class OrtBackend:
         require_device("cpu")
         if "bf16" in (bundle.manifest.recipe.precision, bundle.manifest.recipe.vae_precision):
             raise BackendError(
-                f"{bundle.path} is a bf16 bundle, and onnxruntime has no bf16 kernels on a CPU: "
+                f"{bundle.path} is a bf16 bundle, but onnxruntime has no bf16 kernels for CPUs: "
                 "export with --precision fp32, use a GPU, or pip install 'latentrt[openvino]'"
             )
         self._bundle, self._graphs = bundle, BuiltGraphs(bundle, engines, "cpu")
@@ -41,7 +41,7 @@ class OrtBackend:
         self._lock = threading.Lock()
 
     def engine(self, graph: str) -> "OrtEngine":
-        """The engine of a graph, made on first use and kept."""
+        """The engine of a graph, created on first use and kept."""
         with self._lock:
             if graph not in self._engines:
                 self._engines[graph] = self._engine(graph, self._weights)
@@ -57,14 +57,14 @@ class OrtBackend:
         return HostDenoiser(parts, bucket, blend=lambda: self.engine("blend"))
 
     def set_weights(self, weights: NewWeights) -> None:
-        """See `Backend.set_weights`: sessions are made anew, as they keep copies of their weights in another form."""
+        """See `Backend.set_weights`. Recreates the changed sessions, as they keep converted copies of their weights."""
         with self._lock:
             before, changed = self._engines, {*self._weights, *weights}
             rebuilt = {name: self._engine(name, weights) for name in before if name in changed}
             self._weights, self._engines = weights, before | rebuilt
 
     def close(self) -> None:
-        """Give all memory back, but for the arena, which the process's next sessions compute in."""
+        """Free all memory except the arena, which later sessions of the process use."""
         with self._lock:
             while self._engines:
                 self._engines.popitem()[1].close()
@@ -74,8 +74,7 @@ class OrtBackend:
 class OrtEngine:
     """One session.
 
-    `weights` are initializers that differ from the bundle's; `built` is the graph in ONNX Runtime's own form, with its
-    data in the bundle.
+    `weights` replace initializers of the bundle; `built` is a rewritten graph whose external data is in the bundle.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class OrtEngine:
         return self._session
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """All outputs by name."""
+        """Run the graph; returns all outputs by name."""
         names = [output.name for output in self.spec.outputs]
         return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
 
@@ -105,7 +104,7 @@ class OrtEngine:
         """See `HostEngine.bind`."""
         session = self.session
         binding = session.io_binding()
-        # A binding holds the addresses alone; these hold the arrays.
+        # A binding holds only addresses; these keep the arrays alive.
         bound = {name: value_of(array) for name, array in {**inputs, **outputs}.items()}
         for name in inputs:
             binding.bind_ortvalue_input(name, bound[name])
@@ -121,5 +120,5 @@ class OrtEngine:
         return call
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._session = None

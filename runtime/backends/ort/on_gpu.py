@@ -1,10 +1,10 @@
-"""ONNX Runtime on an NVIDIA GPU: a bundle's ONNX files, with the whole loop on the device.
+"""The ONNX Runtime backend for NVIDIA GPUs, with the whole loop on the device.
 
-Where `latentrt build --backend onnxruntime` has put a graph into a form that is faster here, that form is loaded.
+Graphs that `latentrt build --backend onnxruntime` rewrote are preferred over the exported ones.
 
-All sessions compute on one stream of ours, so that nothing waits between their work and our copies. ONNX Runtime
-captures `denoise` as a CUDA graph itself, once for each set of buffers; the memory that it computes in is shared by all
-of them, which is safe on one stream.
+All sessions run on one stream that this backend owns, so that no synchronisation is needed between their work and the
+copies of the loop. ONNX Runtime itself captures `denoise` as a CUDA graph, once per set of buffers; all captures share
+its memory, which is safe on one stream.
 """
 
 import itertools
@@ -31,19 +31,19 @@ from .session import new_session, ort_values
 
 logger = logging.getLogger(__name__)
 
-CAPTURED = "denoise"  # the one graph that runs often enough
+CAPTURED = "denoise"  # the only graph that runs often enough
 NO_CAPTURE = "-1"
 
 
 class OrtCudaBackend:
-    """Sessions of one bundle on one GPU; made on first use, and kept."""
+    """Sessions of one bundle on one GPU, created on first use and kept."""
 
     def __init__(self, bundle: Bundle, engines: EngineList, *, device_index: int = 0) -> None:
-        """Raises `BackendError` with the reason, and what to do, where CUDA cannot be used here."""
+        """Raises `BackendError` if CUDA cannot be used here."""
         import onnxruntime
 
         self._device = device_at(device_index, "onnxruntime-cuda")
-        onnxruntime.preload_dlls()  # finds the CUDA libraries that pip has installed
+        onnxruntime.preload_dlls()  # finds the CUDA libraries installed by pip
         self._bundle, self._graphs = bundle, BuiltGraphs(bundle, engines, "cuda")
         self._stream = Stream(device_index)
         self._weights: NewWeights = {}
@@ -67,7 +67,7 @@ class OrtCudaBackend:
         return GpuDenoiser(self, bucket)
 
     def fitted(self, graph: str, sizes: Sizes, *, split: bool = False) -> Fitted:  # noqa: ARG002  # every size fits
-        """The session of a graph, made on first use."""
+        """The session of a graph, created on first use."""
         with self._loading:
             self.lanes.require_open()
             if graph not in self._loaded:
@@ -79,7 +79,7 @@ class OrtCudaBackend:
         return self._graphs.loaded(graph, lambda built: CudaSession(*facts, built=built))
 
     def set_weights(self, weights: NewWeights) -> None:
-        """See `Backend.set_weights`: sessions are made anew, as they keep copies of their weights in another form."""
+        """See `Backend.set_weights`. Recreates the changed sessions, as they keep converted copies of their weights."""
         with self.lanes.at_rest(), self._loading:
             changed = {*self._weights, *weights} & {*self._loaded}
             rebuilt = {graph: self._session(graph, weights) for graph in changed}
@@ -89,7 +89,7 @@ class OrtCudaBackend:
             self._weights = weights
 
     def close(self) -> None:
-        """Give all memory back; that of calls under way, as soon as they end."""
+        """Free all memory; that of running calls when they end."""
         self.lanes.close()
 
     def _release(self) -> None:
@@ -99,10 +99,10 @@ class OrtCudaBackend:
 
 
 class CudaSession:
-    """A session whose tensors lie where we say; see `lane.DeviceEngine`."""
+    """A session whose tensors are bound to given addresses; see `lane.DeviceEngine`."""
 
     captures_itself = True
-    scratch_size = 0  # ONNX Runtime has its own
+    scratch_size = 0  # ONNX Runtime allocates its own
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class CudaSession:
         *,
         built: Path | None = None,
     ) -> None:
-        """`built` is the graph in ONNX Runtime's own form, with its data in the bundle; None is the bundle's own."""
+        """`built` is a rewritten graph whose external data is in the bundle; None is the exported graph."""
         self.spec = bundle.graph(graph)
         self._stream, self.device_index = stream, device_index
         self._path, self._weights = built or bundle.file(self.spec.file), ort_values(weights)
@@ -128,7 +128,7 @@ class CudaSession:
         except BackendError as error:
             if not self._captures or "graph" not in str(error).rpartition(self._path.name)[2].lower():
                 raise
-            logger.warning("%s cannot be captured as a CUDA graph, so each call costs more time: %s", self, error)
+            logger.warning("%s cannot be captured as a CUDA graph, so each call takes more time: %s", self, error)
             self._captures = False
             self._session = self._new()
 
@@ -137,7 +137,7 @@ class CudaSession:
             "device_id": str(self.device_index),
             "user_compute_stream": str(self._stream.handle),
             "enable_cuda_graph": str(int(self._captures)),
-            "use_tf32": "0",  # as the engines of TensorRT are built
+            "use_tf32": "0",  # as in the TensorRT engines
         }
         return new_session(self._path, "cuda", options, self._weights, data_folder=self._data_folder)
 
@@ -146,11 +146,11 @@ class CudaSession:
         return SessionContext(self)
 
     def execute(self, context: "SessionContext", stream: int) -> None:
-        """Put the session's work on the stream; the first time at new addresses, it is captured on the way."""
+        """Enqueue the session on the stream; the first run with new addresses also captures it."""
         import onnxruntime
 
         if stream != self._stream.handle:
-            raise BackendError(f"{self} computes on its own stream only")
+            raise BackendError(f"{self} runs only on the stream it was created with")
         options = onnxruntime.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         with self._lock:
@@ -160,22 +160,22 @@ class CudaSession:
             options.add_run_config_entry("gpu_graph_id", context.graph_id)
             try:
                 self._session.run_with_iobinding(context.binding, options)
-            except Exception as error:  # onnxruntime has no common base class of its errors
+            except Exception as error:  # onnxruntime's errors have no common base class
                 raise BackendError(f"{self} failed: {error}") from error
 
     def last_errors(self) -> str:
-        """ONNX Runtime raises its errors; see `execute`."""
+        """Always the same text: ONNX Runtime raises its errors, see `execute`."""
         return "onnxruntime gave no reason"
 
     def save_cache(self) -> None:
-        """There is none."""
+        """Nothing to save."""
 
     def __str__(self) -> str:
-        return f"onnxruntime's session of {self._path.name}"
+        return f"the onnxruntime session of {self._path.name}"
 
 
 class SessionContext:
-    """Shapes and addresses of a session's tensors, bound when it runs; named as TensorRT names these calls."""
+    """Shapes and addresses of a session's tensors, with the method names of TensorRT's execution context."""
 
     def __init__(self, session: CudaSession) -> None:
         self._spec, self._device_index = session.spec, session.device_index
@@ -185,22 +185,22 @@ class SessionContext:
         self.graph_id = NO_CAPTURE
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        """The shape of an input."""
+        """Set the shape of an input."""
         self._shapes[name] = shape
         self.binding = None
         return True
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        """Where a tensor lies on the GPU."""
+        """Set the device address of a tensor."""
         self._addresses[name] = address
         self.binding = None
         return True
 
     def set_device_memory(self, address: int, size: int) -> None:
-        """Nothing is computed in memory of ours."""
+        """Ignored: ONNX Runtime allocates its own scratch memory."""
 
     def bind(self, binding: Any) -> None:
-        """Bind all tensors where they lie."""
+        """Bind all tensors to their addresses."""
         sizes = sizes_of_inputs(self._spec, self._shapes)
         for bind, tensors in ((binding.bind_input, self._spec.inputs), (binding.bind_output, self._spec.outputs)):
             for tensor in tensors:

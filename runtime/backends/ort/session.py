@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime: options, devices, and initializers that replace the file's."""
+"""Creates ONNX Runtime sessions: devices, session options, replaced initializers."""
 
 import ctypes
 import functools
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
-# Of the arena's first block, nearly the most that may be asked for. Memory is taken when it is written to, so that this
-# costs addresses only; in a small block large tensors soon find no gap, and the arena grows.
+# Size of the arena's first block, nearly the maximum. Pages are committed only when written, so this costs only address
+# space; a smaller block would soon fragment, and the arena would grow.
 ARENA_BYTES = (1 << 31) - (1 << 20)
 
 
 def available_devices() -> tuple[str, ...]:
-    """Devices that the installed onnxruntime can use, best first; empty when it is not installed."""
+    """Devices that the installed onnxruntime supports, best first; empty if it is not installed."""
     try:
         import onnxruntime
     except ImportError:
@@ -33,7 +33,7 @@ def available_devices() -> tuple[str, ...]:
 
 
 def require_device(device: str) -> None:
-    """Raise `BackendError` where the installed onnxruntime was not built for "cpu" or "cuda"."""
+    """Raise `BackendError` if the installed onnxruntime was not built for this device, "cpu" or "cuda"."""
     if device not in (found := available_devices()):
         raise BackendError(
             f"onnxruntime cannot use {device!r} here (usable: {', '.join(found) or 'none'}). Install one of: "
@@ -49,26 +49,26 @@ def new_session(
     *,
     data_folder: Path | None = None,
 ) -> "onnxruntime.InferenceSession":
-    """A session on "cpu" or "cuda".
+    """Create a session on "cpu" or "cuda". Raises `BackendError` if the file or the device cannot be used.
 
     Args:
-        weights: initializers that differ from the file's; they must outlive the session.
-        data_folder: where the external data lies, if not beside the file.
+        weights: replacements of initializers in the file; they must outlive the session.
+        data_folder: folder of the external data, if it is not beside the file.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # Warnings are about nodes placed on the CPU on purpose; errors are raised.
+    # Warnings only concern nodes placed on the CPU on purpose; errors raise exceptions.
     options.log_severity_level = 3
-    # A bundle has several sessions, and each has threads of its own: these must not spin while another session runs.
+    # Every session has its own threads, which must not spin while another session runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if device == "cpu":
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
-        # A pattern wants one block for all tensors of a run, beside what the first run has taken piece by piece.
+        # A memory pattern allocates one block for a whole run, in addition to the blocks of the first run.
         options.enable_mem_pattern = False
     if weights:
-        # They take the place of the file's, and so are prepared in the same way as these.
+        # They replace those of the file, and so are processed in the same way.
         options.add_external_initializers(list(weights), list(weights.values()))
     if data_folder is not None:
         options.add_session_config_entry(_DATA_FOLDER, str(data_folder))
@@ -77,25 +77,25 @@ def new_session(
     if device != "cpu":
         providers.append(_PROVIDERS["cpu"])
     try:
-        # A file may refer to data beside it only, which holds for bytes and the folder that is given with them, too.
+        # A model file may refer only to data in its own folder; for a model from bytes, this folder can be set.
         model = path if data_folder is None else path.read_bytes()
         session = onnxruntime.InferenceSession(model, options, providers=providers)
-    except Exception as error:  # onnxruntime has no common base class of its errors
+    except Exception as error:  # onnxruntime's errors have no common base class
         raise BackendError(f"onnxruntime cannot load {path}: {error}") from error
     if session.get_providers()[0] != provider:
         raise BackendError(
-            f"onnxruntime could not use {provider} for {path.name}; the reason is in its log above. "
-            "Mostly the CUDA or cuDNN libraries are missing: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            f"onnxruntime could not use {provider} for {path.name}; its log output above has the reason. "
+            "Usually the CUDA or cuDNN libraries are missing: pip install 'onnxruntime-gpu[cuda,cudnn]'"
         )
     return session
 
 
 @functools.cache
 def _share_arena() -> None:
-    """Let all sessions of this process that ask for it compute in one arena, as graphs run one after the other.
+    """Let the sessions of this process share one arena, as graphs run one after the other.
 
-    An arena of its own would keep the most that a graph ever needed, for each graph. One large block serves tensors of
-    all sizes; an arena that grows as it must has blocks that fit the tensors of one graph only.
+    With separate arenas, each session would keep the peak memory of its graph. The arena starts with one large block,
+    which fits tensors of all sizes; blocks added on demand fit only the tensors of one graph.
     """
     import onnxruntime as ort
 
@@ -104,7 +104,7 @@ def _share_arena() -> None:
 
 
 def return_freed_memory() -> None:
-    """To the system: glibc keeps most of a session's weights for the process, which may never want them again."""
+    """Return freed memory to the system: glibc keeps most of a closed session's weights in the process."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -117,7 +117,7 @@ def value_of(array: NDArray[Any]) -> "onnxruntime.OrtValue":
 
 
 def ort_values(weights: Mapping[str, NDArray[Any]]) -> "dict[str, onnxruntime.OrtValue]":
-    """Initializers by name; uint16 is bfloat16."""
+    """OrtValues of initializers by name; uint16 is bfloat16."""
     import onnxruntime
 
     def value(array: NDArray[Any]) -> "onnxruntime.OrtValue":

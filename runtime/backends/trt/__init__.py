@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT for RTX."""
+"""The TensorRT backends: TensorRT and TensorRT for RTX."""

@@ -1,4 +1,4 @@
-"""TensorRT: the backend that runs a bundle's compiled engines on an NVIDIA GPU, with the whole loop on the device."""
+"""The TensorRT backend: runs compiled engines on an NVIDIA GPU, with the whole loop on the device."""
 
 import threading
 from typing import Any
@@ -22,10 +22,9 @@ from .loaded_engine import LoadedEngine
 
 
 class TrtBackend:
-    """The engines of one bundle on one GPU; loaded when a size is first drawn, and kept.
+    """The engines of one bundle on one GPU, loaded on first use and kept.
 
-    The loop of each call runs on a lane of its own, of which there are as many as calls run at once; graphs that run
-    once share another lane, one after the other.
+    Each concurrent call runs its loop on its own lane; graphs that run once share one more lane.
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class TrtBackend:
         device_index: int = 0,
         trust_engines: bool = False,
     ) -> None:
-        """Raises `BackendError` with the reason, and what to do, where this cannot run here."""
+        """Raises `BackendError` if the library, the GPU or usable engines are missing."""
         self._library = TrtLibrary(backend)
         self._device = device_at(device_index, backend)
         self._bundle, self._files = bundle, engines
@@ -57,7 +56,7 @@ class TrtBackend:
             command = build_command(self._bundle, host.backend)
             reasons = dict.fromkeys(f"{r.graph}: {refusals[r.file]}" for r in own if r.graph in missing)
             raise BackendError(
-                f"{self._files.folder} has no {host.backend} engine of {', '.join(missing)} that fits here"
+                f"{self._files.folder} has no usable {host.backend} engine of {', '.join(missing)}"
                 + (f" ({'; '.join(reasons)})" if reasons else "")
                 + f". Build: {command}"
             )
@@ -69,15 +68,15 @@ class TrtBackend:
         return f"{self._library.backend} on {self._device.name}"
 
     def engine(self, graph: str) -> GpuEngine:
-        """The engine of a graph for host arrays; which file it is depends on the sizes of each call."""
+        """The engine of a graph for host arrays; the sizes of each call select its file."""
         return GpuEngine(self, self._bundle.graph(graph), graph)
 
     def denoiser(self, bucket: Bucket) -> GpuDenoiser:
-        """A denoiser for these sizes; raises `BackendError` with the build command where no engine fits."""
+        """A denoiser for these sizes; raises `BackendError` with the build command if no engine fits."""
         return GpuDenoiser(self, bucket)
 
     def fitted(self, graph: str, sizes: Sizes, *, split: bool = False) -> Fitted:
-        """The best_fit engine for these sizes, loaded."""
+        """The best engine for these sizes, loaded."""
         records = [record for record in self._records if record.graph == graph]
         choice = best_fit(records, sizes, split=split)
         if choice is None:
@@ -85,13 +84,13 @@ class TrtBackend:
         return Fitted(self._load(choice.record), choice.sizes)
 
     def _load(self, record: EngineRecord) -> LoadedEngine:
-        """The engine of a record, loaded on first use; a damaged file is refused before the library sees it."""
+        """The engine of a record, loaded on first use. The hash is checked first: the library trusts its input."""
         with self._loading:
             self.lanes.require_open()
             if record.file not in self._loaded:
                 if not self._files.intact(record):
                     raise BackendError(
-                        f"{self._files.folder / record.file} is not what was built: its hash is another. "
+                        f"{self._files.folder / record.file} is damaged: its hash does not match. "
                         f"Build it again: {build_command(self._bundle, record.backend)}"
                     )
                 plan = self._files.path(record).read_bytes()
@@ -105,13 +104,13 @@ class TrtBackend:
             return self._loaded[record.file]
 
     def set_weights(self, weights: NewWeights) -> None:
-        """See `Backend.set_weights`: all engines of these graphs are refitted, those loaded later when they are."""
+        """See `Backend.set_weights`. Refits all loaded engines of these graphs, and others when they are loaded."""
         changed = {*weights, *self._weights}
         for record in self._records:
             if record.graph in changed and record.options.get("refittable") != "true":
                 command = build_command(self._bundle, record.backend)
                 raise BackendError(
-                    f"the engines' weights are fixed. Build engines that take LoRA: {command} --refittable"
+                    f"these engines cannot change their weights. Build refittable ones: {command} --refittable"
                 )
         with self.lanes.at_rest(), self._loading:
             loaded = [engine for engine in self._loaded.values() if engine.record.graph in changed]
@@ -119,13 +118,13 @@ class TrtBackend:
                 for engine in loaded:
                     engine.refit(self._back_to_base(engine.record.graph, weights))
             except BackendError:
-                for engine in loaded:  # which may be half refitted; loaded again, they have the weights of before
+                for engine in loaded:  # possibly refitted in part; reloading restores the old weights
                     self._unload(engine)
                 raise
             self._weights = weights
 
     def _back_to_base(self, graph: str, weights: NewWeights) -> dict[str, NDArray[Any]]:
-        """The new weights of a graph, and the bundle's own for those that were changed before and now are not."""
+        """The new weights of a graph, plus the bundle's own for weights that are no longer changed."""
         new = dict(weights.get(graph, {}))
         left = {name for name in self._weights.get(graph, {}) if name not in new}
         uses = (use for all_uses in self._bundle.manifest.weights.values() for use in all_uses)
@@ -140,7 +139,7 @@ class TrtBackend:
         engine.close()
 
     def close(self) -> None:
-        """Give all memory back; that of calls under way, as soon as they end."""
+        """Free all memory; that of running calls when they end."""
         self.lanes.close()
 
     def _release(self) -> None:

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT for RTX, which share their Python interface: the module, its logger, its errors."""
+"""Imports TensorRT or TensorRT for RTX, which share a Python API, and collects their logged errors."""
 
 import importlib
 import logging
@@ -13,10 +13,10 @@ TRT_BACKENDS = {"tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx"}  # 
 
 
 class TrtLibrary:
-    """An installed library. `trt` is its module, `version` such as "10.16.1.11"."""
+    """An installed library: `trt` is the module, `version` is, for example, "10.16.1.11"."""
 
     def __init__(self, backend: str) -> None:
-        """Raises `InputError` for an unknown name, `BackendError` where it is not installed."""
+        """Raises `InputError` for an unknown name, `BackendError` if it cannot be imported."""
         if backend not in TRT_BACKENDS:
             raise InputError(unknown("backend", backend, TRT_BACKENDS))
         try:
@@ -28,7 +28,7 @@ class TrtLibrary:
         self.log = _logger_of(self.trt)
 
     def last_errors(self) -> str:
-        """What the library logged as errors since `forget_errors`, on one line, whatever it writes."""
+        """The last errors that the library logged since `forget_errors`, on one line."""
         return " ".join("; ".join(self.log.errors[-3:] or ["the library gave no reason"]).split())
 
     def forget_errors(self) -> None:
@@ -36,9 +36,9 @@ class TrtLibrary:
         self.log.errors.clear()
 
 
-@cache  # the library keeps the first logger of a process, and must not outlive it
+@cache  # the library keeps the first logger of a process, which must stay alive
 def _logger_of(trt: Any) -> Any:
-    """Warnings and below go to `logging`; errors are kept as well."""
+    """A logger that forwards everything to `logging`, and records errors."""
     severity = trt.ILogger.Severity
     levels = {severity.VERBOSE: logging.DEBUG, severity.INFO: logging.DEBUG, severity.WARNING: logging.INFO}
 

@@ -1,4 +1,4 @@
-"""An engine file in the memory of a GPU, with TensorRT or TensorRT for RTX."""
+"""An engine file loaded to a GPU with TensorRT or TensorRT for RTX."""
 
 import hashlib
 import logging
@@ -19,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 class LoadedEngine:
-    """A deserialised engine. Its contexts belong to lanes; its weights are shared by all of them."""
+    """A deserialised engine. Its contexts belong to lanes and share its weights."""
 
     captures_itself = False
 
     def __init__(self, library: TrtLibrary, record: EngineRecord, spec: Graph, plan: bytes, device_name: str) -> None:
-        """`plan` must have been checked against its hash before: the library trusts it."""
+        """The caller must have checked the hash of `plan`: the library trusts it."""
         self.library, self.record, self.spec = library, record, spec
         self._cache_file = _cache_file(library, record, device_name)
         self._cache: Any = None
@@ -32,7 +32,7 @@ class LoadedEngine:
         trt = library.trt
         library.forget_errors()
         runtime = trt.Runtime(library.log)
-        if record.host_code:  # whoever chose this record trusts it
+        if record.host_code:  # only records that the caller trusts get here
             runtime.engine_host_code_allowed = True
         self.engine: Any = runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
@@ -47,7 +47,7 @@ class LoadedEngine:
         found = {name: engine.get_tensor_mode(name) == mode.INPUT for name in names}
         inputs, outputs = ({spec.name for spec in side} for side in (self.spec.inputs, self.spec.outputs))
         if found != {name: name in inputs for name in inputs | outputs}:
-            raise BackendError(f"{self} has the tensors {', '.join(names)}, and not those of {self.spec.file}")
+            raise BackendError(f"{self} has tensors {', '.join(names)}, which are not those of {self.spec.file}")
 
     def refit_from(self, onnx: Path) -> None:
         """Fill a weight-stripped engine from the ONNX file that it was built from."""
@@ -55,36 +55,36 @@ class LoadedEngine:
         refitter = trt.Refitter(self.engine, self.library.log)
         reader = trt.OnnxParserRefitter(refitter, self.library.log)
         if not reader.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
-            raise BackendError(f"{self} could not be filled with the weights of {onnx}: {self.library.last_errors()}")
+            raise BackendError(f"{self} could not be refitted with the weights of {onnx}: {self.library.last_errors()}")
 
     def refit(self, weights: Mapping[str, NDArray[Any]]) -> None:
-        """Give initializers new values, in the type that they are stored in; no context may be at work."""
+        """Set new values of initializers, in their stored dtype; no context may be running."""
         trt, library = self.library.trt, self.library
         types = {"float32": trt.DataType.FLOAT, "float16": trt.DataType.HALF, "uint16": trt.DataType.BF16}
         library.forget_errors()
         refitter = trt.Refitter(self.engine, library.log)
-        arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}  # alive until they are read
+        arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}  # kept alive until the refit
         for name, array in arrays.items():
             if not refitter.set_named_weights(
                 name, trt.Weights(types[array.dtype.name], array.ctypes.data, array.size)
             ):
-                raise BackendError(f"{self} does not take new values of {name}: {library.last_errors()}")
+                raise BackendError(f"{self} rejected new values of {name}: {library.last_errors()}")
         if not refitter.refit_cuda_engine():
             missing = ", ".join(refitter.get_missing_weights()) or "none"
             raise BackendError(f"{self} could not be refitted: {library.last_errors()} (also needed: {missing})")
 
     def new_context(self) -> Any:
-        """An execution context without memory of its own. With TensorRT for RTX, kernels are compiled here."""
+        """An execution context without its own device memory. TensorRT for RTX compiles kernels here."""
         trt = self.library.trt
         config = self.engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self.library.backend == "tensorrt_rtx":
-            # Lazily compiled kernels would be missing from a graph that was captured before they were there.
+            # A graph captured before lazy compilation had finished would keep using fallback kernels.
             config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
             config.set_runtime_cache(self._runtime_cache(config))
         context = self.engine.create_execution_context(config)
         if context is None:
-            raise BackendError(f"{self} gives no context: {self.library.last_errors()}")
+            raise BackendError(f"{self} could not create an execution context: {self.library.last_errors()}")
         return context
 
     def execute(self, context: Any, stream: int) -> None:
@@ -94,11 +94,11 @@ class LoadedEngine:
             raise BackendError(f"{self} failed: {self.last_errors()}")
 
     def last_errors(self) -> str:
-        """Why the library has just refused something."""
+        """The library's most recent errors."""
         return self.library.last_errors()
 
     def _runtime_cache(self, config: Any) -> Any:
-        """Compiled kernels, kept in the user's cache between processes; losing them costs time only."""
+        """Compiled kernels, loaded from the user's cache folder if possible; losing them only costs time."""
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             try:
@@ -109,7 +109,7 @@ class LoadedEngine:
         return self._cache
 
     def save_cache(self) -> None:
-        """Keep kernels that were compiled since."""
+        """Save newly compiled kernels in the user's cache folder."""
         if self._cache is None:
             return
         content = bytes(memoryview(self._cache.serialize()))
@@ -120,10 +120,10 @@ class LoadedEngine:
             with written_whole(self._cache_file) as temporary:
                 temporary.write_bytes(content)
         except OSError as error:
-            logger.info("compiled kernels are not kept: %s", error)
+            logger.info("compiled kernels could not be saved: %s", error)
 
     def close(self) -> None:
-        """Give the weights back; all contexts must be closed."""
+        """Free the weights; all contexts must be closed."""
         self._cache = self.engine = self._runtime = None
 
     def __str__(self) -> str:

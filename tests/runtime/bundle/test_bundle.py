@@ -139,7 +139,7 @@ def test_bf16_says_why_it_does_not_run_here(
     bundle = str(exported("sd1-bf16").bundle)
     assert main(["verify", bundle, "--hashes-only"]) == 0
     assert main(["verify", bundle, "--device", "cpu"]) == 1
-    assert "no bf16 kernels on a CPU: export with --precision fp32" in capsys.readouterr().err
+    assert "no bf16 kernels for CPUs: export with --precision fp32" in capsys.readouterr().err
 
 
 def test_info_shows_graphs_and_sizes(sd1: Exported, capsys: pytest.CaptureFixture[str]) -> None:
