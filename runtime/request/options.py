@@ -193,6 +193,21 @@ class CallOptions(TypedDict, total=False):
             web_ui=("Denoising strength", _g),
         ),
     ]
+    denoising_start: Annotated[
+        float | None,
+        Option(
+            "share of the denoising that was done before, 0 to below 1: go on from the latents in image, which a call "
+            "with denoising_end left",
+            kinds.number(0, 0.999),
+        ),
+    ]
+    denoising_end: Annotated[
+        float | None,
+        Option(
+            "stop where this share of the denoising is done, above 0 up to 1, and leave the rest to another call",
+            kinds.number(0, 1, above=True),
+        ),
+    ]
     latents: Annotated[
         "Float32 | str | None",
         Option("unit normal noise (images, C, h, w) to start from instead of the seed's", kinds.latents()),

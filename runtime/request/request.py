@@ -84,7 +84,7 @@ class Request:
             raise InputError(
                 f"{len(positive)} images of {width}x{height} pixels: expected at most {MAX_PIXELS:,} pixels in one call"
             )
-        strength = _strength(values["strength"], manifest.defaults, image)
+        strength = _strength(values, manifest.defaults, image)
         plan, steps, scheduler = _plan(scheduler_config, manifest.defaults, values, strength, image, distilled)
         factor = manifest.model.vae_scale_factor
         shape = (len(positive), manifest.model.latent_channels, height // factor, width // factor)
@@ -124,10 +124,18 @@ def _images(manifest: Manifest, values: Mapping[str, Any], prompts: int) -> tupl
     return height, width, image
 
 
-def _strength(given: float | None, defaults: Defaults, image: ImageInput | None) -> float | None:
+def _strength(values: Mapping[str, Any], defaults: Defaults, image: ImageInput | None) -> float | None:
+    given: float | None = values["strength"]
+    start: float | None = values["denoising_start"]
     if image is None:
         if given is not None:
             raise InputError(f"strength={given!r} is how much of an image is drawn anew: pass image, or leave it out")
+        if start is not None:
+            raise InputError(f"denoising_start={start!r} goes on from latents: pass them as image, or leave it out")
+        return None
+    if start is not None:
+        if given is not None or image.latents is None:
+            raise InputError(f"denoising_start={start!r} goes on from latents: pass them as image, without strength")
         return None
     if given is not None:
         return given
@@ -144,11 +152,11 @@ def _plan(
 ) -> tuple[Plan, int | None, str | None]:
     """The plan, its number of steps where they are not custom, and the scheduler's name."""
     scheduler, steps = values["scheduler"], values["num_inference_steps"]
-    custom = {name: values[name] for name in ("eta", "timesteps", "sigmas")}
+    custom = {name: values[name] for name in ("eta", "timesteps", "sigmas", "denoising_start", "denoising_end")}
     if isinstance(scheduler, Plan):
         if steps is not None or any(v is not None for v in (*custom.values(), values["strength"])):
             raise InputError(
-                "a compiled plan has its steps: leave out num_inference_steps, eta, timesteps, sigmas and strength"
+                f"a compiled plan has its steps: leave out num_inference_steps, strength, {', '.join(custom)}"
             )
         return scheduler, None, None
     if steps is None and custom["timesteps"] is None and custom["sigmas"] is None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 from support.exports import Exported
 
-from latentrt.runtime import Pipeline
+from latentrt.runtime import InputError, Pipeline
 from latentrt.runtime.goldens import psnr, relative_error, verify_goldens
 from latentrt.runtime.request.time_inputs import guidance_embedding
 
@@ -160,3 +160,28 @@ def test_latents_go_in_as_into_diffusers(exported: Callable[[str], Exported]) ->
         wanted = expected(case.checkpoint, SD[1], 6, image=torch.from_numpy(first), **options)
         assert agrees(pipe, wanted, seed=6, image=first, **options)
         assert not agrees(pipe, wanted, seed=6, image=first + np.float32(0.01), **options)
+
+
+def test_denoising_in_two_parts(exported: Callable[[str], Exported]) -> None:
+    """As an ensemble of SDXL's base and refiner shares the steps: each part, and both together."""
+    case = exported("sdxl-fp32")
+    options: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 7, "guidance_scale": 4.0}
+    size = {"height": 40, "width": 56}
+    generator = torch.Generator().manual_seed(19)
+    first = reference(case.checkpoint, SDXL[0])(
+        generator=generator, output_type="latent", denoising_end=0.6, **size, **options
+    ).images
+    whole = reference(case.checkpoint, SDXL[1])(
+        image=first, generator=generator, output_type="latent", denoising_start=0.6, **options
+    ).images
+    with Pipeline.load(case.bundle, device="cpu") as pipe:
+        options |= {"seed": 19, "output_type": "latent"}
+        half = pipe(denoising_end=0.6, **size, **options).latents
+        both = pipe(denoising_start=0.6, image=half, **options).latents
+        assert relative_error(half, first.numpy()) <= LATENTS
+        assert relative_error(both, whole.numpy()) <= LATENTS
+        assert relative_error(half, both) > 0.01
+        with pytest.raises(InputError, match="goes on from latents: pass them as image, or leave it out"):
+            pipe(denoising_start=0.5, **options)
+        with pytest.raises(InputError, match="goes on from latents: pass them as image, without strength"):
+            pipe(denoising_start=0.5, image=half, strength=0.5, **options)

@@ -40,6 +40,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "image": {"image": "photo.png", "strength": 0.7},
     "mask_image": {"image": "photo.png", "mask_image": "mask.png"},
     "strength": {"image": "photo.png", "strength": 0.5, "num_inference_steps": 4},
+    "denoising_end": {"denoising_end": 0.5, "num_inference_steps": 4},
+    "denoising_start": {"image": "noise.npy", "denoising_start": 0.4, "num_inference_steps": 5},
     "latents": {"latents": "noise.npy"},
     "vae_tiling": {"vae_tiling": True, "height": 160, "width": 176},
     "a config": {"scheduler": DDIM},

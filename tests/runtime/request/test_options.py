@@ -44,6 +44,8 @@ EXAMPLES: dict[str, Any] = {
     "image": "photo.png",
     "mask_image": "mask.png",
     "strength": 0.6,
+    "denoising_start": 0.5,
+    "denoising_end": 0.6,
     "latents": "noise.npy",
     "original_size": (96, 80),
     "crops_coords_top_left": (3, 5),
