@@ -103,7 +103,7 @@ inline Bundle open_bundle(const Path& folder) {
         refuse_unknown_keys(model, "bundle.json, model",
                             {"family", "prediction_type", "latent_channels", "vae_scale_factor", "vae_tile",
                              "scaling_factor", "registers", "image_rounding", "force_zeros_for_empty_prompt",
-                             "text_encoders"});
+                             "text_encoders", "latent_rgb"});
         Bundle bundle;
         bundle.prediction_type = model.at("prediction_type");
         bundle.latent_channels = model.at("latent_channels");

@@ -22,12 +22,14 @@ def prompts() -> list[str]:
     return json.loads(PROMPTS.read_text())["prompts"]
 
 
+@pytest.mark.slow
 def test_true_drawings_are_right(prompts: list[str]) -> None:
     result = judge.accuracies(lambda captions: _drawn(captions, 4711), prompts)
     assert (result["single/n"], result["double/n"]) == (200, 100)
     assert {key: share for key, share in result.items() if not key.endswith("/n") and share < 0.99} == {}
 
 
+@pytest.mark.slow
 def test_drawings_of_other_prompts_are_wrong(prompts: list[str]) -> None:
     shifted = prompts[1:200] + prompts[:1] + prompts[201:] + prompts[200:201]
     result = judge.accuracies(lambda _: _drawn(shifted, 4711), prompts)

@@ -126,6 +126,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
     return Worker((sys.executable, "-m", "benchmarks.peers." + PEERS["NVIDIA's demo"].worker))
 
 
+@pytest.mark.slow
 def test_it_draws_the_checkpoint_that_it_is_given(worker: Worker, checkpoint: Path, tmp_path: Path) -> None:
     config = {
         "_class_name": "EulerDiscreteScheduler",

@@ -155,6 +155,7 @@ def test_a_worker_reports_memory_and_keeps_what_libraries_print_apart(make: Make
         assert 1 < worker.ask("memory")["megabytes"] < 2000
 
 
+@pytest.mark.slow
 def test_an_environment_that_fails_keeps_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
@@ -166,6 +167,7 @@ def test_an_environment_that_fails_keeps_its_reason(tmp_path: Path, monkeypatch:
         make_environment(tmp_path, "bad", wish)
 
 
+@pytest.mark.slow
 def test_an_environment_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_environment(tmp_path, "bare", Environment())
     assert environments.installed_megabytes(tmp_path, "bare") < 0.1  # nothing beside pip and setuptools

@@ -136,8 +136,8 @@ def test_stream_shows_previews_and_can_be_left(pipe: Pipeline) -> None:
     steps = []
     for step in pipe.stream("a cat", **options):
         steps.append((step.index, step.total, step.result is None))
-        preview = step.preview()
-        assert [image.size for image in preview] == [(40, 32)]
+        preview = step.preview("vae")
+        assert [image.size for image in (*preview, *step.preview())] == [(40, 32)] * 2
     assert steps == [(0, 3, True), (1, 3, True), (2, 3, False)]
     assert step.result is not None
     assert np.array_equal(step.latents(), step.result.latents)

@@ -97,6 +97,7 @@ def test_sdxl_is_converted_as_by_diffusers(
             assert torch.equal(parts[part][name], tensor), (part, name)
 
 
+@pytest.mark.slow
 def test_sdxl_opens_with_additions(
     sdxl: tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

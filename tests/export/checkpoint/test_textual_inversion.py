@@ -71,6 +71,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Everything:
     return Everything(folder / "bundle", pipe)
 
 
+@pytest.mark.slow
 def test_the_bundle_records_its_additions(everything: Everything) -> None:
     bundle = Bundle.open(everything.bundle)
     assert bundle.altered_files() == []
@@ -90,6 +91,7 @@ def test_the_bundle_records_its_additions(everything: Everything) -> None:
     assert [vocabulary[w] for w in ("<cat-toy>", "<cat-toy>_1", "<cat-toy>_2", "gloomy")] == [*range(49408, 49412)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prompt",
     [
@@ -112,6 +114,7 @@ def test_words_have_the_token_ids_of_diffusers(everything: Everything, prompt: s
     assert encoded.dropped == (("<cat-toy> end",) if "end" in prompt else ("",))
 
 
+@pytest.mark.slow
 def test_images_equal_those_of_diffusers(everything: Everything) -> None:
     options: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "height": 32, "width": 48}
     with Pipeline.load(everything.bundle, device="cpu") as pipe:

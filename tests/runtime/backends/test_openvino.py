@@ -124,6 +124,7 @@ def lora_file(path: Path, bundle: Path, seed: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shapes", "sd2-fp16", "sd1-bf16"])
 def test_loras_draw_as_a_bundle_with_their_weights(
     exported: Callable[[str], Exported], tmp_path: Path, name: str

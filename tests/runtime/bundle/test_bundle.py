@@ -133,6 +133,7 @@ def test_other_precisions_and_opsets_reproduce_their_goldens(
     assert main(["verify", str(exported(name).bundle)]) == 0, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bf16_says_why_it_does_not_run_here(
     exported: Callable[[str], Exported], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,7 @@ def compiled(config: dict[str, Any], steps: int, eta: float | None) -> Plan:
         raise
 
 
+@pytest.mark.slow
 @given(valid_configs())
 @settings(RANDOM, max_examples=200)
 def test_random_configs_follow_diffusers(case: tuple[dict[str, Any], int, float | None]) -> None:
