@@ -1,4 +1,4 @@
-"""latentrt's runtime: a prompt becomes a picture, without PyTorch.
+"""latentrt's runtime: generates images from prompts, without PyTorch.
 
 from latentrt.runtime import Pipeline
 

@@ -1,6 +1,6 @@
-"""Types of arrays that all rooms share, and one table of the dtypes in a bundle.
+"""Array types shared by the whole runtime, and the table of dtypes in a bundle.
 
-numpy has no bfloat16: its 16 bits are the upper half of a float32's, and are kept as uint16.
+numpy has no bfloat16, so such arrays are uint16; the 16 bits are the upper half of a float32.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 Float32 = NDArray[np.float32]
-# Graph -> initializer -> its new values, in the dtype that it is stored in (bfloat16 as uint16).
+# Graph -> initializer -> new values in its stored dtype (bfloat16 as uint16).
 NewWeights = Mapping[str, Mapping[str, NDArray[Any]]]
-# Runs a graph by name on inputs by name; returns all outputs by name.
+# Runs a graph, given by name, on named inputs; returns all outputs by name.
 RunGraph = Callable[[str, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 NO_INPUTS: Mapping[str, Float32] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """A dtype of the bundle format: size of a value, numpy's dtype that holds it, ONNX's number, safetensors' name."""
+    """A dtype of the bundle format: bytes per value, the numpy dtype that holds it, its ONNX and safetensors codes."""
 
     bytes: int
     numpy: DTypeLike

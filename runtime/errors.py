@@ -1,24 +1,24 @@
-"""Every error that latentrt raises on purpose.
+"""The errors that latentrt raises.
 
     LatentRTError
     ├── BundleError          a bundle is missing, malformed, altered or of another version
-    ├── CheckpointError      a checkpoint cannot be exported: a file is missing or is not what its name says
+    ├── CheckpointError      a checkpoint cannot be exported: a file is missing or invalid
     ├── ExportError          an export or build failed
     │   └── ParityError      an exported graph does not compute what PyTorch computes
     ├── SchedulerError       an unknown scheduler, or a config that cannot be compiled to a plan
-    ├── InputError           an argument of a call: size, steps, seeds, shapes
+    ├── InputError           an invalid argument of a call: size, steps, seeds, shapes
     ├── BackendError         a backend is unknown, not installed or cannot run here
     └── NonFiniteError       the model returned NaN or infinity
 
-Each message says what was given, what is allowed and what to do. Wrong values are also `ValueError`, so that callers
-who do not know latentrt catch them too.
+Each message says what was given, what is allowed and what to do. Errors about invalid values are also `ValueError`, so
+that generic handlers catch them.
 """
 
 from collections.abc import Iterable
 
 
 def unknown(what: str, given: object, known: Iterable[str]) -> str:
-    """The message for an unknown name: the nearest known names, or all of them where none is near."""
+    """The message for an unknown name: suggests similar names, or lists all of them if none is similar."""
     names = list(known)
     nearest = nearest_names(given, names, 3)
     hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else f"expected one of {', '.join(names)}"
@@ -26,7 +26,7 @@ def unknown(what: str, given: object, known: Iterable[str]) -> str:
 
 
 def nearest_names(given: object, known: Iterable[str], count: int = 1) -> list[str]:
-    """At most `count` known names that resemble the given one, ignoring case; empty where none does."""
+    """At most `count` known names that are similar to the given one, ignoring case."""
     import difflib  # imported here because only errors need it
 
     by_lower = {name.lower(): name for name in sorted(known)}
@@ -34,7 +34,7 @@ def nearest_names(given: object, known: Iterable[str], count: int = 1) -> list[s
 
 
 class LatentRTError(Exception):
-    """Base of all errors that latentrt raises on purpose."""
+    """Base class of all errors of latentrt."""
 
 
 class BundleError(LatentRTError, ValueError):
@@ -42,7 +42,7 @@ class BundleError(LatentRTError, ValueError):
 
 
 class CheckpointError(LatentRTError, ValueError):
-    """A checkpoint cannot be exported: a file is missing or is not what its name says."""
+    """A checkpoint cannot be exported: a file is missing or invalid."""
 
 
 class ExportError(LatentRTError, RuntimeError):
@@ -58,7 +58,7 @@ class SchedulerError(LatentRTError, ValueError):
 
 
 class InputError(LatentRTError, ValueError):
-    """An argument of a call is wrong: size, steps, seeds, shapes."""
+    """An argument of a call is invalid: size, steps, seeds, shapes."""
 
 
 class BackendError(LatentRTError, RuntimeError):

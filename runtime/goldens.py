@@ -1,4 +1,4 @@
-"""Replay a bundle's golden outputs on a backend: tokenizer, text encoder, loop and decoder, each against PyTorch's."""
+"""Compares a backend with a bundle's golden outputs from PyTorch: tokenizer, text encoder, loop, decoder."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from .protocols import Bucket
 
 @dataclass(frozen=True, slots=True)
 class GoldenCheck:
-    """One comparison: what was compared, whether it holds, and the figure with its limit."""
+    """One comparison: what was compared, whether it passed, and the value with its limit."""
 
     name: str
     passed: bool
@@ -25,14 +25,14 @@ class GoldenCheck:
 
 
 def verify_goldens(pipe: Pipeline) -> list[GoldenCheck]:
-    """Compare the pipeline with the goldens of its bundle, stage by stage.
+    """Compare the pipeline with the goldens of its bundle, stage by stage. Raises `BundleError` if it has none.
 
-    Each stage starts from the golden's own input where it is stored, so that a fault shows in the stage that has it.
+    If the golden input of a stage is stored, the stage starts from it, so that a fault shows in its own stage.
     """
     manifest = pipe.bundle.manifest
     golden = manifest.golden
     if golden is None:
-        raise BundleError(f"{pipe.bundle.path} holds no golden outputs; export it again")
+        raise BundleError(f"{pipe.bundle.path} has no golden outputs: export it again")
     arrays = load_file(pipe.bundle.file(golden.file))
     encoders = manifest.model.text_encoders
     texts = [golden.negative_prompt, golden.prompt]
@@ -41,7 +41,7 @@ def verify_goldens(pipe: Pipeline) -> list[GoldenCheck]:
         suffix = facts.graph.removeprefix("text_encoder")
         expected = arrays[f"input_ids{suffix}"]
         equal = np.array_equal(Tokenizer.from_bundle_files(pipe.bundle.path, facts).encode(texts).ids, expected)
-        checks.append(GoldenCheck(f"ids{suffix}", equal, "equal" if equal else "the tokenizer gives other ids"))
+        checks.append(GoldenCheck(f"ids{suffix}", equal, "equal" if equal else "the tokenizer returns different ids"))
         outputs = pipe.run(facts.graph, {"input_ids": expected})
         states.append(outputs["hidden_states"][:, 0])
         known = arrays[f"embedding{suffix}"]
@@ -81,7 +81,7 @@ def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def psnr(got: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of bytes in dB; infinite for equal pictures."""
+    """Peak signal-to-noise ratio of bytes in dB; infinite for equal images."""
     error = float(np.mean((got.astype(np.float64) - expected.astype(np.float64)) ** 2))
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 

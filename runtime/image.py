@@ -1,4 +1,4 @@
-"""Pictures to PIL and PNG, with the text that says how they were made."""
+"""Arrays to PIL images and PNG files, with text chunks that record how they were made."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def pil_from_arrays(images: NDArray[np.uint8], text: Sequence[Mapping[str, str]]) -> list["Image.Image"]:
-    """(n, H, W, 3) bytes to PIL images; `text[i]` is in `image.info`, and written by `image.save` to PNG files."""
+    """(n, H, W, 3) bytes to PIL images; `text[i]` goes to `image.info`, and `image.save` writes it to PNG files."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -31,19 +31,19 @@ def pil_from_arrays(images: NDArray[np.uint8], text: Sequence[Mapping[str, str]]
 
 
 def require_png(path: Path) -> None:
-    """Raise `InputError` for a file name that is not a PNG's."""
+    """Raise `InputError` if a file name does not end in .png."""
     if path.suffix.lower() != ".png":
-        raise InputError(f"{path} does not end in .png: pictures are written as PNG, which keeps their text")
+        raise InputError(f"{path} does not end in .png: images are saved as PNG, which can hold their text")
 
 
 def save_png(image: "Image.Image", path: Path) -> None:
-    """Save a picture, whole or not at all."""
+    """Save an image atomically."""
     require_png(path)
     with written_whole(path) as temporary:
         image.save(temporary)
 
 
 def save_npy(array: NDArray[np.float32], path: Path) -> None:
-    """Save an array in numpy's format, whole or not at all."""
+    """Save a .npy file atomically."""
     with written_whole(path) as temporary:
         np.save(temporary, array)

@@ -1,7 +1,7 @@
-"""The seam between the pipeline and whatever runs the graphs: an engine, a denoiser, a backend.
+"""The interface between the pipeline and the backends: engine, denoiser, backend.
 
-Knows shapes and order of calls; knows nothing of ONNX Runtime, TensorRT, prompts or pictures. Device memory stays on
-the other side of this seam.
+Knows shapes and the order of calls; knows nothing about libraries, prompts or images. Device memory stays behind this
+interface.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from .arrays import NO_INPUTS, Float32, NewWeights
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The sizes that a denoiser is made for: images, guidance groups, latent height and width, text length."""
+    """The sizes of a denoiser: images, guidance groups, latent height and width, text length in tokens."""
 
     batch: int
     groups: int
@@ -28,14 +28,14 @@ class Bucket:
 
     @property
     def sizes(self) -> Sizes:
-        """The sizes by the symbols of the bundle's format."""
+        """The sizes by symbol of the bundle format."""
         return {"B": self.batch, "G": self.groups, "h": self.height, "w": self.width, "S": self.tokens}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DenoiseStep:
-    """One finished call of the loop. `read(r)` copies register r, (B, C, h, w) float32, to the host; it waits for the
-    device, and is valid until the next step is asked for. Register 0 is the sample, R-1 the predicted clean latents."""
+    """One finished call of the loop. `read(r)` waits for the device and copies register r, (B, C, h, w) float32, to the
+    host; it works until the next step is requested. Register 0 is the sample, R-1 the predicted clean latents."""
 
     index: int
     total: int
@@ -47,10 +47,10 @@ class Engine(Protocol):
 
     @property
     def spec(self) -> Graph:
-        """Names, types and shapes of the tensors."""
+        """Names, dtypes and shapes of the tensors."""
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """All outputs by name."""
+        """Run the graph; returns all outputs by name."""
 
 
 class Denoiser(Protocol):
@@ -69,35 +69,35 @@ class Denoiser(Protocol):
         extra: Float32 | None = None,
         mask: Float32 | None = None,
     ) -> Iterator[DenoiseStep]:
-        """Run one plan for each image.
+        """Run the loop, with one plan per image; yields after every model call.
 
         Args:
             context: (B, G, S, D), hidden states of the text, groups ordered [negative, positive].
             guidance: (B, G), weights of the groups' predictions.
             guidance_rescale: (B,), 0 is off.
             noise: for each image (1 + draws, C, h, w), unit normal: the initial noise, then the draws in order.
-            clean: (B, C, h, w), for plans that begin from clean latents.
-            time_inputs: what the graph `time` takes beside timesteps, by name, each (B, G, …).
-            extra: (B, 5, h, w), for UNets that inpaint: the mask, and the latents of the masked picture.
-            mask: (B, 1, h, w), 1 where ordinary UNets draw; elsewhere `clean` is put back after each call.
+            clean: (B, C, h, w), for plans that start from clean latents.
+            time_inputs: inputs of the graph `time` besides timesteps, by name, each (B, G, …).
+            extra: (B, 5, h, w), for inpainting UNets: the mask and the latents of the masked image.
+            mask: (B, 1, h, w), for ordinary UNets: 1 where they draw; elsewhere `clean` is restored after each call.
         """
 
 
 class Backend(Protocol):
-    """Makes engines and denoisers from a bundle."""
+    """Creates engines and denoisers for a bundle."""
 
     @property
     def name(self) -> str:
-        """What runs where, such as "onnxruntime-cpu"."""
+        """Library and device, such as "onnxruntime-cpu"."""
 
     def engine(self, graph: str) -> Engine:
-        """The engine of a graph, made on first use and kept."""
+        """The engine of a graph, created on first use and kept."""
 
     def denoiser(self, bucket: Bucket) -> Denoiser:
         """A denoiser for these sizes."""
 
     def set_weights(self, weights: NewWeights) -> None:
-        """Compute with these weights from the next call on, and with the bundle's own for all that is not named."""
+        """Use these weights from the next call on, and the bundle's own for all others."""
 
     def close(self) -> None:
-        """Give all memory back."""
+        """Free all memory."""

@@ -1,4 +1,4 @@
-"""`latentrt info`: print what a bundle holds."""
+"""`latentrt info`: print the contents of a bundle."""
 
 import argparse
 from pathlib import Path
@@ -8,9 +8,9 @@ from typing import Any
 def add_parser(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
-        "info", help="what a bundle holds", description="Graphs, sizes and engines of a bundle."
+        "info", help="show the contents of a bundle", description="Show the graphs, sizes and engines of a bundle."
     )
-    parser.add_argument("path", type=Path, nargs="?", help="default: the small model that ships along")
+    parser.add_argument("path", type=Path, nargs="?", help="the bundle's folder; default: the embedded model")
     parser.set_defaults(run=run)
 
 

@@ -1,6 +1,6 @@
-"""Many calls from lines of JSON, on one pipeline. A job that fails is reported at the end and does not stop the others.
+"""Runs jobs, one JSON object per line, on one pipeline. Failed jobs are reported at the end and do not stop others.
 
-Knows lines, options and file names. Knows nothing of flags.
+Knows lines, options and file names; knows nothing about flags.
 """
 
 import json
@@ -20,12 +20,12 @@ JOB_KEYS = ("prompt", "out", *json_options())
 
 
 def numbered(out: Path, count: int) -> list[Path]:
-    """File names for the pictures of one call: cat.png, or cat-0.png, cat-1.png, …"""
+    """File names for the images of one call: cat.png, or cat-0.png, cat-1.png, …"""
     return [out] if count == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(count)]
 
 
 def lines_of_file(path: Path) -> Iterable[bytes]:
-    """Lines of a file; those of "-" are read from stdin as they come. Raises `InputError`."""
+    """Lines of a file, or of stdin for "-", as they arrive. Raises `InputError` if the file cannot be read."""
     if str(path) == "-":
         return sys.stdin.buffer
     try:
@@ -35,13 +35,13 @@ def lines_of_file(path: Path) -> Iterable[bytes]:
 
 
 def run_jobs(pipe: "Pipeline", lines: Iterable[bytes], defaults: Mapping[str, Any], out: Path) -> int:
-    """Draw the job of every line that is not empty, in order; returns 1 if any failed, else 0.
+    """Run the job of every non-empty line, in order; returns 1 if any failed, else 0.
 
     Args:
-        defaults: options of every job that does not say otherwise.
-        out: where a job that names no file goes: pictures/cat.png is pictures/cat-0007.png for line 7.
+        defaults: options that jobs may override.
+        out: pattern for jobs without "out": pictures/cat.png becomes pictures/cat-0007.png for line 7.
 
-    No job writes over a file of another. Each file is printed when it is written, each failure at the end.
+    A job never overwrites a file of another job. Files are printed when written, failures at the end.
     """
     from tqdm import tqdm
 
@@ -55,7 +55,7 @@ def run_jobs(pipe: "Pipeline", lines: Iterable[bytes], defaults: Mapping[str, An
             count += 1
             try:
                 _run_job(pipe, {**defaults, **_job(line)}, out.with_stem(f"{out.stem}-{number:04}"), number, written)
-            except Exception as error:  # whatever it is, the jobs that follow are not to be lost
+            except Exception as error:  # of any kind: the remaining jobs must still run
                 own = isinstance(error, LatentRTError)
                 failures[number] = str(error) if own else f"{type(error).__name__}: {error}"
     finally:
@@ -64,7 +64,7 @@ def run_jobs(pipe: "Pipeline", lines: Iterable[bytes], defaults: Mapping[str, An
             for number, why in failures.items():
                 print(f"  line {number}: {why}", file=sys.stderr)
     if not count:
-        raise InputError('there are no jobs: write one JSON object a line, such as {"prompt": "a cat", "seed": 1}')
+        raise InputError('there are no jobs: write one JSON object per line, such as {"prompt": "a cat", "seed": 1}')
     return 1 if failures else 0
 
 
@@ -73,38 +73,38 @@ def _run_job(pipe: "Pipeline", options: dict[str, Any], out: Path, number: int, 
 
     out = Path(options.pop("out", out))
     require_png(out)
-    steps = pipe.stream(**options)  # refuses wrong options, so that they can be counted on
+    steps = pipe.stream(**options)  # validates the options, which are used below
     texts = 1 if isinstance(options.get("prompt"), str) else len(options["prompt"])
     files = numbered(out, texts * (options.get("num_images_per_prompt") or 1))
     for file in files:
         if other := written.get(file.resolve()):
-            raise InputError(f'{file} was written by line {other}: name another file with "out"')
+            raise InputError(f'{file} was already written by line {other}: set another file name with "out"')
     *_, last = steps
     assert last.result is not None
     for file, image, seed in zip(files, last.result.images, last.result.seeds, strict=True):
         save_png(image, file)
         written[file.resolve()] = number
         tqdm.write(f"{file} (line {number}, seed {seed}, {last.result.timings['total'] / 1000:.2f} s)")
-    sys.stdout.flush()  # who reads a pipe waits for it
+    sys.stdout.flush()  # for readers of a pipe
 
 
 def _job(line: bytes) -> dict[str, Any]:
     try:
         job = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_without_duplicates)
     except ValueError as error:
-        raise InputError(f"this cannot be read as JSON: {error}") from error
+        raise InputError(f"invalid JSON: {error}") from error
     if not isinstance(job, dict):
-        raise InputError(f'a job is an object such as {{"prompt": "a cat"}}, not {type(job).__name__}')
+        raise InputError(f'expected an object such as {{"prompt": "a cat"}}, got {type(job).__name__}')
     for key in job:
         if key not in JOB_KEYS:
             raise InputError(unknown("key", key, JOB_KEYS))
     if not isinstance(job.get("out", ""), str) or "prompt" not in job:
-        raise InputError('a job has a "prompt", and "out", if it is given, is the name of a file')
+        raise InputError('expected a "prompt", and "out", if given, to be a file name')
     return job
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        raise ValueError(f"a key is given twice among {', '.join(key for key, _ in pairs)}")
+        raise ValueError(f"duplicate key among {', '.join(key for key, _ in pairs)}")
     return result

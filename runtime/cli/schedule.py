@@ -1,4 +1,4 @@
-"""`latentrt schedule`: what a scheduler does, as a table, a picture, or a plan that other languages can run."""
+"""`latentrt schedule`: shows schedulers as a table or a plot, or writes a plan for other languages."""
 
 import argparse
 import itertools
@@ -36,21 +36,21 @@ MARKERS = "os^vDPX*"
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "schedule",
-        help="timesteps and noise levels of schedulers",
-        description="Print the timesteps and noise levels of schedulers, draw them, or write a plan as JSON.",
+        help="show timesteps and noise levels of schedulers",
+        description="Print or plot the timesteps and noise levels of schedulers, or write a plan as JSON.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", help="such as euler_a, or a scheduler_config.json")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="name such as euler_a, or a scheduler_config.json")
     parser.add_argument("--steps", type=int, default=20, help="number of inference steps; default: 20")
-    parser.add_argument("--eta", type=float, help="noise of ddim and tcd, 0 to 1")
+    parser.add_argument("--eta", type=float, help="noise of ddim and tcd, from 0 to 1; default: 0")
     parser.add_argument(
-        "--strength", type=float, help="begin from a picture, of which so much is drawn anew; above 0, to 1"
+        "--strength", type=float, help="image-to-image: how much of the image is redrawn, above 0 up to 1"
     )
-    parser.add_argument("--bundle", type=Path, help="whose betas and options to take; default: Stable Diffusion 1.x")
+    parser.add_argument("--bundle", type=Path, help="take betas and options from it; default: Stable Diffusion 1.x")
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--plot", type=Path, metavar="PNG", help="draw the noise levels (needs the extra `plot`)")
-    output.add_argument("--json", action="store_true", help="write the plan with its config, for other languages")
+    output.add_argument("--plot", type=Path, metavar="PNG", help="plot the noise levels (needs the extra `plot`)")
+    output.add_argument("--json", action="store_true", help="print the plan and its config, for other languages")
     parser.set_defaults(run=run)
 
 
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     plans = {name: Plan.from_config(config, arguments.steps, **options) for name, config in configs.items()}
     if arguments.json:
         if len(plans) > 1:
-            raise InputError(f"--json writes one plan, not {len(plans)}: call it once for each scheduler")
+            raise InputError(f"--json writes one plan, not {len(plans)}: run it once per scheduler")
         ((name, plan),) = plans.items()
         print(json.dumps(plan_document(plan, configs[name], arguments.steps)))
     elif arguments.plot:
@@ -88,7 +88,7 @@ def _config(name: str, bundle: Path | None) -> dict[str, Any]:
 
 
 def table(name: str, plan: Plan) -> str:
-    """Timestep, sigma and draws of noise, one line for each model call."""
+    """Timestep, sigma and noise draws, one line per model call."""
     ratios = noise_ratios(plan)
     lines = [f"{name}: {len(plan)} model calls", f"{'call':>4} {'timestep':>9} {'sigma':>10} {'noise':>6}"]
     for i, (timestep, draws) in enumerate(zip(plan.timesteps, plan.draws, strict=True)):
@@ -98,9 +98,9 @@ def table(name: str, plan: Plan) -> str:
 
 
 def plot(plans: Mapping[str, Plan], file: Path) -> None:
-    """Noise levels over the share of model calls, one line for each plan, as a PNG.
+    """Plot noise levels over the fraction of model calls, one line per plan, as a PNG.
 
-    Raises: InputError: matplotlib is not installed, or the name is not that of a PNG.
+    Raises: InputError: matplotlib is not installed, or the file name does not end in .png.
     """
     from latentrt.runtime.image import require_png
 
@@ -108,7 +108,7 @@ def plot(plans: Mapping[str, Plan], file: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError("drawing needs matplotlib: pip install 'latentrt[plot]'") from error
+        raise InputError("--plot needs matplotlib: pip install 'latentrt[plot]'") from error
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for (name, plan), marker in zip(plans.items(), itertools.cycle(MARKERS), strict=False):

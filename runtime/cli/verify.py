@@ -1,4 +1,4 @@
-"""`latentrt verify`: check a bundle's hashes and replay its goldens."""
+"""`latentrt verify`: check a bundle's hashes and its golden outputs."""
 
 import argparse
 from pathlib import Path
@@ -11,12 +11,12 @@ def add_parser(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "verify",
-        help="prove that a bundle is whole and draws what it should",
-        description="Check all hashes, then replay the golden outputs on a backend. Exit status 1 where either fails.",
+        help="check a bundle's hashes and its outputs",
+        description="Check all hashes, then compare a backend with the golden outputs. Exit status 1 if either fails.",
     )
     add_bundle_flags(parser)
     parser.add_argument("path", type=Path, nargs="?", help="the bundle's folder, same as --bundle")
-    parser.add_argument("--hashes-only", action="store_true", help="do not draw")
+    parser.add_argument("--hashes-only", action="store_true", help="do not check outputs")
     parser.set_defaults(run=run)
 
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     with tqdm(total=total, disable=None, unit="B", unit_scale=True, desc="hashes") as bar:
         altered = bundle.altered_files(bar.update)
     if altered:
-        print(f"{bundle.path}: altered: {', '.join(altered)}. Copy the bundle again, or export it again.")
+        print(f"{bundle.path}: altered: {', '.join(altered)}. Copy or export the bundle again.")
         return 1
     print(f"{bundle.path}: {len(files)} files, {total / 2**20:,.1f} MiB, all hashes agree")
     if arguments.hashes_only:
@@ -44,5 +44,5 @@ def run(arguments: argparse.Namespace) -> int:
         checks = verify_goldens(pipe)
         for check in checks:
             print(f"  {'ok  ' if check.passed else 'FAIL'} {check.name}: {check.text}")
-    print(f"{bundle.path}: {'reproduces its goldens' if all(c.passed for c in checks) else 'WRONG'} on {pipe.backend}")
+    print(f"{bundle.path}: {'reproduces' if all(c.passed for c in checks) else 'FAILS'} its goldens on {pipe.backend}")
     return 0 if all(check.passed for check in checks) else 1

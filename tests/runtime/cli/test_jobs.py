@@ -92,14 +92,14 @@ def test_failures_are_told_at_the_end_and_stop_nothing(sd1: Exported, capsys: py
     reasons = [
         "line 1: unknown key 'seeed'; did you mean 'seed'?",
         "line 2: unknown key 'output_type'; ",
-        "line 3: this cannot be read as JSON: ",
-        "line 4: a job is an object such as",
-        'line 5: a job has a "prompt"',
-        "line 6: this cannot be read as JSON: a key is given twice",
+        "line 3: invalid JSON: ",
+        "line 4: expected an object such as",
+        'line 5: expected a "prompt"',
+        "line 6: invalid JSON: duplicate key among ",
         "line 7: height=33: expected a multiple of 4",
         "line 8: height='tall': expected an integer",
         "line 9: x.jpg does not end in .png",
-        'line 10: a job has a "prompt"',
+        'line 10: expected a "prompt"',
         "line 11: latents have the shape (1,); expected (1, 4, ",
         "line 12: ",
     ]
@@ -120,9 +120,9 @@ def test_no_job_writes_over_another(sd1: Exported, capsys: pytest.CaptureFixture
     assert run(sd1.bundle, "-o", "p.png") == 1
     assert pictures() == ["p-0002.png", "p-0006-0.png", "p-0006-1.png"]
     err = capsys.readouterr().err
-    assert 'line 2: p-0002.png was written by line 1: name another file with "out"' in err
-    assert "line 3: d/../p-0002.png was written by line 1" in err
-    assert "line 5: p-0006-1.png was written by line 4" in err
+    assert 'line 2: p-0002.png was already written by line 1: set another file name with "out"' in err
+    assert "line 3: d/../p-0002.png was already written by line 1" in err
+    assert "line 5: p-0006-1.png was already written by line 4" in err
     assert json.loads(Image.open("p-0002.png").text["latentrt"])["prompt"] == "a"
 
 
@@ -135,7 +135,7 @@ def test_jobs_come_from_stdin(
     flags = ["--bundle", str(sd1.bundle), "--steps", "1", "--height", "32", "--width", "32"]
     assert main(["generate", "--jobs", "-", *flags]) == 1
     assert json.loads(Image.open("out-0001.png").text["latentrt"])["prompt"] == "☆ star"
-    assert "line 2: this cannot be read as JSON" in capsys.readouterr().err
+    assert "line 2: invalid JSON" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("folder")
@@ -161,7 +161,7 @@ def test_a_fault_of_the_backend_does_not_lose_the_next_job(capsys: pytest.Captur
             "pass either a prompt, --like FILE.png (and a prompt, to change it) or --jobs FILE",
         ),
         (["--jobs", "none.jsonl"], "none.jsonl cannot be read: No such file"),
-        (["--jobs", "empty.jsonl"], 'there are no jobs: write one JSON object a line, such as {"prompt": "a cat"'),
+        (["--jobs", "empty.jsonl"], 'there are no jobs: write one JSON object per line, such as {"prompt": "a cat"'),
         (["--jobs", "empty.jsonl", "-o", "x.jpg"], "x.jpg does not end in .png"),
     ],
 )
