@@ -1,4 +1,4 @@
-"""Every family and task draws what diffusers' pipeline of that family and task draws: fp32, CPU, random checkpoints."""
+"""Every model family and task against the pipeline of diffusers: fp32, CPU, random checkpoints."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ TURBO = {
     "prediction_type": "epsilon",
     "timestep_spacing": "trailing",
 }
-# family -> export, pipelines for each task (None: not for this model), what a call is given beside.
+# family -> export, pipeline of each task (None: not supported), additional arguments of a call.
 FAMILIES: dict[str, tuple[str, tuple[str | None, ...], dict[str, Any]]] = {
     "sd1": ("sd1-fp32", SD, {"negative_prompt": "fog", "guidance_scale": 5.0}),
     "sd2": ("sd2-fp32-opset18", SD, {"negative_prompt": "", "guidance_scale": 3.0}),
@@ -56,7 +56,7 @@ def components(checkpoint: Path) -> dict[str, Any]:
 
 @cache
 def reference(checkpoint: Path, name: str) -> Any:
-    """diffusers' pipeline of a task, whatever the checkpoint was saved from."""
+    """diffusers' pipeline of a task, whatever pipeline the checkpoint was saved with."""
     safety = {} if "XL" in name else {"requires_safety_checker": False}
     pipe = getattr(diffusers, name)(**components(checkpoint), **safety)
     pipe.set_progress_bar_config(disable=True)
@@ -72,7 +72,7 @@ def picture(size: tuple[int, int]) -> Image.Image:
 
 
 def mask(size: tuple[int, int]) -> Image.Image:
-    """An ellipse, at another size than the picture."""
+    """An ellipse; its size differs from the picture's."""
     image = Image.new("L", (2 * size[1], 2 * size[0]))
     ImageDraw.Draw(image).ellipse((size[1] // 2, size[0] // 3, 2 * size[1], size[0] * 3 // 2), fill=255)
     return image
@@ -84,7 +84,7 @@ def task_options(task: str, size: tuple[int, int]) -> dict[str, Any]:
         "text": {"height": height, "width": width},
         "image": {"image": picture(size), "strength": 0.6},
         "inpaint": {"image": picture(size), "mask_image": mask(size), "height": height, "width": width}
-        # Up to full strength, where nothing of the picture is left to begin from.
+        # Up to full strength, where nothing of the picture remains.
         | {"strength": 0.8 if size == DRAWS[0][1] else 1.0},
     }[task]
 

@@ -1,4 +1,4 @@
-"""The same picture as diffusers: same checkpoint, prompt, seed, scheduler, steps and guidance, in fp32 on a CPU."""
+"""The same picture as diffusers for the same checkpoint, prompt, seed, scheduler, steps and guidance; fp32, CPU."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,7 +56,7 @@ def draw_reference(checkpoint: Path, scheduler: str, prompt: str, **options: Any
 
 
 def agrees(pipe: Pipeline, expected: tuple[np.ndarray, np.ndarray], prompt: str | None, **options: Any) -> bool:
-    """The check: PSNR of the picture and relative error of the latents."""
+    """Whether the picture's PSNR and the latents' relative error are within the limits."""
     result = pipe(prompt, output_type="np", **options)
     images = np.asarray(result.images)
     return psnr(images[0], expected[1]) >= PSNR and relative_error(result.latents, expected[0]) <= LATENTS
@@ -64,7 +64,7 @@ def agrees(pipe: Pipeline, expected: tuple[np.ndarray, np.ndarray], prompt: str 
 
 @pytest.fixture(scope="module", params=["random", "shapes"])
 def case(request: pytest.FixtureRequest) -> tuple[Pipeline, Path, dict[str, Any]]:
-    """A pipeline, its checkpoint, and a size other than the one that it was trained at."""
+    """A pipeline, its checkpoint, and a size that differs from the training size."""
     if request.param == "shapes":
         return Pipeline.load(SHAPES.bundle, device="cpu"), SHAPES.checkpoint, {"height": 104, "width": 152}
     sd1 = request.getfixturevalue("sd1")
@@ -103,14 +103,14 @@ def test_guidance_rescale_as_diffusers(case: Any) -> None:
 
 
 def later(pipe: Pipeline, steps: int) -> Plan:
-    """The default plan with every timestep one too high."""
+    """The default plan with every timestep too high by one."""
     config = pipe.bundle.read_json(pipe.bundle.manifest.scheduler)
     plan = Plan.from_config(resolve(None, config), steps)
     return replace(plan, timesteps=plan.timesteps + 1)
 
 
 def swapped(pipe: Pipeline, prompt: str) -> dict[str, Any]:
-    """Embeddings with the two guidance groups exchanged."""
+    """Embeddings with the two guidance groups swapped."""
     ids = pipe.tokenizer.encode([prompt, ""]).ids
     states = pipe.run("text_encoder", {"input_ids": ids})["hidden_states"][:, 0]
     return {"prompt_embeds": states[1:], "negative_prompt_embeds": states[:1]}

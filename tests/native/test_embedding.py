@@ -1,4 +1,4 @@
-"""The example in C++ (docs/embedding): golden pictures, the same pictures as Python, and bad files refused."""
+"""The C++ example (docs/embedding): golden pictures, the same pictures as Python, and errors for bad files."""
 
 import json
 import os
@@ -25,7 +25,7 @@ Draw = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def draw() -> Draw:
-    """Run the program; it is compiled first, which does nothing when it is up to date."""
+    """Compile the program if needed, and run it."""
     for tool in ("make", "cmake", "g++"):
         if shutil.which(tool) is None:
             pytest.fail(f"the example in C++ needs {tool}: apt-get install {tool}")
@@ -46,14 +46,14 @@ def pixels(file: Path) -> np.ndarray[Any, Any]:
 
 
 def write_plan(file: Path, capsys: pytest.CaptureFixture[str], name: str, steps: int, *options: str) -> Path:
-    """What `latentrt schedule` prints for the embedded model."""
+    """Write the output of `latentrt schedule` for the embedded model."""
     assert main(["schedule", name, "--steps", str(steps), "--bundle", str(SHAPES.bundle), "--json", *options]) == 0
     file.write_text(capsys.readouterr().out)
     return file
 
 
 def altered(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """The embedded bundle by links, with another manifest."""
+    """The embedded bundle, as links, with a changed manifest."""
     shutil.copytree(SHAPES.bundle, folder, copy_function=os.symlink)
     manifest = json.loads((folder / "bundle.json").read_text())
     change(manifest)
@@ -69,7 +69,7 @@ def refused(result: "subprocess.CompletedProcess[str]", *texts: str, status: int
 
 
 def test_it_draws_the_golden_picture(draw: Draw, tmp_path: Path) -> None:
-    """The program compares latents and picture itself; here, the PNG that it writes is compared with the file."""
+    """The program itself compares latents and picture; this test compares its PNG with the golden file."""
     result = draw(SHAPES.bundle, "-o", tmp_path / "golden.png")
     assert result.returncode == 0, result.stderr
     assert "latents: relative error" in result.stdout
@@ -80,7 +80,7 @@ def test_it_draws_the_golden_picture(draw: Draw, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_it_draws_with_another_precision(draw: Draw, exported: Callable[[str], Exported]) -> None:
-    """Float16 goes from graph to graph as it is."""
+    """Float16 tensors pass from graph to graph without conversion."""
     result = draw(exported("sd2-fp16").bundle)
     assert result.returncode == 0, result.stderr
 
@@ -89,9 +89,9 @@ def test_it_draws_with_another_precision(draw: Draw, exported: Callable[[str], E
     ("scheduler", "steps", "seed", "guidance", "height", "width"),
     [
         ("unipc_karras", 9, 3, 2.5, 128, 128),
-        # Noise between calls, a seed of more than 32 bits, and values of noise that 16 does not divide.
+        # Noise between calls, a seed of more than 32 bits, and a noise size that is not a multiple of 16.
         ("euler_a", 6, 2**40 + 5, 4.0, 72, 88),
-        # No guidance, two calls a step.
+        # No guidance, two calls per step.
         ("heun", 4, 11, 1.0, 64, 128),
     ],
 )
@@ -132,7 +132,7 @@ def test_it_draws_the_same_pictures_as_python(
 
 
 def test_another_picture_than_the_golden_one_is_an_error(draw: Draw, tmp_path: Path) -> None:
-    """The seed in the manifest is not the one that the goldens were made with."""
+    """The seed in the manifest differs from that of the goldens."""
     other = tmp_path / "other"
     shutil.copytree(SHAPES.bundle, other)
     manifest = json.loads((other / "bundle.json").read_text())

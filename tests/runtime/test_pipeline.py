@@ -1,4 +1,4 @@
-"""The pipeline: what it loads, what it computes and what not, arguments, errors, threads, PNG text."""
+"""The pipeline: what it loads and computes, arguments, errors, threads, PNG text."""
 
 import json
 import logging
@@ -62,7 +62,7 @@ def test_the_public_names() -> None:
 
 
 class Recorder:
-    """A backend that notes the shapes that go into each denoiser."""
+    """A backend that records the input shapes of each denoiser."""
 
     def __init__(self, pipe: Pipeline) -> None:
         self.buckets: list[Any] = []
@@ -117,7 +117,7 @@ def test_the_seeds_noise_is_of_the_chosen_generator(pipe: Pipeline, sd1: Exporte
         noise = TorchGenerator(21, rng).randn((1, 4, 8, 10))
         given = pipe("a cat", latents=noise, **SMALL).latents
         assert np.array_equal(pipe("a cat", seed=21, rng=rng, **SMALL).latents, given)
-    # The stochastic draws go on from the same generator: as the plan says, with nothing else in between.
+    # Further draws continue from the same generator, as the plan says, with no others in between.
     plan = Plan.from_config({"_class_name": "EulerAncestralDiscreteScheduler", "prediction_type": "epsilon"}, 3)
     options = {k: v for k, v in SMALL.items() if k != "num_inference_steps"}
     expected = pipe("a cat", scheduler=plan, seed=21, rng="cuda", **options).latents
@@ -141,7 +141,7 @@ def test_stream_shows_previews_and_can_be_left(pipe: Pipeline) -> None:
     assert steps == [(0, 3, True), (1, 3, True), (2, 3, False)]
     assert step.result is not None
     assert np.array_equal(step.latents(), step.result.latents)
-    # The last prediction is the picture itself.
+    # The last prediction is the final picture.
     assert np.abs(np.asarray(preview[0], int) - np.asarray(step.result.images[0], int)).max() <= 1
     stream = pipe.stream("a cat", **options)
     next(stream)
@@ -207,7 +207,7 @@ def test_wrong_arguments_are_refused_at_the_call(
     pipe: Pipeline, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as caught:
-        pipe.stream(**{"prompt": "a", **options})  # without a step taken
+        pipe.stream(**{"prompt": "a", **options})  # no step is run
     assert isinstance(caught.value, LatentRTError)
     assert isinstance(caught.value, ValueError)
 
@@ -262,7 +262,7 @@ def test_backends_are_chosen_by_name(sd1: Exported, monkeypatch: pytest.MonkeyPa
 def test_auto_warns_and_goes_on_where_a_gpu_does_not_work(
     sd1: Exported, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An onnxruntime that was built for CUDA where there is no GPU, and where it falls back to the CPU by itself."""
+    """An onnxruntime built for CUDA, without a GPU, and one that silently falls back to the CPU."""
     for module in ("choice", "ort.session"):
         monkeypatch.setattr(f"latentrt.runtime.backends.{module}.available_devices", lambda: ("cuda", "cpu"))
     with Pipeline.load(sd1.bundle) as pipe:
@@ -304,7 +304,7 @@ def test_png_text_tells_how_the_picture_was_made(pipe: Pipeline, tmp_path: Path)
             "Seed": "77",
             "RNG": "CPU",
             "Emphasis": "None",
-            "Clip skip": "2",  # as web UIs count it
+            "Clip skip": "2",  # as in web UIs
             "Size": "40x32",
             "Model hash": checkpoint.sha256[:10],
             "Model": checkpoint.name,

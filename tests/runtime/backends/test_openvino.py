@@ -1,4 +1,4 @@
-"""OpenVINO: the pictures of ONNX Runtime in every precision, changed weights, threads, and when it is chosen."""
+"""The OpenVINO backend: the same pictures as ONNX Runtime in every precision, LoRA, threads, selection by `auto`."""
 
 import gc
 import shutil
@@ -41,7 +41,7 @@ def ort() -> Iterator[Pipeline]:
 
 
 def same(pipe: Pipeline, ort: Pipeline, **options: Any) -> None:
-    """Latents and pictures, and that they are other ones with another seed."""
+    """Assert equal latents and pictures, and different ones for another seed."""
     got, expected = (p(PROMPT, output_type="np", **{**FEW, **options}) for p in (pipe, ort))
     assert relative_error(got.latents, expected.latents) < LATENTS
     assert psnr(np.asarray(got.images), np.asarray(expected.images)) > PSNR
@@ -72,7 +72,7 @@ def test_goldens_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.parametrize("name", ["sdxl-fp32", "sd1-inpaint-fp32", "shapes-fp16", "sd1-bf16"])
 def test_goldens_of_every_family_and_precision(exported: Callable[[str], Exported], name: str) -> None:
-    """bfloat16 as well, which ONNX Runtime has no kernels for on a CPU."""
+    """Including bfloat16, for which ONNX Runtime has no CPU kernels."""
     with Pipeline.load(exported(name).bundle, backend="openvino") as pipe:
         checks = verify_goldens(pipe)
     assert all(check.passed for check in checks), checks
@@ -80,7 +80,7 @@ def test_goldens_of_every_family_and_precision(exported: Callable[[str], Exporte
 
 @pytest.mark.slow
 def test_sizes_take_turns(exported: Callable[[str], Exported]) -> None:
-    """More of them than are kept."""
+    """More sizes than are kept."""
     bundle = exported("sd2-fp32-opset18").bundle
     sizes = [(64, 64 + 8 * i) for i in range(KEPT_SIZES + 1)]
     options = {"num_inference_steps": 2, "seed": 3, "output_type": "latent"}
@@ -112,7 +112,7 @@ def test_threads_draw_the_same_pictures(pipe: Pipeline) -> None:
 
 
 def lora_file(path: Path, bundle: Path, seed: int) -> Path:
-    """For every bundle: some weights of the text encoder, of `context` and of `denoise`."""
+    """A LoRA for any bundle: some weights of the text encoder, of `context` and of `denoise`."""
     endings = (".attn1.to_q.weight", ".attn2.to_v.weight", ".resnets.0.conv2.weight", ".self_attn.v_proj.weight")
     tensors = {}
     for parameter in Bundle.open(bundle).manifest.weights:
@@ -129,7 +129,7 @@ def lora_file(path: Path, bundle: Path, seed: int) -> Path:
 def test_loras_draw_as_a_bundle_with_their_weights(
     exported: Callable[[str], Exported], tmp_path: Path, name: str
 ) -> None:
-    """Bit for bit, and back; the reference is a copy of the bundle whose files hold the changed weights."""
+    """Bit for bit, and back again; the reference is a copy of the bundle with the changed weights in its files."""
     bundle = exported(name).bundle
     a, b = (lora_file(tmp_path / f"{seed}.safetensors", bundle, seed) for seed in (1, 2))
     options = {"num_inference_steps": 2, "height": 64, "width": 64, "seed": 5, "output_type": "latent"}
@@ -187,7 +187,7 @@ def test_closing_gives_the_memory_back(exported: Callable[[str], Exported]) -> N
 
 
 class RecordingCore:
-    """Compiles for float32 whatever is asked for, and notes what was."""
+    """Compiles for float32, and records the requested precision."""
 
     def __init__(self, core: Any) -> None:
         self.core, self.precisions = core, []
@@ -199,7 +199,7 @@ class RecordingCore:
 
 @pytest.mark.parametrize(("name", "wanted"), [("shapes", "f32"), ("sd2-fp16", "f32"), ("sd1-bf16", "bf16")])
 def test_the_bundle_says_what_is_computed_in(exported: Callable[[str], Exported], name: str, wanted: str) -> None:
-    """Also on a CPU that has bfloat16, which OpenVINO would take for all of them."""
+    """Even on a CPU with bfloat16, which OpenVINO would use by default."""
     with Pipeline.load(exported(name).bundle, backend="openvino") as pipe:
         pipe._backend._core = core = RecordingCore(pipe._backend._core)
         for pipe._backend._has_bf16, expected in ((True, wanted), (False, "f32")):
@@ -209,12 +209,12 @@ def test_the_bundle_says_what_is_computed_in(exported: Callable[[str], Exported]
             assert core.precisions[-2:] == [expected] * 2
 
 
-# --- the choice -----------------------------------------------------------------------------------------------------
+# --- selection ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `auto` finds, which other tests hide from it."""
+    """Let `auto` find openvino, which is hidden from it in other tests."""
     from latentrt.runtime.backends import choice as backends
     from latentrt.runtime.backends import openvino_backend as openvino_engine
 

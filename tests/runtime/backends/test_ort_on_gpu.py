@@ -1,4 +1,4 @@
-"""ONNX Runtime on the simulated GPU: the pictures of the CPU, one stream, no waiting, captured graphs."""
+"""ONNX Runtime on the simulated GPU: the same pictures as on the CPU, one stream, no waiting, captured graphs."""
 
 import inspect
 import threading
@@ -120,7 +120,7 @@ def test_a_graph_that_cannot_be_captured_is_run_without(cpu: Pipeline, caplog: p
 
 
 def test_changed_addresses_are_captured_anew(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted fault keeps the number of the old graph."""
+    """The injected fault keeps the id of the old graph."""
     pipe(PROMPT, **FEW, seed=1)
     bind = SessionContext.bind
 
@@ -139,7 +139,7 @@ def test_a_closed_pipeline_says_so(gpu: Machine) -> None:
     stream = pipe.stream(PROMPT, **FEW, seed=1)
     next(stream)
     pipe.close()
-    assert gpu.cuda.held["streams"] == 1  # of the picture under way
+    assert gpu.cuda.held["streams"] == 1  # of the running call
     list(stream)
     assert not any(gpu.cuda.held.values())
     with pytest.raises(BackendError, match="is closed: load it again"):

@@ -1,4 +1,4 @@
-"""Engines of TensorRT, run on the simulated GPU: the pictures of ONNX Runtime, and no misuse of the GPU."""
+"""TensorRT engines on the simulated GPU: the same pictures as ONNX Runtime, and correct use of CUDA."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ FEW: dict[str, Any] = {"num_inference_steps": 4, "output_type": "latent"}
 
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Engines of `shapes` for both libraries: one image, four images, and a range of sizes."""
+    """Engines of `shapes` for both libraries: for one image, four images, and a range of sizes."""
     folder = tmp_path_factory.mktemp("engines")
     with machine() as built_on:
         for backend in ("tensorrt_rtx", "tensorrt"):
@@ -100,7 +100,7 @@ def test_pictures_and_goldens_are_those_of_onnxruntime(
 
 
 def test_sizes_change_between_pictures(pipe: Pipeline, ort: Pipeline) -> None:
-    """Static and dynamic engines take turns; a size that was drawn before is drawn again from its captured graph."""
+    """Static and dynamic engines alternate; a repeated size uses its captured graph again."""
     sizes = [(128, 128, 2), (64, 160, 1), (96, 96, 2), (128, 128, 2), (160, 64, 2), (64, 160, 1)]
     for i, (height, width, images) in enumerate(sizes):
         call = {"height": height, "width": width, "num_images_per_prompt": images, "seed": i}
@@ -148,7 +148,7 @@ def test_previews_do_not_change_the_picture(pipe: Pipeline) -> None:
 
 
 def test_many_prompts_are_spread_over_several_runs(pipe: Pipeline, ort: Pipeline) -> None:
-    """More texts than the text encoder takes at once, and more pictures than the decoder's engine."""
+    """More texts and pictures than fit one run of the text encoder and the decoder."""
     ids = np.random.default_rng(0).integers(0, 49406, (37, 77))
     latents = np.random.default_rng(1).standard_normal((6, 4, 16, 16)).astype(np.float32)
     for graph, inputs in (("text_encoder", {"input_ids": ids}), ("vae_decoder", {"latents": latents})):
@@ -186,7 +186,7 @@ def test_a_thousand_calls_need_several_runs_of_time(pipe: Pipeline, ort: Pipelin
     same(rows[0], ort.run("time", {"timesteps": np.repeat(plan.timesteps, 4)})["time_features"])
 
 
-# --- the GPU is used well -------------------------------------------------------------------------------------------
+# --- use of the GPU -------------------------------------------------------------------------------------------------
 
 
 def test_nothing_waits_inside_the_loop(gpu: Machine, pipe: Pipeline) -> None:
@@ -253,7 +253,7 @@ def test_a_hundred_pipelines_leave_nothing(gpu: Machine, engines: Path) -> None:
 
 
 def test_closing_waits_for_nobody(gpu: Machine, engines: Path) -> None:
-    """A picture under way is finished, and then its memory is given back."""
+    """A running call finishes, and then its memory is freed."""
     pipe = Pipeline.load(backend=RTX, engines=engines)
     expected = pipe(PROMPT, seed=4, **FEW).latents
     stream = pipe.stream(PROMPT, seed=4, **FEW)
@@ -317,7 +317,7 @@ def test_a_full_gpu_says_what_it_lacks(engines: Path) -> None:
             pipe(PROMPT, **FEW)
 
 
-# --- planted faults are caught --------------------------------------------------------------------------------------
+# --- injected faults are caught -------------------------------------------------------------------------------------
 
 
 def draw_two(pipe: Pipeline) -> None:
@@ -328,7 +328,7 @@ def draw_two(pipe: Pipeline) -> None:
 def test_a_wrong_address_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = Stream.copy
     monkeypatch.setattr(Stream, "copy", lambda self, target, source, size: copy(self, target + 64, source, size))
-    with pytest.raises(Fault, match="not memory that is there"):
+    with pytest.raises(Fault, match="not allocated memory"):
         draw_two(pipe)
 
 
@@ -340,7 +340,7 @@ def test_memory_given_back_early_is_caught(pipe: Pipeline, monkeypatch: pytest.M
         lane._blocks.pop("time_features").close()
 
     monkeypatch.setattr(GpuDenoiser, "_compute_time_features", and_close)
-    with pytest.raises(Fault, match="not memory that is there"):
+    with pytest.raises(Fault, match="not allocated memory"):
         draw_two(pipe)
 
 
@@ -360,12 +360,12 @@ def test_a_shape_outside_of_the_profile_is_caught(pipe: Pipeline) -> None:
 
 
 def test_a_changed_address_behind_a_capture_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scratch memory grows, and the graph is not captured again."""
+    """Scratch memory grows without a new capture."""
     pipe(PROMPT, seed=1, **FEW)
     monkeypatch.setattr(Execution, "forget_capture", lambda _self: None)
     lane = pipe._backend.lanes._idle[0]
     lane.scratch(64 << 20)
-    with pytest.raises(Fault, match="not memory that is there"):
+    with pytest.raises(Fault, match="not allocated memory"):
         pipe(PROMPT, seed=1, **FEW)
     monkeypatch.undo()
 
@@ -418,16 +418,16 @@ def test_an_aliased_state_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_early_look_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for the copy to the host: what is read is garbage."""
+    """Without waiting for the copy to the host, the result is garbage."""
     monkeypatch.setattr(Stream, "synchronize", lambda _self: None)
     assert not np.isfinite(pipe.run("time", {"timesteps": np.ones(3, np.float32)})["time_features"]).any()
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
 def changed(engines: Path, tmp_path: Path, **facts: Any) -> Path:
-    """A copy of the folder of engines whose records say something else."""
+    """A copy of the engine folder with changed records."""
     folder = Path(shutil.copytree(engines, tmp_path / "changed"))
     data = json.loads((folder / "engines.json").read_text())
     for record in data["engines"]:
@@ -525,7 +525,7 @@ def test_without_gpu_or_engines(engines: Path, caplog: pytest.LogCaptureFixture)
         Pipeline.load(backend="tensorrt", engines=engines)
 
 
-# --- the choice -----------------------------------------------------------------------------------------------------
+# --- selection ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("gpu")

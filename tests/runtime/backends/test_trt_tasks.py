@@ -1,4 +1,4 @@
-"""Families and tasks on the simulated GPU: the pictures of ONNX Runtime, with nothing that waits inside the loop."""
+"""Families and tasks on the simulated GPU: the same pictures as ONNX Runtime, without synchronisation in the loop."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ def same_as_onnxruntime(bundle: Path, engines: Path, prompt: str, **call: Any) -
         Pipeline.load(bundle, backend=RTX, engines=engines) as pipe,
         Pipeline.load(bundle, backend="onnxruntime", device="cpu") as ort,
     ):
-        for _ in range(2):  # the second time from captured graphs
+        for _ in range(2):  # the second time with captured graphs
             got, expected = pipe(prompt, **FEW, **call).latents, ort(prompt, **FEW, **call).latents
             np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 

@@ -1,4 +1,4 @@
-"""`latentrt generate --jobs`: what is drawn, what is refused, names of files, exit status; and the prompt's flags."""
+"""`latentrt generate --jobs`: outputs, errors, file names, exit status; and the flags for prompts."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""`latentrt schedule`: the table, the picture, and the plan that other languages run."""
+"""`latentrt schedule`: the table, the plot, and the plan as JSON."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_table_has_a_line_for_each_call(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def run_as_another_language_would(plan: dict[str, list], noise: np.ndarray) -> np.ndarray:
-    """From the JSON alone: sums of products."""
+    """Run the plan from the JSON alone, as sums of products."""
     state = [initial[0] * noise for initial in plan["initial"]]
     for rows, timestep in zip(plan["coefficients"], plan["timesteps"], strict=True):
         column = [*state, np.tanh(state[0] + timestep / 1000), np.zeros_like(noise)]
@@ -50,7 +50,7 @@ def test_json_is_a_plan_that_any_language_can_run(capsys: pytest.CaptureFixture[
 
 
 def test_a_plan_may_begin_from_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
-    """The steps and the noise level are those of diffusers' image-to-image pipeline."""
+    """Steps and noise level match diffusers' image-to-image pipeline."""
     from diffusers import EulerDiscreteScheduler
 
     assert main(["schedule", "euler", "--steps", "10", "--strength", "0.35", "--json"]) == 0
@@ -58,7 +58,7 @@ def test_a_plan_may_begin_from_a_picture(capsys: pytest.CaptureFixture[str]) -> 
     scheduler = EulerDiscreteScheduler.from_config(resolve("euler", STABLE_DIFFUSION))
     scheduler.set_timesteps(10)
     assert document["timesteps"] == pytest.approx(scheduler.timesteps[-3:].tolist())
-    # As the model sees it: clean latents and noise, scaled to the variance of one.
+    # The model's input: clean latents and noise, scaled to unit variance.
     sigma = float(scheduler.sigmas[-4])
     assert document["initial"][0] == pytest.approx([sigma / (sigma**2 + 1) ** 0.5, 1 / (sigma**2 + 1) ** 0.5], rel=1e-5)
     assert document["residual"] < 1e-5
@@ -84,7 +84,7 @@ def test_the_version_it_was_checked_against_is_the_one_that_the_tests_run() -> N
 def test_residual_sees_a_plan_that_rounding_ruins() -> None:
     good = Plan.from_config(resolve("euler", STABLE_DIFFUSION), 4)
     table = good.coefficients.copy()
-    table[1, :2, 0] = 1e6  # two large and equal quantities, of which the next call takes the difference
+    table[1, :2, 0] = 1e6  # two large, equal quantities whose difference the next call takes
     table[2, 0, :2] = 1, -0.9999999
     arrays = good.to_arrays() | {"coefficients": table}
     assert residual(good) < 1e-5 < residual(Plan.from_arrays(arrays))

@@ -1,4 +1,4 @@
-"""Pictures that a call is given: as diffusers' image processor prepares them, and clear errors for what is none."""
+"""Input images: the same result as diffusers' image processor, and errors for invalid ones."""
 
 import argparse
 import struct
@@ -47,7 +47,7 @@ PICTURES: dict[str, Any] = {
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures_are_prepared_as_by_diffusers(name: str) -> None:
     image = PICTURES[name]
-    # What is not RGB is first made so, as diffusers' load_image does it.
+    # Other modes are first converted to RGB, as in diffusers' load_image.
     expected = reference(image.convert("RGB") if isinstance(image, Image.Image) else image[None])
     pixels = prepared(image).pixels
     assert pixels is not None
@@ -107,7 +107,7 @@ def test_each_prompt_may_have_its_picture() -> None:
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says to be large."""
+    """A PNG of a few bytes that declares a large size."""
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
         (b"IDAT", zlib.compress(b"")),
@@ -165,13 +165,13 @@ def pipe() -> Any:
 
 
 def test_latents_go_out_and_in(pipe: Pipeline) -> None:
-    """Latents of a picture as `image`, and the picture itself: the same but for the VAE's sample."""
+    """Latents of a picture as `image` give the same result as the picture, except for the VAE's sampling."""
     call = {"num_inference_steps": 4, "strength": 0.5, "seed": 3, "output_type": "latent"}
     first = pipe("a red star", seed=1, num_inference_steps=4, height=64, width=96, output_type="latent")
     got = pipe("a red star", image=first.latents, **call).latents
     assert got.shape == first.latents.shape
     again = pipe("a red star", image=first.latents, latents=pipe_noise(3, got.shape), **call).latents
-    assert np.array_equal(again, got)  # latents take no draw of the seed
+    assert np.array_equal(again, got)  # latents consume no random draws
 
 
 def pipe_noise(seed: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -216,7 +216,7 @@ def test_flags_become_options() -> None:
 
 
 def test_latents_of_one_picture_are_the_start_of_another(pipe: Pipeline, tmp_path: Path) -> None:
-    """On the command line, through files in numpy's format."""
+    """On the command line, through .npy files."""
     noise, latents = tmp_path / "noise.npy", tmp_path / "new" / "star.npy"
     np.save(noise, RANDOM.standard_normal((1, 4, 6, 8)).astype(np.float32))
     size = ["--height", "48", "--width", "64", "--steps", "4", "--device", "cpu", "-o", str(tmp_path / "star.png")]

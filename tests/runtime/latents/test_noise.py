@@ -1,4 +1,4 @@
-"""`TorchGenerator` against PyTorch's own generator, and against statistics where PyTorch is not asked."""
+"""`TorchGenerator` against PyTorch's generators and known values, and statistical tests."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_same_values_as_torch(seed: int) -> None:
 
 
 def test_a_million_values_of_twenty_seeds_are_mostly_bit_equal() -> None:
-    """Measured where PyTorch uses AVX2; with another instruction set other values differ in the last bit."""
+    """Measured with AVX2; with other instruction sets, other values of PyTorch differ in the last bit."""
     import torch
 
     for seed in range(100, 120):
@@ -51,7 +51,7 @@ def test_float16_is_what_torch_draws_in_float16(seed: int) -> None:
 
 @pytest.mark.parametrize(
     ("counter", "key", "expected"),
-    [  # the known answers of Random123, the authors' own library
+    [  # known answers of Random123, the authors' library
         ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
         ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
         ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
@@ -64,13 +64,13 @@ def test_philox_known_answers(counter: str, key: str, expected: str) -> None:
 
 
 def test_cuda_first_values() -> None:
-    """What PyTorch's documentation and forums show for `torch.manual_seed(0); torch.randn(2, 3, device="cuda")`."""
+    """Values from PyTorch's documentation and forums for `torch.manual_seed(0); torch.randn(2, 3, device="cuda")`."""
     expected = [[-0.9247, -0.4253, -2.6438], [0.1452, -0.1209, -0.5797]]
     np.testing.assert_allclose(TorchGenerator(0, "cuda").randn((2, 3)), expected, rtol=0, atol=5e-5)
 
 
 def grid_by_grid(seed: int, sizes: list[int], threads: int) -> list[np.ndarray]:
-    """PyTorch's kernel, thread by thread: `for (i = thread; i < rounded; i += 4 * threads)`, four values a turn."""
+    """PyTorch's kernel, thread by thread: `for (i = thread; i < rounded; i += 4 * threads)`, four values at a time."""
     results, offset = [], 0
     for count in sizes:
         grid = min(-(-count // 256) * 256, threads)
@@ -93,7 +93,7 @@ def grid_by_grid(seed: int, sizes: list[int], threads: int) -> list[np.ndarray]:
 
 
 def test_cuda_grid_of_a_small_gpu() -> None:
-    """Tensors below, at and above one value a thread; the count of multiprocessors decides where that is."""
+    """Tensors with less than, exactly and more than one value per thread of a given GPU."""
     sizes = [5, 256, 511, 512, 700, 2048, 2049, 5000]
     generator = TorchGenerator(77, "cuda", multiprocessors=1, threads_per_multiprocessor=512)
     for size, expected in zip(sizes, grid_by_grid(77, sizes, 512), strict=True):
@@ -112,7 +112,7 @@ def test_cuda_seeds_of_64_bits_and_below_zero() -> None:
 
 @pytest.mark.parametrize("seed", [0, 11, 2**40 + 3])
 def test_successive_draws_of_mixed_sizes(seed: int) -> None:
-    """A spare value from an odd small draw waits through larger draws, and block draws move the twister on."""
+    """The spare value of an odd small draw is kept across larger draws, and block draws advance the twister."""
     import torch
 
     sizes = (3, 17, 1, 16, 15, 1, 1, 100, 5, 31, (2, 8), 0, (1, 4, 9, 7), 2, ())
@@ -125,7 +125,7 @@ def test_successive_draws_of_mixed_sizes(seed: int) -> None:
 
 
 def test_known_first_values() -> None:
-    """What PyTorch 2.13 gives for seed 0: holds where PyTorch is not installed."""
+    """Values of PyTorch 2.13 for seed 0, for machines without PyTorch."""
     expected = [1.5409961, -0.2934289, -2.1787894, 0.56843126, -1.0845224, -1.3985955, 0.40334684, 0.83802634]
     np.testing.assert_allclose(TorchGenerator(0).randn(8), expected, rtol=0, atol=TOLERANCE)
 

@@ -1,4 +1,4 @@
-"""Previews by the map from latents to RGB: the colours of the decoder, where the bundle has the map."""
+"""Previews with the map from latents to RGB: colours close to those of the decoder, if the bundle has the map."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def test_each_latent_pixel_is_one_colour() -> None:
     assert images.dtype == np.uint8
     assert (images[1, 8:16, 24:32] == [round(0.4 * 255), 0, 255]).all()
     assert (images[1, :8] == [51, 26, 0]).all()
-    assert (images[0, 16:, 32:] == 0).all()  # not a number is black
+    assert (images[0, 16:, 32:] == 0).all()  # NaN becomes black
 
 
 def blocks(image: Any, factor: int = 8) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -1,4 +1,4 @@
-"""Pictures in tiles: as diffusers' tiled VAE makes them, without seams where tiles meet."""
+"""VAE tiling: the same result as diffusers' tiled VAE, without visible seams."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from latentrt.runtime import Pipeline, TorchGenerator
 from latentrt.runtime.goldens import psnr, relative_error
 
 PROMPT = "a large blue circle on an orange background"
-SIZE = {"height": 200, "width": 312}  # tiles of 128 pixels: 3 x 4, the last ones cut
+SIZE = {"height": 200, "width": 312}  # tiles of 128 pixels: 3 x 4, the last ones smaller
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_tiles_are_those_of_diffusers(pipe: Pipeline, vae: Any, latents: NDArray
     expected = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().permute(1, 2, 0).numpy().astype(np.uint8)
     got = decoded(pipe, latents, tiling=True)
     assert got.shape == (SIZE["height"], SIZE["width"], 3)
-    # Each tile is rounded and clipped to bytes before it fades into the next one.
+    # Each tile is rounded and clipped to bytes before it is blended.
     assert np.mean(np.abs(np.int16(got) - expected) > 1) < 1e-3
     assert psnr(got, expected) >= 50, psnr(got, expected)
     assert psnr(decoded(pipe, latents), expected) < psnr(got, expected) - 3
@@ -63,16 +63,16 @@ def test_encoded_tiles_are_those_of_diffusers(pipe: Pipeline, vae: Any) -> None:
 
 
 def test_no_seams_where_tiles_meet(pipe: Pipeline, latents: NDArray[np.float32]) -> None:
-    """The step from one pixel to the next, beyond that of the picture made at once, at seams and elsewhere."""
+    """Compares pixel differences at seams and elsewhere, relative to a picture decoded without tiling."""
     tiled, whole = (decoded(pipe, latents, tiling=tiling).astype(np.float64) for tiling in (True, False))
     step = np.abs(np.diff(tiled, axis=1) - np.diff(whole, axis=1)).mean(axis=(0, 2))
-    seams = [96 * i - 1 for i in (1, 2, 3)]  # the pixel before a new tile begins to fade in
+    seams = [96 * i - 1 for i in (1, 2, 3)]  # the pixel before blending with a new tile starts
     assert step[seams].max() < 2  # levels of 255
     hard = np.concatenate([decoded(pipe, latents[..., i : i + 12]) for i in range(0, 39, 12)], axis=1).astype(
         np.float64
     )
     cut = np.abs(np.diff(hard, axis=1) - np.diff(whole, axis=1)).mean(axis=(0, 2))
-    assert cut[seams].mean() > 3 * step[seams].mean()  # tiles side by side are seen
+    assert cut[seams].mean() > 3 * step[seams].mean()  # without blending, seams are visible
 
 
 def test_small_pictures_are_made_at_once(pipe: Pipeline) -> None:

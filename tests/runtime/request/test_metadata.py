@@ -1,4 +1,4 @@
-"""A picture drawn again from its PNG's text: for every option, for LoRAs, and what is refused."""
+"""A picture drawn again from its PNG's text: every option, LoRAs, and errors."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from latentrt.runtime.request.recorded import recorded_in
 SIZE: dict[str, Any] = {"num_inference_steps": 2, "height": 32, "width": 32}
 PROMPT = "a (red:1.3) star, " * 12 + "on blue"
 DDIM = {"_class_name": "DDIMScheduler", "beta_start": 0.001, "beta_end": 0.02, "clip_sample": False}
-# Options of a call, each of which changes its picture; those of SDXL are below.
+# Options of a call, each of which changes the picture; those of SDXL are below.
 CALLS: dict[str, dict[str, Any]] = {
     "num_inference_steps": {"num_inference_steps": 3},
     "scheduler": {"scheduler": "euler_a"},
@@ -58,7 +58,7 @@ SDXL: dict[str, dict[str, Any]] = {
     "negative_target_size": {**NEGATIVE_SIZES, "negative_target_size": (56, 40)},
     "negative_crops_coords_top_left": {**NEGATIVE_SIZES, "negative_crops_coords_top_left": (7, 9)},
 }
-# Those that say how many pictures a call draws, and with which seeds.
+# Options that set the number of pictures and their seeds.
 OF_THE_CALL = ("seed", "num_images_per_prompt")
 
 

@@ -1,4 +1,4 @@
-"""The table of options: types, limits, and everything that is made from its rows."""
+"""The table of options: types, limits, and everything generated from its rows."""
 
 import argparse
 import json
@@ -94,7 +94,7 @@ ODD: list[Any] = [
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("value", ODD, ids=[f"{i}-{type(value).__name__}" for i, value in enumerate(ODD)])
 def test_odd_values_are_accepted_or_refused(name: str, value: Any) -> None:
-    """Nothing but our own errors comes out."""
+    """Only errors of latentrt are raised."""
     message = ""
     try:
         Request.from_call(MANIFEST, EULER, "a", {"num_inference_steps": 2, name: value})  # type: ignore[misc]
@@ -149,7 +149,7 @@ def test_images_of_all_prompts_are_counted() -> None:
         Request.from_call(MANIFEST, EULER, "a", {"num_images_per_prompt": 2, "height": 16384, "width": 16384})
 
 
-# --- what is made from the rows ---------------------------------------------------------------------------------------
+# --- generated from the rows ------------------------------------------------------------------------------------------
 
 
 def test_the_docs_hold_the_table() -> None:
@@ -181,7 +181,7 @@ def test_the_schema_takes_what_the_check_takes() -> None:
     values: list[Any] = [None, True, -1, 0, 1, 0.5, 8, 64, 1025, 20000, "cpu", "x", [], [1, 2], ["a"], {}, [0.5]]
     for _ in range(2000):
         name, value = draw.choice(list(json_options())), draw.choice(values)
-        if name in ("image", "mask_image", "latents") or value is None:  # files are looked for; None is "not given"
+        if name in ("image", "mask_image", "latents") or value is None:  # paths are opened; None means "not given"
             continue
         try:
             checked({name: value}, MANIFEST)

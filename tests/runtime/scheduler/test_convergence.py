@@ -1,6 +1,6 @@
-"""Orders of convergence of the samplers, on data whose diffusion ODE has a closed form, in float64.
+"""Convergence orders of the samplers in float64, on data whose diffusion ODE has a closed-form solution.
 
-On a fixed interval of sigmas that ends above 0, laid out here and not by any training schedule.
+Uses a fixed range of sigmas that ends above 0, independent of training schedules.
 """
 
 import itertools
@@ -35,7 +35,7 @@ Case = tuple[str, dict[str, Any]]
 
 
 def schedule_for(class_name: str, steps: int, *, even: bool = False) -> Schedule:
-    """Sigmas equally spaced in log-SNR (or in sigma), with the calls that the class makes a step."""
+    """Sigmas equally spaced in log-SNR (or in sigma), with the calls per step of the class."""
     spacing = np.linspace if even else np.geomspace
     ends = spacing(HIGHEST, LOWEST, steps + 1)
     begins = ends[:-1]
@@ -52,7 +52,7 @@ def schedule_for(class_name: str, steps: int, *, even: bool = False) -> Schedule
 
 
 def ideal(alpha: float, sigma: float) -> dict[str, float]:
-    """What the ideal model does for data distributed as N(0, DATA_STD**2): output = gain * scaled input.
+    """The gain of the ideal model for data from N(0, DATA_STD**2): output = gain * scaled input.
 
     The denoiser is the posterior mean, `alpha s**2 / (alpha**2 s**2 + sigma**2) * x`.
     """
@@ -64,7 +64,7 @@ def ideal(alpha: float, sigma: float) -> dict[str, float]:
 
 
 def transitions(class_name: str, kind: str, schedule: Schedule, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(M, R, R) what the calls do to the state and (M, R) to the noise, with the ideal model put in."""
+    """With the ideal model substituted: (M, R, R) matrices of the state and (M, R) weights of the noise."""
     calls = list(SAMPLERS[class_name].solve(schedule, {"prediction_type": kind, **OPTIONS, **options}, 0))
     table = coefficients(calls, np.append(schedule.input_scales[1:], 1.0))
     gains = np.array([ideal(*level)[kind] for level in schedule.levels])
@@ -74,7 +74,7 @@ def transitions(class_name: str, kind: str, schedule: Schedule, **options: Any) 
 
 
 def spread(level: np.ndarray) -> float:
-    """Standard deviation of the noised data; the exact ODE keeps every sample in proportion to it."""
+    """Standard deviation of the noised data; exact ODE solutions are proportional to it."""
     return math.hypot(level[0] * DATA_STD, level[1])
 
 
@@ -90,7 +90,7 @@ def ode_error(class_name: str, kind: str, steps: int, *, even: bool = False, **o
 
 
 def local_error(class_name: str, steps: int, *, even: bool = False, **options: Any) -> float:
-    """Error of one step from exact history: of a multistep method whose global order its first steps decide."""
+    """Error of one step from exact history, for multistep methods whose first steps limit the global order."""
     schedule = schedule_for(class_name, steps, even=even)
     matrices, _ = transitions(class_name, "epsilon", schedule, **options)
     i = steps // 4
@@ -146,9 +146,9 @@ def test_order_of_convergence(class_name: str, options: dict[str, Any], order: i
     [
         ("LMSDiscreteScheduler", False, {}, 4),
         ("DEISMultistepScheduler", False, {"solver_order": 3}, 3),
-        # Its weights are those of equal steps in sigma.
+        # Its weights assume equal steps in sigma.
         ("PNDMScheduler", True, {}, 4),
-        # The authors' code, which diffusers follows, halves the second derivative: not better than order 2.
+        # The authors' code and diffusers halve the second derivative, so the order is only 2.
         ("DPMSolverMultistepScheduler", False, {"solver_order": 3}, 2),
     ],
 )
@@ -164,7 +164,7 @@ def test_third_order_dpm_solver_still_has_the_smaller_error() -> None:
 
 
 def test_pndm_is_of_first_order_where_the_model_predicts_the_velocity() -> None:
-    """Like diffusers it combines past velocities of other noise levels as if they were of this one."""
+    """As in diffusers, velocities at different noise levels are combined as if they were at the same one."""
     errors = [ode_error("PNDMScheduler", "v_prediction", steps, even=True) for steps in (400, 800, 1600)]
     assert all(abs(value - 1) < 0.2 for value in orders(errors)), (errors, orders(errors))
     assert ode_error("PNDMScheduler", "epsilon", 400, even=True) < 0.01 * errors[0]
@@ -183,7 +183,7 @@ def test_pndm_is_of_first_order_where_the_model_predicts_the_velocity() -> None:
     ],
 )
 def test_stochastic_samplers_keep_the_distribution(class_name: str, options: dict[str, Any]) -> None:
-    """The variance of the final samples is that of the noised data, the better the more steps there are."""
+    """The variance of the final samples converges to that of the noised data."""
     errors = []
     for steps in (100, 200, 400):
         schedule = schedule_for(class_name, steps)

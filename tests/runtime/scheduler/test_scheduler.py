@@ -1,4 +1,4 @@
-"""Plans by themselves: what all of them have in common, refusals, arrays, caching."""
+"""Plans on their own: common properties, errors, arrays, caching."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +14,13 @@ SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"
 EULER = {"_class_name": "EulerDiscreteScheduler", **SD}
 DDIM = {"_class_name": "DDIMScheduler", **SD, "clip_sample": False}
 DPM = {"_class_name": "DPMSolverMultistepScheduler", **SD}
-# PNDM combines outputs of several noise levels, so that their kind matters; flow matching has a kind of its own.
+# PNDM combines outputs of several noise levels, so the prediction type matters; flow matching has its own type.
 ONE_KIND = {name for name in scheduler_names() if name == "pndm" or name.startswith("flow")}
 
 
 @pytest.mark.parametrize("name", [n for n in scheduler_names() if not n.endswith("Scheduler") and n not in ONE_KIND])
 def test_prediction_types_describe_one_trajectory(name: str) -> None:
-    """The same denoiser, told as noise, clean latents or velocity, leads to the same picture."""
+    """The same denoiser, expressed as noise, clean latents or velocity, gives the same result."""
     noise = np.random.default_rng(0).standard_normal((4, 8))
     results = []
     for kind in ("epsilon", "sample", "v_prediction"):
@@ -41,7 +41,7 @@ def test_prediction_types_describe_one_trajectory(name: str) -> None:
 
 
 def test_only_row_0_takes_fresh_noise() -> None:
-    """So that known latents can be blended into row 0 alone: fresh noise goes nowhere else."""
+    """Fresh noise goes only to row 0, so known latents need to be blended only into row 0."""
     for name in scheduler_names():
         plan = Plan.from_config(resolve(name, DDIM), 8)
         assert not plan.coefficients[:, 1:-1, -1].any()

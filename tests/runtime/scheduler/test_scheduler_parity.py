@@ -47,7 +47,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tiny tensors: PyTorch's threads would only wait for each other."""
+    """With tiny tensors, more threads only cost time."""
     import torch
 
     threads = torch.get_num_threads()
@@ -128,7 +128,7 @@ def test_which_classes_take_custom_steps_is_what_diffusers_says() -> None:
 
     for class_name, sampler in SAMPLERS.items():
         theirs = inspect.signature(getattr(diffusers, class_name).set_timesteps).parameters
-        if class_name == FLOW:  # there the two are shifted once more, and the final sigma is left out
+        if class_name == FLOW:  # in diffusers both are shifted by one there, and the final sigma is left out
             continue
         assert ("timesteps" in theirs) == ("timesteps" in sampler.takes), class_name
         if class_name != UNIPC:  # sigmas of flow matching only
@@ -217,7 +217,7 @@ def test_switching_follows_from_config(checkpoint: str, name: str, class_name: s
 
 
 def test_defaults_that_diffusers_filled_in_do_not_survive_a_switch() -> None:
-    """PNDM's own default spacing is `leading`; Euler from the same file uses its own, `linspace`."""
+    """The default spacing is `leading` for PNDM, and `linspace` for Euler from the same file."""
     import diffusers
 
     filled = dict(diffusers.PNDMScheduler.from_config(CHECKPOINTS["sd15"]).config)
@@ -241,7 +241,7 @@ def test_option_table_holds_the_constructors_defaults() -> None:
 
 
 def test_where_diffusers_is_not_followed() -> None:
-    """Each of these is an error in diffusers; a plan refuses, or does what was meant."""
+    """Each of these fails in diffusers; a plan raises a clear error or does what was meant."""
     trailing, _, _ = case(EULER, 61, timestep_spacing="trailing")
     scheduler = diffusers_scheduler(trailing)
     scheduler.set_timesteps(61)

@@ -1,4 +1,4 @@
-"""Parts of a schedule against diffusers: image-to-image, base and refiner, and the levels that inpainting mixes at."""
+"""Parts of a schedule against diffusers: image-to-image, base and refiner, and the noise levels of inpainting."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +27,7 @@ from latentrt.runtime.errors import SchedulerError
 from latentrt.runtime.scheduler import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-# Flow matching has pipelines of its own. LMS: see below.
+# Flow matching has its own pipelines. For LMS, see below.
 CUT = [name for name in CLASSES if name not in (FLOW, LMS)]
 
 
@@ -35,7 +35,7 @@ CUT = [name for name in CLASSES if name not in (FLOW, LMS)]
 @pytest.mark.parametrize("steps", [5, 20, 31])
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_parts_of_a_schedule(class_name: str, steps: int, spacing: str) -> None:
-    """Image-to-image and the two halves of a base and refiner run, cut by diffusers' own pipeline code."""
+    """Image-to-image and the two halves of a base and refiner run, split by diffusers' own pipeline code."""
     from diffusers import StableDiffusionXLImg2ImgPipeline
 
     clean = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
@@ -49,7 +49,7 @@ def test_parts_of_a_schedule(class_name: str, steps: int, spacing: str) -> None:
         begin = len(scheduler.timesteps) - len(times)
         plan = Plan.from_config(config, steps, strength=strength, denoising_start=start)
         if start is not None:
-            # The second half goes on from the latents of the first one as they are, without noise.
+            # The second half continues from the unchanged latents of the first one, without noise.
             scheduler.add_noise = lambda latents, *_: latents
         ours = run_plan(plan, wide=class_name == HEUN, clean=clean)
         theirs = run_diffusers(scheduler, 0.0, wide=class_name == HEUN, begin=begin, clean=clean)
@@ -57,14 +57,14 @@ def test_parts_of_a_schedule(class_name: str, steps: int, spacing: str) -> None:
 
 
 def test_lms_counts_its_past_from_where_it_begins() -> None:
-    """diffusers weights one slope as if three others came before it, so that the weights do not add up to the step."""
+    """diffusers weights the first slope as if three others preceded it, so the weights do not add up to the step."""
     config, _, _ = case(LMS, 20)
     plan = Plan.from_config(config, 20, strength=0.5)
     whole = Plan.from_config(config, 20)
     sigma, target = (float(plan.noise_levels[i, 1] / plan.noise_levels[i, 0]) for i in (0, 1))
     first = plan.coefficients[0, 0]
     size = np.hypot(target, 1)
-    assert float(first[-2]) * size == pytest.approx(target - sigma, rel=1e-5)  # Euler's step, and not another
+    assert float(first[-2]) * size == pytest.approx(target - sigma, rel=1e-5)  # exactly Euler's step
     np.testing.assert_array_equal(plan.noise_levels, whole.noise_levels[10:])
 
     import torch
@@ -115,7 +115,7 @@ def test_noise_levels_and_blend_are_what_add_noise_gives(class_name: str, spacin
         if i:
             np.testing.assert_array_equal(plan.blend[i - 1], plan.noise_levels[i])
         if class_name in (DPM2, DPM2_A) and i % 2:
-            continue  # in the middle of a step diffusers mixes at the level of its end, a plan at that of the middle
+            continue  # in the middle of a step, diffusers uses the noise level of its end, a plan that of the middle
         row = noised_by_diffusers(scheduler, clean, noise, i)
         np.testing.assert_allclose(plan.noise_levels[i], row, rtol=1e-5)
     np.testing.assert_array_equal(plan.blend[-1], [1, 0])

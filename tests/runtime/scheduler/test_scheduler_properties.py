@@ -1,4 +1,4 @@
-"""Random valid configs: plans follow diffusers, and draw what an all-knowing model sees. Invalid ones are refused."""
+"""Random configs: plans follow diffusers, and end at the prediction of a constant model. Errors for invalid ones."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ LEFT_OUT = {"beta_start", "beta_end", "num_train_timesteps", "steps_offset", "tr
 
 @st.composite
 def valid_configs(draw: st.DrawFn) -> tuple[dict[str, Any], int, float | None]:
-    """A class, a random value for each option that has choices, latent betas or others, steps and eta."""
+    """A class, random values of all options with choices, betas, steps and eta."""
     class_name = draw(st.sampled_from(CLASSES))
     defaults = OPTIONS[class_name]
     config: dict[str, Any] = {"_class_name": class_name}
@@ -42,7 +42,7 @@ def valid_configs(draw: st.DrawFn) -> tuple[dict[str, Any], int, float | None]:
         choices = CLASS_CHOICES.get(class_name, {}).get(key) or CHOICES.get(key)
         if key in LEFT_OUT or key in RESPACINGS:
             continue
-        if key == "beta_schedule":  # the cosine schedule's sigma of 20,000 leaves no digits to compare
+        if key == "beta_schedule":  # with the cosine schedule's sigma of 20,000 no digits are left to compare
             config[key] = draw(st.sampled_from(("linear", "scaled_linear")))
         elif choices:
             config[key] = draw(st.sampled_from(choices))
@@ -61,7 +61,7 @@ def valid_configs(draw: st.DrawFn) -> tuple[dict[str, Any], int, float | None]:
 
 
 def compiled(config: dict[str, Any], steps: int, eta: float | None) -> Plan:
-    """The plan, where the options go together; what does not is tested by name elsewhere."""
+    """The plan, if the options are compatible; incompatible ones are tested elsewhere."""
     try:
         return Plan.from_config(config, steps, eta=eta)
     except SchedulerError:
@@ -74,9 +74,9 @@ def compiled(config: dict[str, Any], steps: int, eta: float | None) -> Plan:
 @settings(RANDOM, max_examples=200)
 def test_random_configs_follow_diffusers(case: tuple[dict[str, Any], int, float | None]) -> None:
     config, steps, eta = case
-    # These classes cut timesteps to integers: 998.9999999 or 999 depends on the last bit of PyTorch's square root.
+    # These classes truncate timesteps to integers: 998.9999999 or 999 depends on the last bit of PyTorch's square root.
     assume(config["_class_name"] not in MULTISTEP or not {"use_exponential_sigmas", "use_beta_sigmas"} & {*config})
-    # With zero terminal SNR that bit decides on sigmas near timestep 0: compared where betas are those of models.
+    # With zero terminal SNR that bit decides about sigmas near timestep 0, so only betas of real models are compared.
     assume(not config.get("rescale_betas_zero_snr"))
     plan = compiled(config, steps, eta)
     assume(not rejected_by_diffusers(config, steps) and not lost_by_diffusers(config, steps))
@@ -90,14 +90,14 @@ def test_random_configs_follow_diffusers(case: tuple[dict[str, Any], int, float 
 @given(valid_configs(), st.integers(0, 2**32))
 @settings(RANDOM, max_examples=200)
 def test_a_model_that_knows_the_picture_draws_it(case: tuple[dict[str, Any], int, float | None], seed: int) -> None:
-    """A plan that ends without noise ends at what the model always predicts, whatever it draws in between."""
+    """With a constant model, a plan that ends without noise ends at its prediction, whatever noise it draws."""
     config, steps, eta = case
     config |= {"set_alpha_to_one": True} if "set_alpha_to_one" in config else {}
-    # PNDM's two calls at one timestep are at two noise levels, which a model cannot know; LCM adds the sample itself.
+    # PNDM calls one timestep at two noise levels, which the model cannot know; LCM adds the sample itself.
     assume(config["_class_name"] not in (PNDM, LCM, FLOW))
     plan = compiled(config, steps, eta)
     assume(plan.noise_levels[-1, 1] == 0 and plan.noise_levels[0, 0] > 1e-3)
-    assume(config.get("variance_type") != "fixed_large")  # adds noise at the end, too
+    assume(config.get("variance_type") != "fixed_large")  # also adds noise at the end
     rng = np.random.default_rng(seed)
     picture = rng.standard_normal(SHAPE)
     levels = iter(plan.noise_levels[:-1])
@@ -129,7 +129,7 @@ def test_any_nonlinear_option_is_refused(class_name: str) -> None:
 
 
 def test_classes_of_the_slow_kind_are_drawn() -> None:
-    """The strategy reaches every class, so that the tests above mean all of them."""
+    """The strategy generates every class, so the tests above cover all of them."""
     drawn = set()
 
     @given(valid_configs())

@@ -1,4 +1,4 @@
-"""Embeddings of prompts against transformers and diffusers: weights, chunks, two text encoders, embeddings given."""
+"""Prompt embeddings against transformers and diffusers: weights, chunks, two text encoders, given embeddings."""
 
 import logging
 from dataclasses import replace
@@ -19,7 +19,7 @@ from latentrt.runtime.request import Request
 from latentrt.runtime.text import Tokenizer, conditioning_from_texts, encode, tokenize
 from latentrt.runtime.text.conditioning import Conditioning
 
-SCHEDULER = {"_class_name": "EulerDiscreteScheduler"}  # no plan of it is run
+SCHEDULER = {"_class_name": "EulerDiscreteScheduler"}  # no plan with it is run
 PHRASES = "a tall tower, of red bricks, in the fog at dawn, seen from a boat, with gulls around it, oil on canvas, "
 
 
@@ -40,7 +40,7 @@ def of_request(request: Request, encoders: Any, tokenizers: Any, run: Any) -> Co
 
 
 class Reference:
-    """transformers' text encoder, and the web UI's "Original" emphasis in PyTorch, for ids and weights one by one."""
+    """transformers' text encoder with the web UI's "Original" emphasis, in PyTorch, from ids and weights."""
 
     def __init__(self, checkpoint: Path) -> None:
         self.model = CLIPTextModel.from_pretrained(checkpoint / "text_encoder").eval()
@@ -79,7 +79,7 @@ def test_weights_are_those_of_the_web_ui(pipe: Pipeline, reference: Reference, c
     got = of_call(pipe, prompt, prompt_syntax="web-ui", clip_skip=clip_skip).context[0]
     assert got.shape == (2, 77, 32)
     assert relative_error(got[1], reference.encode([chunk], clip_skip).numpy()) < 2e-5
-    assert relative_error(got[0], reference.encode([[]]).numpy()) < 2e-5  # diffusers skips no layers of the negative
+    assert relative_error(got[0], reference.encode([[]]).numpy()) < 2e-5  # diffusers: no clip_skip for it
     plain = of_call(pipe, "a red cat, blurry sky (1999) gone", clip_skip=clip_skip).context[0, 1]
     assert relative_error(plain, got[1]) > 0.01
 
@@ -149,17 +149,17 @@ def test_embeddings_stand_beside_texts(pipe: Pipeline) -> None:
     text = of_call(pipe, ["a cat", "a dog"], negative_prompt=["x", "y"]).context
     assert np.array_equal(of_call(pipe, prompt_embeds=states, negative_prompt=["x", "y"]).context, text)
     assert np.array_equal(of_call(pipe, ["x", "y"], negative_prompt_embeds=states).context, text[:, ::-1])
-    # A long text beside short embeddings: these get an empty chunk.
+    # A long text with short embeddings: these get an empty chunk.
     longer = of_call(pipe, prompt_embeds=states, negative_prompt=PHRASES * 4, long_prompt="chunk").context
     empty = of_call(pipe, "", guidance_scale=1).context[0, 0]
     assert np.array_equal(longer[:, 1], np.concatenate([states, np.stack([empty, empty])], axis=1))
-    # Embeddings alone may have any length.
+    # Embeddings without texts may have any length.
     odd = np.random.default_rng(3).standard_normal((2, 13, 32)).astype(np.float32)
     assert np.array_equal(of_call(pipe, prompt_embeds=odd, negative_prompt_embeds=-odd).context[:, 0], -odd)
 
 
 def test_a_picture_follows_its_weights(pipe: Pipeline) -> None:
-    """Through the whole pipeline, at a length that is not 77; and the PNG says how the prompt was read."""
+    """Through the whole pipeline, at a length other than 77; the PNG records the prompt syntax."""
     size: Any = {"height": 32, "width": 32, "num_inference_steps": 2, "seed": 6}
     result = pipe(PHRASES + "(sea:1.4) BREAK b", prompt_syntax="web-ui", long_prompt="chunk", **size)
     context = of_call(pipe, PHRASES + "(sea:1.4) BREAK b", prompt_syntax="web-ui").context
@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_refused_at_the_call(pipe: Pipeline, options: dict[
 
 
 class TwoEncoders:
-    """SDXL's two text encoders, random and small, as graphs; and diffusers' pipeline with the same."""
+    """SDXL's two text encoders, small and random, as graphs and in diffusers' pipeline."""
 
     def __init__(self, manifest: Manifest, tokenizer: Tokenizer, *, force_zeros: bool = True) -> None:
         shared: Any = {"vocab_size": 49408, "intermediate_size": 32, "num_attention_heads": 2, "eos_token_id": 49407}
@@ -232,7 +232,7 @@ class TwoEncoders:
 
     @torch.no_grad()
     def run(self, graph: str, inputs: Any) -> Any:
-        """`hidden_states` as the exporter defines them for SDXL: from the last but one on, without the final norm."""
+        """`hidden_states` as exported for SDXL: from the penultimate layer down, without the final norm."""
         out = self.models[graph](torch.from_numpy(inputs["input_ids"]), output_hidden_states=True)
         states = {"hidden_states": torch.stack(out.hidden_states[-2:0:-1], 1).numpy()}
         return states | ({"pooled": out[0].numpy()} if graph == "text_encoder_2" else {})
@@ -294,7 +294,7 @@ def test_two_text_encoders_share_the_number_of_chunks(pipe: Pipeline) -> None:
     assert got.context.shape == (1, 2, 154, 40)
     assert np.allclose(got.context[0, 1, :77, :16], short.context[0, 1, :, :16], atol=1e-6)
     assert np.allclose(got.context[0, 1, 77:, :16], empty.context[0, 1, :, :16], atol=1e-6)
-    assert not got.context[0, 0].any()  # zeros stay zeros at any length
+    assert not got.context[0, 0].any()  # zeros at any length
     assert got.pooled is not None
     assert not got.pooled[0, 0].any()
 

@@ -1,4 +1,4 @@
-"""The syntax of web UIs: results known from its documentation, and laws that hold for every text."""
+"""The prompt syntax of web UIs: examples from its documentation, and properties of every text."""
 
 import contextlib
 import time
@@ -25,14 +25,14 @@ def web_ui(prompt: str) -> list[list[tuple[str, float]]]:
         ("(a (b:2) c:0.5)", [("a ", 0.5), ("b", 1), (" c", 0.5)]),
         ("(minus:-1) (zero:0)", [("minus", -1), (" ", 1), ("zero", 0)]),
         ("(one)(two)", [("onetwo", 1.1)]),
-        # Escapes, and brackets that have no partner.
+        # Escapes and unmatched brackets.
         (r"\(text\) \[as\] it (is\)) \\", [("(text) [as] it ", 1), ("is)", 1.1), (" \\", 1)]),
         (r"C:\dir", [(r"C:\dir", 1)]),
         ("to (the [end", [("to ", 1), ("the ", 1.1), ("end", 1)]),
         ("a) b] c:1.2) d", [("a) b] c:1.2) d", 1)]),
         ("[not a weight:1.2]", [("not a weight:1.2", 0.909091)]),
         ("(nor this:1.2.3) or (this:)", [("nor this:1.2.3", 1.1), (" or ", 1), ("this:", 1.1)]),
-        # Round and square brackets are counted apart, so they may cross.
+        # Round and square brackets are matched separately, so they may overlap.
         ("(a [b) c]", [("a ", 1.1), ("b", 1), (" c", 0.909091)]),
         ("()", []),
         ("", []),
@@ -64,7 +64,7 @@ def test_break_keeps_the_weights_around_it() -> None:
 @given(st.text(st.sampled_from("ab (:1.2)[]\\BREAK\n☆")))
 @settings(max_examples=200, deadline=None)
 def test_no_text_is_lost(prompt: str) -> None:
-    """Letters come out in their order, whatever the brackets; and plain prompts come out as they are."""
+    """Letters keep their order, whatever the brackets; plain prompts stay unchanged."""
     ((piece,),) = parse(prompt)
     assert (piece.text, piece.weight) == (prompt, 1)
     kept = "".join(text for section in web_ui(prompt) for text, _ in section)

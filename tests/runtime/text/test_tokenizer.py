@@ -1,4 +1,4 @@
-"""Ids against transformers' tokenizer, on texts with everything in them; chunks against a slow, plain rule."""
+"""Token ids against transformers' tokenizer on random Unicode texts; chunks against a simple reference."""
 
 import random
 from functools import cache
@@ -35,7 +35,7 @@ PIECES = [
 
 @cache
 def texts(count: int) -> list[str]:
-    """Random mixtures of the pieces, of words, and of characters of every plane of Unicode; up to 300 words."""
+    """Random mixtures of the pieces, of words, and of characters of all Unicode planes; up to 300 words."""
     rng = random.Random(4)
 
     def character() -> str:
@@ -74,12 +74,12 @@ def test_half_a_surrogate_pair_is_refused(pipe: Pipeline) -> None:
     with pytest.raises(InputError, match=r"half of a surrogate pair"):
         pipe.tokenizer.encode(["fine", "a \udc00 b"])
     with pytest.raises(InputError, match=r"half of a surrogate pair"):
-        pipe.stream("a", negative_prompt="\ud800")  # at the call, and not at the first step
+        pipe.stream("a", negative_prompt="\ud800")  # at the call, not at the first step
 
 
 def chunks_one_by_one(ids: list[int]) -> list[list[int]]:
-    """Ids put into chunks of 75 one at a time: a chunk that is full gives what follows its last comma to the next,
-    if the comma is one of its last 20 ids, unless a comma is what comes next."""
+    """Put ids into chunks of 75 one by one. When a chunk is full, the ids after its last comma move to the next one,
+    if the comma is among its last 20 ids and the next id is not a comma."""
     chunks: list[list[int]] = [[]]
     for token in ids:
         if len(chunks[-1]) == 75:

@@ -1,4 +1,4 @@
-"""LoRA files of every format: the weights that diffusers and PEFT make of them, and the way back."""
+"""LoRA files of every format: the same weights as diffusers and PEFT, and exact removal."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def diffusers_pipeline(checkpoint: Path) -> Any:
 
 
 def fused_by_diffusers(checkpoint: Path, lora: Path, scale: float) -> dict[str, np.ndarray]:
-    """All weights of the UNet and the text encoder after diffusers has fused a LoRA file into them."""
+    """All weights of the UNet and the text encoder after diffusers fused a LoRA file into them."""
     pipe = fused_pipeline(checkpoint, lora, scale)
     pipe.unload_lora_weights()
     named = {f"unet.{k}": v for k, v in pipe.unet.state_dict().items()}
@@ -72,7 +72,7 @@ def fused_pipeline(checkpoint: Path, lora: Path, scale: float) -> Any:
     return pipe
 
 
-# --- what a file means ----------------------------------------------------------------------------------------------
+# --- file formats ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("rank", "alpha", "scale"), [(3, 2.0, 0.7), (5, 5.0, -1.3)])
@@ -91,7 +91,7 @@ def test_kohya_files_mean_what_diffusers_makes_of_them(
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_files_that_diffusers_saves_mean_what_it_makes_of_them(sd1: Exported, tmp_path: Path, rslora: bool) -> None:
-    """Alpha is in the metadata of these."""
+    """These files have alpha in their metadata."""
     from diffusers import StableDiffusionPipeline
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
@@ -141,7 +141,7 @@ def test_older_names_are_known(sd1: Exported, tmp_path: Path, module: str, down:
 
 
 def test_convolutions_in_three_pieces(sd1: Exported, tmp_path: Path) -> None:
-    """1x1 down to the rank, 3x3 within it, 1x1 up; three convolutions of PyTorch are the reference."""
+    """1x1 down to the rank, 3x3 within it, 1x1 up; the reference is three convolutions in PyTorch."""
     name = "down_blocks.0.resnets.0.conv1"
     out, into, *_ = sizes(sd1.bundle, f"unet.{name}.weight")
     torch.manual_seed(0)
@@ -176,7 +176,7 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 @pytest.mark.parametrize("name", ["sd1-fp32", "sd2-fp16", "sd1-bf16", "shapes"])
 def test_weights_lie_where_the_manifest_says(exported: Callable[[str], Exported], name: str) -> None:
-    """All of them, against the checkpoint itself."""
+    """All weights, against the checkpoint."""
     files = {"unet": "unet/diffusion_pytorch_model.safetensors", "vae": "vae/diffusion_pytorch_model.safetensors"}
     files["text_encoder"] = "text_encoder/model.safetensors"
     source = exported(name)
@@ -273,7 +273,7 @@ def test_there_and_back_again(pipe: Pipeline, tmp_path: Path) -> None:
 
 
 def test_both_backends_agree(refittable: Path, tmp_path: Path) -> None:
-    """Engines that are loaded only after the change have it, too."""
+    """Including engines that are loaded after the change."""
     lora = shapes_file(tmp_path / "a.safetensors", 3)
     with machine(), Pipeline.load(backend=RTX, engines=refittable) as rtx, Pipeline.load(device="cpu") as ort:
         rtx(PROMPT, **FEW)
@@ -332,7 +332,7 @@ def test_refitting_an_engine_at_work_is_caught(gpu: Machine, refittable: Path) -
         steps.close()
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("gpu")

@@ -1,4 +1,4 @@
-"""A GPU and TensorRT for tests, on host memory: work is done only when somebody waits, and misuse is a `Fault`."""
+"""A simulated GPU and TensorRT, in host memory: work runs only when the host waits, and misuse raises a `Fault`."""
 
 from .cuda import Cuda, Fault
 from .machine import Machine, machine

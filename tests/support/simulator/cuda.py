@@ -1,8 +1,8 @@
-"""The part of `cuda.bindings.runtime` that latentrt calls, on host memory.
+"""The part of `cuda.bindings.runtime` that latentrt calls, in host memory.
 
-A GPU is stricter here than a real one: work is done as late as it may be, so what relies on it too early reads garbage;
-memory is garbage when it is new and again when it was given back; and what a real GPU would answer with silence or a
-crash (an address of freed memory, two streams at one block, pinned memory changed under way) is a `Fault`.
+The simulated GPU is stricter than a real one: work runs as late as possible, so reading too early gives garbage; memory
+is filled with garbage when allocated and when freed; and misuse that a real GPU would ignore or crash on (freed memory,
+two streams using one block, pinned memory changed during a copy) raises a `Fault`.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ KINDS = real.cudaMemcpyKind
 
 
 class Fault(AssertionError):
-    """Misuse of the GPU that would be silent, or a crash, on a real one."""
+    """Misuse that a real GPU would ignore or crash on."""
 
 
 Range = tuple[int, int]  # address, size
@@ -33,7 +33,7 @@ Range = tuple[int, int]  # address, size
 
 @dataclass(eq=False)
 class Block:
-    """Memory of the GPU, or pinned memory of the host."""
+    """Device memory or pinned host memory."""
 
     address: int
     bytes: NDArray[np.uint8]
@@ -43,7 +43,7 @@ class Block:
 
 @dataclass(eq=False)
 class Work:
-    """Something on a stream: what it reads and writes, and how it is done."""
+    """Work on a stream: what it reads and writes, and the function that does it."""
 
     name: str
     reads: Sequence[Range]
@@ -62,7 +62,7 @@ class StreamState:
 
 
 class Cuda:
-    """One machine. Its methods are named and answer like those of `cuda.bindings.runtime`."""
+    """One machine. Its methods have the names and results of `cuda.bindings.runtime`."""
 
     cudaError_t = real.cudaError_t
     cudaMemcpyKind = real.cudaMemcpyKind
@@ -80,14 +80,14 @@ class Cuda:
         self._streams: dict[int, StreamState] = {}
         self._graphs: dict[int, list[Work]] = {}
         self._thread = threading.local()
-        self.waits: list[str] = []  # what made the host wait
+        self.waits: list[str] = []  # calls that made the host wait
         self.launches = 0
 
     # --- for tests ----------------------------------------------------------------------------------------------------
 
     @property
     def held(self) -> dict[str, int]:
-        """What was not given back: bytes of the GPU, pinned bytes, streams and graphs."""
+        """What has not been freed: device bytes, pinned bytes, streams and graphs."""
         with self._lock:
             sizes = [(block.pinned, block.bytes.size) for block in self._blocks.values()]
             return {
@@ -98,7 +98,7 @@ class Cuda:
             }
 
     def is_busy(self, owner: object) -> bool:
-        """Whether work of an owner waits on any stream."""
+        """Whether work of an owner is pending on any stream."""
         return any(work.owner is owner for stream in self._streams.values() for work in stream.pending)
 
     # --- devices ------------------------------------------------------------------------------------------------------
@@ -164,25 +164,25 @@ class Cuda:
             for stream in self._streams.values():
                 for work in stream.pending:
                     if _overlap([(ptr, self._blocks[ptr].bytes.size)], [*work.reads, *work.writes]):
-                        raise Fault(f"pinned memory was given back while {work.name} uses it")
+                        raise Fault(f"pinned memory was freed while {work.name} uses it")
             return self._free(ptr, pinned=True)
 
     def _free(self, address: int, *, pinned: bool) -> tuple[Any, ...]:
         block = self._blocks.get(int(address))
         if block is None or block.pinned != pinned:
-            raise Fault(f"{address:#x} is given back, but is not the begin of such a block")
+            raise Fault(f"{address:#x} is freed, but is not the start of such a block")
         block.bytes[:] = GARBAGE
         del self._blocks[int(address)]
         return (OK,)
 
     def view(self, at: Range) -> NDArray[np.uint8]:
-        """The bytes of a range; a `Fault` where they are not all of one block that is still there."""
+        """The bytes of a range; raises `Fault` if they are not within one allocated block."""
         address, size = at
         for block in list(self._blocks.values()):
             offset = address - block.address
             if offset >= 0 and offset + size <= block.bytes.size:
                 return block.bytes[offset : offset + size]
-        raise Fault(f"{size} bytes at {address:#x} are not memory that is there")
+        raise Fault(f"{size} bytes at {address:#x} are not allocated memory")
 
     def _pinned(self, address: int) -> bool:
         return any(
@@ -229,7 +229,7 @@ class Cuda:
             before = self.view(source).copy() if kind == KINDS.cudaMemcpyHostToDevice else None
             self.view(target)
             if kind == KINDS.cudaMemcpyDeviceToHost:
-                self.view(target)[:] = GARBAGE  # whoever looks before the copy was waited for sees this
+                self.view(target)[:] = GARBAGE  # seen by code that does not wait for the copy
 
             def copy() -> None:
                 content = self.view(source)
@@ -258,11 +258,11 @@ class Cuda:
         return any(not b.pinned and b.address <= at[0] < b.address + b.bytes.size for b in list(self._blocks.values()))
 
     def enqueue(self, stream: int, work: Work) -> None:
-        """Put work on a stream, or into the graph that it records."""
+        """Add work to a stream, or to the graph that it captures."""
         with self._lock:
             state = self._streams.get(stream)
             if state is None:
-                raise Fault(f"{work.name} on a stream that is not there")
+                raise Fault(f"{work.name} on a stream that does not exist")
             if state.device != self._device():
                 raise Fault(f"{work.name}: this thread's device is {self._device()}, the stream's is {state.device}")
             if state.recording is not None:
@@ -344,8 +344,8 @@ def _overlap(some: Iterable[Range], others: Iterable[Range]) -> bool:
 
 
 def alive(reference: "weakref.ref[Any]", what: str) -> Any:
-    """What a weak reference points to; a `Fault` where it is gone."""
+    """The target of a weak reference; raises `Fault` if it no longer exists."""
     found = reference()
     if found is None:
-        raise Fault(f"{what} is used after it was given back")
+        raise Fault(f"{what} is used after it was freed")
     return found

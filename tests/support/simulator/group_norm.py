@@ -1,6 +1,6 @@
-"""What a CPU needs to run `com.microsoft.GroupNorm`, which onnxruntime has for GPUs only: the same in ONNX's operators.
+"""Replaces `com.microsoft.GroupNorm`, which onnxruntime implements only for GPUs, by standard ONNX operators.
 
-The limits are those of the CUDA kernel, which refuses what is outside of them when it runs.
+Enforces the limits of the CUDA kernel, which raises errors at run time.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from .cuda import Fault
 
 
 def with_group_norms_expanded(model: bytes) -> bytes:
-    """The model with each group norm of ONNX Runtime's own as twenty nodes; all else as it is, external data too."""
+    """The model with each `com.microsoft.GroupNorm` expanded to twenty nodes; all else is unchanged."""
     proto = onnx.load_model_from_string(model)
     graph = proto.graph
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}

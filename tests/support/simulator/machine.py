@@ -1,4 +1,4 @@
-"""A simulated GPU put in the place of the real libraries, for the time of a test."""
+"""Replaces the real GPU libraries by simulated ones during a test."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ VERSIONS = {"tensorrt": "10.16.1.11", "tensorrt_rtx": "1.7.1.116"}
 
 
 class Machine:
-    """The GPU, and the libraries on it."""
+    """The GPU and its libraries."""
 
     def __init__(self, cuda: Cuda, libraries: dict[str, ModuleType]) -> None:
         self.cuda, self.libraries = cuda, libraries
@@ -45,9 +45,9 @@ class Machine:
 def machine(
     versions: dict[str, str] | None = None, *, onnxruntime: dict[str, Any] | None = None, **facts: Any
 ) -> Iterator[Machine]:
-    """A machine with one simulated GPU and both libraries, at other versions where `versions` says so.
+    """A machine with one simulated GPU and both libraries; `versions` overrides their versions.
 
-    `onnxruntime` are facts of `simulated_onnxruntime`; without them onnxruntime is the real one, for the CPU.
+    `onnxruntime` has arguments of `simulated_onnxruntime`; if None, the real onnxruntime for the CPU is used.
     """
     gpu = Cuda(**facts)
     libraries = {name: simulated_tensorrt(gpu, name, v) for name, v in (VERSIONS | (versions or {})).items()}

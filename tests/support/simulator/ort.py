@@ -1,7 +1,7 @@
-"""The part of `onnxruntime` that latentrt calls for CUDA, on the simulated GPU; sessions for the CPU are real ones.
+"""The part of `onnxruntime` that latentrt calls for CUDA, on the simulated GPU; CPU sessions are real ones.
 
-As on a real GPU, work is put on the stream that the session was given, tensors lie at addresses, and a session that
-captures CUDA graphs replays the addresses that it saw first under a graph's number.
+As on a real GPU, sessions enqueue work on a given stream and bind tensors to addresses; a session that captures CUDA
+graphs replays the addresses of the first run with a graph id.
 """
 
 from pathlib import Path
@@ -18,8 +18,8 @@ PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
 def simulated_onnxruntime(cuda: Cuda, *, captures: bool = True, group_norm: bool = True) -> ModuleType:
-    """A module like `onnxruntime-gpu`; without `captures` it refuses to capture CUDA graphs, without `group_norm` it
-    lacks the kernel of its own operator."""
+    """A module like `onnxruntime-gpu`; without `captures` it cannot capture CUDA graphs, without `group_norm` it lacks
+    the kernel of com.microsoft.GroupNorm."""
     module: Any = ModuleType("onnxruntime")
     module.__dict__.update({k: v for k, v in vars(real).items() if not k.startswith("__")})
     module.get_available_providers = lambda: PROVIDERS
@@ -59,7 +59,7 @@ class InferenceSession:
     def run_with_iobinding(self, iobinding: "IOBinding", run_options: real.RunOptions) -> None:
         graph = run_options.get_run_config_entry("gpu_graph_id")
         if self._captures and graph != "-1" and self._graphs.setdefault(graph, iobinding.tensors) != iobinding.tensors:
-            raise Fault("a captured graph is run with other addresses than those it was captured with")
+            raise Fault("a captured graph is run with other addresses than it was captured with")
         if run_options.get_run_config_entry("disable_synchronize_execution_providers") != "1":
             self._cuda.cudaStreamSynchronize(self._stream)
         ranges = {name: (t.address, t.size) for name, t in iobinding.tensors.items()}
@@ -73,7 +73,7 @@ class InferenceSession:
             }
             for name, array in zip(names, self._session.run(names, inputs), strict=True):
                 if array.shape != iobinding.tensors[name].shape:
-                    raise Fault(f"{name} has the shape {array.shape}, not {iobinding.tensors[name].shape}")
+                    raise Fault(f"{name} has shape {array.shape}; expected {iobinding.tensors[name].shape}")
                 self._cuda.view(ranges[name])[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
         reads, writes = ([at for name, at in ranges.items() if (name in names) == side] for side in (False, True))

@@ -1,7 +1,7 @@
 """The part of `tensorrt` and `tensorrt_rtx` that latentrt calls, for the simulated GPU.
 
-A simulated plan names its ONNX file; its engine computes with ONNX Runtime on host memory. What TensorRT refuses is
-refused with an error in the log; what it would not notice is a `Fault`.
+A simulated plan names its ONNX file; its engine runs on ONNX Runtime in host memory. What TensorRT rejects is rejected
+with a logged error; misuse that TensorRT would not notice raises a `Fault`.
 """
 
 import ctypes
@@ -244,7 +244,7 @@ class ICudaEngine:
 
     def create_execution_context(self, config: "IRuntimeConfig") -> "IExecutionContext":
         if config.strategy != real.ExecutionContextAllocationStrategy.USER_MANAGED:
-            raise Fault("this context would allocate memory of its own")
+            raise Fault("this context would allocate its own memory")
         context: IExecutionContext = self.trt.IExecutionContext(self, self._log)
         if config.get_runtime_cache() is not None:
             config.get_runtime_cache().content += b"kernels "
@@ -252,7 +252,7 @@ class ICudaEngine:
 
     def _compute(self, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         if self._session is None:
-            raise Fault("an engine without weights was run before it was filled")
+            raise Fault("a weight-stripped engine was run before its refit")
         outputs: list[NDArray[Any]] = self._session.run(None, inputs)
         return outputs
 
@@ -366,10 +366,10 @@ class IExecutionContext:
             inputs = {
                 name: _array(cuda, tensors[name][0], shapes[name], ranges[name]) for name in shapes if name in inputs_
             }
-            cuda.view(scratch).fill(GARBAGE)  # all that shared it is gone
+            cuda.view(scratch).fill(GARBAGE)  # overwrites what other contexts left there
             for name, array in zip(outputs_, engine._compute(inputs), strict=True):
                 if array.shape != shapes[name]:
-                    raise Fault(f"{name} has the shape {array.shape}, and {shapes[name]} was expected")
+                    raise Fault(f"{name} has shape {array.shape}; expected {shapes[name]}")
                 cuda.view(ranges[name])[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
         inputs_, outputs_ = list(self._shapes), [n for n in tensors if n not in self._shapes]
@@ -379,7 +379,7 @@ class IExecutionContext:
         return True
 
     def _all_shapes(self) -> dict[str, tuple[int, ...]]:
-        """With those of outputs, from the names of dimensions in the ONNX file."""
+        """Shapes including outputs, from the names of dimensions in the ONNX file."""
         sizes: dict[str, int] = {}
         for name, shape in self._shapes.items():
             for text, size in zip(_dimensions(self.engine._tensors[name][0]), shape, strict=True):
