@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--strength", type=float, help="image-to-image: how much of the image is redrawn, above 0 up to 1"
     )
-    parser.add_argument("--bundle", type=Path, help="take betas and options from it; default: Stable Diffusion 1.x")
+    parser.add_argument("--bundle", type=Path, help="bundle with the betas and options; default: Stable Diffusion 1.x")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--plot", type=Path, metavar="PNG", help="plot the noise levels (needs the extra `plot`)")
     output.add_argument("--json", action="store_true", help="print the plan and its config, for other languages")

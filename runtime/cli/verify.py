@@ -16,7 +16,7 @@ def add_parser(commands: Any) -> None:
     )
     add_bundle_flags(parser)
     parser.add_argument("path", type=Path, nargs="?", help="the bundle's folder, same as --bundle")
-    parser.add_argument("--hashes-only", action="store_true", help="do not check outputs")
+    parser.add_argument("--hashes-only", action="store_true", help="check hashes only")
     parser.set_defaults(run=run)
 
 

@@ -55,7 +55,7 @@ class OrtCudaBackend:
 
     @property
     def name(self) -> str:
-        """Such as "onnxruntime-cuda on NVIDIA H100"."""
+        """Library and device, such as "onnxruntime-cuda on NVIDIA H100"."""
         return f"onnxruntime-cuda on {self._device.name}"
 
     def engine(self, graph: str) -> GpuEngine:

@@ -64,7 +64,7 @@ class TrtBackend:
 
     @property
     def name(self) -> str:
-        """Such as "tensorrt on NVIDIA H100"."""
+        """Library and device, such as "tensorrt on NVIDIA H100"."""
         return f"{self._library.backend} on {self._device.name}"
 
     def engine(self, graph: str) -> GpuEngine:
