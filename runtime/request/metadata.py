@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from latentrt.runtime.arrays import Float32
 from latentrt.runtime.files import sha256_of_file
 from latentrt.runtime.text import TextInput
 
@@ -63,7 +64,7 @@ def _own_values(request: Request, index: int) -> dict[str, Any]:
         "negative_prompt_2": _second(negative, index),
         "num_images_per_prompt": None,
         **{name: _one_of(request, name, index) for name in ("image", "mask_image")},
-        "latents": None if request.noise is None else _noise_source(request.options["latents"], request.noise, index),
+        "latents": None if request.noise is None else _row_source(request.options["latents"], request.noise, index),
     }
     return {"prompt": _text(positive, 0, index), **request.options, **own}
 
@@ -88,14 +89,18 @@ def _one_of(request: Request, name: str, index: int) -> dict[str, Any] | None:
     given = request.options[name]  # type: ignore[literal-required]
     if given is None or request.image is None:
         return None
+    row = int(request.image.rows[index])
+    if name == "image" and request.image.latents is not None:
+        return _row_source(given, request.image.latents, row)
     several = isinstance(given, Sequence) and not isinstance(given, str | bytes)
     if several or (isinstance(given, np.ndarray) and given.ndim == 4):
-        given = given[int(request.image.rows[index]) if len(given) > 1 else 0]
+        given = given[row if len(given) > 1 else 0]
     return {"path": os.fspath(given), "sha256": sha256_of_file(Path(given))} if _is_path(given) else hashed(given)
 
 
-def _noise_source(given: Any, noise: Any, index: int) -> dict[str, Any]:
-    return {**({"path": os.fspath(given), "index": index} if _is_path(given) else {}), **hashed(noise[index])}
+def _row_source(given: Any, rows: Float32, index: int) -> dict[str, Any]:
+    """The hash of one row of latents, and its place in the file that they came from."""
+    return {**({"path": os.fspath(given), "index": index} if _is_path(given) else {}), **hashed(rows[index])}
 
 
 def _is_path(given: object) -> bool:

@@ -78,15 +78,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _found(picture: Path, name: str, record: Mapping[str, Any]) -> Any:
-    """The file that a picture was drawn from, checked against its hash; for latents the one image's."""
+    """The file that a picture was drawn from, checked against its hash; one row of a file of latents."""
     file, sha256 = record.get("path"), record.get("sha256")
     problem = "it did not come from a file"
     if file is not None:
         problem = "it is not there" if not Path(file).is_file() else "it has changed"
-        if Path(file).is_file() and name == "latents":
-            noise = np.load(file, allow_pickle=False).astype(np.float32)[record["index"]]
-            if hashed(noise)["sha256"] == sha256:
-                return noise[None]
+        if Path(file).is_file() and "index" in record:
+            rows = np.load(file, allow_pickle=False).astype(np.float32)
+            if record["index"] < len(rows) and hashed(rows[record["index"]])["sha256"] == sha256:
+                return rows[record["index"]][None]
         elif Path(file).is_file() and sha256_of_file(Path(file)) == sha256:
             return file
     flag = OPTIONS[name].flag or flag_of(name)

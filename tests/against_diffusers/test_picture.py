@@ -1,5 +1,6 @@
 """The same picture as diffusers for the same checkpoint, prompt, seed, scheduler, steps and guidance; fp32, CPU."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -71,8 +72,17 @@ def case(request: pytest.FixtureRequest) -> tuple[Pipeline, Path, dict[str, Any]
     return Pipeline.load(sd1.bundle, device="cpu"), sd1.checkpoint, {"height": 72, "width": 56}
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("negative", ["", "a green heart, blurry"])
+NEGATIVES = ("", "a green heart, blurry")
+QUICK = (("default", NEGATIVES[0]), ("euler_a", NEGATIVES[1]))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "negative"),
+    [
+        pytest.param(*pair, marks=[] if pair in QUICK else [pytest.mark.slow])
+        for pair in itertools.product(SCHEDULERS, NEGATIVES)
+    ],
+)
 def test_same_picture_as_diffusers(case: Any, scheduler: str, negative: str) -> None:
     pipe, checkpoint, size = case
     prompt = "a small yellow star on a purple background"

@@ -137,7 +137,7 @@ def test_a_single_pixel_needs_a_size() -> None:
     [
         (Path("missing.png"), "missing.png does not exist"),
         (Path(__file__), "is not an image that Pillow can read"),
-        (7, "image is a int"),
+        (7, "image has type int"),
         ([], "image is an empty list"),
         (BYTES.astype(np.float32), "values from 0 to 255; expected floats from 0 to 1"),
         (BYTES.astype(np.int64), "array of int64"),

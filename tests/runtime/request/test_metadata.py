@@ -41,7 +41,13 @@ CALLS: dict[str, dict[str, Any]] = {
     "mask_image": {"image": "photo.png", "mask_image": "mask.png"},
     "strength": {"image": "photo.png", "strength": 0.5, "num_inference_steps": 4},
     "denoising_end": {"denoising_end": 0.5, "num_inference_steps": 4},
-    "denoising_start": {"image": "noise.npy", "denoising_start": 0.4, "num_inference_steps": 5},
+    "denoising_start": {
+        "image": "latents.npy",
+        "denoising_start": 0.4,
+        "num_inference_steps": 5,
+        "height": 48,
+        "width": 64,
+    },
     "latents": {"latents": "noise.npy"},
     "vae_tiling": {"vae_tiling": True, "height": 160, "width": 176},
     "a config": {"scheduler": DDIM},
@@ -69,6 +75,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC).save("photo.png")
     Image.linear_gradient("L").resize((32, 32)).save("mask.png")
     np.save("noise.npy", np.stack([TorchGenerator(seed).randn((4, 4, 4)) for seed in (31, 32)]))
+    np.save("latents.npy", np.stack([TorchGenerator(seed).randn((4, 6, 8)) for seed in (33, 34)]))
     return tmp_path
 
 
