@@ -155,7 +155,7 @@ def _open_one(name: str, given: Picture) -> "Image.Image | Float32":
     if isinstance(given, str | os.PathLike):
         given = _read(Path(given))
     if not isinstance(given, Image.Image):
-        raise InputError(f"{name} is a {type(given).__name__}; expected a PIL image, a numpy array or a path")
+        raise InputError(f"{name} has type {type(given).__name__}; expected a PIL image, a numpy array or a path")
     return ImageOps.exif_transpose(given)
 
 

@@ -135,7 +135,7 @@ def _pooled(name: str, options: Mapping[str, Any], embeds: Float32 | None, manif
     array = np.asarray(() if given is None else given, np.float32)
     if array.shape != (len(embeds), width):
         has = "is missing" if given is None else f"has shape {array.shape}"
-        raise InputError(f"{name} {has}; these prompt embeddings need shape ({len(embeds)}, {width})")
+        raise InputError(f"{name} {has}; expected ({len(embeds)}, {width}) for these prompt embeddings")
     return array
 
 
