@@ -1,5 +1,6 @@
 """Compares a backend with a bundle's golden outputs from PyTorch: tokenizer, text encoder, loop, decoder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from latentrt.runtime.bundle import Golden
 from latentrt.runtime.scheduler import Plan
 from latentrt.runtime.text import Tokenizer
 
@@ -29,15 +31,25 @@ def verify_goldens(pipe: Pipeline) -> list[GoldenCheck]:
 
     If the golden input of a stage is stored, the stage starts from it, so that a fault shows in its own stage.
     """
-    manifest = pipe.bundle.manifest
-    golden = manifest.golden
+    golden = pipe.bundle.manifest.golden
     if golden is None:
         raise BundleError(f"{pipe.bundle.path} has no golden outputs: export it again")
     arrays = load_file(pipe.bundle.file(golden.file))
-    encoders = manifest.model.text_encoders
+    checks, hidden_states = _check_texts(pipe, golden, arrays)
+    latents = _denoised(pipe, golden, arrays, hidden_states)
+    image = pipe.run("vae_decoder", {"latents": latents})["images"][0]
+    return [
+        *checks,
+        _relative("latents", latents[0], arrays["latents"], golden.latents_tolerance),
+        _psnr("image", image, arrays["image"], golden.psnr_floor),
+    ]
+
+
+def _check_texts(pipe: Pipeline, golden: Golden, arrays: Mapping[str, NDArray[Any]]) -> tuple[list[GoldenCheck], Any]:
+    """The checks of tokenizers and text encoders, and hidden states (2, S, D) of [negative, positive]."""
     texts = [golden.negative_prompt, golden.prompt]
     checks, states = [], []
-    for facts in encoders:
+    for facts in pipe.bundle.manifest.model.text_encoders:
         suffix = facts.graph.removeprefix("text_encoder")
         expected = arrays[f"input_ids{suffix}"]
         equal = np.array_equal(Tokenizer.from_bundle_files(pipe.bundle.path, facts).encode(texts).ids, expected)
@@ -49,7 +61,11 @@ def verify_goldens(pipe: Pipeline) -> list[GoldenCheck]:
         checks.append(_relative(name, states[-1][:, :, : known.shape[2]], known, limit))
         if facts.pooled:
             checks.append(_relative("pooled text", outputs["pooled"], arrays["input.pooled"], limit))
-    hidden_states = np.concatenate(states, axis=2)
+    return checks, np.concatenate(states, axis=2)
+
+
+def _denoised(pipe: Pipeline, golden: Golden, arrays: Mapping[str, NDArray[Any]], hidden_states: Any) -> Any:
+    """Latents (1, C, h, w) after the golden's plan, from its noise."""
     plan = Plan.from_arrays({k.removeprefix("plan."): v for k, v in arrays.items() if k.startswith("plan.")})
     noise, scale = arrays["noise"], golden.guidance_scale
     inputs = {name.removeprefix("input."): array for name, array in arrays.items() if name.startswith("input.")}
@@ -66,13 +82,7 @@ def verify_goldens(pipe: Pipeline) -> list[GoldenCheck]:
         time_inputs={name: array[-len(weights) :][None] for name, array in inputs.items()},
         extra=extra,
     )
-    latents = next(step.read(0) for step in steps if step.index == step.total - 1)
-    image = pipe.run("vae_decoder", {"latents": latents})["images"][0]
-    return [
-        *checks,
-        _relative("latents", latents[0], arrays["latents"], golden.latents_tolerance),
-        _psnr("image", image, arrays["image"], golden.psnr_floor),
-    ]
+    return next(step.read(0) for step in steps if step.index == step.total - 1)
 
 
 def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -66,19 +66,13 @@ class HostDenoiser:
         if known is not None:
             # `blend` writes back to the buffer that `denoise` reads, so the buffers do not alternate.
             blend = self._blend().bind({**known.fixed, "state": states[1]}, {"next_state": states[0]})
-        quiet = np.zeros_like(tables.state[:, 0])
-        total = len(tables.timesteps)
+        quiet, total = np.zeros_like(tables.state[:, 0]), len(tables.timesteps)
         for k in range(total):
             turn = k % 2 if known is None else 0
-            target = states[1 - turn]
-            fresh = tables.noise[k]
-            denoise[turn](
-                {
-                    "coefficients": tables.coefficients[k],
-                    "time_features": features[k],
-                    "noise": quiet if fresh is None else fresh,
-                }
-            )
+            target, fresh = states[1 - turn], tables.noise[k]
+            noise_of_call = quiet if fresh is None else fresh
+            rows = {"coefficients": tables.coefficients[k], "time_features": features[k], "noise": noise_of_call}
+            denoise[turn](rows)
             if known is not None:
                 blend({"blend": known.blend[k]})
                 target = states[0]

@@ -57,21 +57,7 @@ def new_session(
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    # Warnings only concern nodes placed on the CPU on purpose; errors raise exceptions.
-    options.log_severity_level = 3
-    # Every session has its own threads, which must not spin while another session runs.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if device == "cpu":
-        _share_arena()
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        # A memory pattern allocates one block for a whole run, in addition to the blocks of the first run.
-        options.enable_mem_pattern = False
-    if weights:
-        # They replace those of the file, and so are processed in the same way.
-        options.add_external_initializers(list(weights), list(weights.values()))
-    if data_folder is not None:
-        options.add_session_config_entry(_DATA_FOLDER, str(data_folder))
+    options = _session_options(device, weights, data_folder)
     provider = _PROVIDERS[device]
     providers: list[Any] = [(provider, dict(provider_options))]
     if device != "cpu":
@@ -88,6 +74,29 @@ def new_session(
             "Usually the CUDA or cuDNN libraries are missing: pip install 'onnxruntime-gpu[cuda,cudnn]'"
         )
     return session
+
+
+def _session_options(
+    device: str, weights: "Mapping[str, onnxruntime.OrtValue]", data_folder: Path | None
+) -> "onnxruntime.SessionOptions":
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Warnings only concern nodes placed on the CPU on purpose; errors raise exceptions.
+    options.log_severity_level = 3
+    # Every session has its own threads, which must not spin while another session runs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if device == "cpu":
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        # A memory pattern allocates one block for a whole run, in addition to the blocks of the first run.
+        options.enable_mem_pattern = False
+    if weights:
+        # They replace those of the file, and so are processed in the same way.
+        options.add_external_initializers(list(weights), list(weights.values()))
+    if data_folder is not None:
+        options.add_session_config_entry(_DATA_FOLDER, str(data_folder))
+    return options
 
 
 @functools.cache
