@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, their hashes, and where caches lie."""
+"""Atomic writes, hashes of files, and the cache folder."""
 
 import os
 from collections.abc import Callable, Iterator

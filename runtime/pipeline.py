@@ -52,7 +52,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """A finished denoising call. Look at it before asking for the next one; looking waits for the device.
+    """A finished denoising call. Read it before the next step is requested; reading waits for the device.
 
     Attributes:
         index, total: of the call, counted from 0. Some schedulers need more than one call a step.
@@ -113,9 +113,9 @@ class Pipeline:
                 installed, else ONNX Runtime. An explicit choice never falls back.
             device: "cpu", "cuda" or "cuda:1"; None is the best that the backend finds.
             engines: folder of compiled engines, where they are not in the bundle.
-            trust_engines: load engines that bring code for the host, too (those built as version-compatible).
+            trust_engines: also load engines that contain host code (those built as version-compatible).
 
-        Raises: BundleError: not a whole bundle. BackendError: the backend is unknown or cannot run here.
+        Raises: BundleError: not a complete bundle. BackendError: the backend is unknown or cannot run here.
         """
         bundle = Bundle.open(embedded_bundle() if path is None else path)
         registers = bundle.manifest.model.registers
@@ -179,7 +179,7 @@ class Pipeline:
     def stream(self, prompt: str | Sequence[str] | None = None, **options: Unpack[CallOptions]) -> Iterator[Step]:
         """The same call as a generator of steps, for progress, previews and cancelling (stop asking for steps)."""
         manifest = self.bundle.manifest
-        # Checked here and not at the first step, so that a wrong argument is reported where the call stands.
+        # Checked here, not at the first step, so that the error is raised by the call itself.
         request = Request.from_call(manifest, self._scheduler_config, prompt, options)
         return self._steps(request)
 
@@ -296,7 +296,7 @@ class Pipeline:
         return rgb_from_latents(latents, model.latent_rgb, factor=model.vae_scale_factor)
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run one of the bundle's graphs on host arrays; `bundle.graph(name)` says what it takes and gives."""
+        """Run one of the bundle's graphs on host arrays; `bundle.graph(name)` has the inputs and outputs."""
         return self._backend.engine(graph).run(inputs)
 
     def denoiser(self, bucket: Bucket) -> Denoiser:
@@ -327,7 +327,7 @@ class Pipeline:
         self("", **merged)
 
     def close(self) -> None:
-        """Give all memory back; the pipeline cannot draw any more."""
+        """Free all memory. The pipeline cannot draw after this."""
         self._backend.close()
 
     def __enter__(self) -> Self:

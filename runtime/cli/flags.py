@@ -18,7 +18,7 @@ def add_bundle_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default: the best that is found")
     parser.add_argument("--engines", type=Path, metavar="DIR", help="folder of compiled engines, if not in the bundle")
-    parser.add_argument("--trust-engines", action="store_true", help="load engines that carry code for the host too")
+    parser.add_argument("--trust-engines", action="store_true", help="also load engines that contain host code")
 
 
 def load_pipeline(arguments: argparse.Namespace) -> "Pipeline":

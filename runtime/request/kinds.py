@@ -192,7 +192,7 @@ def pair() -> Kind:
 
 
 def array() -> Kind:
-    """An array of finite floats; shapes are checked by who reads it."""
+    """An array of floats; the code that reads it checks its shape."""
 
     def check(name: str, value: Any, _: Manifest) -> Any:
         return float_array(name, value)

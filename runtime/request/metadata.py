@@ -22,7 +22,7 @@ BY_HASH = ("image", "mask_image", "latents")  # too large for a PNG's text
 
 @dataclass(frozen=True, slots=True)
 class LoraFile:
-    """A LoRA in use: its file, the file's hash, and how strongly it counts."""
+    """A LoRA in use: its file, the file's hash, and its weight."""
 
     path: Path
     sha256: str

@@ -1,7 +1,7 @@
 """The table of options: one row for each option of a call.
 
 Flags, keys of jobs, checks, defaults, the text in PNG files, the JSON schema of requests and `docs/options.md` are made
-from these rows. A new option is a row here and its use.
+from these rows. Adding an option takes a row here and the code that uses it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +28,7 @@ class Option:
         kind: which values it takes.
         default: a value, or a function of the manifest. None where it depends on other options, or is off.
         flag: on the command line; "" is --its-name, None is none.
-        json: whether it may stand in a job, in the body of a request and in a PNG's text.
+        json: whether jobs, request bodies and a PNG's text may hold it.
         web_ui: its label in the text that web UIs read, and its value there; None leaves it out.
     """
 

@@ -1,4 +1,4 @@
-"""What the text in a PNG file says of its picture, read back so that it can be drawn again."""
+"""Reads the text of a PNG file back into options, so that its picture can be drawn again."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from .options import OPTIONS, flag_of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recorded:
-    """What a PNG file says of its picture. `options` are those of `Pipeline.__call__`, the prompt included."""
+    """The recorded call of one picture. `options` are those of `Pipeline.__call__`, the prompt included."""
 
     options: dict[str, Any]
     loras: tuple[LoraFile, ...]
@@ -31,7 +31,7 @@ def recorded_in(path: Path, changes: Mapping[str, Any]) -> Recorded:
     Args:
         changes: options that replace the recorded ones; files that these no longer need are not looked for.
 
-    Raises: InputError: not such a file, or it was drawn from something that is not there any more.
+    Raises: InputError: not such a file, or an input of its picture is missing or has changed.
     """
     document = _read(path)
     options = {name: document[name] for name in ("prompt", *OPTIONS) if document.get(name) is not None}

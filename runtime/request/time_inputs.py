@@ -22,7 +22,7 @@ SIZE_OPTIONS = (
 def time_ids_from_call(options: Mapping[str, Any], graph: Graph, height: int, width: int) -> Float32:
     """(2, 6) of [negative, positive]: original size, top left of the crop, target size, each as (height, width).
 
-    As in diffusers, the negative sizes count where both are given, and are the positive ones otherwise. Raises
+    As in diffusers, the negative sizes are used if both are given; otherwise they equal the positive ones. Raises
     `InputError` for models that take no sizes, and for half a pair of negative ones.
     """
     given: dict[str, tuple[int, int]] = {n: options[n] for n in SIZE_OPTIONS if options.get(n) is not None}
@@ -66,7 +66,7 @@ def time_inputs(
 
 
 def guidance_embedding(guidance_scale: float, width: int) -> Float32:
-    """(width,): sines and cosines of 1000 (guidance_scale - 1) at falling frequencies.
+    """(width,): sines and cosines of 1000 (guidance_scale - 1) at decreasing frequencies.
 
     diffusers' `get_guidance_scale_embedding`, in float32 as there: the angles are large, and their rounding shows.
     """

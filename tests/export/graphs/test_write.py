@@ -301,7 +301,7 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(checkpoint: Path, tmp_path
     os.kill(child.pid, number)
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 130, errors
-    assert "nothing was left" in errors
+    assert "no incomplete files were left" in errors
     assert leftovers(tmp_path) == []
 
 
