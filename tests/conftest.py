@@ -30,12 +30,24 @@ def _auto_takes_onnxruntime_on_a_cpu() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests of the other exports as slow, where the export is a parameter."""
+    """Mark tests whose parameter is one of the slow exports, and run files that wait for exports last."""
     slow = EXPORTS.keys() - QUICK_EXPORTS
+    waiting = {item.path for item in items if _needs_exports(item)}
+    items.sort(key=lambda item: item.path in waiting)
     for item in items:
         parameters = getattr(item, "callspec", None)
         if parameters is not None and slow & {p for p in parameters.params.values() if isinstance(p, str)}:
             item.add_marker(pytest.mark.slow)
+
+
+def _needs_exports(item: pytest.Item) -> bool:
+    return "exported" in getattr(item, "fixturenames", ())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exports_begin_at_once(request: pytest.FixtureRequest) -> None:
+    if any(map(_needs_exports, request.session.items)):
+        request.getfixturevalue("_exports")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.exports import SHAPES
+from support.exports import SHAPES, Exported
 
 from latentrt.runtime import Pipeline, Plan
 from latentrt.runtime.goldens import psnr, relative_error
@@ -64,11 +64,10 @@ def agrees(pipe: Pipeline, expected: tuple[np.ndarray, np.ndarray], prompt: str 
 
 
 @pytest.fixture(scope="module", params=["random", "shapes"])
-def case(request: pytest.FixtureRequest) -> tuple[Pipeline, Path, dict[str, Any]]:
+def case(request: pytest.FixtureRequest, sd1: Exported) -> tuple[Pipeline, Path, dict[str, Any]]:
     """A pipeline, its checkpoint, and a size that differs from the training size."""
     if request.param == "shapes":
         return Pipeline.load(SHAPES.bundle, device="cpu"), SHAPES.checkpoint, {"height": 104, "width": 152}
-    sd1 = request.getfixturevalue("sd1")
     return Pipeline.load(sd1.bundle, device="cpu"), sd1.checkpoint, {"height": 72, "width": 56}
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +89,19 @@ def test_every_option_is_drawn_again_by_a_test() -> None:
     assert {*CALLS, *SDXL, *OF_THE_CALL} - {"a config", "a plan"} == set(json_options())
 
 
+@pytest.fixture(scope="module")
+def shapes() -> Iterator[Pipeline]:
+    with Pipeline.load(SHAPES.bundle, device="cpu") as pipe:
+        yield pipe
+
+
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("name", CALLS)
-def test_the_second_picture_of_a_call_is_drawn_again(name: str) -> None:
+def test_the_second_picture_of_a_call_is_drawn_again(shapes: Pipeline, name: str) -> None:
     call = {**SIZE, **CALLS[name]}
-    with Pipeline.load(SHAPES.bundle, device="cpu") as pipe:
-        second = pipe(PROMPT, seed=5, num_images_per_prompt=2, **call).images[1]
-        without = {key: SIZE.get(key) for key in CALLS[name]}
-        plain = pipe(PROMPT, seed=6, **{**call, **without}).images[0]
+    second = shapes(PROMPT, seed=5, num_images_per_prompt=2, **call).images[1]
+    without = {key: SIZE.get(key) for key in CALLS[name]}
+    plain = shapes(PROMPT, seed=6, **{**call, **without}).images[0]
     assert second.size != plain.size or name == "vae_tiling" or not np.array_equal(second, plain)
     second.save("second.png")
     assert np.array_equal(drawn_again(SHAPES.bundle, "second.png"), np.asarray(second))

@@ -1,0 +1,213 @@
+"""TensorRT engines on a simulated GPU: injected faults are caught, unsuitable engines and sizes raise errors."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.exports import SHAPES
+from support.simulator import Fault, Machine, machine
+from support.trt_engines import FEW, PROMPT, RTX, changed, engine_of, same
+
+from latentrt.export.build.trt_builder import BuildOptions
+from latentrt.runtime import BackendError, Pipeline, Plan
+from latentrt.runtime.gpu.device import DeviceMemory, Stream
+from latentrt.runtime.gpu.lane import Execution, Lane
+from latentrt.runtime.gpu.staging import Staging
+from latentrt.runtime.loop.gpu import GpuDenoiser, _Table
+from latentrt.runtime.protocols import Bucket
+
+
+def draw_two(pipe: Pipeline) -> None:
+    pipe(PROMPT, seed=1, **FEW)
+    pipe(PROMPT, seed=2, **FEW)
+
+
+def test_a_wrong_address_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = Stream.copy
+    monkeypatch.setattr(Stream, "copy", lambda self, target, source, size: copy(self, target + 64, source, size))
+    with pytest.raises(Fault, match="not allocated memory"):
+        draw_two(pipe)
+
+
+def test_memory_given_back_early_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = GpuDenoiser._compute_time_features
+
+    def and_close(self: GpuDenoiser, lane: Lane, table: _Table, rows: Any) -> None:
+        compute(self, lane, table, rows)
+        lane._blocks.pop("time_features").close()
+
+    monkeypatch.setattr(GpuDenoiser, "_compute_time_features", and_close)
+    with pytest.raises(Fault, match="not allocated memory"):
+        draw_two(pipe)
+
+
+def test_a_shape_outside_of_the_profile_is_caught(pipe: Pipeline) -> None:
+    denoiser = pipe.denoiser(Bucket(1, 2, 16, 16, 77))
+    denoiser._denoise.sizes["h"] = 17
+    with pytest.raises(BackendError, match=r"rejected 'state': .*is not within"):
+        next(
+            denoiser.run(
+                [Plan.from_config(pipe.bundle.read_json(pipe.bundle.manifest.scheduler), 2)],
+                context=np.zeros((1, 2, 77, 64), np.float32),
+                guidance=np.ones((1, 2), np.float32),
+                guidance_rescale=np.zeros(1, np.float32),
+                noise=[np.zeros((1, 4, 17, 16), np.float32)],
+            )
+        )
+
+
+def test_a_changed_address_behind_a_capture_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scratch memory grows without a new capture."""
+    pipe(PROMPT, seed=1, **FEW)
+    monkeypatch.setattr(Execution, "forget_capture", lambda _self: None)
+    lane = pipe._backend.lanes._idle[0]
+    lane.scratch(64 << 20)
+    with pytest.raises(Fault, match="not allocated memory"):
+        pipe(PROMPT, seed=1, **FEW)
+    monkeypatch.undo()
+
+
+def test_changed_shapes_behind_a_capture_are_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = {**FEW, "height": 64}
+    context = Lane.context
+    with monkeypatch.context() as patch:
+        patch.setattr(Lane, "context", lambda self, engine, sizes, **_: context(self, engine, sizes, kept=False))
+        patch.setattr(Execution, "forget_capture", lambda _self: None)
+        pipe(PROMPT, **call, width=64)
+        with pytest.raises(Fault, match="after its context's shapes were changed"):
+            pipe(PROMPT, **call, width=72)
+
+
+def test_a_pinned_slot_used_twice_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = Staging.take
+
+    def always_the_first(self: Staging, size: int) -> Any:
+        self._used = 0
+        return take(self, size)
+
+    monkeypatch.setattr(Staging, "take", always_the_first)
+    with pytest.raises(Fault, match="pinned memory was changed"):
+        draw_two(pipe)
+
+
+def test_two_streams_on_one_block_are_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = DeviceMemory(8 << 20)
+    monkeypatch.setattr(Lane, "scratch", lambda _self, _size: shared)
+    one, two = pipe.stream(PROMPT, seed=1, **FEW), pipe.stream(PROMPT, seed=2, **FEW)
+    next(one)
+    with pytest.raises(Fault, match="same memory on two streams"):
+        next(two)
+    one.close()
+    shared.close()
+
+
+def test_an_aliased_state_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    resize = Execution.resize
+
+    def aliased(self: Execution, sizes: Any, elsewhere: Any = None) -> None:
+        resize(self, sizes, elsewhere)
+        if "next_state" in self.addresses:
+            resize(self, sizes, {**(elsewhere or {}), "next_state": self.addresses["state"]})
+
+    monkeypatch.setattr(Execution, "resize", aliased)
+    with pytest.raises(Fault, match="writes to its own input"):
+        draw_two(pipe)
+
+
+def test_an_early_look_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without waiting for the copy to the host, the result is garbage."""
+    monkeypatch.setattr(Stream, "synchronize", lambda _self: None)
+    assert not np.isfinite(pipe.run("time", {"timesteps": np.ones(3, np.float32)})["time_features"]).any()
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backend", "facts", "reason"),
+    [
+        (RTX, {"version": "1.6.0.1"}, r"built with tensorrt_rtx 1\.6\.0\.1, but 1\.7\.1\.116 is installed"),
+        (RTX, {"compute_capabilities": ["8.6", "12.0"]}, r"compute capability 8\.6, 12\.0, but Simulated GPU has 8\.9"),
+        (RTX, {"onnx_sha256": "0" * 64}, r"built from another denoise\.onnx; the bundle has been exported again since"),
+        (RTX, {"weights_sha256": "0" * 64}, r"weights that differ from denoise\.onnx\.data"),
+        (RTX, {"host_code": True}, r"code that runs on the host: load it with trust_engines=True"),
+        ("tensorrt", {"device": "NVIDIA L4"}, r"built for NVIDIA L4, but this GPU is Simulated GPU"),
+    ],
+)
+@pytest.mark.usefixtures("gpu")
+def test_an_engine_for_something_else_is_refused(
+    engines: Path, tmp_path: Path, backend: str, facts: dict[str, Any], reason: str
+) -> None:
+    folder = changed(engines, tmp_path, **facts)
+    with pytest.raises(BackendError, match=rf"{reason}.*Build: latentrt build .*shapes --backend {backend}"):
+        Pipeline.load(backend=backend, engines=folder)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_later_gpus_run_what_was_built_for_them(engines: Path, tmp_path: Path) -> None:
+    folder = changed(engines, tmp_path, compute_capabilities=["8.0+"])
+    Pipeline.load(backend=RTX, engines=folder).close()
+
+
+@pytest.mark.parametrize(("version", "loads"), [("10.16.2.1", True), ("10.15.9.9", False), ("11.0.0.1", False)])
+def test_a_version_compatible_engine_runs_on_later_versions(tmp_path: Path, version: str, loads: bool) -> None:
+    with machine() as built_on:
+        built_on.build(SHAPES.bundle, "tensorrt", options=BuildOptions(version_compatible=True), engines=tmp_path)
+    with machine({"tensorrt": version}) as later:
+        if not loads:
+            with pytest.raises(BackendError, match=r"built with tensorrt 10\.16\.1\.11, but"):
+                Pipeline.load(backend="tensorrt", engines=tmp_path, trust_engines=True)
+            return
+        with pytest.raises(BackendError, match=r"trust_engines=True"):
+            Pipeline.load(backend="tensorrt", engines=tmp_path)
+        with Pipeline.load(backend="tensorrt", engines=tmp_path, trust_engines=True) as pipe:
+            pipe(PROMPT, **FEW)
+        assert not any(later.cuda.held.values())
+
+
+@pytest.mark.usefixtures("gpu")
+def test_weights_that_were_left_out_come_from_the_onnx_file(tmp_path: Path, ort: Pipeline) -> None:
+    with machine() as built_on:
+        built_on.build(SHAPES.bundle, "tensorrt", options=BuildOptions(strip_weights=True), engines=tmp_path)
+    with Pipeline.load(backend="tensorrt", engines=tmp_path) as pipe:
+        same(pipe(PROMPT, seed=8, **FEW).latents, ort(PROMPT, seed=8, **FEW).latents)
+
+
+def test_flipped_bits_are_refused_before_the_library_sees_them(
+    gpu: Machine, engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = changed(engines, tmp_path)
+    file = folder / engine_of(folder, "denoise", B=(1, 1, 1), G=(2, 2, 2))["file"]
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    seen: list[bytes] = []
+    monkeypatch.setattr(gpu.libraries[RTX].Runtime, "deserialize_cuda_engine", lambda _self, plan: seen.append(plan))
+    with Pipeline.load(backend=RTX, engines=folder) as pipe, pytest.raises(BackendError, match="hash does not match"):
+        pipe.denoiser(Bucket(1, 2, 16, 16, 77))
+    assert seen == []
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_size_that_was_not_built_names_what_is_there_and_the_command(pipe: Pipeline) -> None:
+    with pytest.raises(BackendError) as caught:
+        pipe(PROMPT, height=256, width=64, guidance_scale=1)
+    text = str(caught.value)
+    assert "no tensorrt_rtx engine of denoise for B=1 G=1 h=32 w=8 S=77" in text
+    assert "B=4 G=2 h=16 w=16 S=77; " in text
+    assert text.endswith("--backend tensorrt_rtx --batch 1 --groups 1 --height 256 --width 64 --tokens 77")
+
+
+def test_without_gpu_or_engines(engines: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with machine(devices=0), pytest.raises(BackendError, match="needs an NVIDIA GPU, but CUDA finds none"):
+        Pipeline.load(backend=RTX, engines=engines)
+    with Pipeline.load(engines=engines) as pipe:  # no driver: the engines are for another machine
+        assert pipe.backend == "onnxruntime-cpu"
+    assert not caplog.records
+    with machine(), pytest.raises(BackendError, match=r"no usable tensorrt engine of text_encoder, .*Build: latentrt"):
+        Pipeline.load(backend="tensorrt")
+    with machine(), pytest.raises(BackendError, match="NVIDIA GPUs only"):
+        Pipeline.load(backend="tensorrt", device="cpu", engines=engines)
+    with pytest.raises(BackendError, match=r"tensorrt cannot be imported.*pip install"):
+        Pipeline.load(backend="tensorrt", engines=engines)

@@ -1,0 +1,141 @@
+"""TensorRT engines on a simulated GPU: threads, streams, memory, and captured graphs."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from support.simulator import Machine, machine
+from support.trt_engines import FEW, PROMPT, RTX, same
+
+from latentrt.runtime import BackendError, Pipeline
+
+
+def test_nothing_waits_inside_the_loop(gpu: Machine, pipe: Pipeline) -> None:
+    pipe(PROMPT, seed=1, **FEW)
+    steps = pipe.stream(PROMPT, seed=3, num_inference_steps=51, scheduler="euler_a", output_type="latent")
+    next(steps)
+    waits, launches = len(gpu.cuda.waits), gpu.cuda.launches
+    for _ in range(49):
+        next(steps)
+    assert gpu.cuda.waits[waits:] == []
+    assert gpu.cuda.launches - launches == 49
+    next(steps)
+    assert gpu.cuda.waits[waits:] == ["cudaStreamSynchronize"]
+
+
+def test_eight_threads_draw_at_once(pipe: Pipeline, ort: Pipeline) -> None:
+    calls = [{"seed": i, "scheduler": ("ddim", "euler_a")[i % 2], "num_images_per_prompt": 1 + i % 2} for i in range(8)]
+    got: dict[int, NDArray[Any]] = {}
+
+    def draw(i: int) -> None:
+        got[i] = pipe(PROMPT, **FEW, **calls[i]).latents
+
+    threads = [threading.Thread(target=draw, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, call in enumerate(calls):
+        same(got[i], ort(PROMPT, **FEW, **call).latents)
+
+
+def test_two_streams_take_turns(gpu: Machine, pipe: Pipeline) -> None:
+    alone = [pipe(PROMPT, seed=seed, **FEW).latents for seed in (1, 2)]
+    for one, two in zip(pipe.stream(PROMPT, seed=1, **FEW), pipe.stream(PROMPT, seed=2, **FEW), strict=True):
+        got = [one.latents(), two.latents()]
+    assert np.array_equal(got, alone)
+    held = gpu.cuda.held
+    pipe(PROMPT, seed=1, **FEW)
+    assert gpu.cuda.held == held
+
+
+def test_a_cancelled_picture_leaves_nothing(gpu: Machine, pipe: Pipeline) -> None:
+    before = pipe(PROMPT, seed=1, **FEW).latents
+    held = gpu.cuda.held
+    for steps in range(1, 4):
+        stream = pipe.stream(PROMPT, seed=9, **FEW)
+        for _ in range(steps):
+            next(stream)
+        stream.close()
+    assert np.array_equal(pipe(PROMPT, seed=1, **FEW).latents, before)
+    assert gpu.cuda.held == held
+
+
+@pytest.mark.slow
+def test_a_hundred_pipelines_leave_nothing(gpu: Machine, engines: Path) -> None:
+    for i in range(100):
+        with Pipeline.load(backend=RTX, engines=engines) as pipe:
+            if i % 20 == 0:
+                pipe(PROMPT, seed=1, num_inference_steps=1)
+            else:
+                pipe.run("time", {"timesteps": np.zeros(i, np.float32)})
+            assert gpu.cuda.held["device"] > 0
+        assert not any(gpu.cuda.held.values())
+
+
+def test_closing_waits_for_nobody(gpu: Machine, engines: Path) -> None:
+    """A running call finishes, and then its memory is freed."""
+    pipe = Pipeline.load(backend=RTX, engines=engines)
+    expected = pipe(PROMPT, seed=4, **FEW).latents
+    stream = pipe.stream(PROMPT, seed=4, **FEW)
+    next(stream)
+    pipe.close()
+    assert gpu.cuda.held["streams"] == 1
+    *_, last = stream
+    assert np.array_equal(last.result.latents, expected)
+    assert not any(gpu.cuda.held.values())
+    with pytest.raises(BackendError, match="is closed"):
+        pipe(PROMPT, **FEW)
+
+
+def test_sizes_that_were_not_drawn_for_long_are_forgotten(
+    gpu: Machine, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentrt.runtime.gpu.lane.CONTEXTS_KEPT", 4)
+    sizes = [(h, w) for h in (64, 72, 80) for w in (64, 88)]
+    held = []
+    for _ in range(2):
+        for height, width in sizes:
+            pipe(PROMPT, height=height, width=width, num_inference_steps=1, output_type="latent")
+            held.append(gpu.cuda.held["graphs"])
+    assert max(held) <= 4
+
+
+def test_an_engine_that_cannot_be_captured_draws_the_same(
+    gpu: Machine, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = pipe(PROMPT, seed=6, **FEW).latents
+    monkeypatch.setattr(gpu.libraries[RTX].IExecutionContext, "capturable", False)
+    with Pipeline.load(backend=RTX, engines=pipe._backend._files.folder) as plain:
+        launches = gpu.cuda.launches
+        assert np.array_equal(plain(PROMPT, seed=6, **FEW).latents, expected)
+        assert gpu.cuda.launches == launches
+    assert "cannot be captured" in caplog.text
+
+
+@pytest.mark.usefixtures("gpu")
+def test_compiled_kernels_are_kept(engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for times in (1, 2):
+        with Pipeline.load(backend=RTX, engines=engines) as pipe:
+            pipe(PROMPT, seed=1, **FEW)
+        (kernels,) = (tmp_path / "latentrt" / "kernels").glob("denoise-*.cache")
+        assert kernels.read_bytes() == b"kernels " * times
+
+
+def test_the_second_gpu(engines: Path) -> None:
+    with machine(devices=2) as two:
+        with Pipeline.load(backend=RTX, engines=engines, device="cuda:1") as pipe:
+            pipe(PROMPT, **FEW)
+            assert {stream.device for stream in two.cuda._streams.values()} == {1}
+        with pytest.raises(BackendError, match=r"cuda:2 does not exist \(found 2\)"):
+            Pipeline.load(backend=RTX, engines=engines, device="cuda:2")
+
+
+def test_a_full_gpu_says_what_it_lacks(engines: Path) -> None:
+    with machine(memory=3 << 20), Pipeline.load(backend=RTX, engines=engines) as pipe:  # noqa: SIM117
+        with pytest.raises(BackendError, match=r"cannot allocate 3 MiB: \d+ of the GPU's 3 MiB are free. Draw fewer"):
+            pipe(PROMPT, **FEW)
