@@ -212,6 +212,7 @@ def test_a_device_has_a_folder(card: dict[str, Any], name: str) -> None:
     assert bench.device_name(card) == name
 
 
+@pytest.mark.slow
 def test_committed_reports_are_those_of_the_figures(tmp_path: Path) -> None:
     for folder in (ROOT / "benchmarks" / "results").iterdir():
         if folder.is_dir():

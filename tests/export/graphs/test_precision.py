@@ -42,6 +42,7 @@ class SelfAttention(torch.nn.Module):
         return self.attention(hidden)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_attention_that_overflows_in_float16_is_computed_in_float32() -> None:
     """Queries and keys fit float16, their products do not. All three modules have weights rounded to float16."""

@@ -228,6 +228,7 @@ def test_the_same_graph_gives_the_same_files(tmp_path: Path) -> None:
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_a_wrong_graph_is_named_with_error_and_tolerance(sd1: Exported, tmp_path: Path) -> None:
     """Runs the parity check on bundles in which one weight of one graph was changed."""
     bundle = Bundle.open(sd1.bundle)

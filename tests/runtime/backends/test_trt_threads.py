@@ -26,6 +26,7 @@ def test_nothing_waits_inside_the_loop(gpu: Machine, pipe: Pipeline) -> None:
     assert gpu.cuda.waits[waits:] == ["cudaStreamSynchronize"]
 
 
+@pytest.mark.slow
 def test_eight_threads_draw_at_once(pipe: Pipeline, ort: Pipeline) -> None:
     calls = [{"seed": i, "scheduler": ("ddim", "euler_a")[i % 2], "num_images_per_prompt": 1 + i % 2} for i in range(8)]
     got: dict[int, NDArray[Any]] = {}

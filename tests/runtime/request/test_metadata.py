@@ -107,6 +107,7 @@ def test_the_second_picture_of_a_call_is_drawn_again(shapes: Pipeline, name: str
     assert np.array_equal(drawn_again(SHAPES.bundle, "second.png"), np.asarray(second))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("name", SDXL)
 def test_sdxl_is_drawn_again(exported: Callable[[str], Exported], name: str) -> None:
