@@ -6,22 +6,26 @@ with Pipeline.load("engines/sd15") as pipe:
     pipe("a photo of an astronaut riding a horse", seed=0).images[0].save("astronaut.png")
 """
 
-from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.latents import TorchGenerator
-from latentrt.runtime.scheduler import Plan
+import importlib
+from typing import TYPE_CHECKING
 
-from .errors import (
-    BackendError,
-    BundleError,
-    CheckpointError,
-    ExportError,
-    InputError,
-    LatentRTError,
-    NonFiniteError,
-    ParityError,
-    SchedulerError,
-)
-from .pipeline import Pipeline, Result, Step
+if TYPE_CHECKING:
+    from latentrt.runtime.bundle import Bundle
+    from latentrt.runtime.latents import TorchGenerator
+    from latentrt.runtime.scheduler import Plan
+
+    from .errors import (
+        BackendError,
+        BundleError,
+        CheckpointError,
+        ExportError,
+        InputError,
+        LatentRTError,
+        NonFiniteError,
+        ParityError,
+        SchedulerError,
+    )
+    from .pipeline import Pipeline, Result, Step
 
 __all__ = [
     "BackendError",
@@ -40,3 +44,26 @@ __all__ = [
     "Step",
     "TorchGenerator",
 ]
+
+# Modules of the names that are not errors; imported at first use, so that a command loads only what it needs.
+_MODULES = {
+    "Bundle": "bundle",
+    "Pipeline": "pipeline",
+    "Plan": "scheduler",
+    "Result": "pipeline",
+    "Step": "pipeline",
+    "TorchGenerator": "latents",
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """A public name, imported at first use (PEP 562)."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f".{_MODULES.get(name, 'errors')}", __name__), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

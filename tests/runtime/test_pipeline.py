@@ -51,14 +51,20 @@ def test_a_generation_loads_no_pytorch(sd1: Exported, tmp_path: Path, backend: s
 def test_the_runtime_imports_with_everything_else_blocked() -> None:
     blocked = (*FORBIDDEN, "onnxruntime", "openvino", "tokenizers", "PIL", "safetensors", "tqdm")
     script = (
-        f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import latentrt.runtime, latentrt.runtime.cli"
+        f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+        "from latentrt.runtime import *\n"  # public names are imported at first use
+        "import latentrt.runtime.backends, latentrt.runtime.cli; print(Pipeline.__name__, Plan.__name__)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    child = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert child.stdout == "Pipeline Plan\n"
 
 
 def test_the_public_names() -> None:
     assert latentrt.runtime.__all__ == sorted(latentrt.runtime.__all__)
     assert all(hasattr(latentrt.runtime, name) for name in latentrt.runtime.__all__)
+    assert {*latentrt.runtime.__all__} <= {*dir(latentrt.runtime)}
+    with pytest.raises(AttributeError, match="has no attribute 'Pipelines'"):
+        _ = latentrt.runtime.Pipelines
 
 
 class Recorder:
