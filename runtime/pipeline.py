@@ -1,6 +1,7 @@
 """Prompt to picture: text encoder, denoising loop, VAE decoder, on any backend. Never imports PyTorch."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,6 +154,8 @@ class Pipeline:
         """
         start = time.perf_counter()
         wanted = {Path(path): float(weight) for path, weight in loras.items()}
+        if bad := [weight for weight in wanted.values() if not math.isfinite(weight)]:
+            raise InputError(f"a LoRA has the weight {bad[0]}: expected a finite number")
         weights = changed_weights(self.bundle, wanted)
         in_use = tuple(LoraFile(path, sha256_of_file(path), weight) for path, weight in wanted.items())
         with self._weights_in_use.alone("finish or close this thread's stream before you change LoRAs"):

@@ -112,7 +112,10 @@ def _check_combinations(arguments: argparse.Namespace) -> None:
 def _set_loras(pipe: "Pipeline", arguments: argparse.Namespace, recorded: Recorded | None) -> None:
     """The LoRAs of --lora, else those that a picture was drawn with."""
     if arguments.lora:
-        pipe.set_loras(dict(map(file_and_weight, arguments.lora)))
+        loras = list(map(file_and_weight, arguments.lora))
+        if len(dict(loras)) < len(loras):
+            raise InputError("--lora names a file twice: pass each LoRA once, with the sum of its weights")
+        pipe.set_loras(dict(loras))
         return
     if recorded is None:
         return
@@ -120,6 +123,12 @@ def _set_loras(pipe: "Pipeline", arguments: argparse.Namespace, recorded: Record
         logger.warning(
             "%s was drawn with %s (sha256 %s…), and this bundle holds %s: the picture will be another",
             *(arguments.like, recorded.model, recorded.model_sha256[:16], pipe.bundle.manifest.checkpoint.name),
+        )
+    if recorded.options.get("long_prompt") == "chunk":
+        logger.warning(
+            "%s was drawn with long_prompt='chunk': if another text of its call was longer, it was padded to that "
+            "length, and the new image differs",
+            arguments.like,
         )
     for lora in recorded.loras:
         require_unchanged(lora, arguments.like)
@@ -140,9 +149,12 @@ def _drawn(pipe: "Pipeline", options: dict[str, Any], out: Path, preview: str | 
                 result = step.result
                 if preview is not None and result is None:
                     images = step.preview(preview)
-                    for file, image in zip(numbered(out, len(images)), images, strict=True):
-                        save_png(image, file.with_suffix(".preview.png"))
-                        shown.add(file.with_suffix(".preview.png"))
+                    files = [file.with_suffix(".preview.png") for file in numbered(out, len(images))]
+                    if taken := [file for file in files if file.exists() and file not in shown]:
+                        raise InputError(f"{taken[0]} exists: move it, or draw without --preview")
+                    shown.update(files)
+                    for file, image in zip(files, images, strict=True):
+                        save_png(image, file)
     finally:
         for file in shown:
             file.unlink(missing_ok=True)

@@ -93,13 +93,14 @@ class GivenImages:
             raise InputError("mask_image needs pixels, but image has latents: decode them first")
         if len(self.masks) not in (0, 1, count):
             raise InputError(f"{len(self.masks)} masks for {count} images: pass one, or one per image")
+        rows = _rows(count, prompts, per_prompt)
         pixels = [_pixels(picture, height, width) for picture in self.pictures]
         masks = [_mask(mask, height, width) for mask in self.masks]
         return ImageInput(
             pixels=np.stack(pixels) if pixels else None,
             latents=self.latents,
             mask=np.stack(masks * (count if len(masks) == 1 else 1)) if masks else None,
-            rows=_rows(count, prompts, per_prompt),
+            rows=rows,
         )
 
 

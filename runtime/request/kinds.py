@@ -21,6 +21,7 @@ from latentrt.runtime.scheduler.document import PLAN_FORMAT, plain, plan_from_do
 MAX_SIDE = 16384
 MAX_IMAGES = 1024
 MAX_PIXELS = 2**28
+MAX_NUMBERS = 10_000  # of custom timesteps or sigmas
 
 Check = Callable[[str, Any, Manifest], Any]
 
@@ -116,9 +117,13 @@ def numbers() -> Kind:
 
     def check(name: str, value: Any, _: Manifest) -> tuple[float, ...]:
         listed = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
-        if not listed or np.ndim(value) != 1 or not all(map(is_number, value)):
-            raise refuse(name, value, "a list of numbers")
-        return tuple(map(float, value))
+        listed = listed and getattr(value, "ndim", 1) == 1
+        if not listed or len(value) > MAX_NUMBERS or not all(map(is_number, value)):
+            raise refuse(name, value, f"a list of at most {MAX_NUMBERS} numbers")
+        try:
+            return tuple(map(float, value))
+        except OverflowError:
+            raise refuse(name, value, "numbers that fit a float") from None
 
     def parsed(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
@@ -168,6 +173,8 @@ def seeds() -> Kind:
 
     def check(name: str, value: Any, _: Manifest) -> int | tuple[int, ...]:
         several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        if several and len(value) > MAX_IMAGES:
+            raise refuse(name, value, f"at most {MAX_IMAGES} seeds")
         values = list(value) if several else [value]
         if not values or not all(map(is_integer, values)):
             raise refuse(name, value, "an integer, or a list with one for each image")

@@ -10,9 +10,13 @@ import numpy as np
 
 from latentrt.runtime.errors import InputError
 from latentrt.runtime.files import sha256_of_file
+from latentrt.runtime.latents import read_npy
 
 from .metadata import BY_HASH, FORMAT, LoraFile, hashed
 from .options import OPTIONS, flag_of
+
+# What reading a text with wrong types or values in any place may raise.
+_DAMAGED = (AttributeError, IndexError, KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +38,15 @@ def recorded_in(path: Path, changes: Mapping[str, Any]) -> Recorded:
     Raises: InputError: not such a file, or an input of its picture is missing or has changed.
     """
     document = _read(path)
+    try:
+        return _recorded(path, document, changes)
+    except InputError:
+        raise
+    except _DAMAGED as error:
+        raise InputError(f"the text of {path} is damaged: {error!r}"[:400]) from error
+
+
+def _recorded(path: Path, document: Mapping[str, Any], changes: Mapping[str, Any]) -> Recorded:
     options = {name: document[name] for name in ("prompt", *OPTIONS) if document.get(name) is not None}
     options = {name: value for name, value in options.items() if name not in changes}
     for name in list(options):
@@ -41,11 +54,8 @@ def recorded_in(path: Path, changes: Mapping[str, Any]) -> Recorded:
             raise InputError(f"{path} was drawn from {name}, which a PNG does not hold: draw it again from Python")
         if name in BY_HASH:
             options[name] = _found(path, name, options[name])
-    try:
-        loras = tuple(LoraFile(Path(e["path"]), e["sha256"], float(e["weight"])) for e in document["loras"])
-        return Recorded({**options, **changes}, loras, str(document["model"]), str(document["model_sha256"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the text of {path} is damaged: {error!r}") from error
+    loras = tuple(LoraFile(Path(e["path"]), str(e["sha256"]), float(e["weight"])) for e in document["loras"])
+    return Recorded({**options, **changes}, loras, str(document["model"]), str(document["model_sha256"]))
 
 
 def require_unchanged(lora: LoraFile, picture: Path) -> None:
@@ -63,14 +73,14 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with Image.open(path) as image:
             text = getattr(image, "text", {}).get("latentrt")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as a PNG file: {error}") from error
     if text is None:
         raise InputError(f"{path} has no text of latentrt: expected a PNG file that latentrt wrote, not edited since")
     try:
         document = json.loads(text)
         known = document["format"] == FORMAT
-    except (ValueError, KeyError, TypeError) as error:
+    except _DAMAGED as error:
         raise InputError(f"the text of {path} is damaged, or from an older version of latentrt: {error!r}") from error
     if not known:
         raise InputError(f"the text of {path} has the format {document['format']!r}; expected {FORMAT!r}")
@@ -84,7 +94,7 @@ def _found(picture: Path, name: str, record: Mapping[str, Any]) -> Any:
     if file is not None:
         problem = "it is not there" if not Path(file).is_file() else "it has changed"
         if Path(file).is_file() and "index" in record:
-            rows = np.load(file, allow_pickle=False).astype(np.float32)
+            rows = read_npy(file).astype(np.float32)
             if record["index"] < len(rows) and hashed(rows[record["index"]])["sha256"] == sha256:
                 return rows[record["index"]][None]
         elif Path(file).is_file() and sha256_of_file(Path(file)) == sha256:

@@ -80,10 +80,6 @@ class Request:
             raise InputError(f"{prompts} prompts of {per_prompt} images each: expected at most {MAX_IMAGES} images")
         positive, negative = (side.repeated(per_prompt) for side in sides)
         height, width, image = _images(manifest, values, prompts)
-        if len(positive) * height * width > MAX_PIXELS:
-            raise InputError(
-                f"{len(positive)} images of {width}x{height} pixels: expected at most {MAX_PIXELS:,} pixels in one call"
-            )
         strength = _strength(values, manifest.defaults, image)
         plan, steps, scheduler = _plan(scheduler_config, manifest.defaults, values, strength, image, distilled)
         factor = manifest.model.vae_scale_factor
@@ -116,9 +112,12 @@ def _images(manifest: Manifest, values: Mapping[str, Any], prompts: int) -> tupl
     given = GivenImages(values["image"], values["mask_image"], model.latent_channels)
     own = given.size(model.vae_scale_factor) or (defaults.height, defaults.width)
     height, width = values["height"] or own[0], values["width"] or own[1]
-    image = given.fitted(
-        height, width, factor=model.vae_scale_factor, prompts=prompts, per_prompt=values["num_images_per_prompt"]
-    )
+    per_prompt: int = values["num_images_per_prompt"]
+    if (count := prompts * per_prompt) * height * width > MAX_PIXELS:
+        raise InputError(
+            f"{count} images of {width}x{height} pixels: expected at most {MAX_PIXELS:,} pixels in one call"
+        )
+    image = given.fitted(height, width, factor=model.vae_scale_factor, prompts=prompts, per_prompt=per_prompt)
     if takes(manifest.graphs["denoise"], "extra") and (image is None or image.mask is None):
         raise InputError("this model inpaints: pass image and mask_image")
     return height, width, image

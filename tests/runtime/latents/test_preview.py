@@ -78,5 +78,9 @@ def test_the_command_shows_the_picture_while_it_is_drawn(
     assert seen == ["a-0.preview.png", "a-1.preview.png"] * 2 + ["a-0.png", "a-1.png"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a-0.png", "a-1.png"]
     assert Image.open(tmp_path / "a-0.png").size == (128, 128)
+    (tmp_path / "b.preview.png").write_bytes(b"mine")
+    assert main([*command[:-2], "-o", str(tmp_path / "b.png"), "--preview"]) == 1
+    assert "b.preview.png exists: move it, or draw without --preview" in capsys.readouterr().err
+    assert (tmp_path / "b.preview.png").read_bytes() == b"mine"
     assert main(["generate", "--jobs", "-", "--preview"]) == 1
     assert "--preview shows one call, not --jobs" in capsys.readouterr().err

@@ -183,6 +183,40 @@ def test_what_cannot_be_drawn_again_is_refused(capsys: pytest.CaptureFixture[str
         recorded_in(Path("file.png"), {"seed": 3})
 
 
+DAMAGE: list[Any] = [5, "x", [], {}, {"path": 5}, {"path": "p" * 5000}, {"path": "noise.npy", "index": "a"}, 10**400]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("name", ["image", "mask_image", "latents", "loras", "scheduler", "seed", "prompt", "sigmas"])
+def test_damaged_texts_end_in_one_line(shapes: Pipeline, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever stands in a text: an image or an error of ours, and no traceback."""
+    shapes("a", seed=5, **SIZE).images[0].save("a.png")
+    document = json.loads(Image.open("a.png").info["latentrt"])
+    for i, damage in enumerate(DAMAGE):
+        info = PngInfo()
+        info.add_itxt("latentrt", json.dumps({**document, name: [damage] if name == "loras" else damage}))
+        Image.new("RGB", (8, 8)).save(f"{i}.png", pnginfo=info)
+        status = main(["generate", "--like", f"{i}.png", "--device", "cpu", "--steps", "1", "-o", "again.png"])
+        assert status == 0 or capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("folder")
+def test_wrong_loras_and_padded_texts_are_reported(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, shapes: Pipeline
+) -> None:
+    lora = str(shapes_file(Path("style.safetensors"), seed=1))
+    for flags, message in (
+        ([f"{lora}:0.5", f"{lora}:0.3"], "--lora names a file twice"),
+        ([f"{lora}:nan"], "a LoRA has the weight nan: expected a finite number"),
+    ):
+        words = [word for flag in flags for word in ("--lora", flag)]
+        assert main(["generate", "a", "--device", "cpu", *words]) == 1
+        assert message in capsys.readouterr().err
+    shapes(["a star " * 60, "b"], seed=5, long_prompt="chunk", **SIZE).images[1].save("b.png")
+    drawn_again(SHAPES.bundle, "b.png")
+    assert "if another text of its call was longer, it was padded to that length" in caplog.text
+
+
 @pytest.mark.usefixtures("folder")
 def test_another_model_is_warned_about(sd1: Exported, caplog: pytest.LogCaptureFixture) -> None:
     with Pipeline.load(sd1.bundle, device="cpu") as pipe:

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from PIL import Image
 from support.exports import ROOT, SHAPES, Exported
 
 from latentrt.runtime import InputError, Plan, SchedulerError
@@ -124,8 +125,11 @@ def test_numpy_scalars_are_numbers_and_arrays_are_not(name: str) -> None:
         ({"height": 10**30}, r"height=10+: expected an integer from 8 to 16384"),
         ({"width": 2**31 - 8}, r"width=2147483640: expected an integer from 8 to 16384"),
         ({"num_images_per_prompt": 10**9}, r"num_images_per_prompt=1000000000: expected an integer from 1 to 1024"),
-        ({"timesteps": "999,1"}, r"timesteps='999,1': expected a list of numbers"),
-        ({"sigmas": [1, float("nan")]}, r"sigmas=\[1, nan\]: expected a list of numbers"),
+        ({"timesteps": "999,1"}, r"timesteps='999,1': expected a list of at most 10000 numbers"),
+        ({"sigmas": [1, float("nan")]}, r"sigmas=\[1, nan\]: expected a list of at most 10000 numbers"),
+        ({"sigmas": range(10**7, 0, -1)}, r"sigmas=range\(10000000, 0, -1\): expected a list of at most 10000 numbers"),
+        ({"timesteps": [10**400]}, r"expected numbers that fit a float"),
+        ({"seed": range(10**8)}, r"seed=range\(0, 100000000\): expected at most 1024 seeds"),
         ({"vae_tiling": 1}, r"vae_tiling=1: expected True or False"),
         ({"original_size": (1, 2, 3)}, r"expected a pair of integers >= 0"),
         ({"scheduler": [1]}, r"expected a scheduler's name, a diffusers config, or a Plan"),
@@ -140,6 +144,15 @@ def test_numpy_scalars_are_numbers_and_arrays_are_not(name: str) -> None:
 def test_messages_say_what_was_given_and_what_is_allowed(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         checked(options, MANIFEST)
+
+
+def test_pictures_are_counted_before_they_are_resized(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image.Image, "resize", lambda *_, **__: pytest.fail("a picture was resized"))
+    picture = Image.new("RGB", (16, 16))
+    with pytest.raises(InputError, match="20 images for 1 prompts"):
+        Request.from_call(MANIFEST, EULER, "a", {"image": [picture] * 20, "height": 8192, "width": 8192})
+    with pytest.raises(InputError, match="2 images of 16384x16384 pixels"):
+        Request.from_call(MANIFEST, EULER, ["a", "b"], {"image": picture, "height": 16384, "width": 16384})
 
 
 def test_images_of_all_prompts_are_counted() -> None:
