@@ -61,12 +61,16 @@ class CallOptions(TypedDict, total=False):
     """Keyword arguments of `Pipeline.__call__` and `Pipeline.stream`, named as in diffusers; None is the default."""
 
     num_inference_steps: Annotated[
-        int | None, Option("number of inference steps", kinds.integer(1), flag="--steps", web_ui=("Steps", str))
+        int | None,
+        Option(
+            "number of inference steps. Default: the bundle's", kinds.integer(1), flag="--steps", web_ui=("Steps", str)
+        ),
     ]
     scheduler: Annotated[
         str | Mapping[str, Any] | Plan | None,
         Option(
-            "such as euler_a or dpm++_2m_karras; in Python and jobs also a diffusers config or a compiled plan",
+            "such as euler_a or dpm++_2m_karras; in Python and jobs also a diffusers config or a compiled plan. "
+            "Default: the bundle's",
             kinds.scheduler(),
             web_ui=("Sampler", _sampler),
         ),
