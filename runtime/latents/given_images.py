@@ -136,11 +136,15 @@ def _as_latents(image: Picture, channels: int) -> Float32 | None:
     return np.asarray(array, np.float32)
 
 
+def holds_several(given: Picture) -> bool:
+    """Whether this is a list of pictures, or an array of them."""
+    listed = isinstance(given, Sequence) and not isinstance(given, str | bytes)
+    return listed or (isinstance(given, np.ndarray) and given.ndim == 4)
+
+
 def _opened(name: str, given: Picture) -> list[Any]:
     """PIL images with their EXIF rotation applied, or float arrays (H, W, channels) in [0, 1]."""
-    several = isinstance(given, Sequence) and not isinstance(given, str | bytes)
-    several = several or (isinstance(given, np.ndarray) and given.ndim == 4)
-    pictures = list(given) if several else [given]
+    pictures = list(given) if holds_several(given) else [given]
     if not pictures:
         raise InputError(f"{name} is an empty list")
     return [_open_one(name, picture) for picture in pictures]

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from latentrt.runtime.arrays import Float32
 from latentrt.runtime.files import sha256_of_file
+from latentrt.runtime.latents import holds_several
 from latentrt.runtime.text import TextInput
 
 from .options import OPTIONS
@@ -51,14 +52,13 @@ def png_text(request: Request, index: int, source: Source) -> dict[str, str]:
 def _own_values(request: Request, index: int) -> dict[str, Any]:
     """The prompt and all options for one image of a call, as a call that draws this image alone would give them."""
     positive, negative = request.positive, request.negative
-    given_by_plan = request.scheduler is None
     own = {
         "seed": request.seeds[index],
         "height": request.height,
         "width": request.width,
         "num_inference_steps": request.num_inference_steps,
-        "scheduler": request.options["scheduler"] if given_by_plan else _scheduler(request),
-        "strength": None if given_by_plan else request.strength,
+        "scheduler": request.options["scheduler"] or request.scheduler,
+        "strength": None if request.scheduler is None else request.strength,  # a compiled plan has its strength
         "negative_prompt": _text(negative, 0, index),
         "prompt_2": _second(positive, index),
         "negative_prompt_2": _second(negative, index),
@@ -67,11 +67,6 @@ def _own_values(request: Request, index: int) -> dict[str, Any]:
         "latents": None if request.noise is None else _row_source(request.options["latents"], request.noise, index),
     }
     return {"prompt": _text(positive, 0, index), **request.options, **own}
-
-
-def _scheduler(request: Request) -> Any:
-    given = request.options["scheduler"]
-    return given if isinstance(given, Mapping) else request.scheduler
 
 
 def _text(side: TextInput, column: int, index: int) -> str | None:
@@ -92,8 +87,7 @@ def _one_of(request: Request, name: str, index: int) -> dict[str, Any] | None:
     row = int(request.image.rows[index])
     if name == "image" and request.image.latents is not None:
         return _row_source(given, request.image.latents, row)
-    several = isinstance(given, Sequence) and not isinstance(given, str | bytes)
-    if several or (isinstance(given, np.ndarray) and given.ndim == 4):
+    if holds_several(given):
         given = given[row if len(given) > 1 else 0]
     return {"path": os.fspath(given), "sha256": sha256_of_file(Path(given))} if _is_path(given) else hashed(given)
 
