@@ -5,7 +5,6 @@ numpy has no bfloat16, so such arrays are uint16; the 16 bits are the upper half
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ Float32 = NDArray[np.float32]
 NewWeights = Mapping[str, Mapping[str, NDArray[Any]]]
 # Runs a graph, given by name, on named inputs; returns all outputs by name.
 RunGraph = Callable[[str, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
-NO_INPUTS: Mapping[str, Float32] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

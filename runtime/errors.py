@@ -8,6 +8,7 @@
     ├── SchedulerError       an unknown scheduler, or a config that cannot be compiled to a plan
     ├── InputError           an invalid argument of a call: size, steps, seeds, shapes
     ├── BackendError         a backend is unknown, not installed or cannot run here
+    │   └── OutOfMemoryError     the GPU has no memory left for this call
     └── NonFiniteError       the model returned NaN or infinity
 
 Each message says what was given, what is allowed and what to do. Errors about invalid values are also `ValueError`, so
@@ -63,6 +64,10 @@ class InputError(LatentRTError, ValueError):
 
 class BackendError(LatentRTError, RuntimeError):
     """A backend is unknown, not installed or cannot run here."""
+
+
+class OutOfMemoryError(BackendError):
+    """The GPU has no memory left for this call; smaller calls still work."""
 
 
 class NonFiniteError(LatentRTError, ArithmeticError):

@@ -1,6 +1,7 @@
 """Compares a backend with a bundle's golden outputs from PyTorch: tokenizer, text encoder, loop, decoder."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from latentrt.runtime.bundle import Golden
+from latentrt.runtime.loop.resident import run
 from latentrt.runtime.scheduler import Plan
 from latentrt.runtime.text import Tokenizer
 
 from .errors import BundleError
 from .pipeline import Pipeline
-from .protocols import Bucket
+from .protocols import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +72,19 @@ def _denoised(pipe: Pipeline, golden: Golden, arrays: Mapping[str, NDArray[Any]]
     noise, scale = arrays["noise"], golden.guidance_scale
     inputs = {name.removeprefix("input."): array for name, array in arrays.items() if name.startswith("input.")}
     extra = inputs.pop("extra", None)
-    context = (hidden_states if scale > 1 else hidden_states[1:])[None]
+    context = hidden_states if scale > 1 else hidden_states[1:]
     weights = [1 - scale, scale] if scale > 1 else [1.0]
-    bucket = Bucket(1, len(weights), noise.shape[2], noise.shape[3], context.shape[2])
-    steps = pipe.denoiser(bucket).run(
-        [plan],
-        context=context,
-        guidance=np.array([weights], np.float32),
-        guidance_rescale=np.zeros(1, np.float32),
-        noise=[noise],
-        time_inputs={name: array[-len(weights) :][None] for name, array in inputs.items()},
-        extra=extra,
+    trajectory = Trajectory(
+        plan,
+        context,
+        np.tile(np.array(weights, np.float32), (len(plan), 1)),
+        noise,
+        extra=None if extra is None else extra[0],
+        time_inputs={name: array[-len(weights) :] for name, array in inputs.items()},
     )
-    return next(step.read(0) for step in steps if step.index == step.total - 1)
+    with closing(pipe.slots(trajectory.bucket, 1)) as slots:
+        *_, (last,) = run(slots, [trajectory])
+        return last.fetch(0).result()[None]
 
 
 def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,17 +17,19 @@ from numpy.typing import NDArray
 from latentrt.runtime.bundle import Bundle, takes
 from latentrt.runtime.latents import PREVIEWS, TorchGenerator, Vae, initial_latents, known_images, rgb_from_latents
 from latentrt.runtime.latents.initial import InitialLatents
+from latentrt.runtime.loop.resident import Passed, run
 from latentrt.runtime.request import CallOptions, LoraFile, Request, Source, png_text, time_inputs
 from latentrt.runtime.scheduler import REGISTERS
 from latentrt.runtime.text import Tokenizer, conditioning_from_texts, encode, tokenize
 from latentrt.runtime.text.conditioning import Conditioning
-from latentrt.runtime.weights import SharedLock, changed_weights
+from latentrt.runtime.weights import changed_weights
 
 from .arrays import Float32
 from .errors import BundleError, InputError, NonFiniteError, unknown
 from .files import sha256_of_file
 from .image import pil_from_arrays
-from .protocols import Backend, Bucket, Denoiser, DenoiseStep
+from .locks import SharedLock
+from .protocols import Backend, Bucket, Slots, Trajectory
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,12 +67,12 @@ class Step:
     total: int
     result: Result | None
     _pipeline: "Pipeline"
-    _step: DenoiseStep
+    _images: Sequence[Passed]
     _tiling: bool
 
     def latents(self) -> Float32:
         """(images, C, h, w) float32: what the model sees next; with the last step the finished latents."""
-        return self._step.read(0)
+        return _register(self._images, 0)
 
     def preview(self, method: str = "auto") -> "list[Image.Image]":
         """The pictures as the model predicts them now.
@@ -80,7 +83,7 @@ class Step:
 
         Raises: InputError: an unknown method, or "rgb" on a bundle without `latent_rgb`.
         """
-        images = self._pipeline._preview(self._step.read(REGISTERS - 1), method, tiling=self._tiling)
+        images = self._pipeline._preview(_register(self._images, REGISTERS - 1), method, tiling=self._tiling)
         return pil_from_arrays(images, [{}] * len(images))
 
 
@@ -189,15 +192,41 @@ class Pipeline:
     def _steps(self, request: Request) -> Iterator[Step]:
         with self._weights_in_use.shared():
             clock = _Clock()
-            conditioning = self._conditioning(request, clock)
-            loop = self._loop(request, conditioning, self._initial_latents(request, clock))
-            for step in loop:
-                result = None
-                if step.index == step.total - 1:
-                    latents = step.read(0)
-                    clock.lap("denoise")
-                    result = self._result(request, latents, clock)
-                yield Step(step.index, step.total, result, self, step, bool(request.options["vae_tiling"]))
+            trajectories = self._trajectories(request, clock)
+            with closing(self.slots(trajectories[0].bucket, len(trajectories))) as slots:
+                for images in run(slots, trajectories):
+                    index, total, result = images[0].index, images[0].total, None
+                    if images[0].finished:
+                        latents = _register(images, 0)
+                        clock.lap("denoise")
+                        result = self._result(request, latents, clock)
+                    yield Step(index, total, result, self, images, bool(request.options["vae_tiling"]))
+
+    def _trajectories(self, request: Request, clock: "_Clock") -> list[Trajectory]:
+        conditioning = self._conditioning(request, clock)
+        initial = self._initial_latents(request, clock)
+        groups, graph = conditioning.context.shape[1], self.bundle.graph("time")
+        scale, rescale = request.guidance_scale, request.options["guidance_rescale"] or 0.0
+        return [
+            Trajectory(
+                request.plan,
+                conditioning.context[i],
+                request.guidance,
+                start.noise,
+                rescale,
+                start.clean,
+                start.mask,
+                start.extra,
+                time_inputs(
+                    graph,
+                    pooled=None if conditioning.pooled is None else conditioning.pooled[i],
+                    time_ids=request.time_ids,
+                    guidance_scale=scale,
+                    groups=groups,
+                ),
+            )
+            for i, start in enumerate(initial)
+        ]
 
     def _conditioning(self, request: Request, clock: "_Clock") -> Conditioning:
         encoders = self.bundle.manifest.model.text_encoders
@@ -240,33 +269,6 @@ class Pipeline:
             clock.lap("vae_encoder")
         return result
 
-    def _loop(
-        self, request: Request, conditioning: Conditioning, initial: Sequence[InitialLatents]
-    ) -> Iterator[DenoiseStep]:
-        batch, groups, tokens, _ = conditioning.context.shape
-        factor = self.bundle.manifest.model.vae_scale_factor
-        scale, rescale = request.guidance_scale, request.options["guidance_rescale"] or 0.0
-        weights = [1 - scale, scale] if request.guided else [1.0]
-        bucket = Bucket(batch, groups, request.height // factor, request.width // factor, tokens)
-        return self.denoiser(bucket).run(
-            [request.plan] * batch,
-            context=conditioning.context,
-            guidance=np.tile(np.array(weights, np.float32), (batch, 1)),
-            guidance_rescale=np.full(batch, rescale, np.float32),
-            noise=[start.noise for start in initial],
-            clean=_stacked([start.clean for start in initial]),
-            time_inputs=time_inputs(
-                self.bundle.graph("time"),
-                pooled=conditioning.pooled,
-                time_ids=request.time_ids,
-                guidance_scale=scale,
-                batch=batch,
-                groups=groups,
-            ),
-            extra=_stacked([start.extra for start in initial]),
-            mask=_stacked([start.mask for start in initial]),
-        )
-
     def _result(self, request: Request, latents: Float32, clock: "_Clock") -> Result:
         images: list[Image.Image] | NDArray[np.uint8] = []
         if request.options["output_type"] == "latent":
@@ -302,9 +304,9 @@ class Pipeline:
         """Run one of the bundle's graphs on host arrays; `bundle.graph(name)` has the inputs and outputs."""
         return self._backend.engine(graph).run(inputs)
 
-    def denoiser(self, bucket: Bucket) -> Denoiser:
-        """The denoising loop for these sizes."""
-        return self._backend.denoiser(bucket)
+    def slots(self, bucket: Bucket, count: int) -> Slots:
+        """Slots for a loop of your own, for this many images of these sizes. Close them."""
+        return self._backend.slots(bucket, count)
 
     def _source(self) -> Source:
         from importlib.metadata import version  # imported here because it is slow to import
@@ -349,10 +351,10 @@ def embedded_bundle() -> Path:
     return Path(next(iter(engines.__path__))) / "shapes"
 
 
-def _stacked(arrays: Sequence[Float32 | None]) -> Float32 | None:
-    """(B, …) of one array for each image; None where the images have none."""
-    present = [array for array in arrays if array is not None]
-    return np.stack(present) if present else None
+def _register(images: Sequence[Passed], register: int) -> Float32:
+    """(images, C, h, w)."""
+    copies = [image.fetch(register) for image in images]
+    return np.stack([copy.result() for copy in copies])
 
 
 class _Clock:

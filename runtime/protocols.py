@@ -1,45 +1,113 @@
-"""The interface between the pipeline and the backends: engine, denoiser, backend.
+"""The interface between the pipeline and the backends: engines, trajectories, slots, backend.
 
 Knows shapes and the order of calls; knows nothing about libraries, prompts or images. Device memory stays behind this
 interface.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.bundle import Graph, Sizes
 from latentrt.runtime.scheduler import Plan
 
-from .arrays import NO_INPUTS, Float32, NewWeights
+from .arrays import Float32, NewWeights
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The sizes of a denoiser: images, guidance groups, latent height and width, text length in tokens."""
+    """The sizes that images of one UNet call share: guidance groups, latent height and width, text length in tokens."""
 
-    batch: int
     groups: int
     height: int
     width: int
     tokens: int
 
-    @property
-    def sizes(self) -> Sizes:
-        """The sizes by symbol of the bundle format."""
-        return {"B": self.batch, "G": self.groups, "h": self.height, "w": self.width, "S": self.tokens}
+    def sizes(self, batch: int) -> Sizes:
+        """The sizes by symbol of the bundle format, for this many images."""
+        return {"B": batch, "G": self.groups, "h": self.height, "w": self.width, "S": self.tokens}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DenoiseStep:
-    """One finished call of the loop. `read(r)` waits for the device and copies register r, (B, C, h, w) float32, to the
-    host; it works until the next step is requested. Register 0 is the sample, R-1 the predicted clean latents."""
+class Trajectory:
+    """One image on its way from noise to latents. It depends on no other image.
 
-    index: int
-    total: int
-    read: Callable[[int], Float32]
+    Attributes:
+        plan: M calls.
+        context: (G, S, D), hidden states of the text, groups ordered [negative, positive].
+        guidance: (M, G), weights of the groups' predictions in each call.
+        noise: (1 + draws, C, h, w), unit normal: the initial noise, then the draws in order.
+        guidance_rescale: 0 is off. Calls that take the last group's prediction alone are not rescaled.
+        clean: (C, h, w), for plans that start from clean latents, and with a mask.
+        mask: (1, h, w), for ordinary UNets: 1 where they draw; elsewhere `clean` is restored after each call.
+        extra: (5, h, w), for inpainting UNets: the mask and the latents of the masked image.
+        time_inputs: inputs of the graph `time` besides timesteps, by name, each (G, width).
+    """
+
+    plan: Plan
+    context: Float32
+    guidance: Float32
+    noise: Float32
+    guidance_rescale: float = 0.0
+    clean: Float32 | None = None
+    mask: Float32 | None = None
+    extra: Float32 | None = None
+    time_inputs: Mapping[str, Float32] = field(default_factory=dict)
+
+    @property
+    def bucket(self) -> Bucket:
+        """The sizes that images in the same call must share."""
+        groups, tokens, _ = self.context.shape
+        return Bucket(groups, self.noise.shape[2], self.noise.shape[3], tokens)
+
+    def initial_state(self) -> Float32:
+        """(R, C, h, w), the state before the first call."""
+        known = self.noise[0] * 0 if self.clean is None else self.clean
+        state: Float32 = np.tensordot(self.plan.initial, np.stack([self.noise[0], known]), 1)
+        return state
+
+
+class Fetch(Protocol):
+    """A copy of one register on its way to the host."""
+
+    def result(self) -> Float32:
+        """(C, h, w); waits for this copy, and for nothing behind it."""
+
+
+class Slots(Protocol):
+    """Rows of one `denoise`, resident on its device. Used by one thread at a time."""
+
+    @property
+    def bucket(self) -> Bucket:
+        """The sizes of all images."""
+
+    @property
+    def counts(self) -> Sequence[int]:
+        """The numbers of rows that a call can run, ascending; a call runs the smallest one that holds its images."""
+
+    def fill(self, slot: int, trajectory: Trajectory) -> None:
+        """Write the first state of a trajectory, and everything else that its slot needs."""
+
+    def move(self, source: int, target: int) -> None:
+        """Copy all of a slot to another one."""
+
+    def call(self, at: NDArray[np.int32]) -> None:
+        """Run one UNet call and its update for the first n slots.
+
+        Queues the work, and returns when all calls before it have finished.
+
+        Args:
+            at: (n,), the call of each slot's plan; -1 leaves the state of a slot as it is.
+        """
+
+    def fetch(self, slot: int, register: int) -> Fetch:
+        """Start copying a register of a slot. Register 0 is the sample, R-1 the predicted clean latents."""
+
+    def close(self) -> None:
+        """Give the memory back. May be called twice."""
 
 
 class Engine(Protocol):
@@ -50,41 +118,11 @@ class Engine(Protocol):
         """Names, dtypes and shapes of the tensors."""
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the graph; returns all outputs by name."""
-
-
-class Denoiser(Protocol):
-    """The loop for one bucket of sizes."""
-
-    def run(
-        self,
-        plans: Sequence[Plan],
-        *,
-        context: Float32,
-        guidance: Float32,
-        guidance_rescale: Float32,
-        noise: Sequence[Float32],
-        clean: Float32 | None = None,
-        time_inputs: Mapping[str, Float32] = NO_INPUTS,
-        extra: Float32 | None = None,
-        mask: Float32 | None = None,
-    ) -> Iterator[DenoiseStep]:
-        """Run the loop, with one plan per image; yields after every model call.
-
-        Args:
-            context: (B, G, S, D), hidden states of the text, groups ordered [negative, positive].
-            guidance: (B, G), weights of the groups' predictions.
-            guidance_rescale: (B,), 0 is off.
-            noise: for each image (1 + draws, C, h, w), unit normal: the initial noise, then the draws in order.
-            clean: (B, C, h, w), for plans that start from clean latents.
-            time_inputs: inputs of the graph `time` besides timesteps, by name, each (B, G, …).
-            extra: (B, 5, h, w), for inpainting UNets: the mask and the latents of the masked image.
-            mask: (B, 1, h, w), for ordinary UNets: 1 where they draw; elsewhere `clean` is restored after each call.
-        """
+        """Run the graph; returns all outputs by name, bfloat16 as uint16."""
 
 
 class Backend(Protocol):
-    """Creates engines and denoisers for a bundle."""
+    """Creates engines and slots for a bundle."""
 
     @property
     def name(self) -> str:
@@ -93,11 +131,11 @@ class Backend(Protocol):
     def engine(self, graph: str) -> Engine:
         """The engine of a graph, created on first use and kept."""
 
-    def denoiser(self, bucket: Bucket) -> Denoiser:
-        """A denoiser for these sizes."""
+    def slots(self, bucket: Bucket, count: int) -> Slots:
+        """Slots for this many images of these sizes. Close them."""
 
     def set_weights(self, weights: NewWeights) -> None:
-        """Use these weights from the next call on, and the bundle's own for all others."""
+        """Use these weights from the next call on, and the bundle's own for all others; while no slots are open."""
 
     def close(self) -> None:
         """Free all memory."""

@@ -10,7 +10,7 @@ import pytest
 from support.exports import ROOT
 
 # Every room may import these files of the runtime.
-SHARED = {"runtime.errors", "runtime.files", "runtime.arrays"}
+SHARED = {"runtime.errors", "runtime.files", "runtime.arrays", "runtime.locks"}
 NUMPY = {"numpy"}
 PICTURES = {"PIL"}
 SAFETENSORS = {"safetensors"}
@@ -29,10 +29,13 @@ ROOMS: dict[str, set[str]] = {
     "runtime.backends": {"runtime.bundle", "runtime.weights", "runtime.gpu", "runtime.loop", "runtime.protocols"},
     "runtime.image": set(),
     "runtime.pipeline": {
-        *("runtime.backends", "runtime.bundle", "runtime.image", "runtime.latents", "runtime.protocols"),
-        *("runtime.request", "runtime.scheduler", "runtime.text", "runtime.weights", "engines"),
+        *("runtime.backends", "runtime.bundle", "runtime.image", "runtime.latents", "runtime.loop"),
+        *("runtime.protocols", "runtime.request", "runtime.scheduler", "runtime.text", "runtime.weights", "engines"),
     },
-    "runtime.goldens": {"runtime.bundle", "runtime.pipeline", "runtime.protocols", "runtime.scheduler", "runtime.text"},
+    "runtime.goldens": {
+        *("runtime.bundle", "runtime.loop", "runtime.pipeline", "runtime.protocols", "runtime.scheduler"),
+        "runtime.text",
+    },
     "runtime.cli": {
         *(
             "runtime.latents",

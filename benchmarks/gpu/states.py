@@ -6,12 +6,14 @@ where it occurs.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime import Pipeline, Plan, TorchGenerator
-from latentrt.runtime.protocols import Bucket
+from latentrt.runtime.loop import resident
+from latentrt.runtime.protocols import Trajectory
 from latentrt.runtime.scheduler import REGISTERS, resolve
 
 from .backends import ensure_engines
@@ -81,18 +83,15 @@ def state_errors(
     noise = np.stack([generator.randn(shape) for _ in range(1 + int(plan.draws.sum()))])
     draws = iter(noise[1:].astype(np.float64))
     state = np.tensordot(plan.initial.astype(np.float64), np.stack([noise[0], noise[0] * 0]).astype(np.float64), 1)
-    steps = pipe.denoiser(Bucket(1, 2, height, width, context.shape[1])).run(
-        [plan],
-        context=context[None],
-        guidance=np.array([[1 - SCALE, SCALE]], np.float32),
-        guidance_rescale=np.zeros(1, np.float32),
-        noise=[noise],
-    )
-    for step, table, timestep, draw in zip(steps, plan.coefficients, plan.timesteps, plan.draws, strict=True):
-        fresh = next(draws) if draw else np.zeros(shape)
-        columns = np.concatenate([state, predict(state[0], timestep)[None], fresh[None]])
-        expected = np.tensordot(table.astype(np.float64), columns, 1)
-        state = np.stack([step.read(r)[0] for r in range(REGISTERS)]).astype(np.float64)
-        largest = np.abs(expected).max(axis=(1, 2, 3))
-        errors = np.abs(state - expected).max(axis=(1, 2, 3))
-        yield np.where(errors == 0, 0.0, errors / np.maximum(largest, np.finfo(np.float32).tiny))
+    guidance = np.tile(np.array([1 - SCALE, SCALE], np.float32), (len(plan), 1))
+    trajectory = Trajectory(plan, context, guidance, noise)
+    with closing(pipe.slots(trajectory.bucket, 1)) as slots:
+        calls = resident.run(slots, [trajectory])
+        for (call,), table, timestep, draw in zip(calls, plan.coefficients, plan.timesteps, plan.draws, strict=True):
+            fresh = next(draws) if draw else np.zeros(shape)
+            columns = np.concatenate([state, predict(state[0], timestep)[None], fresh[None]])
+            expected = np.tensordot(table.astype(np.float64), columns, 1)
+            state = np.stack([call.fetch(r).result() for r in range(REGISTERS)]).astype(np.float64)
+            largest = np.abs(expected).max(axis=(1, 2, 3))
+            errors = np.abs(state - expected).max(axis=(1, 2, 3))
+            yield np.where(errors == 0, 0.0, errors / np.maximum(largest, np.finfo(np.float32).tiny))

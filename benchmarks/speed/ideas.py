@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,8 @@ from benchmarks.common.harness import (
 )
 from benchmarks.common.paths import ROOT
 from latentrt.runtime import Bundle, Pipeline, Plan
-from latentrt.runtime.protocols import Bucket
+from latentrt.runtime.loop.resident import run
+from latentrt.runtime.protocols import Trajectory
 from latentrt.runtime.scheduler import REGISTERS
 
 # Imports as little as possible, as all of it is in the peak.
@@ -70,7 +72,7 @@ class Loops:
         self._tokens = model.text_encoders[0].max_length
         self.plan = ddim_plan(bundle, calls)
         hidden = next(spec.shape[-1] for spec in bundle.graph("context").inputs)
-        self._context = random.standard_normal((1, 2, self._tokens, hidden), np.float32)
+        self._context = random.standard_normal((2, self._tokens, hidden), np.float32)
         self._noise = random.standard_normal((1, model.latent_channels, *self._sizes), np.float32)
 
     def whole(self, weights: tuple[float, ...] = (-6.5, 7.5)) -> NDArray[np.float32]:
@@ -99,18 +101,11 @@ class Loops:
         self, plan: Plan, noise: NDArray[np.float32], weights: tuple[float, ...] = (-6.5, 7.5)
     ) -> NDArray[np.float32]:
         groups = len(weights)
-        denoiser = self._pipe.denoiser(Bucket(1, groups, *self._sizes, self._tokens))
-        steps = denoiser.run(
-            [plan],
-            context=self._context[:, -groups:],
-            guidance=np.array([weights], np.float32),
-            guidance_rescale=np.zeros(1, np.float32),
-            noise=[noise],
-        )
-        for step in steps:
-            if step.index == step.total - 1:
-                return step.read(0)[:, None]
-        raise AssertionError("the plan has no calls")
+        guidance = np.tile(np.array(weights, np.float32), (len(plan), 1))
+        trajectory = Trajectory(plan, self._context[-groups:], guidance, noise)
+        with closing(self._pipe.slots(trajectory.bucket, 1)) as slots:
+            *_, (last,) = run(slots, [trajectory])
+            return last.fetch(0).result()[None, None]
 
 
 def _only(plan: Plan, k: int) -> Plan:

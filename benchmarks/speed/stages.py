@@ -12,7 +12,8 @@ measured bandwidth, whichever is longer. The last line is JSON.
 import argparse
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,8 @@ from benchmarks.common.onnx_cost import cost_of
 from latentrt.runtime import Pipeline
 from latentrt.runtime.bundle import Graph, shape_at
 from latentrt.runtime.image import pil_from_arrays
-from latentrt.runtime.protocols import Bucket, DenoiseStep
+from latentrt.runtime.loop.resident import Passed, run
+from latentrt.runtime.protocols import Bucket, Trajectory
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -55,12 +57,12 @@ def random_inputs(graph: Graph, sizes: Mapping[str, int]) -> Arrays:
 class Stages:
     """The stages of one pipeline at fixed sizes."""
 
-    def __init__(self, pipe: Pipeline, bucket: Bucket, *, steps: int, calls: int) -> None:
-        self.pipe, self.bucket, self.calls = pipe, bucket, calls
+    def __init__(self, pipe: Pipeline, bucket: Bucket, batch: int, *, steps: int, calls: int) -> None:
+        self.pipe, self.bucket, self.batch, self.calls = pipe, bucket, batch, calls
         self.per_call: list[float] = []  # seconds of a call, one value per loop
         model = pipe.bundle.manifest.model
-        rows = bucket.batch * bucket.groups
-        self.sizes = {"B": bucket.batch, "G": bucket.groups, "h": bucket.height, "w": bucket.width, "S": bucket.tokens}
+        rows = batch * bucket.groups
+        self.sizes = bucket.sizes(batch)
         # Text is encoded once per prompt; `time` runs once for all calls.
         self.rows = {encoder.graph: bucket.groups for encoder in model.text_encoders}
         self.rows |= {"context": rows, "time": rows * steps}
@@ -68,7 +70,7 @@ class Stages:
 
     def sizes_of(self, graph: str) -> dict[str, int]:
         """The size of each symbol of a graph."""
-        return self.sizes | {"n": self.rows.get(graph, self.bucket.batch * self.bucket.groups)}
+        return self.sizes | {"n": self.rows.get(graph, self.batch * self.bucket.groups)}
 
     def cases(self) -> dict[str, Callable[[], object]]:
         """A function for each stage that runs it once."""
@@ -78,47 +80,47 @@ class Stages:
             found[graph] = partial(self.pipe.run, graph, inputs)
         found["denoise"] = self.loop()
         factor = self.pipe.bundle.manifest.model.vae_scale_factor
-        shape = (self.bucket.batch, self.bucket.height * factor, self.bucket.width * factor, 3)
+        shape = (self.batch, self.bucket.height * factor, self.bucket.width * factor, 3)
         found["picture and PNG"] = partial(_png, np.random.default_rng(0).integers(0, 256, shape, np.uint8))
         return found
 
     def loop(self) -> Callable[[], object]:
         """A function that runs the denoising loop once and appends to `per_call`."""
         bundle, bucket = self.pipe.bundle, self.bucket
-        model, batch = bundle.manifest.model, bucket.batch
         random = np.random.default_rng(0)
-        latents = (1, model.latent_channels, bucket.height, bucket.width)
-        width = next(spec.shape[-1] for spec in bundle.graph("context").inputs)
-        inputs = random_inputs(bundle.graph("time"), {"n": batch * bucket.groups})
-        graph = bundle.graph("denoise")
-        extra = [spec for spec in graph.inputs if spec.name == "extra"]
         plan = ddim_plan(bundle, self.calls)
-        denoiser = self.pipe.denoiser(bucket)
-        options: dict[str, Any] = {
-            "context": random.standard_normal((batch, bucket.groups, bucket.tokens, width), np.float32),
-            "guidance": np.tile(np.array([-6.5, 7.5][-bucket.groups :], np.float32), (batch, 1)),
-            "guidance_rescale": np.zeros(batch, np.float32),
-            "noise": [random.standard_normal(latents, np.float32) for _ in range(batch)],
-            "time_inputs": {
-                name: array.reshape(batch, bucket.groups, -1) for name, array in inputs.items() if name != "timesteps"
-            },
-            "extra": random.standard_normal(shape_at(extra[0], self.sizes), np.float32) if extra else None,
-        }
+        width = next(spec.shape[-1] for spec in bundle.graph("context").inputs)
+        noise = (1, bundle.manifest.model.latent_channels, bucket.height, bucket.width)
+        time_inputs = random_inputs(bundle.graph("time"), {"n": bucket.groups})
+        extra = [spec for spec in bundle.graph("denoise").inputs if spec.name == "extra"]
+        trajectories = [
+            Trajectory(
+                plan,
+                random.standard_normal((bucket.groups, bucket.tokens, width), np.float32),
+                np.tile(np.array([-6.5, 7.5][-bucket.groups :], np.float32), (self.calls, 1)),
+                random.standard_normal(noise, np.float32),
+                extra=random.standard_normal(shape_at(extra[0], self.sizes)[1:], np.float32) if extra else None,
+                time_inputs={name: array for name, array in time_inputs.items() if name != "timesteps"},
+            )
+            for _ in range(self.batch)
+        ]
 
-        def run() -> None:
-            steps = iter(denoiser.run([plan] * batch, **options))
-            _wait(next(steps))
-            start = time.perf_counter()
-            for step in steps:
-                last = step
-            _wait(last)
-            self.per_call.append((time.perf_counter() - start) / (self.calls - 1))
+        def loop() -> None:
+            with closing(self.pipe.slots(bucket, self.batch)) as slots:
+                calls = run(slots, trajectories)
+                _wait(next(calls))
+                start = time.perf_counter()
+                for images in calls:
+                    last = images
+                _wait(last)
+                self.per_call.append((time.perf_counter() - start) / (self.calls - 1))
 
-        return run
+        return loop
 
 
-def _wait(step: DenoiseStep) -> None:
-    step.read(0)
+def _wait(images: Sequence[Passed]) -> None:
+    for fetch in [image.fetch(0) for image in images]:
+        fetch.result()
 
 
 def _png(images: NDArray[np.uint8]) -> None:
@@ -162,9 +164,9 @@ def main() -> None:
     with pipelines(arguments) as pipes:
         model = next(iter(pipes.values())).bundle.manifest.model
         height, width = (size // model.vae_scale_factor for size in (arguments.height, arguments.width))
-        bucket = Bucket(arguments.batch, 2, height, width, model.text_encoders[0].max_length)
+        bucket = Bucket(2, height, width, model.text_encoders[0].max_length)
         stages = {
-            backend: Stages(pipe, bucket, steps=arguments.steps, calls=arguments.calls)
+            backend: Stages(pipe, bucket, arguments.batch, steps=arguments.steps, calls=arguments.calls)
             for backend, pipe in pipes.items()
         }
         seconds = measure(stages, arguments.repetitions)

@@ -74,13 +74,7 @@ def _onnxruntime(wish: _Wish, device: str) -> Backend:
     require_device("cuda")
     from .ort.on_gpu import OrtCudaBackend  # imported here because it is not needed without a GPU
 
-    backend = OrtCudaBackend(wish.bundle, wish.engines, device_index=_index(device))
-    try:
-        backend.fitted("time", {"n": 1})  # a small graph, so that missing libraries are found now
-    except BackendError:
-        backend.close()
-        raise
-    return backend
+    return OrtCudaBackend(wish.bundle, wish.engines, device_index=_index(device))
 
 
 def _index(device: str) -> int:

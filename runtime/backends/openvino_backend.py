@@ -1,11 +1,11 @@
 """The OpenVINO backend: compiles a bundle's ONNX files for the CPU.
 
-`denoise` is compiled for each size, and the last few are kept; all other graphs are compiled once, with dynamic shapes.
+`denoise` is compiled for each size of images and any number of them, and the last few sizes are kept; all other graphs
+are compiled once, with dynamic shapes.
 docs/decisions/0010-openvino-on-cpus.md has the reasons.
 """
 
 import importlib.util
-import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import NewWeights
-from latentrt.runtime.bundle import Bundle, Graph, shape_at, sizes_of_inputs
+from latentrt.runtime.bundle import Bundle, Graph, TensorSpec, shape_at, sizes_of_inputs
 from latentrt.runtime.errors import BackendError
-from latentrt.runtime.loop.host import Arrays, BoundCall, HostDenoiser
+from latentrt.runtime.loop.host import Arrays, BoundCall, HostSlots
+from latentrt.runtime.loop.tables import TimeFeatures
 from latentrt.runtime.protocols import Bucket
 from latentrt.runtime.weights import to_float32
+
+from .engine_cache import EngineCache
 
 if TYPE_CHECKING:
     import openvino
 
-# Each holds another copy of the UNet's weights, in the layout of its kernels.
+# Sizes of `denoise`; each holds another copy of the UNet's weights, in the layout of its kernels.
 KEPT_SIZES = 2
 _HALVES = {"f16": "float16", "bf16": "bfloat16"}
+_Key = tuple[str, Bucket | None]  # a graph, and the sizes that it is compiled for
 
 
 def openvino_is_installed() -> bool:
@@ -50,50 +54,28 @@ class OpenVinoBackend:
             raise BackendError("openvino has no plugin for this CPU: use backend='onnxruntime'")
         self._has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._models = {graph: self._read(graph) for graph in bundle.manifest.graphs}
-        self._weights: NewWeights = {}
-        self._engines: dict[str, OpenVinoEngine] = {}
-        self._denoise: dict[Bucket, OpenVinoEngine] = {}
-        self._lock = threading.Lock()
+        self._engines = EngineCache(self._make, graph_of=lambda key: key[0], kept=KEPT_SIZES)
+        self._features = TimeFeatures(lambda graph, inputs: self.engine(graph).run(inputs))
         self.engine("time")
 
     def engine(self, graph: str) -> "OpenVinoEngine":
         """The engine of a graph for all sizes, created on first use and kept."""
-        with self._lock:
-            if graph not in self._engines:
-                self._engines[graph] = self._compiled(graph, self._weights)
-            return self._engines[graph]
+        return self._engines.get((graph, None))
 
-    def denoiser(self, bucket: Bucket) -> HostDenoiser:
-        """A denoiser for these sizes."""
-        time, context = self.engine("time"), self.engine("context")
-        with self._lock:
-            # In order of last use: the first one is evicted.
-            denoise = self._denoise.pop(bucket, None) or self._compiled("denoise", self._weights, bucket)
-            self._denoise[bucket] = denoise
-            while len(self._denoise) > KEPT_SIZES:
-                del self._denoise[next(iter(self._denoise))]
-        return HostDenoiser((time, context, denoise), bucket, blend=lambda: self.engine("blend"))
+    def slots(self, bucket: Bucket, count: int) -> HostSlots:
+        """See `Backend.slots`."""
+        denoise = self._engines.get(("denoise", bucket))
+        return HostSlots(bucket, count, denoise=denoise, engine=self.engine, features=self._features)
 
     def set_weights(self, weights: NewWeights) -> None:
         """See `Backend.set_weights`. Recompiles the changed graphs, as compilation converts the weights."""
-        with self._lock:
-            changed = {*self._weights, *weights}
-            engines = {name: self._compiled(name, weights) for name in self._engines if name in changed}
-            # Other sizes are recompiled on their next use.
-            last = list(self._denoise)[-1:] if "denoise" in changed else []
-            denoise = {bucket: self._compiled("denoise", weights, bucket) for bucket in last}
-            self._weights, self._engines = weights, self._engines | engines
-            if "denoise" in changed:
-                self._denoise = denoise
+        self._engines.replace(weights)
+        self._features.clear()
 
     def close(self) -> None:
         """Free all memory."""
-        with self._lock:
-            for engines in (self._engines, self._denoise):
-                for engine in engines.values():
-                    engine.close()
-                engines.clear()
-            self._models.clear()
+        self._engines.close()
+        self._models.clear()
 
     def _read(self, graph: str) -> "openvino.Model":
         path = self._bundle.file(self._bundle.graph(graph).file)
@@ -102,13 +84,13 @@ class OpenVinoBackend:
         except Exception as error:  # openvino's errors have no common base class
             raise BackendError(f"openvino cannot read {path}: {_reason(error)}") from error
 
-    def _compiled(self, graph: str, weights: NewWeights, bucket: Bucket | None = None) -> "OpenVinoEngine":
-        """Compile a graph with these weights, for the sizes of a bucket or for all sizes."""
+    def _make(self, key: "_Key", weights: NewWeights) -> "OpenVinoEngine":
+        graph, bucket = key
         if graph not in self._models:
             raise BackendError(f"the engine of {self._bundle.graph(graph).file} is closed")
         spec, model = self._bundle.graph(graph), _model_with(self._models[graph], weights.get(graph, {}))
         if bucket is not None:
-            model.reshape({tensor.name: list(shape_at(tensor, bucket.sizes)) for tensor in spec.inputs})
+            model.reshape({tensor.name: _any_batch(tensor, bucket) for tensor in spec.inputs})
         recipe = self._bundle.manifest.recipe
         precision = recipe.vae_precision if graph.startswith("vae") else recipe.precision
         options = {
@@ -144,19 +126,14 @@ class OpenVinoEngine:
         request = self._request()
         dtypes = {spec.name: spec.dtype for spec in (*self.spec.inputs, *self.spec.outputs)}
         # Tensors share memory with their arrays, and must live as long as the request.
-        bound: dict[str, openvino.Tensor] = {}
+        bound = {name: _tensor(dtypes[name], array) for name, array in {**inputs, **outputs}.items()}
+        for name, tensor in bound.items():
+            request.set_tensor(name, tensor)
 
-        def bind(arrays: Arrays) -> None:
-            for name, array in arrays.items():
-                bound[name] = _tensor(dtypes[name], array)
-                request.set_tensor(name, bound[name])
-
-        def call(changing: Arrays) -> None:
-            bind(changing)
+        def call() -> None:
+            assert bound
             request.infer()
 
-        bind(inputs)
-        bind(outputs)
         return call
 
     def close(self) -> None:
@@ -167,6 +144,14 @@ class OpenVinoEngine:
         if self._compiled is None:
             raise BackendError(f"the engine of {self.spec.file} is closed")
         return self._compiled.create_infer_request()
+
+
+def _any_batch(tensor: TensorSpec, bucket: Bucket) -> list[Any]:
+    """The shape of an input at the sizes of a bucket, for any number of images."""
+    import openvino
+
+    one, two = (shape_at(tensor, bucket.sizes(batch)) for batch in (1, 2))
+    return [a if a == b else openvino.Dimension(a, -1) for a, b in zip(one, two, strict=True)]
 
 
 def _reason(error: Exception) -> str:

@@ -4,6 +4,7 @@ Every failed call raises `BackendError`. Knows nothing about engines or the loop
 """
 
 import ctypes
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.errors import BackendError
+from latentrt.runtime.errors import BackendError, OutOfMemoryError
+
+from .recording import no_recording
 
 Bytes = NDArray[np.uint8]
 
@@ -60,16 +63,38 @@ def _device(cuda: Any, index: int) -> Device:
     return Device(index, name, f"{facts.major}.{facts.minor}", int(facts.totalGlobalMem))
 
 
+def use_device(index: int) -> None:
+    """Make a GPU the current one of this thread."""
+    _checked(_cuda().cudaSetDevice(index))
+
+
+@contextmanager
+def on_device(index: int) -> Iterator[None]:
+    """Make a GPU the current one of this thread, and afterwards the one that it was before."""
+    cuda = _cuda()
+    before = _checked(cuda.cudaGetDevice())
+    if before == index:
+        yield
+        return
+    _checked(cuda.cudaSetDevice(index))
+    try:
+        yield
+    finally:
+        _checked(cuda.cudaSetDevice(before))
+
+
 class DeviceMemory:
     """A block of device memory, 256-byte aligned, uninitialised. Allocating and freeing synchronise the device."""
 
     def __init__(self, size: int) -> None:
+        """Raises `OutOfMemoryError`."""
         cuda = _cuda()
-        status, address = cuda.cudaMalloc(max(size, 1))
+        with no_recording():
+            status, address = cuda.cudaMalloc(max(size, 1))
         if status == cuda.cudaError_t.cudaErrorMemoryAllocation:
             cuda.cudaGetLastError()  # clear the error, or a later call would return it
             free, total = _checked(cuda.cudaMemGetInfo())
-            raise BackendError(
+            raise OutOfMemoryError(
                 f"cannot allocate {size / 2**20:,.0f} MiB: {free / 2**20:,.0f} of the GPU's {total / 2**20:,.0f} MiB "
                 "are free. Draw fewer or smaller images at once, or close other pipelines and programs"
             )
@@ -77,9 +102,10 @@ class DeviceMemory:
 
     def close(self) -> None:
         """Free the memory. May be called twice."""
-        if self.address:
-            _checked(_cuda().cudaFree(self.address))
-            self.address = 0
+        address, self.address = self.address, 0
+        if address:
+            with no_recording():
+                _checked(_cuda().cudaFree(address))
 
 
 class PinnedMemory:
@@ -87,70 +113,101 @@ class PinnedMemory:
 
     def __init__(self, size: int) -> None:
         cuda = _cuda()
-        self.address = int(_checked(cuda.cudaHostAlloc(max(size, 1), cuda.cudaHostAllocDefault)))
+        with no_recording():
+            self.address = int(_checked(cuda.cudaHostAlloc(max(size, 1), cuda.cudaHostAllocDefault)))
         buffer = (ctypes.c_uint8 * size).from_address(self.address)
         self.bytes: Bytes = np.ctypeslib.as_array(buffer)
 
     def close(self) -> None:
         """Free the memory; no array may view it any more."""
-        if self.address:
+        address, self.address = self.address, 0
+        if address:
             self.bytes = self.bytes[:0]
-            _checked(_cuda().cudaFreeHost(self.address))
-            self.address = 0
+            with no_recording():
+                _checked(_cuda().cudaFreeHost(address))
+
+
+class Event:
+    """A point in the work of a stream. `record` moves it to the end of the work that is queued now."""
+
+    def __init__(self) -> None:
+        cuda = _cuda()
+        self._event: Any = _checked(cuda.cudaEventCreateWithFlags(cuda.cudaEventDisableTiming))
+
+    def record(self, stream: "Stream") -> None:
+        """Queue the event."""
+        _checked(_cuda().cudaEventRecord(self._event, stream.queue))
+
+    def synchronize(self) -> None:
+        """Wait for the event, and for nothing behind it."""
+        with no_recording():
+            _checked(_cuda().cudaEventSynchronize(self._event))
+
+    def done(self) -> bool:
+        """Whether the event has been reached."""
+        cuda = _cuda()
+        with no_recording():
+            (status,) = cuda.cudaEventQuery(self._event)
+        if status == cuda.cudaError_t.cudaErrorNotReady:
+            return False
+        _checked((status,))
+        return True
+
+    def close(self) -> None:
+        """Destroy the event. May be called twice."""
+        event, self._event = self._event, None
+        if event is not None:
+            _checked(_cuda().cudaEventDestroy(event))
 
 
 class Stream:
-    """A CUDA stream. Not thread-safe."""
+    """A CUDA stream of the current GPU. Not thread-safe."""
 
-    def __init__(self, device_index: int) -> None:
+    def __init__(self) -> None:
         cuda = _cuda()
-        self._device_index = device_index
-        self.make_current()
-        self._stream: Any = _checked(cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking))
-        self.handle = int(self._stream)
-
-    def make_current(self) -> None:
-        """Make this stream's GPU the current device of this thread."""
-        _checked(_cuda().cudaSetDevice(self._device_index))
+        self.queue: Any = _checked(cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking))
+        self.handle = int(self.queue)
 
     def copy(self, target: int, source: int, size: int) -> None:
         """Copy bytes between device addresses, asynchronously."""
         self._copy(target, source, size, "cudaMemcpyDeviceToDevice")
 
     def upload(self, target: int, source: Bytes) -> None:
-        """Copy pinned bytes to the GPU, asynchronously; do not change them until the stream is synchronised."""
+        """Copy pinned bytes to the GPU, asynchronously; do not change them until it is done."""
         self._copy(target, source.ctypes.data, source.nbytes, "cudaMemcpyHostToDevice")
 
     def download(self, target: Bytes, source: int) -> None:
-        """Copy to pinned bytes, asynchronously; they are valid once the stream is synchronised."""
+        """Copy to pinned bytes, asynchronously; they are valid once it is done."""
         self._copy(target.ctypes.data, source, target.nbytes, "cudaMemcpyDeviceToHost")
 
     def _copy(self, target: int, source: int, size: int, kind: str) -> None:
         cuda = _cuda()
-        _checked(cuda.cudaMemcpyAsync(target, source, size, getattr(cuda.cudaMemcpyKind, kind), self._stream))
+        _checked(cuda.cudaMemcpyAsync(target, source, size, getattr(cuda.cudaMemcpyKind, kind), self.queue))
 
     def zero(self, memory: DeviceMemory) -> None:
         """Fill a block with zeros, asynchronously."""
-        _checked(_cuda().cudaMemsetAsync(memory.address, 0, memory.size, self._stream))
+        _checked(_cuda().cudaMemsetAsync(memory.address, 0, memory.size, self.queue))
 
     def synchronize(self) -> None:
         """Wait for all work on the stream."""
-        _checked(_cuda().cudaStreamSynchronize(self._stream))
+        with no_recording():
+            _checked(_cuda().cudaStreamSynchronize(self.queue))
 
     @contextmanager
     def _capturing(self) -> Iterator[list[Any]]:
         cuda = _cuda()
         # Thread-local mode: other threads may allocate and synchronise during the capture.
-        _checked(cuda.cudaStreamBeginCapture(self._stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+        _checked(cuda.cudaStreamBeginCapture(self.queue, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
         captured: list[Any] = []
         try:
-            yield captured
+            with _without_garbage_collection():
+                yield captured
         except BaseException:
-            _, broken = cuda.cudaStreamEndCapture(self._stream)  # otherwise the stream stays unusable
+            _, broken = cuda.cudaStreamEndCapture(self.queue)  # otherwise the stream stays unusable
             if broken is not None and int(broken):
                 cuda.cudaGraphDestroy(broken)
             raise
-        captured.append(_checked(cuda.cudaStreamEndCapture(self._stream)))
+        captured.append(_checked(cuda.cudaStreamEndCapture(self.queue)))
 
     def capture(self, work: Callable[[], object]) -> "CapturedGraph":
         """Capture the work that `work` enqueues on this stream, with its addresses, instead of running it."""
@@ -160,15 +217,16 @@ class Stream:
 
     def launch(self, graph: "CapturedGraph") -> None:
         """Launch a captured graph."""
-        _checked(_cuda().cudaGraphLaunch(graph.executable, self._stream))
+        _checked(_cuda().cudaGraphLaunch(graph.executable, self.queue))
 
     def close(self) -> None:
         """Synchronise and destroy the stream."""
         if self.handle:
-            self.make_current()
-            self.synchronize()
-            _checked(_cuda().cudaStreamDestroy(self._stream))
             self.handle = 0
+            try:
+                self.synchronize()
+            finally:
+                _checked(_cuda().cudaStreamDestroy(self.queue))
 
 
 class CapturedGraph:
@@ -186,6 +244,18 @@ class CapturedGraph:
         if self.executable is not None:
             _checked(_cuda().cudaGraphExecDestroy(self.executable))
             self.executable = None
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """An object of a GPU library that is freed during a capture, in its thread, breaks the capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _checked(answer: tuple[Any, ...]) -> Any:

@@ -1,16 +1,39 @@
-"""The protocol of GPU backends, and an engine for host arrays on top of it."""
+"""What the loop needs from a library for GPUs: engines that are bound to sizes and addresses, then enqueued."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from latentrt.runtime.bundle import Graph, Sizes
 
-from latentrt.runtime.bundle import Graph, Sizes, sizes_of_inputs
+from .device import DeviceMemory
 
-from .lane import DeviceEngine
-from .lane_pool import LanePool
+
+class BoundEngine(Protocol):
+    """An engine with its sizes, addresses and scratch memory."""
+
+    def __call__(self, stream: int) -> None:
+        """Enqueue it on a stream; raises `BackendError` with the library's error."""
+
+    def capturable(self, stream: int) -> bool:
+        """Whether this can be captured as a CUDA graph, after it ran once; libraries that do it themselves say no."""
+
+    def close(self) -> None:
+        """Free it; it must not be running."""
+
+
+class DeviceEngine(Protocol):
+    """A graph loaded on a GPU by some library.
+
+    Attributes:
+        scratch_size: bytes of scratch memory that a bound engine needs.
+    """
+
+    spec: Graph
+    scratch_size: int
+
+    def bind(self, sizes: Sizes, addresses: Mapping[str, int], scratch: DeviceMemory) -> BoundEngine:
+        """Bind all tensors; the stream's work is in order, so bound engines of one stream may share scratch memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,9 +45,7 @@ class Fitted:
 
 
 class GpuBackend(Protocol):
-    """What the loop needs from a backend."""
-
-    lanes: LanePool
+    """What finds engines."""
 
     def fitted(self, graph: str, sizes: Sizes, *, split: bool = False) -> Fitted:
         """The best engine for these sizes; with `split`, rows may be spread over several runs.
@@ -32,28 +53,8 @@ class GpuBackend(Protocol):
         Raises `BackendError`, with the build command, if none fits.
         """
 
+    def batches(self, sizes: Sizes) -> Sequence[int]:
+        """The numbers of images that `denoise` can run, ascending, up to the first one that holds `sizes["B"]`."""
 
-class GpuEngine:
-    """Runs a graph on host arrays, split over several runs if the engine takes fewer rows."""
-
-    def __init__(self, backend: GpuBackend, spec: Graph, graph: str) -> None:
-        self.spec = spec
-        self._backend, self._graph = backend, graph
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the graph; returns all outputs by name."""
-        sizes = sizes_of_inputs(self.spec, {name: array.shape for name, array in inputs.items()})
-        fitted = self._backend.fitted(self._graph, sizes, split=True)
-        rows = next(iter(inputs.values())).shape[0]
-        step = fitted.sizes[str(self.spec.inputs[0].shape[0])]
-        pieces: dict[str, list[NDArray[Any]]] = {spec.name: [] for spec in self.spec.outputs}
-        with self._backend.lanes.one_shot_lane() as lane:
-            context = lane.context(fitted.engine, fitted.sizes, kept=False)
-            context.resize(fitted.sizes)
-            for at in range(0, rows, step):
-                for spec in self.spec.inputs:
-                    context.write(spec.name, inputs[spec.name][at : at + step].astype(spec.dtype, copy=False))
-                context.enqueue()
-                for spec in self.spec.outputs:
-                    pieces[spec.name].append(context.read(spec)[: rows - at])
-        return {name: np.concatenate(parts) for name, parts in pieces.items()}
+    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a graph on host arrays."""

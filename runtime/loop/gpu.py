@@ -1,171 +1,224 @@
-"""The denoising loop on a GPU: uploads everything before the first call, and waits only when a step is read.
+"""Slots in device memory.
 
-Knows lanes and addresses; knows nothing about the library, which is behind `GpuBackend`.
+A UNet call costs three driver calls that queue work, whatever the batch: an upload of its rows, a launch, an event. The
+host then waits for the event of the call before, so that one call is queued while another runs. Two state buffers
+alternate. Knows buffers and addresses; knows nothing about the library, which is behind `GpuBackend`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from latentrt.runtime.arrays import NO_INPUTS, Float32
-from latentrt.runtime.bundle import Sizes
-from latentrt.runtime.errors import BackendError, InputError
-from latentrt.runtime.gpu.engine import GpuBackend
-from latentrt.runtime.gpu.lane import Execution, Lane
-from latentrt.runtime.protocols import Bucket, DenoiseStep
-from latentrt.runtime.scheduler import Plan
+from latentrt.runtime.arrays import Float32
+from latentrt.runtime.bundle import Graph, Sizes, shape_at
+from latentrt.runtime.errors import BackendError
+from latentrt.runtime.gpu.buffers import Buffers
+from latentrt.runtime.gpu.device import DeviceMemory, Event, Stream
+from latentrt.runtime.gpu.engine import BoundEngine, DeviceEngine, GpuBackend
+from latentrt.runtime.gpu.launch import Launch
+from latentrt.runtime.gpu.staging import Download, Staging
+from latentrt.runtime.protocols import Bucket, Trajectory
 
-from .tables import KnownParts, LoopTables, time_rows
+from .call_block import CallBlock
+from .tables import CALL_INPUTS, CallRows, TimeFeatures, known_parts
 
-ALIGNED_ROWS = 256  # so many rows of any size are a multiple of 256 bytes, the alignment of output addresses
 
+class GpuSlots:
+    """See `Slots`."""
 
-class GpuDenoiser:
-    """The loop for one bucket of sizes, on an engine that may have a larger batch."""
-
-    def __init__(self, backend: GpuBackend, bucket: Bucket) -> None:
-        self._backend, self._bucket = backend, bucket
-        # Loaded now, so that missing or damaged engines are reported before the loop starts.
-        self._denoise = backend.fitted("denoise", bucket.sizes)
-
-    def run(
+    def __init__(
         self,
-        plans: Sequence[Plan],
+        backend: GpuBackend,
+        denoise: Graph,
+        bucket: Bucket,
+        count: int,
         *,
-        context: Float32,
-        guidance: Float32,
-        guidance_rescale: Float32,
-        noise: Sequence[Float32],
-        clean: Float32 | None = None,
-        time_inputs: Mapping[str, Float32] = NO_INPUTS,
-        extra: Float32 | None = None,
-        mask: Float32 | None = None,
-    ) -> Iterator[DenoiseStep]:
-        """See `Denoiser.run`."""
-        engine, sizes = self._denoise.engine, self._denoise.sizes
-        batch = sizes["B"]
-        tables = LoopTables.from_plans(plans, noise, clean).padded(batch)
-        known = None if mask is None or clean is None else KnownParts.from_plans(plans, noise, clean, mask)
-        padded = {name: _with_rows(array, batch) for name, array in time_inputs.items()}
-        rows = time_rows(tables.timesteps, sizes["G"], padded)
-        fixed = {"guidance": guidance, "guidance_rescale": guidance_rescale}
-        if extra is not None:
-            fixed["extra"] = extra
-        with self._backend.lanes.lane() as lane:
-            denoise = lane.context(engine, sizes, kept=True)
-            denoise.resize(sizes)
-            for name, array in fixed.items():
-                denoise.write(name, _with_rows(array, batch))
-            denoise.write("state", tables.state)
-            self._write_keys_and_values(lane, denoise, context)
-            blend = None if known is None else _Blend(self._backend, lane, denoise, sizes, known)
-            yield from self._calls(lane, denoise, tables, rows, blend)
+        stream: Stream,
+        owns_stream: bool,
+        features: TimeFeatures,
+    ) -> None:
+        """A stream that it does not own is shared, and all of its work comes from one thread.
 
-    def _calls(
-        self,
-        lane: Lane,
-        denoise: Execution,
-        tables: LoopTables,
-        rows: Mapping[str, Float32],
-        blend: "_Blend | None",
-    ) -> Iterator[DenoiseStep]:
-        """For each call: copy its rows of the tables, launch `denoise`, and `blend` if there is a mask."""
-        coefficients = _Table(lane, denoise, "coefficients", len(tables.coefficients))
-        lane.upload(coefficients.address, tables.coefficients)
-        features = _Table(lane, denoise, "time_features", len(tables.timesteps))
-        self._compute_time_features(lane, features, rows)
-        fresh = [array for array in tables.noise if array is not None]
-        noise = _Table(lane, denoise, "noise", len(fresh))
-        for i, array in enumerate(fresh):
-            lane.upload(noise.address + i * noise.row_size, array)
-        # Calls without a draw have noise coefficients of 0, so the input may keep the last draw or zeros.
-        draws = iter(range(len(fresh)))
-        total, current = len(tables.timesteps), [0]
+        Raises `OutOfMemoryError`, and `BackendError` if an engine is missing or damaged; then nothing stays allocated.
+        """
+        self.bucket, self.counts = bucket, backend.batches(bucket.sizes(count))
+        capacity = self.counts[-1]
+        self._backend, self._stream, self._features, self._spec = backend, stream, features, denoise
+        self._sizes = bucket.sizes(capacity)
+        self._rows, self._staging = CallRows(capacity), Staging(stream)
+        self._calls = self._now = 0  # `_now` is which of the states is the current one
+        self._launches: dict[tuple[int, int, bool], Launch] = {}
+        self._context: tuple[BoundEngine, Buffers] | None = None
+        self._scratch: DeviceMemory | None = None
+        self._opened: list[Buffers | CallBlock | Event | Stream] = [stream] if owns_stream else []
+        self._known: Buffers | None = None
         try:
-            for k in range(total):
-                lane.stream.make_current()  # the caller may continue from another thread
-                coefficients.copy_row(k)
-                features.copy_row(k)
-                if tables.noise[k] is not None:
-                    noise.copy_row(next(draws))
-                denoise.enqueue_and_copy("next_state", "state")
-                if blend is not None:
-                    blend.enqueue(k)
-                current[0] = k
-                yield DenoiseStep(k, total, partial(self._read, lane, denoise, current, k))
-        finally:
-            current[0] = -1  # from here on, the lane may serve another call
+            # Loaded now, so that missing or damaged engines are reported before the loop starts.
+            self._denoise(capacity)
+            self._events = self._open(Event()), self._open(Event())
+            self._block = self._open(CallBlock(stream, denoise, self._sizes))
+            resident = [spec for spec in denoise.inputs if spec.name not in (*CALL_INPUTS, "noise")]
+            self._buffers = self._open(Buffers(stream, (*resident, *denoise.outputs), self._sizes))
+        except BackendError:
+            self.close()
+            raise
 
-    def _read(self, lane: Lane, denoise: Execution, current: Sequence[int], k: int, register: int) -> Float32:
-        if current[0] != k:
-            raise InputError(f"the state after call {k} is no longer available: read it before the next step")
-        lane.stream.make_current()
-        spec = next(tensor for tensor in denoise.engine.spec.inputs if tensor.name == "state")
-        state: Float32 = denoise.read(spec)
-        return state[: self._bucket.batch, register].copy()
+    def _open(self, resource: Any) -> Any:
+        self._opened.append(resource)
+        return resource
 
-    def _write_keys_and_values(self, lane: Lane, denoise: Execution, context: Float32) -> None:
-        """Run `context`, which writes directly into the inputs of `denoise`."""
-        hidden_states = _with_rows(context, self._denoise.sizes["B"]).reshape(-1, *context.shape[2:])
-        sizes = {"n": len(hidden_states), "S": hidden_states.shape[1]}
-        engine = self._backend.fitted("context", sizes).engine
-        once = lane.context(engine, sizes, kept=False)
-        once.resize(sizes, {tensor.name: denoise.addresses[tensor.name] for tensor in engine.spec.outputs})
-        once.write("hidden_states", hidden_states)
-        once.enqueue()
+    # --- filling ------------------------------------------------------------------------------------------------------
 
-    def _compute_time_features(self, lane: Lane, table: "_Table", rows: Mapping[str, Float32]) -> None:
-        """Run `time`, which writes directly into the table: one row per call, image and group."""
-        count = len(rows["timesteps"])
-        time = self._backend.fitted("time", {"n": count}, split=True)
-        once = lane.context(time.engine, time.sizes, kept=False)
-        row_size = table.size // count
-        # Each run starts at an aligned address, whatever the size of a row.
-        step = time.sizes["n"] // ALIGNED_ROWS * ALIGNED_ROWS or time.sizes["n"]
-        for at in range(0, count, step):
-            once.resize({"n": min(step, count - at)}, {"time_features": table.address + at * row_size})
-            for name, array in rows.items():
-                once.write(name, array[at : at + step])
-            once.enqueue()
+    def fill(self, slot: int, trajectory: Trajectory) -> None:
+        """See `Slots.fill`."""
+        self._rows.fill(slot, trajectory, self._features.of(trajectory))
+        self._write(self._state(slot), trajectory.initial_state())
+        self._write_keys_and_values(slot, trajectory.context)
+        if trajectory.extra is not None:
+            self._write(self._address(self._buffers, "extra", slot), trajectory.extra)
+        if trajectory.mask is not None and self._known is None:
+            self._known = self._new_known()
+        if self._known is not None:
+            for name, value in known_parts(trajectory).items():
+                size = self._known.sizes[name] // self.counts[-1] // 4
+                self._write(self._address(self._known, name, slot), np.broadcast_to(np.float32(value).ravel(), size))
 
+    def _write(self, address: int, array: NDArray[Any]) -> None:
+        self._staging.upload(address, array)
 
-class _Blend:
-    """The engine `blend` on the state of `denoise`: reads it in place, and its result is copied back."""
+    def _write_keys_and_values(self, slot: int, context: Float32) -> None:
+        """Run `context` into buffers of its own, as a row of the slots is not always aligned, and copy the rows."""
+        if self._context is None:
+            fitted = self._backend.fitted("context", {"n": len(context), "S": context.shape[1]})
+            tensors = (*fitted.engine.spec.inputs, *fitted.engine.spec.outputs)
+            buffers = self._open(Buffers(self._stream, tensors, fitted.sizes))
+            self._context = self._bind(fitted.engine, fitted.sizes, buffers.addresses), buffers
+        bound, buffers = self._context
+        self._write(buffers.addresses["hidden_states"], context)
+        bound(self._stream.handle)
+        for name in set(buffers.addresses) - {"hidden_states"}:
+            size = self._buffers.sizes[name] // self.counts[-1]
+            self._stream.copy(self._address(self._buffers, name, slot), buffers.addresses[name], size)
 
-    def __init__(self, backend: GpuBackend, lane: Lane, denoise: Execution, sizes: Sizes, known: KnownParts) -> None:
-        sizes = {symbol: sizes[symbol] for symbol in "Bhw"}
-        blend = backend.fitted("blend", sizes)
-        if blend.sizes != sizes:  # it would write beyond the end of the state
+    def _new_known(self) -> Buffers:
+        """Inputs of `blend`; slots without a mask keep their whole state."""
+        graph = self._blend(self.counts[-1]).spec
+        known: Buffers = self._open(
+            Buffers(self._stream, [s for s in graph.inputs if s.name in ("mask", "clean", "noise")], self._sizes)
+        )
+        self._write(known.addresses["mask"], np.ones(known.sizes["mask"] // 4, np.float32))
+        return known
+
+    def move(self, source: int, target: int) -> None:
+        """See `Slots.move`."""
+        self._rows.move(source, target)
+        size = self._buffers.sizes["state"] // self.counts[-1]
+        self._stream.copy(self._state(target), self._state(source), size)
+        for buffers in filter(None, (self._buffers, self._known)):
+            for name in set(buffers.addresses) - {"state", "next_state"}:
+                size = buffers.sizes[name] // self.counts[-1]
+                self._stream.copy(self._address(buffers, name, target), self._address(buffers, name, source), size)
+
+    # --- calls --------------------------------------------------------------------------------------------------------
+
+    def call(self, at: NDArray[np.int32]) -> None:
+        """See `Slots.call`."""
+        calls = at.tolist()
+        count = next(count for count in self.counts if count >= len(calls))
+        draws, masked = self._rows.draws(calls), self._rows.masked(calls)
+        turn = self._calls % 2
+        self._rows.write(calls, self._block.rows(turn, count, noise=draws))
+        self._block.upload(turn, count, noise=draws)
+        self._launch(count, masked=masked)()
+        if not masked:  # `blend` writes back to the buffer that `denoise` reads
+            self._now = 1 - self._now
+        self._events[turn].record(self._stream)
+        if self._calls:
+            self._events[1 - turn].synchronize()
+        self._calls += 1
+
+    def _launch(self, count: int, *, masked: bool) -> Launch:
+        key = (count, self._now, masked)
+        if key not in self._launches:
+            names = ("state", "next_state") if self._now == 0 else ("next_state", "state")
+            now, after = (self._buffers.addresses[name] for name in names)
+            addresses = self._buffers.addresses | self._block.addresses | {"state": now, "next_state": after}
+            engines = [self._bind(self._denoise(count), self.bucket.sizes(count), addresses)]
+            if masked:
+                assert self._known is not None
+                known = self._known.addresses | {"blend": self._block.addresses["blend"]}
+                sizes = {symbol: self.bucket.sizes(count)[symbol] for symbol in "Bhw"}
+                engines.append(self._bind(self._blend(count), sizes, known | {"state": after, "next_state": now}))
+            self._launches[key] = Launch(engines, self._stream)
+        return self._launches[key]
+
+    def _denoise(self, count: int) -> DeviceEngine:
+        return self._backend.fitted("denoise", self.bucket.sizes(count)).engine
+
+    def _blend(self, count: int) -> DeviceEngine:
+        sizes = {symbol: self.bucket.sizes(count)[symbol] for symbol in "Bhw"}
+        fitted = self._backend.fitted("blend", sizes)
+        if fitted.sizes != sizes:  # it would write beyond the end of the state
             raise BackendError(f"no engine of blend has the sizes of denoise, {sizes}: build both again")
-        known = known.padded(sizes["B"])
-        self._context = lane.context(blend.engine, sizes, kept=True)
-        self._context.resize(sizes, {"state": denoise.addresses["state"]})
-        for name, array in known.fixed.items():
-            self._context.write(name, array)
-        self._rows = _Table(lane, self._context, "blend", len(known.blend))
-        lane.upload(self._rows.address, known.blend)
+        return fitted.engine
 
-    def enqueue(self, k: int) -> None:
-        """Blend after call k."""
-        self._rows.copy_row(k)
-        self._context.enqueue_and_copy("next_state", "state")
+    def _bind(self, engine: DeviceEngine, sizes: Sizes, addresses: dict[str, int]) -> BoundEngine:
+        """Bind an engine to the scratch memory that all engines of the stream share."""
+        if self._scratch is None or self._scratch.size < engine.scratch_size:
+            self._forget_bound()
+            self._scratch = DeviceMemory(engine.scratch_size)
+        own = {spec.name for spec in (*engine.spec.inputs, *engine.spec.outputs)}
+        return engine.bind(sizes, {name: addresses[name] for name in own}, self._scratch)
+
+    def warm_up(self) -> None:
+        """Run the largest batch in both directions. The state of all slots stays."""
+        for _ in range(2):
+            self.call(np.full(self.counts[-1], -1, np.int32))
+        self._stream.synchronize()
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def fetch(self, slot: int, register: int) -> Download:
+        """See `Slots.fetch`."""
+        spec = next(tensor for tensor in self._spec.inputs if tensor.name == "state")
+        shape = shape_at(spec, self._sizes)[2:]
+        return self._staging.download(self._state(slot) + register * 4 * int(np.prod(shape)), shape, np.float32)
+
+    def _state(self, slot: int) -> int:
+        return self._address(self._buffers, ("state", "next_state")[self._now], slot)
+
+    def _address(self, buffers: Buffers, name: str, slot: int) -> int:
+        return buffers.addresses[name] + slot * (buffers.sizes[name] // self.counts[-1])
+
+    # --- closing ------------------------------------------------------------------------------------------------------
+
+    def rest(self) -> None:
+        """Wait until nothing runs."""
+        self._stream.synchronize()
+
+    def _forget_bound(self) -> None:
+        with suppress(BackendError):  # after an error of CUDA, what can be freed is freed
+            self._stream.synchronize()
+        for launch in self._launches.values():
+            launch.close()
+        self._launches.clear()
+        if self._context is not None:
+            self._context[0].close()
+            self._context = None
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
+
+    def close(self) -> None:
+        """Free all memory."""
+        self._forget_bound()
+        while self._opened:
+            self._opened.pop().close()
+        self._staging.close()
 
 
-class _Table:
-    """A table on the device; one row per call becomes an input of `denoise`."""
-
-    def __init__(self, lane: Lane, denoise: Execution, name: str, rows: int) -> None:
-        spec = next(tensor for tensor in denoise.engine.spec.inputs if tensor.name == name)
-        self.row_size = denoise.size_of(spec)
-        self.size = rows * self.row_size
-        self.address = lane.block(name, self.size).address
-        self._stream, self._target = lane.stream, denoise.addresses[name]
-
-    def copy_row(self, k: int) -> None:
-        self._stream.copy(self._target, self.address + k * self.row_size, self.row_size)
-
-
-def _with_rows(array: Float32, rows: int) -> Float32:
-    """Pad with zeros to this many rows."""
-    return np.pad(array, [(0, rows - len(array)), *[(0, 0)] * (array.ndim - 1)])
+def powers_of_two_to(count: int) -> list[int]:
+    """1, 2, 4 and so on below `count`, then `count` itself."""
+    return [*(1 << k for k in range((count - 1).bit_length())), count]

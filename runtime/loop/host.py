@@ -1,25 +1,25 @@
-"""The denoising loop on host arrays, for libraries that run a graph on given buffers.
+"""Slots in host memory, for libraries that run a graph on given buffers.
 
 Knows the order of calls and which buffer goes where; knows nothing about the libraries. Two state buffers alternate, so
-the state is never copied.
+the state is never copied. A call runs on the first rows of all buffers.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.arrays import NO_INPUTS, Float32
-from latentrt.runtime.protocols import Bucket, DenoiseStep, Engine
-from latentrt.runtime.scheduler import Plan
+from latentrt.runtime.arrays import DTYPES, Float32
+from latentrt.runtime.bundle import Graph, Sizes, shape_at
+from latentrt.runtime.protocols import Bucket, Engine, Trajectory
 
-from .tables import KnownParts, LoopTables, time_rows
+from .tables import CallRows, TimeFeatures, known_parts
 
 Arrays = Mapping[str, NDArray[Any]]
-# Runs a graph on its bound buffers, after rebinding these inputs.
-BoundCall = Callable[[Arrays], None]
+# Runs a graph on its bound buffers.
+BoundCall = Callable[[], None]
 
 
 class HostEngine(Engine, Protocol):
@@ -29,61 +29,103 @@ class HostEngine(Engine, Protocol):
         """Bind contiguous arrays. Every call reads the current content of the inputs and writes to the outputs."""
 
 
-class HostDenoiser:
-    """The loop for one bucket of sizes. Thread-safe: each run has its own buffers."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Copied:
+    """See `Fetch`."""
 
-    def __init__(self, parts: Sequence[HostEngine], bucket: Bucket, *, blend: Callable[[], HostEngine]) -> None:
-        """`parts` are the engines of time, context and denoise; `blend` creates its engine when needed."""
-        self._time, self._context, self._denoise = parts
-        self._bucket, self._blend = bucket, blend
+    array: Float32
 
-    def run(
+    def result(self) -> Float32:
+        return self.array
+
+
+class HostSlots:
+    """See `Slots`. Each call runs exactly as many rows as it has images."""
+
+    def __init__(
         self,
-        plans: Sequence[Plan],
+        bucket: Bucket,
+        count: int,
         *,
-        context: Float32,
-        guidance: Float32,
-        guidance_rescale: Float32,
-        noise: Sequence[Float32],
-        clean: Float32 | None = None,
-        time_inputs: Mapping[str, Float32] = NO_INPUTS,
-        extra: Float32 | None = None,
-        mask: Float32 | None = None,
-    ) -> Iterator[DenoiseStep]:
-        """See `Denoiser.run`."""
-        tables = LoopTables.from_plans(plans, noise, clean)
-        features = self._time_features(tables.timesteps, time_inputs)
-        keys_and_values = self._context.run({"hidden_states": context.reshape(-1, *context.shape[2:])})
-        fixed = {"guidance": guidance, "guidance_rescale": guidance_rescale, **keys_and_values}
-        if extra is not None:
-            fixed["extra"] = extra
-        states = tables.state, np.zeros_like(tables.state)
-        denoise = [
-            self._denoise.bind({**fixed, "state": state}, {"next_state": next_state})
-            for state, next_state in (states, states[::-1])
-        ]
-        known = None if mask is None or clean is None else KnownParts.from_plans(plans, noise, clean, mask)
-        if known is not None:
-            # `blend` writes back to the buffer that `denoise` reads, so the buffers do not alternate.
-            blend = self._blend().bind({**known.fixed, "state": states[1]}, {"next_state": states[0]})
-        quiet, total = np.zeros_like(tables.state[:, 0]), len(tables.timesteps)
-        for k in range(total):
-            turn = k % 2 if known is None else 0
-            target, fresh = states[1 - turn], tables.noise[k]
-            noise_of_call = quiet if fresh is None else fresh
-            rows = {"coefficients": tables.coefficients[k], "time_features": features[k], "noise": noise_of_call}
-            denoise[turn](rows)
-            if known is not None:
-                blend({"blend": known.blend[k]})
-                target = states[0]
-            yield DenoiseStep(k, total, partial(_register, target))
+        denoise: HostEngine,
+        engine: Callable[[str], HostEngine],
+        features: TimeFeatures,
+    ) -> None:
+        """`engine` gives the engines of `context` and `blend`."""
+        self.bucket, self.counts = bucket, range(1, count + 1)
+        self._denoise, self._engine, self._features = denoise, engine, features
+        self._sizes = bucket.sizes(count)
+        self._inputs = _zeros(denoise.spec, self._sizes)
+        state = self._inputs.pop("state")
+        self._states, self._now = (state, np.zeros_like(state)), 0
+        self._known: dict[str, NDArray[Any]] = {}  # inputs of `blend`; empty until an image has a mask
+        self._rows = CallRows(count)
+        self._bound: dict[tuple[str, int, int], BoundCall] = {}
 
-    def _time_features(self, timesteps: Float32, time_inputs: Mapping[str, Float32]) -> NDArray[Any]:
-        """(M, B*G, F)."""
-        features = self._time.run(time_rows(timesteps, self._bucket.groups, time_inputs))["time_features"]
-        return features.reshape(len(timesteps), -1, features.shape[1])
+    def fill(self, slot: int, trajectory: Trajectory) -> None:
+        """See `Slots.fill`."""
+        self._rows.fill(slot, trajectory, self._features.of(trajectory))
+        self._states[self._now][slot] = trajectory.initial_state()
+        new = self._engine("context").run({"hidden_states": trajectory.context})
+        if trajectory.extra is not None:
+            new["extra"] = trajectory.extra[None]
+        for name, array in new.items():
+            self._slot_of(self._inputs[name], slot)[:] = array
+        if trajectory.mask is not None and not self._known:
+            self._known = _zeros(self._engine("blend").spec, self._sizes)
+            del self._known["state"]
+            self._known["mask"][:] = 1
+        for name, value in known_parts(trajectory).items() if self._known else ():
+            self._known[name][slot] = value
+
+    def move(self, source: int, target: int) -> None:
+        """See `Slots.move`."""
+        self._rows.move(source, target)
+        for array in (self._states[self._now], *self._inputs.values(), *self._known.values()):
+            self._slot_of(array, target)[:] = self._slot_of(array, source)
+
+    def call(self, at: NDArray[np.int32]) -> None:
+        """See `Slots.call`."""
+        calls, count = at.tolist(), len(at)
+        masked = self._rows.masked(calls)
+        changing = self._inputs | {"blend": self._known["blend"]} if masked else self._inputs
+        self._rows.write(calls, self._first(changing, count))
+        self._call("denoise", count)()
+        if masked:  # `blend` writes back to the buffer that `denoise` reads
+            self._call("blend", count)()
+        else:
+            self._now = 1 - self._now
+
+    def fetch(self, slot: int, register: int) -> _Copied:
+        """See `Slots.fetch`."""
+        return _Copied(self._states[self._now][slot, register].copy())
+
+    def close(self) -> None:
+        """See `Slots.close`."""
+        self._bound.clear()
+
+    def _call(self, graph: str, count: int) -> BoundCall:
+        """A graph on the first rows of its buffers."""
+        key = (graph, count, self._now)
+        if key not in self._bound:
+            now, after = self._states[self._now][:count], self._states[1 - self._now][:count]
+            if graph == "denoise":
+                inputs = self._first(self._inputs, count) | {"state": now}
+                self._bound[key] = self._denoise.bind(inputs, {"next_state": after})
+            else:
+                inputs = self._first(self._known, count) | {"state": after}
+                self._bound[key] = self._engine("blend").bind(inputs, {"next_state": now})
+        return self._bound[key]
+
+    def _first(self, arrays: Arrays, count: int) -> dict[str, NDArray[Any]]:
+        """The rows of the first slots; some arrays have a row for each guidance group."""
+        return {name: array[: len(array) // len(self.counts) * count] for name, array in arrays.items()}
+
+    def _slot_of(self, array: NDArray[Any], slot: int) -> NDArray[Any]:
+        rows = len(array) // len(self.counts)
+        return array[slot * rows : (slot + 1) * rows]
 
 
-def _register(state: Float32, register: int) -> Float32:
-    """A copy of one register, (B, C, h, w)."""
-    return state[:, register].copy()
+def _zeros(graph: Graph, sizes: Sizes) -> dict[str, NDArray[Any]]:
+    """Zeros for all inputs of a graph, by name."""
+    return {spec.name: np.zeros(shape_at(spec, sizes), DTYPES[spec.dtype].numpy) for spec in graph.inputs}

@@ -1,97 +1,142 @@
-"""The arrays that a loop over several plans reads: coefficients, timesteps, noise. Knows only plans and shapes."""
+"""The inputs of `denoise` and `blend` that change with every call. Knows plans and shapes, and no device.
 
-from collections.abc import Mapping, Sequence
+Rows of a call are written from what the host keeps of each slot, so that nothing on the device grows with a plan.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from latentrt.runtime.arrays import Float32
-from latentrt.runtime.scheduler import REGISTERS, Plan
+from latentrt.runtime.arrays import RunGraph
+from latentrt.runtime.protocols import Trajectory
+from latentrt.runtime.scheduler import REGISTERS
+
+# Inputs of `denoise` that are written for each call; those of `noise` only where a plan draws.
+CALL_INPUTS = ("coefficients", "guidance", "guidance_rescale", "time_features")
+FEATURES_KEPT = 32
+_IDENTITY = np.eye(REGISTERS, REGISTERS + 2, dtype=np.float32)
+
+Rows = Mapping[str, NDArray[Any]]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LoopTables:
-    """Inputs of a loop over several plans; shorter plans are padded with calls that keep the state unchanged.
+class TimeFeatures:
+    """The features of all timesteps of a plan, kept for the last plans. Thread-safe."""
 
-    Attributes:
-        timesteps: (M, B) float32.
-        coefficients: (M, B, R, R+2) float32.
-        noise: for each of M calls (B, C, h, w) float32, or None if no plan draws.
-        state: (B, R, C, h, w) float32, the first state.
-    """
+    def __init__(self, run: RunGraph) -> None:
+        self._run = run
+        self._kept: OrderedDict[tuple[object, ...], NDArray[Any]] = OrderedDict()
+        self._lock = threading.Lock()
 
-    timesteps: Float32
-    coefficients: Float32
-    noise: tuple[Float32 | None, ...]
-    state: Float32
+    def of(self, trajectory: Trajectory) -> NDArray[Any]:
+        """(M, G, F) in the dtype of the graph, bfloat16 as uint16."""
+        timesteps, groups = trajectory.plan.timesteps, len(trajectory.context)
+        inputs = {"timesteps": np.repeat(timesteps, groups)}
+        for name, array in trajectory.time_inputs.items():
+            inputs[name] = np.tile(array, (len(timesteps), 1))
+        given = ((name, array.tobytes()) for name, array in trajectory.time_inputs.items())
+        key = (groups, timesteps.tobytes(), *given)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        rows = self._run("time", inputs)["time_features"]
+        features = rows.reshape(len(timesteps), groups, -1)
+        with self._lock:
+            self._kept[key] = features
+            while len(self._kept) > FEATURES_KEPT:
+                self._kept.popitem(last=False)
+        return features
 
-    @staticmethod
-    def from_plans(plans: Sequence[Plan], noise: Sequence[Float32], clean: Float32 | None) -> "LoopTables":
-        """Stack plans; arguments as for `Denoiser.run`."""
-        calls, batch = max(map(len, plans)), len(plans)
-        timesteps = np.zeros((calls, batch), np.float32)
-        coefficients = np.zeros((calls, batch, REGISTERS, REGISTERS + 2), np.float32)
-        coefficients[:, :, range(REGISTERS), range(REGISTERS)] = 1
-        draws: list[Float32 | None] = [None] * calls
-        state = np.empty((batch, REGISTERS, *noise[0].shape[1:]), np.float32)
-        for b, (plan, drawn) in enumerate(zip(plans, noise, strict=True)):
-            timesteps[: len(plan), b] = plan.timesteps
-            coefficients[: len(plan), b] = plan.coefficients
-            known = drawn[0] * 0 if clean is None else clean[b]
-            state[b] = np.tensordot(plan.initial, np.stack([drawn[0], known]), 1)
-            for call, fresh in zip(np.flatnonzero(plan.draws), drawn[1:], strict=True):
-                if draws[call] is None:
-                    draws[call] = np.zeros((batch, *drawn.shape[1:]), np.float32)
-                draws[call][b] = fresh  # type: ignore[index]
-        return LoopTables(timesteps, coefficients, tuple(draws), state)
-
-    def padded(self, batch: int) -> "LoopTables":
-        """Pad to a larger batch; the state of added images stays zero."""
-        added = batch - self.state.shape[0]
-        if not added:
-            return self
-        return LoopTables(
-            timesteps=np.pad(self.timesteps, ((0, 0), (0, added))),
-            coefficients=np.pad(self.coefficients, ((0, 0), (0, added), (0, 0), (0, 0))),
-            noise=tuple(None if fresh is None else _with_zeros(fresh, added) for fresh in self.noise),
-            state=_with_zeros(self.state, added),
-        )
+    def clear(self) -> None:
+        """Forget everything, after a change of weights."""
+        with self._lock:
+            self._kept.clear()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class KnownParts:
-    """Inputs of the graph `blend`, which puts known latents back after each call.
+class _Kept:
+    """What the host keeps of a filled slot.
 
     Attributes:
-        fixed: `mask` (B, 1, h, w), `clean` and `noise` (B, C, h, w).
-        blend: (M, B, 2) float32; after the end of a plan, its last row is repeated.
+        features: (M, G, F).
+        draws: (M,), row of the trajectory's noise that each call draws; 0 where it draws none.
     """
 
-    fixed: Mapping[str, Float32]
-    blend: Float32
-
-    @staticmethod
-    def from_plans(plans: Sequence[Plan], noise: Sequence[Float32], clean: Float32, mask: Float32) -> "KnownParts":
-        """Stack plans; arguments as for `Denoiser.run`."""
-        calls = max(map(len, plans))
-        rows = [np.pad(plan.blend, ((0, calls - len(plan)), (0, 0)), mode="edge") for plan in plans]
-        first = np.stack([drawn[0] for drawn in noise])
-        return KnownParts({"mask": mask, "clean": clean, "noise": first}, np.stack(rows, axis=1))
-
-    def padded(self, batch: int) -> "KnownParts":
-        """Pad to a larger batch."""
-        added = batch - self.blend.shape[1]
-        fixed = {name: _with_zeros(array, added) for name, array in self.fixed.items()}
-        return KnownParts(fixed, np.pad(self.blend, ((0, 0), (0, added), (0, 0))))
+    trajectory: Trajectory
+    features: NDArray[Any]
+    draws: NDArray[np.int64]
 
 
-def time_rows(timesteps: Float32, groups: int, time_inputs: Mapping[str, Float32]) -> dict[str, Float32]:
-    """Inputs of the graph `time`, one row per call, image and group; timesteps are (M, B)."""
-    rows = {"timesteps": np.repeat(timesteps, groups, axis=1).ravel()}
-    for name, array in time_inputs.items():
-        rows[name] = np.tile(array.reshape(-1, array.shape[-1]), (len(timesteps), 1))
-    return rows
+class CallRows:
+    """Writes the rows of each call."""
+
+    def __init__(self, count: int) -> None:
+        self._kept: list[_Kept | None] = [None] * count
+
+    def fill(self, slot: int, trajectory: Trajectory, features: NDArray[Any]) -> None:
+        """Keep what the calls of a trajectory need."""
+        draws = np.where(trajectory.plan.draws, np.cumsum(trajectory.plan.draws), 0)
+        self._kept[slot] = _Kept(trajectory, features, draws)
+
+    def move(self, source: int, target: int) -> None:
+        """Move a slot; the source keeps nothing."""
+        self._kept[target], self._kept[source] = self._kept[source], None
+
+    def draws(self, at: Sequence[int]) -> bool:
+        """Whether any slot draws noise in this call."""
+        return any(kept.draws[k] for k, kept in self._running(at))
+
+    def masked(self, at: Sequence[int]) -> bool:
+        """Whether any slot of this call has a mask."""
+        return any(kept.trajectory.mask is not None for _, kept in self._running(at))
+
+    def _running(self, at: Sequence[int]) -> Iterator[tuple[int, _Kept]]:
+        for k, kept in zip(at, self._kept, strict=False):
+            if k >= 0 and kept is not None:
+                yield k, kept
+
+    def write(self, at: Sequence[int], rows: Rows) -> None:
+        """Write the rows of a call.
+
+        Args:
+            at: the call of each of the first slots, see `Slots.call`; the rows after them rest.
+            rows: arrays by name: `CALL_INPUTS`, and `noise` and `blend` where the call needs them.
+        """
+        for slot in range(len(rows["coefficients"])):
+            k = at[slot] if slot < len(at) else -1
+            kept = self._kept[slot]
+            if kept is not None:
+                _write_inputs(kept, max(k, 0), slot, rows)
+            if kept is None or k < 0:
+                rows["coefficients"][slot] = _IDENTITY
+                if "noise" in rows:
+                    rows["noise"][slot] = 0
 
 
-def _with_zeros(array: Float32, rows: int) -> Float32:
-    return np.concatenate([array, np.zeros((rows, *array.shape[1:]), array.dtype)])
+def _write_inputs(kept: _Kept, k: int, slot: int, rows: Rows) -> None:
+    plan, groups = kept.trajectory.plan, kept.features.shape[1]
+    guidance = kept.trajectory.guidance[k]
+    rows["coefficients"][slot] = plan.coefficients[k]
+    rows["guidance"][slot] = guidance
+    rows["guidance_rescale"][slot] = 0 if _takes_last_group(guidance) else kept.trajectory.guidance_rescale
+    rows["time_features"][slot * groups : (slot + 1) * groups] = kept.features[k]
+    if "noise" in rows:
+        rows["noise"][slot] = kept.trajectory.noise[kept.draws[k]] if kept.draws[k] else 0
+    if "blend" in rows:
+        rows["blend"][slot] = plan.blend[k]
+
+
+def known_parts(trajectory: Trajectory) -> dict[str, NDArray[np.float32] | float]:
+    """The inputs of `blend` that stay; an image without a mask keeps its whole state: 1 * state + 0 * 0."""
+    if trajectory.mask is None or trajectory.clean is None:
+        return {"mask": 1.0, "clean": 0.0, "noise": 0.0}
+    return {"mask": trajectory.mask, "clean": trajectory.clean, "noise": trajectory.noise[0]}
+
+
+def _takes_last_group(guidance: NDArray[np.float32]) -> bool:
+    return bool(guidance[-1] == 1 and not guidance[:-1].any())

@@ -175,6 +175,19 @@ class CallOptions(TypedDict, total=False):
         float | None,
         Option("0 to 1, pulls the guided contrast back to the unguided (arXiv 2305.08891)", kinds.number(0, 1), 0.0),
     ]
+    guidance_start: Annotated[
+        float | None,
+        Option(
+            "share of the calls after which guidance begins, 0 to below 1; before, the prompt alone counts "
+            "(arXiv 2404.07724)",
+            kinds.number(0, 0.999),
+            0.0,
+        ),
+    ]
+    guidance_end: Annotated[
+        float | None,
+        Option("share of the calls after which guidance ends, above 0 up to 1", kinds.number(0, 1, above=True), 1.0),
+    ]
     image: Annotated[
         Picture,
         Option(

@@ -17,6 +17,7 @@ from latentrt.runtime.latents import GivenImages, ImageInput, is_npy, read_npy
 from latentrt.runtime.scheduler import Plan, resolve
 from latentrt.runtime.text import TextInput, text_inputs_from_call
 
+from .guidance import check_interval, guidance_weights
 from .kinds import MAX_IMAGES, MAX_PIXELS, float_array
 from .options import CallOptions, checked
 from .time_inputs import time_ids_from_call
@@ -62,6 +63,16 @@ class Request:
         """Whether the negative prompt is computed too: diffusers' rule."""
         return _is_guided(self.guidance_scale, distilled=self.distilled)
 
+    @property
+    def guidance(self) -> Float32:
+        """(calls, groups) float32, weights of the groups' predictions."""
+        if not self.guided:
+            return np.ones((len(self.plan), 1), np.float32)
+        start, end = self.options["guidance_start"], self.options["guidance_end"]
+        assert start is not None
+        assert end is not None
+        return guidance_weights(self.guidance_scale, len(self.plan), start=start, end=end)
+
     @classmethod
     def from_call(
         cls,
@@ -82,6 +93,7 @@ class Request:
         height, width, image = _images(manifest, values, prompts)
         strength = _strength(values, manifest.defaults, image)
         plan, steps, scheduler = _plan(scheduler_config, manifest.defaults, values, strength, image, distilled)
+        check_interval(values["guidance_start"], values["guidance_end"])
         factor = manifest.model.vae_scale_factor
         shape = (len(positive), manifest.model.latent_channels, height // factor, width // factor)
         return cls(

@@ -45,12 +45,12 @@ def time_ids_from_call(options: Mapping[str, Any], graph: Graph, height: int, wi
 
 
 def time_inputs(
-    graph: Graph, *, pooled: Float32 | None, time_ids: Float32, guidance_scale: float, batch: int, groups: int
+    graph: Graph, *, pooled: Float32 | None, time_ids: Float32, guidance_scale: float, groups: int
 ) -> dict[str, Float32]:
-    """The inputs that the graph `time` has beside timesteps, each (B, G, width) float32.
+    """The inputs that the graph `time` has beside timesteps, for one image, each (G, width) float32.
 
     Args:
-        pooled: (B, G, P), for models that take it.
+        pooled: (G, P), for models that take it.
         time_ids: see `time_ids_from_call`.
     """
     result: dict[str, Float32] = {}
@@ -58,10 +58,10 @@ def time_inputs(
         if spec.name == "pooled" and pooled is not None:
             result["pooled"] = pooled
         elif spec.name == "time_ids":
-            result["time_ids"] = np.tile(time_ids[-groups:], (batch, 1, 1))
+            result["time_ids"] = time_ids[-groups:]
         elif spec.name == "guidance_embedding":
             embedding = guidance_embedding(guidance_scale, int(spec.shape[1]))
-            result["guidance_embedding"] = np.tile(embedding, (batch, groups, 1))
+            result["guidance_embedding"] = np.tile(embedding, (groups, 1))
     return result
 
 

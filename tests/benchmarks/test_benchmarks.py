@@ -144,8 +144,8 @@ def test_percentiles_are_those_of_numpy() -> None:
 
 def test_stages_of_a_family_with_two_text_encoders(exported: Callable[[str], Exported]) -> None:
     with Pipeline.load(exported("sdxl-fp32").bundle, backend="onnxruntime", device="cpu") as pipe:
-        bucket = Bucket(2, 2, 6, 10, pipe.bundle.manifest.model.text_encoders[0].max_length)
-        one = stages.Stages(pipe, bucket, steps=3, calls=2)
+        bucket = Bucket(2, 6, 10, pipe.bundle.manifest.model.text_encoders[0].max_length)
+        one = stages.Stages(pipe, bucket, 2, steps=3, calls=2)
         seconds = stages.measure({"here": one}, repetitions=2)
         least = stages.floors(one, "cpu", {"float32": 1e12, "bytes": 1e15})
     names = {

@@ -68,17 +68,17 @@ def test_the_public_names() -> None:
 
 
 class Recorder:
-    """A backend that records the input shapes of each denoiser."""
+    """A backend that records the sizes of its slots."""
 
     def __init__(self, pipe: Pipeline) -> None:
         self.buckets: list[Any] = []
         backend = pipe._backend
         self.name, self.engine, self.close = backend.name, backend.engine, backend.close
-        self._denoiser = backend.denoiser
+        self._slots = backend.slots
 
-    def denoiser(self, bucket: Any) -> Any:
+    def slots(self, bucket: Any, count: int) -> Any:
         self.buckets.append(bucket)
-        return self._denoiser(bucket)
+        return self._slots(bucket, count)
 
 
 @pytest.mark.parametrize(("scale", "groups"), [(7.5, 2), (1.01, 2), (1.0, 1), (0.0, 1)])

@@ -3,7 +3,6 @@
 Sessions are created on first use and shared by all threads. All of them use one memory arena.
 """
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import NewWeights
+from latentrt.runtime.backends.engine_cache import EngineCache
 from latentrt.runtime.bundle import Bundle, EngineList, Graph
 from latentrt.runtime.errors import BackendError
-from latentrt.runtime.loop.host import Arrays, BoundCall, HostDenoiser
+from latentrt.runtime.loop.host import Arrays, BoundCall, HostSlots
+from latentrt.runtime.loop.tables import TimeFeatures
 from latentrt.runtime.protocols import Bucket
 
 from .built_graphs import BuiltGraphs
@@ -36,38 +37,29 @@ class OrtBackend:
                 "export with --precision fp32, use a GPU, or pip install 'latentrt[openvino]'"
             )
         self._bundle, self._graphs = bundle, BuiltGraphs(bundle, engines, "cpu")
-        self._weights: NewWeights = {}
-        self._engines: dict[str, OrtEngine] = {}
-        self._lock = threading.Lock()
+        self._engines = EngineCache(self._make, graph_of=str)
+        self._features = TimeFeatures(lambda graph, inputs: self.engine(graph).run(inputs))
 
     def engine(self, graph: str) -> "OrtEngine":
         """The engine of a graph, created on first use and kept."""
-        with self._lock:
-            if graph not in self._engines:
-                self._engines[graph] = self._engine(graph, self._weights)
-            return self._engines[graph]
+        return self._engines.get(graph)
 
-    def _engine(self, graph: str, weights: NewWeights) -> "OrtEngine":
+    def _make(self, graph: str, weights: NewWeights) -> "OrtEngine":
         changed = weights.get(graph, {})
         return self._graphs.loaded(graph, lambda built: OrtEngine(self._bundle, graph, changed, built=built))
 
-    def denoiser(self, bucket: Bucket) -> HostDenoiser:
-        """A denoiser for these sizes."""
-        parts = (self.engine("time"), self.engine("context"), self.engine("denoise"))
-        return HostDenoiser(parts, bucket, blend=lambda: self.engine("blend"))
+    def slots(self, bucket: Bucket, count: int) -> HostSlots:
+        """See `Backend.slots`."""
+        return HostSlots(bucket, count, denoise=self.engine("denoise"), engine=self.engine, features=self._features)
 
     def set_weights(self, weights: NewWeights) -> None:
         """See `Backend.set_weights`. Recreates the changed sessions, as they keep converted copies of their weights."""
-        with self._lock:
-            before, changed = self._engines, {*self._weights, *weights}
-            rebuilt = {name: self._engine(name, weights) for name in before if name in changed}
-            self._weights, self._engines = weights, before | rebuilt
+        self._engines.replace(weights)
+        self._features.clear()
 
     def close(self) -> None:
         """Free all memory except the arena, which later sessions of the process use."""
-        with self._lock:
-            while self._engines:
-                self._engines.popitem()[1].close()
+        self._engines.close()
         return_freed_memory()
 
 
@@ -111,10 +103,8 @@ class OrtEngine:
         for name in outputs:
             binding.bind_ortvalue_output(name, bound[name])
 
-        def call(changing: Arrays) -> None:
-            for name, array in changing.items():
-                bound[name] = value_of(array)
-                binding.bind_ortvalue_input(name, bound[name])
+        def call() -> None:
+            assert bound
             session.run_with_iobinding(binding)
 
         return call

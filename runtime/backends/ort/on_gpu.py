@@ -4,26 +4,31 @@ Graphs that `latentrt build --backend onnxruntime` rewrote are preferred over th
 
 All sessions run on one stream that this backend owns, so that no synchronisation is needed between their work and the
 copies of the loop. ONNX Runtime itself captures `denoise` as a CUDA graph, once per set of buffers; all captures share
-its memory, which is safe on one stream.
+its memory, which is safe on one stream. A capture belongs to the thread that made it, and takes in everything that
+comes to the stream meanwhile, so one thread of the backend's own does all the work.
 """
 
 import itertools
 import logging
-import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import DTYPES, NewWeights
-from latentrt.runtime.bundle import Bundle, EngineList, Sizes, shape_at, sizes_of_inputs
-from latentrt.runtime.errors import BackendError
-from latentrt.runtime.gpu.device import Stream, device_at
-from latentrt.runtime.gpu.engine import Fitted, GpuEngine
-from latentrt.runtime.gpu.lane import Lane
-from latentrt.runtime.gpu.lane_pool import LanePool
-from latentrt.runtime.loop.gpu import GpuDenoiser
+from latentrt.runtime.backends.engine_cache import EngineCache
+from latentrt.runtime.bundle import Bundle, EngineList, Sizes, shape_at
+from latentrt.runtime.errors import BackendError, OutOfMemoryError
+from latentrt.runtime.gpu.device import DeviceMemory, Stream, device_at
+from latentrt.runtime.gpu.engine import Fitted
+from latentrt.runtime.gpu.one_shot import GpuEngine, OneShot, run_in_pieces
+from latentrt.runtime.gpu.recording import no_recording, recording
+from latentrt.runtime.gpu.threads import OnOwnThread
+from latentrt.runtime.loop.gpu import GpuSlots, powers_of_two_to
+from latentrt.runtime.loop.gpu_pool import WEIGHTS_IN_USE, LentSlots, SlotPool
+from latentrt.runtime.loop.tables import TimeFeatures
 from latentrt.runtime.protocols import Bucket
 
 from .built_graphs import BuiltGraphs
@@ -33,6 +38,10 @@ logger = logging.getLogger(__name__)
 
 CAPTURED = "denoise"  # the only graph that runs often enough
 NO_CAPTURE = "-1"
+
+
+class _CaptureError(BackendError):
+    """A session was loaded for capture, and its first run failed."""
 
 
 class OrtCudaBackend:
@@ -45,13 +54,18 @@ class OrtCudaBackend:
         self._device = device_at(device_index, "onnxruntime-cuda")
         onnxruntime.preload_dlls()  # finds the CUDA libraries installed by pip
         self._bundle, self._graphs = bundle, BuiltGraphs(bundle, engines, "cuda")
-        self._stream = Stream(device_index)
-        self._weights: NewWeights = {}
-        self._loaded: dict[str, CudaSession] = {}
-        self._loading = threading.Lock()
-        self.lanes = LanePool(
-            lambda: Lane(device_index, self._stream), self._release, f"{bundle.path} on onnxruntime-cuda"
-        )
+        self._captures = True
+        self._on = OnOwnThread(device_index)
+        self._engines = EngineCache(self._make, graph_of=str)
+        self._features = TimeFeatures(lambda graph, inputs: self._on(self._run, graph, inputs))
+        self._slots = SlotPool(self._new_slots, self._on, self._release, f"{bundle.path} on onnxruntime-cuda")
+        self._stream = self._on(Stream)
+        self._one_shot = OneShot(self._stream)
+        try:
+            self._on(self._engines.get, "time")  # a small graph, so that missing libraries are found now
+        except BackendError:
+            self.close()
+            raise
 
     @property
     def name(self) -> str:
@@ -62,46 +76,103 @@ class OrtCudaBackend:
         """The session of a graph, for host arrays."""
         return GpuEngine(self, self._bundle.graph(graph), graph)
 
-    def denoiser(self, bucket: Bucket) -> GpuDenoiser:
-        """A denoiser for these sizes."""
-        return GpuDenoiser(self, bucket)
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See `GpuBackend.run`."""
+        self._slots.require_open()
+        return self._slots.retried(self._run, graph, inputs)
+
+    def _run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return run_in_pieces(self, self._one_shot, graph, self._bundle.graph(graph), inputs)
+
+    def slots(self, bucket: Bucket, count: int) -> LentSlots:
+        """See `Backend.slots`."""
+        try:
+            return self._slots.lend(bucket, count)
+        except _CaptureError as error:
+            logger.warning("%s is not captured as a CUDA graph, so each call takes more time: %s", CAPTURED, error)
+        self._slots.free_idle()
+        with self._slots.at_rest("a CUDA graph could not be captured: finish the other calls, then try again"):
+            self._on(self._stop_capturing)
+        return self._slots.lend(bucket, count)
+
+    def _new_slots(self, bucket: Bucket, count: int) -> GpuSlots:
+        """Slots whose largest batch is captured already, as a failure can be mended now but not in the loop."""
+        graph = self._bundle.graph("denoise")
+        slots = GpuSlots(self, graph, bucket, count, stream=self._stream, owns_stream=False, features=self._features)
+        try:
+            if self._captures:
+                slots.warm_up()
+        except BackendError as error:
+            slots.close()
+            if isinstance(error, OutOfMemoryError):
+                raise
+            raise _CaptureError(str(error)) from error
+        return slots
+
+    def _stop_capturing(self) -> None:
+        """Start anew on another stream, as a capture that failed leaves its stream unusable."""
+        self._captures = False
+        self._one_shot.clear()
+        self._engines.close()
+        with suppress(BackendError):
+            self._stream.close()
+        self._stream = Stream()
+        self._one_shot = OneShot(self._stream)
+
+    def batches(self, sizes: Sizes) -> Sequence[int]:
+        """See `GpuBackend.batches`."""
+        return powers_of_two_to(sizes["B"])
 
     def fitted(self, graph: str, sizes: Sizes, *, split: bool = False) -> Fitted:  # noqa: ARG002  # every size fits
-        """The session of a graph, created on first use."""
-        with self._loading:
-            self.lanes.require_open()
-            if graph not in self._loaded:
-                self._loaded[graph] = self._session(graph, self._weights)
-            return Fitted(self._loaded[graph], sizes)
+        """See `GpuBackend.fitted`."""
+        return Fitted(self._engines.get(graph), sizes)
 
-    def _session(self, graph: str, weights: NewWeights) -> "CudaSession":
-        facts = (self._bundle, graph, self._stream, self._device.index, weights.get(graph, {}))
-        return self._graphs.loaded(graph, lambda built: CudaSession(*facts, built=built))
+    def _make(self, graph: str, weights: NewWeights) -> "CudaSession":
+        return self._graphs.loaded(graph, lambda built: self._session(graph, weights, built))
+
+    def _session(self, graph: str, weights: NewWeights, built: Path | None) -> "CudaSession":
+        captures = self._captures and graph == CAPTURED
+        changed = weights.get(graph, {})
+        try:
+            return CudaSession(self._bundle, graph, self._stream, self._device.index, changed, built, captures=captures)
+        except BackendError as error:
+            if not captures:
+                raise
+            # Whatever the reason is, without capture the session may still load; if not, that error is the one to show.
+            found = CudaSession(self._bundle, graph, self._stream, self._device.index, changed, built, captures=False)
+            logger.warning("%s cannot be captured as a CUDA graph, so each call takes more time: %s", found, error)
+            self._captures = False
+            return found
 
     def set_weights(self, weights: NewWeights) -> None:
         """See `Backend.set_weights`. Recreates the changed sessions, as they keep converted copies of their weights."""
-        with self.lanes.at_rest(), self._loading:
-            changed = {*self._weights, *weights} & {*self._loaded}
-            rebuilt = {graph: self._session(graph, weights) for graph in changed}
-            for graph in rebuilt:
-                self.lanes.forget(self._loaded[graph])
-            self._loaded |= rebuilt
-            self._weights = weights
+        with self._slots.at_rest(WEIGHTS_IN_USE):
+            self._slots.free_idle()  # they are bound to the sessions
+            self._on(self._replace, weights)
+
+    def _replace(self, weights: NewWeights) -> None:
+        self._one_shot.clear()
+        for session in self._engines.replace(weights):
+            session.close()
+        self._features.clear()
 
     def close(self) -> None:
         """Free all memory; that of running calls when they end."""
-        self.lanes.close()
+        self._slots.close()
 
     def _release(self) -> None:
-        with self._loading:
-            self._loaded.clear()
+        def release() -> None:
+            self._one_shot.clear()
+            self._engines.close()
             self._stream.close()
+
+        self._on(release)
+        self._on.close()
 
 
 class CudaSession:
-    """A session whose tensors are bound to given addresses; see `lane.DeviceEngine`."""
+    """A session on the current GPU; see `DeviceEngine`."""
 
-    captures_itself = True
     scratch_size = 0  # ONNX Runtime allocates its own
 
     def __init__(
@@ -111,101 +182,78 @@ class CudaSession:
         stream: Stream,
         device_index: int,
         weights: Mapping[str, NDArray[Any]],
+        built: Path | None,
         *,
-        built: Path | None = None,
+        captures: bool,
     ) -> None:
         """`built` is a rewritten graph whose external data is in the bundle; None is the exported graph."""
         self.spec = bundle.graph(graph)
-        self._stream, self.device_index = stream, device_index
+        self.device_index, self.captures = device_index, captures
+        self._stream = stream.handle
         self._path, self._weights = built or bundle.file(self.spec.file), ort_values(weights)
-        self._data_folder = None if built is None else bundle.path
-        self._lock = threading.Lock()  # a session that captures serves one thread at a time
         self._graph_ids = itertools.count(1)
-        self._captures = graph == CAPTURED
-        stream.make_current()
-        try:
-            self._session = self._new()
-        except BackendError as error:
-            if not self._captures or "graph" not in str(error).rpartition(self._path.name)[2].lower():
-                raise
-            logger.warning("%s cannot be captured as a CUDA graph, so each call takes more time: %s", self, error)
-            self._captures = False
-            self._session = self._new()
-
-    def _new(self) -> Any:
         options = {
-            "device_id": str(self.device_index),
-            "user_compute_stream": str(self._stream.handle),
-            "enable_cuda_graph": str(int(self._captures)),
+            "device_id": str(device_index),
+            "user_compute_stream": str(stream.handle),
+            "enable_cuda_graph": str(int(captures)),
             "use_tf32": "0",  # as in the TensorRT engines
         }
-        return new_session(self._path, "cuda", options, self._weights, data_folder=self._data_folder)
+        folder = None if built is None else bundle.path
+        with no_recording():
+            self._session: Any = new_session(self._path, "cuda", options, self._weights, data_folder=folder)
 
-    def new_context(self) -> "SessionContext":
-        """Shapes and addresses for one use of the session."""
-        return SessionContext(self)
+    def bind(self, sizes: Sizes, addresses: Mapping[str, int], scratch: DeviceMemory) -> "BoundSession":  # noqa: ARG002
+        """See `DeviceEngine.bind`."""
+        binding = self._session.io_binding()
+        for bind, tensors in ((binding.bind_input, self.spec.inputs), (binding.bind_output, self.spec.outputs)):
+            for tensor in tensors:
+                known = DTYPES[tensor.dtype]
+                dtype: Any = known.onnx if tensor.dtype == "bfloat16" else known.numpy  # numpy has no bfloat16
+                bind(tensor.name, "cuda", self.device_index, dtype, shape_at(tensor, sizes), addresses[tensor.name])
+        return BoundSession(self, binding, str(next(self._graph_ids)) if self.captures else NO_CAPTURE)
 
-    def execute(self, context: "SessionContext", stream: int) -> None:
-        """Enqueue the session on the stream; the first run with new addresses also captures it."""
+    def enqueue(self, binding: Any, graph_id: str, stream: int) -> None:
+        """Enqueue the session; with a graph id, replay what the first run with it captured."""
         import onnxruntime
 
-        if stream != self._stream.handle:
-            raise BackendError(f"{self} runs only on the stream it was created with")
+        if stream != self._stream:
+            raise BackendError(f"{self} runs only on the stream that it was created with")
         options = onnxruntime.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        with self._lock:
-            if context.binding is None:
-                context.bind(self._session.io_binding())
-                context.graph_id = str(next(self._graph_ids)) if self._captures else NO_CAPTURE
-            options.add_run_config_entry("gpu_graph_id", context.graph_id)
-            try:
-                self._session.run_with_iobinding(context.binding, options)
-            except Exception as error:  # onnxruntime's errors have no common base class
-                raise BackendError(f"{self} failed: {error}") from error
+        options.add_run_config_entry("gpu_graph_id", graph_id)
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:  # onnxruntime's errors have no common base class
+            raise BackendError(f"{self} failed: {error}") from error
 
-    def last_errors(self) -> str:
-        """Always the same text: ONNX Runtime raises its errors, see `execute`."""
-        return "onnxruntime gave no reason"
-
-    def save_cache(self) -> None:
-        """Nothing to save."""
+    def close(self) -> None:
+        """Free the memory."""
+        self._session = None
 
     def __str__(self) -> str:
         return f"the onnxruntime session of {self._path.name}"
 
 
-class SessionContext:
-    """Shapes and addresses of a session's tensors, with the method names of TensorRT's execution context."""
+class BoundSession:
+    """A session with its addresses, and the number of its captured graph; see `BoundEngine`."""
 
-    def __init__(self, session: CudaSession) -> None:
-        self._spec, self._device_index = session.spec, session.device_index
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._addresses: dict[str, int] = {}
-        self.binding: Any = None
-        self.graph_id = NO_CAPTURE
+    def __init__(self, session: CudaSession, binding: Any, graph_id: str) -> None:
+        self._session, self._binding, self._graph_id = session, binding, graph_id
+        self._captured = False
 
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Set the shape of an input."""
-        self._shapes[name] = shape
-        self.binding = None
-        return True
+    def __call__(self, stream: int) -> None:
+        """See `BoundEngine`."""
+        if self._captured:
+            self._session.enqueue(self._binding, self._graph_id, stream)
+            return
+        with no_recording() if self._graph_id == NO_CAPTURE else recording():
+            self._session.enqueue(self._binding, self._graph_id, stream)
+        self._captured = self._graph_id != NO_CAPTURE
 
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        """Set the device address of a tensor."""
-        self._addresses[name] = address
-        self.binding = None
-        return True
+    def capturable(self, stream: int) -> bool:  # noqa: ARG002
+        """See `BoundEngine`."""
+        return False
 
-    def set_device_memory(self, address: int, size: int) -> None:
-        """Ignored: ONNX Runtime allocates its own scratch memory."""
-
-    def bind(self, binding: Any) -> None:
-        """Bind all tensors to their addresses."""
-        sizes = sizes_of_inputs(self._spec, self._shapes)
-        for bind, tensors in ((binding.bind_input, self._spec.inputs), (binding.bind_output, self._spec.outputs)):
-            for tensor in tensors:
-                known = DTYPES[tensor.dtype]
-                dtype: Any = known.onnx if tensor.dtype == "bfloat16" else known.numpy  # numpy has no bfloat16
-                shape, address = shape_at(tensor, sizes), self._addresses[tensor.name]
-                bind(tensor.name, "cuda", self._device_index, dtype, shape, address)
-        self.binding = binding
+    def close(self) -> None:
+        """See `BoundEngine`. ONNX Runtime frees a captured graph with its session."""
+        self._binding = None

@@ -1,19 +1,30 @@
 """The TensorRT backend: runs compiled engines on an NVIDIA GPU, with the whole loop on the device."""
 
-import threading
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import NewWeights
-from latentrt.runtime.backends.engine_fit import Host, best_fit, build_command, needed_graphs, nothing_fits, refusal
+from latentrt.runtime.backends.engine_cache import EngineCache
+from latentrt.runtime.backends.engine_fit import (
+    Choice,
+    Host,
+    best_fit,
+    build_command,
+    needed_graphs,
+    nothing_fits,
+    refusal,
+)
 from latentrt.runtime.bundle import Bundle, EngineList, EngineRecord, Sizes
 from latentrt.runtime.errors import BackendError
-from latentrt.runtime.gpu.device import device_at
-from latentrt.runtime.gpu.engine import Fitted, GpuEngine
-from latentrt.runtime.gpu.lane import Lane
-from latentrt.runtime.gpu.lane_pool import LanePool
-from latentrt.runtime.loop.gpu import GpuDenoiser
+from latentrt.runtime.gpu.device import Stream, device_at
+from latentrt.runtime.gpu.engine import Fitted
+from latentrt.runtime.gpu.one_shot import GpuEngine, OneShot, run_in_pieces
+from latentrt.runtime.gpu.threads import OnCaller
+from latentrt.runtime.loop.gpu import GpuSlots, powers_of_two_to
+from latentrt.runtime.loop.gpu_pool import WEIGHTS_IN_USE, LentSlots, SlotPool
+from latentrt.runtime.loop.tables import TimeFeatures
 from latentrt.runtime.protocols import Bucket
 from latentrt.runtime.weights import stored_weight
 
@@ -24,7 +35,7 @@ from .loaded_engine import LoadedEngine
 class TrtBackend:
     """The engines of one bundle on one GPU, loaded on first use and kept.
 
-    Each concurrent call runs its loop on its own lane; graphs that run once share one more lane.
+    The slots of each concurrent call have a stream of their own; graphs that run once share one more.
     """
 
     def __init__(
@@ -41,10 +52,12 @@ class TrtBackend:
         self._device = device_at(device_index, backend)
         self._bundle, self._files = bundle, engines
         self._records = self._usable(Host(backend, self._library.version, self._device, trust_engines))
-        self._weights: NewWeights = {}
-        self._loaded: dict[str, LoadedEngine] = {}
-        self._loading = threading.Lock()
-        self.lanes = LanePool(lambda: Lane(device_index), self._release, f"{bundle.path} on {self.name}")
+        self._on = OnCaller(device_index)
+        self._engines = EngineCache(self._make, graph_of=lambda record: record.graph)
+        self._features = TimeFeatures(lambda graph, inputs: self._on(self._run, graph, inputs))
+        self._slots = SlotPool(self._new_slots, self._on, self._release, f"{bundle.path} on {self.name}")
+        self._stream = self._on(Stream)
+        self._one_shot = OneShot(self._stream)
 
     def _usable(self, host: Host) -> list[EngineRecord]:
         own = [record for record in self._files.engines if record.backend == host.backend]
@@ -71,78 +84,99 @@ class TrtBackend:
         """The engine of a graph for host arrays; the sizes of each call select its file."""
         return GpuEngine(self, self._bundle.graph(graph), graph)
 
-    def denoiser(self, bucket: Bucket) -> GpuDenoiser:
-        """A denoiser for these sizes; raises `BackendError` with the build command if no engine fits."""
-        return GpuDenoiser(self, bucket)
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See `GpuBackend.run`."""
+        self._slots.require_open()
+        return self._slots.retried(self._run, graph, inputs)
+
+    def _run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return run_in_pieces(self, self._one_shot, graph, self._bundle.graph(graph), inputs)
+
+    def slots(self, bucket: Bucket, count: int) -> LentSlots:
+        """See `Backend.slots`; raises `BackendError` with the build command if no engine fits."""
+        return self._slots.lend(bucket, count)
+
+    def _new_slots(self, bucket: Bucket, count: int) -> GpuSlots:
+        denoise = self._bundle.graph("denoise")
+        return GpuSlots(self, denoise, bucket, count, stream=Stream(), owns_stream=True, features=self._features)
+
+    def batches(self, sizes: Sizes) -> Sequence[int]:
+        """See `GpuBackend.batches`."""
+        counts = powers_of_two_to(sizes["B"])
+        return sorted({self._choice("denoise", {**sizes, "B": count}).sizes["B"] for count in counts})
 
     def fitted(self, graph: str, sizes: Sizes, *, split: bool = False) -> Fitted:
-        """The best engine for these sizes, loaded."""
+        """See `GpuBackend.fitted`."""
+        choice = self._choice(graph, sizes, split=split)
+        return Fitted(self._engines.get(choice.record), choice.sizes)
+
+    def _choice(self, graph: str, sizes: Sizes, *, split: bool = False) -> Choice:
         records = [record for record in self._records if record.graph == graph]
         choice = best_fit(records, sizes, split=split)
         if choice is None:
             raise BackendError(nothing_fits(self._bundle, self._library.backend, graph, sizes, records))
-        return Fitted(self._load(choice.record), choice.sizes)
+        return choice
 
-    def _load(self, record: EngineRecord) -> LoadedEngine:
-        """The engine of a record, loaded on first use. The hash is checked first: the library trusts its input."""
-        with self._loading:
-            self.lanes.require_open()
-            if record.file not in self._loaded:
-                if not self._files.intact(record):
-                    raise BackendError(
-                        f"{self._files.folder / record.file} is damaged: its hash does not match. "
-                        f"Build it again: {build_command(self._bundle, record.backend)}"
-                    )
-                plan = self._files.path(record).read_bytes()
-                spec = self._bundle.graph(record.graph)
-                loaded = LoadedEngine(self._library, record, spec, plan, self._device.name)
-                if record.options.get("strip_weights") == "true":
-                    loaded.refit_from(self._bundle.file(spec.file))
-                if self._weights.get(record.graph):
-                    loaded.refit(self._weights[record.graph])
-                self._loaded[record.file] = loaded
-            return self._loaded[record.file]
+    def _make(self, record: EngineRecord, weights: NewWeights) -> LoadedEngine:
+        """Load the engine of a record. The hash is checked first: the library trusts its input."""
+        if not self._files.intact(record):
+            raise BackendError(
+                f"{self._files.folder / record.file} is damaged: its hash does not match. "
+                f"Build it again: {build_command(self._bundle, record.backend)}"
+            )
+        serialized = self._files.path(record).read_bytes()
+        spec = self._bundle.graph(record.graph)
+        loaded = LoadedEngine(self._library, record, spec, serialized, self._device.name)
+        if record.options.get("strip_weights") == "true":
+            loaded.refit_from(self._bundle.file(spec.file))
+        if weights.get(record.graph):
+            loaded.refit(weights[record.graph])
+        return loaded
 
     def set_weights(self, weights: NewWeights) -> None:
         """See `Backend.set_weights`. Refits all loaded engines of these graphs, and others when they are loaded."""
-        changed = {*weights, *self._weights}
+        changed = {*weights, *self._engines.weights}
         for record in self._records:
             if record.graph in changed and record.options.get("refittable") != "true":
                 command = build_command(self._bundle, record.backend)
                 raise BackendError(
                     f"these engines cannot change their weights. Build refittable ones: {command} --refittable"
                 )
-        with self.lanes.at_rest(), self._loading:
-            loaded = [engine for engine in self._loaded.values() if engine.record.graph in changed]
+        with self._slots.at_rest(WEIGHTS_IN_USE):
+            self._on(self._refit, weights, changed)
+
+    def _refit(self, weights: NewWeights, changed: Collection[str]) -> None:
+        with self._one_shot.at_rest():
             try:
-                for engine in loaded:
+                for engine in self._engines.loaded(changed):
                     engine.refit(self._back_to_base(engine.record.graph, weights))
             except BackendError:
-                for engine in loaded:  # possibly refitted in part; reloading restores the old weights
-                    self._unload(engine)
+                # Some are possibly refitted, or in part; loading them again restores the old weights.
+                self._slots.free_idle()
+                self._one_shot.clear()
+                self._engines.drop(changed)
                 raise
-            self._weights = weights
+            self._engines.weights = weights
+            self._features.clear()
 
     def _back_to_base(self, graph: str, weights: NewWeights) -> dict[str, NDArray[Any]]:
         """The new weights of a graph, plus the bundle's own for weights that are no longer changed."""
         new = dict(weights.get(graph, {}))
-        left = {name for name in self._weights.get(graph, {}) if name not in new}
+        left = {name for name in self._engines.weights.get(graph, {}) if name not in new}
         uses = (use for all_uses in self._bundle.manifest.weights.values() for use in all_uses)
         base = {
             u.initializer: stored_weight(self._bundle, u) for u in uses if u.graph == graph and u.initializer in left
         }
         return new | base
 
-    def _unload(self, engine: LoadedEngine) -> None:
-        self.lanes.forget(engine)
-        del self._loaded[engine.record.file]
-        engine.close()
-
     def close(self) -> None:
         """Free all memory; that of running calls when they end."""
-        self.lanes.close()
+        self._slots.close()
 
     def _release(self) -> None:
-        with self._loading:
-            while self._loaded:
-                self._loaded.popitem()[1].close()
+        def release() -> None:
+            self._one_shot.clear()
+            self._stream.close()
+            self._engines.close()
+
+        self._on(release)

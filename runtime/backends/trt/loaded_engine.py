@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.bundle import EngineRecord, Graph, sizes_text
+from latentrt.runtime.bundle import EngineRecord, Graph, Sizes, shape_at, sizes_text
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.files import cache_folder, written_whole
+from latentrt.runtime.gpu.device import DeviceMemory
 
 from .library import TrtLibrary
 
@@ -19,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 class LoadedEngine:
-    """A deserialised engine. Its contexts belong to lanes and share its weights."""
+    """A deserialised engine; see `DeviceEngine`. Its contexts share its weights. Needs its GPU as the current one."""
 
-    captures_itself = False
-
-    def __init__(self, library: TrtLibrary, record: EngineRecord, spec: Graph, plan: bytes, device_name: str) -> None:
-        """The caller must have checked the hash of `plan`: the library trusts it."""
+    def __init__(
+        self, library: TrtLibrary, record: EngineRecord, spec: Graph, serialized: bytes, device_name: str
+    ) -> None:
+        """The caller must have checked the hash of `serialized`: the library trusts it."""
         self.library, self.record, self.spec = library, record, spec
         self._cache_file = _cache_file(library, record, device_name)
         self._cache: Any = None
@@ -34,7 +35,7 @@ class LoadedEngine:
         runtime = trt.Runtime(library.log)
         if record.host_code:  # only records that the caller trusts get here
             runtime.engine_host_code_allowed = True
-        self.engine: Any = runtime.deserialize_cuda_engine(plan)
+        self.engine: Any = runtime.deserialize_cuda_engine(serialized)
         if self.engine is None:
             raise BackendError(f"{self} cannot be loaded: {library.last_errors()}")
         self._runtime = runtime
@@ -73,8 +74,22 @@ class LoadedEngine:
             missing = ", ".join(refitter.get_missing_weights()) or "none"
             raise BackendError(f"{self} could not be refitted: {library.last_errors()} (also needed: {missing})")
 
-    def new_context(self) -> Any:
-        """An execution context without its own device memory. TensorRT for RTX compiles kernels here."""
+    def bind(self, sizes: Sizes, addresses: Mapping[str, int], scratch: DeviceMemory) -> "BoundContext":
+        """See `DeviceEngine.bind`. TensorRT for RTX compiles kernels here."""
+        context = self._new_context()
+        for tensor in self.spec.inputs:
+            self._require(context.set_input_shape(tensor.name, shape_at(tensor, sizes)), tensor.name)
+        for tensor in (*self.spec.inputs, *self.spec.outputs):
+            self._require(context.set_tensor_address(tensor.name, addresses[tensor.name]), tensor.name)
+        context.set_device_memory(scratch.address, scratch.size)
+        return BoundContext(self, context)
+
+    def _require(self, accepted: bool, tensor: str) -> None:
+        if not accepted:
+            raise BackendError(f"{self} rejected {tensor!r}: {self.library.last_errors()}")
+
+    def _new_context(self) -> Any:
+        """An execution context without its own device memory."""
         trt = self.library.trt
         config = self.engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -86,16 +101,6 @@ class LoadedEngine:
         if context is None:
             raise BackendError(f"{self} could not create an execution context: {self.library.last_errors()}")
         return context
-
-    def execute(self, context: Any, stream: int) -> None:
-        """See `DeviceEngine.execute`."""
-        self.library.forget_errors()
-        if not context.execute_async_v3(stream):
-            raise BackendError(f"{self} failed: {self.last_errors()}")
-
-    def last_errors(self) -> str:
-        """The library's most recent errors."""
-        return self.library.last_errors()
 
     def _runtime_cache(self, config: Any) -> Any:
         """Compiled kernels, loaded from the user's cache folder if possible; losing them only costs time."""
@@ -128,6 +133,35 @@ class LoadedEngine:
 
     def __str__(self) -> str:
         return f"the {self.record.backend} engine of {self.record.graph} for {sizes_text(self.record)}"
+
+
+class BoundContext:
+    """An execution context with its shapes and addresses; see `BoundEngine`."""
+
+    def __init__(self, engine: LoadedEngine, context: Any) -> None:
+        self._engine, self._context = engine, context
+        self._ran = False
+
+    def __call__(self, stream: int) -> None:
+        """See `BoundEngine`."""
+        self._engine.library.forget_errors()
+        if not self._context.execute_async_v3(stream):
+            raise BackendError(f"{self._engine} failed: {self._engine.library.last_errors()}")
+        if not self._ran:  # all kernels are compiled now
+            self._ran = True
+            self._engine.save_cache()
+
+    def capturable(self, stream: int) -> bool:
+        """See `BoundEngine`."""
+        can = getattr(self._context, "is_stream_capturable", None)  # TensorRT always can, and lacks this method
+        if can is None or can(stream):
+            return True
+        logger.warning("%s cannot be captured as a CUDA graph, so each call takes more host time", self._engine)
+        return False
+
+    def close(self) -> None:
+        """See `BoundEngine`."""
+        self._context = None
 
 
 def _cache_file(library: TrtLibrary, record: EngineRecord, device_name: str) -> Path:

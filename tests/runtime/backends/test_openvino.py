@@ -203,7 +203,7 @@ def test_the_bundle_says_what_is_computed_in(exported: Callable[[str], Exported]
     with Pipeline.load(exported(name).bundle, backend="openvino") as pipe:
         pipe._backend._core = core = RecordingCore(pipe._backend._core)
         for pipe._backend._has_bf16, expected in ((True, wanted), (False, "f32")):
-            pipe._backend._engines.clear()
+            pipe._backend._engines.close()
             pipe._backend.engine("vae_decoder")
             pipe._backend.engine("context")
             assert core.precisions[-2:] == [expected] * 2

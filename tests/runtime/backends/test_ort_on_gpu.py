@@ -15,7 +15,7 @@ from support.simulator import Fault, Machine, machine
 from support.simulator.ort import IOBinding
 
 from latentrt.runtime import BackendError, Pipeline
-from latentrt.runtime.backends.ort.on_gpu import SessionContext
+from latentrt.runtime.backends.ort.on_gpu import BoundSession
 from latentrt.runtime.goldens import verify_goldens
 
 PROMPT = "a small blue diamond on a white background"
@@ -64,16 +64,16 @@ def test_sizes_take_turns(pipe: Pipeline, cpu: Pipeline) -> None:
         same(pipe(PROMPT, **FEW, **call).latents, cpu(PROMPT, **FEW, **call).latents)
 
 
-def test_nothing_waits_inside_the_loop(gpu: Machine, pipe: Pipeline) -> None:
+def test_the_loop_waits_for_the_call_before_alone(gpu: Machine, pipe: Pipeline) -> None:
     pipe(PROMPT, seed=1, **FEW)
     steps = pipe.stream(PROMPT, seed=3, num_inference_steps=51, scheduler="euler_a", output_type="latent")
     next(steps)
     waits = len(gpu.cuda.waits)
     for _ in range(49):
         next(steps)
-    assert gpu.cuda.waits[waits:] == []
+    assert gpu.cuda.waits[waits:] == ["cudaEventSynchronize"] * 49
     next(steps)
-    assert gpu.cuda.waits[waits:] == ["cudaStreamSynchronize"]
+    assert gpu.cuda.waits[waits:] == ["cudaEventSynchronize"] * 51  # the last one is for the latents
 
 
 def test_threads_share_the_stream(pipe: Pipeline, cpu: Pipeline) -> None:
@@ -122,14 +122,12 @@ def test_a_graph_that_cannot_be_captured_is_run_without(cpu: Pipeline, caplog: p
 def test_changed_addresses_are_captured_anew(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """The injected fault keeps the id of the old graph."""
     pipe(PROMPT, **FEW, seed=1)
-    bind = SessionContext.bind
-
-    def with_the_first_number(self: SessionContext, binding: Any) -> None:
-        bind(self, binding)
-        session = pipe._backend._loaded["denoise"]  # type: ignore[attr-defined]
-        session._graph_ids = iter(["1"])
-
-    monkeypatch.setattr(SessionContext, "bind", with_the_first_number)
+    bound = BoundSession.__init__
+    monkeypatch.setattr(
+        BoundSession,
+        "__init__",
+        lambda self, session, binding, graph_id: bound(self, session, binding, min(graph_id, "1")),
+    )
     with pytest.raises(BackendError, match="other addresses"):
         pipe(PROMPT, **FEW, seed=1, num_images_per_prompt=2)
 

@@ -10,11 +10,11 @@ from support.simulator import Fault, Machine, machine
 from support.trt_engines import FEW, PROMPT, RTX, changed, engine_of, same
 
 from latentrt.export.build.trt_builder import BuildOptions
-from latentrt.runtime import BackendError, Pipeline, Plan
-from latentrt.runtime.gpu.device import DeviceMemory, Stream
-from latentrt.runtime.gpu.lane import Execution, Lane
-from latentrt.runtime.gpu.staging import Staging
-from latentrt.runtime.loop.gpu import GpuDenoiser, _Table
+from latentrt.runtime import BackendError, Pipeline
+from latentrt.runtime.backends.trt.loaded_engine import LoadedEngine
+from latentrt.runtime.bundle import shape_at
+from latentrt.runtime.gpu.device import DeviceMemory, Event, Stream
+from latentrt.runtime.loop.call_block import CallBlock
 from latentrt.runtime.protocols import Bucket
 
 
@@ -31,93 +31,88 @@ def test_a_wrong_address_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPat
 
 
 def test_memory_given_back_early_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    compute = GpuDenoiser._compute_time_features
+    upload = CallBlock.upload
 
-    def and_close(self: GpuDenoiser, lane: Lane, table: _Table, rows: Any) -> None:
-        compute(self, lane, table, rows)
-        lane._blocks.pop("time_features").close()
+    def and_close(self: CallBlock, turn: int, batch: int, *, noise: bool) -> None:
+        upload(self, turn, batch, noise=noise)
+        self._device.close()
 
-    monkeypatch.setattr(GpuDenoiser, "_compute_time_features", and_close)
+    monkeypatch.setattr(CallBlock, "upload", and_close)
     with pytest.raises(Fault, match="not allocated memory"):
         draw_two(pipe)
 
 
-def test_a_shape_outside_of_the_profile_is_caught(pipe: Pipeline) -> None:
-    denoiser = pipe.denoiser(Bucket(1, 2, 16, 16, 77))
-    denoiser._denoise.sizes["h"] = 17
+def test_a_shape_outside_of_the_profile_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = lambda tensor, sizes: shape_at(tensor, {**sizes, "h": 17} if "h" in sizes else sizes)  # noqa: E731
+    monkeypatch.setattr("latentrt.runtime.backends.trt.loaded_engine.shape_at", shape)
     with pytest.raises(BackendError, match=r"rejected 'state': .*is not within"):
-        next(
-            denoiser.run(
-                [Plan.from_config(pipe.bundle.read_json(pipe.bundle.manifest.scheduler), 2)],
-                context=np.zeros((1, 2, 77, 64), np.float32),
-                guidance=np.ones((1, 2), np.float32),
-                guidance_rescale=np.zeros(1, np.float32),
-                noise=[np.zeros((1, 4, 17, 16), np.float32)],
-            )
-        )
+        draw_two(pipe)
 
 
-def test_a_changed_address_behind_a_capture_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scratch memory grows without a new capture."""
+def test_a_changed_address_behind_a_capture_is_caught(pipe: Pipeline) -> None:
+    """Scratch memory is replaced without a new capture."""
     pipe(PROMPT, seed=1, **FEW)
-    monkeypatch.setattr(Execution, "forget_capture", lambda _self: None)
-    lane = pipe._backend.lanes._idle[0]
-    lane.scratch(64 << 20)
+    ((_, _, slots),) = pipe._backend._slots._idle
+    slots._scratch.close()
     with pytest.raises(Fault, match="not allocated memory"):
         pipe(PROMPT, seed=1, **FEW)
-    monkeypatch.undo()
 
 
 def test_changed_shapes_behind_a_capture_are_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One context of an engine serves all sizes, and graphs of earlier sizes are kept."""
+    new_context, contexts = LoadedEngine._new_context, {}
+    only = lambda self: contexts.setdefault(self, None) or contexts.update({self: new_context(self)}) or contexts[self]  # noqa: E731
+    monkeypatch.setattr(LoadedEngine, "_new_context", only)
     call = {**FEW, "height": 64}
-    context = Lane.context
-    with monkeypatch.context() as patch:
-        patch.setattr(Lane, "context", lambda self, engine, sizes, **_: context(self, engine, sizes, kept=False))
-        patch.setattr(Execution, "forget_capture", lambda _self: None)
+    pipe(PROMPT, **call, width=64)
+    pipe(PROMPT, **call, width=72)
+    with pytest.raises(Fault, match="after its context's shapes were changed"):
         pipe(PROMPT, **call, width=64)
-        with pytest.raises(Fault, match="after its context's shapes were changed"):
-            pipe(PROMPT, **call, width=72)
+    contexts.clear()
 
 
-def test_a_pinned_slot_used_twice_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    take = Staging.take
-
-    def always_the_first(self: Staging, size: int) -> Any:
-        self._used = 0
-        return take(self, size)
-
-    monkeypatch.setattr(Staging, "take", always_the_first)
+def test_a_pinned_piece_used_twice_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentrt.runtime.gpu.staging._Piece.is_free", lambda _self: True)
     with pytest.raises(Fault, match="pinned memory was changed"):
         draw_two(pipe)
 
 
+def test_rows_written_before_their_upload_is_done_are_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the wait for the call before, the third call writes what the first has not copied yet."""
+    pipe(PROMPT, seed=1, **FEW)
+    monkeypatch.setattr(Event, "synchronize", lambda _self: None)
+    stream = pipe.stream(PROMPT, seed=1, **FEW)
+    with pytest.raises(Fault, match="pinned memory was changed"):
+        for step in stream:
+            if step.index == 2:
+                pipe._backend._slots.run(pipe._backend._stream.synchronize)
+                step.latents()
+
+
 def test_two_streams_on_one_block_are_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = DeviceMemory(8 << 20)
-    monkeypatch.setattr(Lane, "scratch", lambda _self, _size: shared)
+    monkeypatch.setattr("latentrt.runtime.loop.gpu.DeviceMemory", lambda _size: shared)
     one, two = pipe.stream(PROMPT, seed=1, **FEW), pipe.stream(PROMPT, seed=2, **FEW)
     next(one)
     with pytest.raises(Fault, match="same memory on two streams"):
         next(two)
     one.close()
-    shared.close()
 
 
 def test_an_aliased_state_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    resize = Execution.resize
+    bind = LoadedEngine.bind
 
-    def aliased(self: Execution, sizes: Any, elsewhere: Any = None) -> None:
-        resize(self, sizes, elsewhere)
-        if "next_state" in self.addresses:
-            resize(self, sizes, {**(elsewhere or {}), "next_state": self.addresses["state"]})
+    def aliased(self: LoadedEngine, sizes: Any, addresses: Any, scratch: Any) -> Any:
+        return bind(self, sizes, {**addresses, "next_state": addresses.get("state", 0)}, scratch)
 
-    monkeypatch.setattr(Execution, "resize", aliased)
+    monkeypatch.setattr(LoadedEngine, "bind", aliased)
     with pytest.raises(Fault, match="writes to its own input"):
         draw_two(pipe)
 
 
 def test_an_early_look_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without waiting for the copy to the host, the result is garbage."""
-    monkeypatch.setattr(Stream, "synchronize", lambda _self: None)
+    monkeypatch.setattr(Event, "synchronize", lambda _self: None)
     assert not np.isfinite(pipe.run("time", {"timesteps": np.ones(3, np.float32)})["time_features"]).any()
 
 
@@ -185,7 +180,7 @@ def test_flipped_bits_are_refused_before_the_library_sees_them(
     seen: list[bytes] = []
     monkeypatch.setattr(gpu.libraries[RTX].Runtime, "deserialize_cuda_engine", lambda _self, plan: seen.append(plan))
     with Pipeline.load(backend=RTX, engines=folder) as pipe, pytest.raises(BackendError, match="hash does not match"):
-        pipe.denoiser(Bucket(1, 2, 16, 16, 77))
+        pipe.slots(Bucket(2, 16, 16, 77), 1)
     assert seen == []
 
 

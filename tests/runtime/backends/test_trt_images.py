@@ -1,13 +1,12 @@
 """TensorRT engines on a simulated GPU: the images of ONNX Runtime, and which engines are chosen."""
 
 import shutil
-from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from support.exports import SHAPES
 from support.simulator import Machine
 from support.trt_engines import FEW, PROMPT, changed, same
@@ -15,10 +14,9 @@ from support.trt_engines import FEW, PROMPT, changed, same
 from latentrt.runtime import InputError, Pipeline, Plan
 from latentrt.runtime.bundle import Bundle, EngineList
 from latentrt.runtime.goldens import verify_goldens
-from latentrt.runtime.gpu.lane import Execution, Lane
 from latentrt.runtime.latents import TorchGenerator
-from latentrt.runtime.loop.gpu import GpuDenoiser, _Table
-from latentrt.runtime.protocols import Bucket
+from latentrt.runtime.loop.resident import run
+from latentrt.runtime.protocols import Trajectory
 from latentrt.runtime.scheduler import resolve
 
 
@@ -71,13 +69,18 @@ def test_a_batch_of_different_schedulers(pipe: Pipeline, ort: Pipeline) -> None:
         noise.append(np.stack([generator.randn((4, 16, 16)) for _ in range(1 + int(plan.draws.sum()))]))
     rng = np.random.default_rng(0)
     context = rng.standard_normal((3, 2, 77, 64)).astype(np.float32)
-    arguments = {"context": context, "guidance": np.float32([[-2, 3], [0, 1], [-6, 7]]), "noise": noise}
-    arguments["guidance_rescale"] = np.float32([0, 0.5, 1])
+    scales, rescales = (3, 1, 7), (0, 0.5, 1)
+    together = [
+        Trajectory(
+            plan, context[i], np.tile(np.float32([1 - scales[i], scales[i]]), (len(plan), 1)), noise[i], rescales[i]
+        )
+        for i, plan in enumerate(plans)
+    ]
     results = []
     for pipeline in (pipe, ort):
-        steps = pipeline.denoiser(Bucket(3, 2, 16, 16, 77)).run(plans, **arguments)
-        results.append([step.read(r) for step in steps for r in (0, 6)])
-    assert len(results[0]) == 2 * max(map(len, plans))
+        with closing(pipeline.slots(together[0].bucket, 3)) as slots:
+            results.append([p.fetch(r).result() for passed in run(slots, together) for p in passed for r in (0, 6)])
+    assert len(results[0]) == 2 * sum(map(len, plans))
     for got, expected in zip(*results, strict=True):
         same(got, expected)
 
@@ -109,28 +112,8 @@ def test_many_prompts_are_spread_over_several_runs(pipe: Pipeline, ort: Pipeline
 def test_a_thousand_calls_need_several_runs_of_time(pipe: Pipeline, ort: Pipeline) -> None:
     config = pipe.bundle.read_json(pipe.bundle.manifest.scheduler)
     plan = Plan.from_config(resolve("ddim", config), 1000)
-    denoiser = pipe.denoiser(Bucket(4, 1, 16, 16, 77))
-    rows: list[NDArray[Any]] = []
-
-    def look(_self: Any, lane: Lane, denoise: Execution, tables: Any, time_rows: Any, _blend: Any) -> Iterator[Any]:
-        table = _Table(lane, denoise, "time_features", len(tables.timesteps))
-        denoiser._compute_time_features(lane, table, time_rows)
-        rows.append(lane.download(table.address, (4000, table.row_size // 16), "float32"))
-        yield from ()
-
-    noise = [np.zeros((1, 4, 16, 16), np.float32)] * 4
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GpuDenoiser, "_calls", look)
-        list(
-            denoiser.run(
-                [plan] * 4,
-                context=np.zeros((4, 1, 77, 64), np.float32),
-                guidance=np.ones((4, 1), np.float32),
-                guidance_rescale=np.zeros(4, np.float32),
-                noise=noise,
-            )
-        )
-    same(rows[0], ort.run("time", {"timesteps": np.repeat(plan.timesteps, 4)})["time_features"])
+    inputs = {"timesteps": np.repeat(plan.timesteps, 4)}
+    same(pipe.run("time", inputs)["time_features"], ort.run("time", inputs)["time_features"])
 
 
 # --- selection -------------------------------------------------------------------------------------------------------

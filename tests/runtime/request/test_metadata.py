@@ -37,6 +37,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "sigmas": {"scheduler": "euler", "num_inference_steps": None, "sigmas": (11.5, 3.25, 1.0, 0.0)},
     "clip_skip": {"clip_skip": 1},
     "guidance_rescale": {"guidance_rescale": 0.6},
+    "guidance_start": {"guidance_start": 0.4, "num_inference_steps": 4},
+    "guidance_end": {"guidance_end": 0.5, "num_inference_steps": 4},
     "image": {"image": "photo.png", "strength": 0.7},
     "mask_image": {"image": "photo.png", "mask_image": "mask.png"},
     "strength": {"image": "photo.png", "strength": 0.5, "num_inference_steps": 4},

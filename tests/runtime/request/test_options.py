@@ -42,6 +42,8 @@ EXAMPLES: dict[str, Any] = {
     "sigmas": [9.0, 3.0, 0.0],
     "clip_skip": 1,
     "guidance_rescale": 0.3,
+    "guidance_start": 0.2,
+    "guidance_end": 0.8,
     "image": "photo.png",
     "mask_image": "mask.png",
     "strength": 0.6,

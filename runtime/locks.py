@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from latentrt.runtime.errors import InputError
+from .errors import InputError
 
 
 class SharedLock:

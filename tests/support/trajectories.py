@@ -1,0 +1,84 @@
+"""Trajectories that have little in common, and batches that they join and leave."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.runtime import Pipeline, Plan
+from latentrt.runtime.arrays import Float32
+from latentrt.runtime.bundle import takes
+from latentrt.runtime.loop.resident import Passed, Resident, Ticket, run
+from latentrt.runtime.protocols import Bucket, Slots, Trajectory
+from latentrt.runtime.scheduler import resolve
+
+SCHEDULERS = ("ddim", "euler_a", "dpm++_2m_karras", "heun", "unipc", "dpm2_a")
+
+
+def trajectories(pipe: Pipeline, bucket: Bucket, count: int, seed: int, *, masks: bool = False) -> list[Trajectory]:
+    """Different schedulers, lengths, texts and guidance; with `masks`, every third one has a mask."""
+    rng = np.random.default_rng(seed)
+    return [_one(pipe, bucket, rng, i, mask=masks and i % 3 == 0) for i in range(count)]
+
+
+def _one(pipe: Pipeline, bucket: Bucket, rng: np.random.Generator, i: int, *, mask: bool) -> Trajectory:
+    manifest, normal = pipe.bundle.manifest, lambda *shape: rng.standard_normal(shape, np.float32)
+    channels, groups = manifest.model.latent_channels, bucket.groups
+    config = pipe.bundle.read_json(manifest.scheduler)
+    plan = Plan.from_config(resolve(SCHEDULERS[i % len(SCHEDULERS)], config), int(rng.integers(2, 6)))
+    width = next(spec.shape[-1] for spec in pipe.bundle.graph("context").inputs)
+    scale = rng.uniform(1.5, 6)
+    weights = np.float32([1 - scale, scale] if groups == 2 else [1])
+    time = pipe.bundle.graph("time").inputs
+    inpaints = takes(pipe.bundle.graph("denoise"), "extra")
+    return Trajectory(
+        plan,
+        context=normal(groups, bucket.tokens, int(width)),
+        guidance=np.tile(weights, (len(plan), 1)),
+        noise=normal(1 + int(plan.draws.sum()), channels, bucket.height, bucket.width),
+        guidance_rescale=float(rng.choice([0, 0.7])),
+        clean=normal(channels, bucket.height, bucket.width) if mask else None,
+        mask=(rng.random((1, bucket.height, bucket.width)) < 0.5).astype(np.float32) if mask else None,
+        extra=normal(channels + 1, bucket.height, bucket.width) if inpaints else None,
+        time_inputs={s.name: normal(groups, int(s.shape[1])) for s in time if s.name != "timesteps"},
+    )
+
+
+def alone(pipe: Pipeline, trajectory: Trajectory) -> Float32:
+    """(R, C, h, w), the last state of a trajectory in slots of its own."""
+    with closing(pipe.slots(trajectory.bucket, 1)) as slots:
+        *_, (last,) = run(slots, [trajectory])
+        return state_of(last)
+
+
+def state_of(passed: Passed) -> Float32:
+    """(R, C, h, w)."""
+    fetches = [passed.fetch(register) for register in range(passed.ticket.trajectory.plan.coefficients.shape[1])]
+    return np.stack([fetch.result() for fetch in fetches])
+
+
+def coming_and_going(slots: Slots, wanted: Sequence[Trajectory], seed: int) -> list[Float32]:
+    """The last state of each trajectory, from a batch that they join and others leave at random calls."""
+    rng = np.random.default_rng(seed)
+    resident, waiting, found = Resident(slots), list(range(len(wanted))), {}
+    numbers: dict[Ticket, int | None] = {}
+    while len(found) < len(wanted):
+        for ticket in [t for t, number in numbers.items() if number is None and not t.left and rng.random() < 0.3]:
+            resident.leave(ticket)
+        while resident.free and waiting and rng.random() < 0.6:
+            number = waiting.pop(int(rng.integers(len(waiting))))
+            numbers[resident.join(wanted[number])] = number
+            if resident.free and rng.random() < 0.4:
+                numbers[resident.join(wanted[int(rng.integers(len(wanted)))])] = None
+        for passed in resident.step():
+            number = numbers[passed.ticket]
+            if passed.finished and number is not None:
+                found[number] = state_of(passed)
+    return [found[number] for number in range(len(wanted))]
+
+
+def error(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """The largest difference over the largest value."""
+    return float(np.abs(np.asarray(got) - expected).max() / np.abs(expected).max())
