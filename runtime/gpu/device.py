@@ -226,7 +226,7 @@ class Stream:
             try:
                 self.synchronize()
             finally:
-                _checked(_cuda().cudaStreamDestroy(self.queue))
+                _cuda().cudaStreamDestroy(self.queue)
 
 
 class CapturedGraph:

@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 class Launch:
-    """Bound engines that run one after the other."""
+    """Bound engines that run one after the other; they are closed by who bound them."""
 
     def __init__(self, engines: Sequence[BoundEngine], stream: Stream) -> None:
         self._engines, self._stream = engines, stream
@@ -38,8 +38,6 @@ class Launch:
             engine(self._stream.handle)
 
     def close(self) -> None:
-        """Free the graph and the bound engines; the stream must be idle."""
+        """Free the captured graph; the stream must be idle."""
         if self._captured is not None:
             self._captured.close()
-        for engine in self._engines:
-            engine.close()

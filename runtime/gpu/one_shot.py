@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -84,14 +84,15 @@ class OneShot:
             self._clear()
 
     def _clear(self) -> None:
-        with suppress(BackendError):  # after an error of CUDA, what can be freed is freed
-            self._stream.synchronize()
-        while self._bound:
-            self._close(*self._bound.popitem()[1])
-        if self._scratch is not None:
-            self._scratch.close()
+        with ExitStack() as freed, suppress(BackendError):  # after an error of CUDA, what can be freed is freed
+            freed.callback(self._staging.close)
+            if self._scratch is not None:
+                freed.callback(self._scratch.close)
+            for bound, buffers in self._bound.values():
+                freed.callback(self._close, bound, buffers)
+            self._bound.clear()
             self._scratch = None
-        self._staging.close()
+            self._stream.synchronize()
 
     @staticmethod
     def _close(bound: BoundEngine, buffers: Buffers) -> None:

@@ -5,8 +5,8 @@ host then waits for the event of the call before, so that one call is queued whi
 alternate. Knows buffers and addresses; knows nothing about the library, which is behind `GpuBackend`.
 """
 
-from contextlib import suppress
-from typing import Any
+from contextlib import ExitStack, suppress
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,13 @@ from latentrt.runtime.protocols import Bucket, Trajectory
 
 from .call_block import CallBlock
 from .tables import CALL_INPUTS, CallRows, TimeFeatures, known_parts
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+T = TypeVar("T", bound=_Closable)
 
 
 class GpuSlots:
@@ -52,21 +59,26 @@ class GpuSlots:
         self._launches: dict[tuple[int, int, bool], Launch] = {}
         self._context: tuple[BoundEngine, Buffers] | None = None
         self._scratch: DeviceMemory | None = None
-        self._opened: list[Buffers | CallBlock | Event | Stream] = [stream] if owns_stream else []
         self._known: Buffers | None = None
+        # What is freed at the end, and what is freed when scratch memory moves.
+        self._opened, self._bound = ExitStack(), ExitStack()
+        if owns_stream:
+            self._opened.callback(stream.close)
+        self._opened.callback(self._staging.close)
         try:
             # Loaded now, so that missing or damaged engines are reported before the loop starts.
-            self._denoise(capacity)
+            self._reserve_scratch(self._denoise(capacity).scratch_size)
             self._events = self._open(Event()), self._open(Event())
             self._block = self._open(CallBlock(stream, denoise, self._sizes))
             resident = [spec for spec in denoise.inputs if spec.name not in (*CALL_INPUTS, "noise")]
             self._buffers = self._open(Buffers(stream, (*resident, *denoise.outputs), self._sizes))
-        except BackendError:
+        except BaseException:
             self.close()
             raise
 
-    def _open(self, resource: Any) -> Any:
-        self._opened.append(resource)
+    def _open(self, resource: T) -> T:
+        """Have a resource closed at the end."""
+        self._opened.callback(resource.close)
         return resource
 
     # --- filling ------------------------------------------------------------------------------------------------------
@@ -93,7 +105,9 @@ class GpuSlots:
         if self._context is None:
             fitted = self._backend.fitted("context", {"n": len(context), "S": context.shape[1]})
             tensors = (*fitted.engine.spec.inputs, *fitted.engine.spec.outputs)
-            buffers = self._open(Buffers(self._stream, tensors, fitted.sizes))
+            self._reserve_scratch(fitted.engine.scratch_size)
+            buffers = Buffers(self._stream, tensors, fitted.sizes)
+            self._bound.callback(buffers.close)
             self._context = self._bind(fitted.engine, fitted.sizes, buffers.addresses), buffers
         bound, buffers = self._context
         self._write(buffers.addresses["hidden_states"], context)
@@ -105,7 +119,7 @@ class GpuSlots:
     def _new_known(self) -> Buffers:
         """Inputs of `blend`; slots without a mask keep their whole state."""
         graph = self._blend(self.counts[-1]).spec
-        known: Buffers = self._open(
+        known = self._open(
             Buffers(self._stream, [s for s in graph.inputs if s.name in ("mask", "clean", "noise")], self._sizes)
         )
         self._write(known.addresses["mask"], np.ones(known.sizes["mask"] // 4, np.float32))
@@ -152,6 +166,7 @@ class GpuSlots:
                 sizes = {symbol: self.bucket.sizes(count)[symbol] for symbol in "Bhw"}
                 engines.append(self._bind(self._blend(count), sizes, known | {"state": after, "next_state": now}))
             self._launches[key] = Launch(engines, self._stream)
+            self._bound.callback(self._launches[key].close)
         return self._launches[key]
 
     def _denoise(self, count: int) -> DeviceEngine:
@@ -166,11 +181,19 @@ class GpuSlots:
 
     def _bind(self, engine: DeviceEngine, sizes: Sizes, addresses: dict[str, int]) -> BoundEngine:
         """Bind an engine to the scratch memory that all engines of the stream share."""
-        if self._scratch is None or self._scratch.size < engine.scratch_size:
-            self._forget_bound()
-            self._scratch = DeviceMemory(engine.scratch_size)
+        self._reserve_scratch(engine.scratch_size)
+        assert self._scratch is not None
         own = {spec.name for spec in (*engine.spec.inputs, *engine.spec.outputs)}
-        return engine.bind(sizes, {name: addresses[name] for name in own}, self._scratch)
+        bound = engine.bind(sizes, {name: addresses[name] for name in own}, self._scratch)
+        self._bound.callback(bound.close)
+        return bound
+
+    def _reserve_scratch(self, size: int) -> None:
+        """Growing it drops everything that is bound to its address."""
+        if self._scratch is None or self._scratch.size < size:
+            self._forget_bound()
+            self._scratch = DeviceMemory(size)
+            self._bound.callback(self._scratch.close)
 
     def warm_up(self) -> None:
         """Run the largest batch in both directions. The state of all slots stays."""
@@ -199,24 +222,16 @@ class GpuSlots:
         self._stream.synchronize()
 
     def _forget_bound(self) -> None:
-        with suppress(BackendError):  # after an error of CUDA, what can be freed is freed
-            self._stream.synchronize()
-        for launch in self._launches.values():
-            launch.close()
+        bound, self._bound = self._bound, ExitStack()
         self._launches.clear()
-        if self._context is not None:
-            self._context[0].close()
-            self._context = None
-        if self._scratch is not None:
-            self._scratch.close()
-            self._scratch = None
+        self._context = self._scratch = None
+        with bound, suppress(BackendError):  # after an error of CUDA, what can be freed is freed
+            self._stream.synchronize()
 
     def close(self) -> None:
         """Free all memory."""
-        self._forget_bound()
-        while self._opened:
-            self._opened.pop().close()
-        self._staging.close()
+        with self._opened:
+            self._forget_bound()
 
 
 def powers_of_two_to(count: int) -> list[int]:

@@ -69,13 +69,15 @@ class SlotPool:
     def take_back(self, slots: GpuSlots, bucket: Bucket, count: int, *, broken: bool) -> None:
         """Keep slots for later calls, or free them if something went wrong with them."""
         with self._lock:
-            if broken or self._closed:
-                self.run(slots.close)
-            else:
-                self._idle.append((bucket, count, slots))
-                while len(self._idle) > IDLE_KEPT:
-                    self.run(self._idle.pop(0)[2].close)
-        self._returned()
+            try:
+                if broken or self._closed:
+                    self.run(slots.close)
+                else:
+                    self._idle.append((bucket, count, slots))
+                    while len(self._idle) > IDLE_KEPT:
+                        self.run(self._idle.pop(0)[2].close)
+            finally:
+                self._returned()
 
     def free_idle(self) -> bool:
         """Free all slots that nobody uses; returns whether there were any."""

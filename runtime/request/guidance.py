@@ -15,8 +15,8 @@ def check_interval(start: float, end: float) -> None:
 def guidance_weights(scale: float, calls: int, *, start: float = 0.0, end: float = 1.0) -> Float32:
     """(calls, 2) float32, weights of the predictions for [negative, positive].
 
-    Guidance is on from call `int(start * calls)` to before call `int(end * calls)` (arXiv 2404.07724; the rounding is that
-    of diffusers' guiders); the other calls take the positive prediction alone.
+    Guidance is on from call `int(start * calls)` to before call `int(end * calls)` (arXiv 2404.07724; the rounding is
+    that of diffusers' guiders); the other calls take the positive prediction alone.
     """
     weights = np.tile(np.array([0, 1], np.float32), (calls, 1))
     weights[int(start * calls) : int(end * calls)] = 1 - scale, scale

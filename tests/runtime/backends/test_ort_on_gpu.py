@@ -119,17 +119,16 @@ def test_a_graph_that_cannot_be_captured_is_run_without(cpu: Pipeline, caplog: p
     assert caplog.text.count("cannot be captured as a CUDA graph") == 1
 
 
-def test_changed_addresses_are_captured_anew(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_addresses_are_captured_anew(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The injected fault keeps the id of the old graph."""
     pipe(PROMPT, **FEW, seed=1)
     bound = BoundSession.__init__
-    monkeypatch.setattr(
-        BoundSession,
-        "__init__",
-        lambda self, session, binding, graph_id: bound(self, session, binding, min(graph_id, "1")),
-    )
-    with pytest.raises(BackendError, match="other addresses"):
-        pipe(PROMPT, **FEW, seed=1, num_images_per_prompt=2)
+    keep = lambda self, session, binding, graph_id: bound(self, session, binding, min(graph_id, "1"))  # noqa: E731
+    monkeypatch.setattr(BoundSession, "__init__", keep)
+    pipe(PROMPT, **FEW, seed=1, num_images_per_prompt=2)
+    assert "other addresses" in caplog.text
 
 
 def test_a_closed_pipeline_says_so(gpu: Machine) -> None:

@@ -53,6 +53,7 @@ def test_a_changed_address_behind_a_capture_is_caught(pipe: Pipeline) -> None:
     """Scratch memory is replaced without a new capture."""
     pipe(PROMPT, seed=1, **FEW)
     ((_, _, slots),) = pipe._backend._slots._idle
+    slots._context[0]._context.set_device_memory(slots._scratch.address, slots._scratch.size)
     slots._scratch.close()
     with pytest.raises(Fault, match="not allocated memory"):
         pipe(PROMPT, seed=1, **FEW)
@@ -74,7 +75,7 @@ def test_changed_shapes_behind_a_capture_are_caught(pipe: Pipeline, monkeypatch:
 def test_a_pinned_piece_used_twice_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latentrt.runtime.gpu.staging._Piece.is_free", lambda _self: True)
     with pytest.raises(Fault, match="pinned memory was changed"):
-        draw_two(pipe)
+        pipe([PROMPT, "a star"], seed=1, **FEW)
 
 
 def test_rows_written_before_their_upload_is_done_are_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,11 +83,11 @@ def test_rows_written_before_their_upload_is_done_are_caught(pipe: Pipeline, mon
     pipe(PROMPT, seed=1, **FEW)
     monkeypatch.setattr(Event, "synchronize", lambda _self: None)
     stream = pipe.stream(PROMPT, seed=1, **FEW)
+    for _ in range(3):
+        next(stream)
+    stream.close()
     with pytest.raises(Fault, match="pinned memory was changed"):
-        for step in stream:
-            if step.index == 2:
-                pipe._backend._slots.run(pipe._backend._stream.synchronize)
-                step.latents()
+        pipe.close()
 
 
 def test_two_streams_on_one_block_are_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,9 +95,9 @@ def test_two_streams_on_one_block_are_caught(pipe: Pipeline, monkeypatch: pytest
     monkeypatch.setattr("latentrt.runtime.loop.gpu.DeviceMemory", lambda _size: shared)
     one, two = pipe.stream(PROMPT, seed=1, **FEW), pipe.stream(PROMPT, seed=2, **FEW)
     next(one)
+    next(two)
     with pytest.raises(Fault, match="same memory on two streams"):
-        next(two)
-    one.close()
+        next(one)
 
 
 def test_an_aliased_state_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
