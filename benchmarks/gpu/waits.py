@@ -1,4 +1,4 @@
-"""How often the host waits for the GPU inside the loop. From the second call to the last it must not wait at all.
+"""How often the host waits for the GPU inside the loop: once a call, for the event of the call before, and never else.
 
 Counted in two ways: latentrt's own calls of CUDA, by wrapping them; and the calls of all libraries in the process, with
 PyTorch's profiler if PyTorch has CUDA. The profiler traces the driver, so it sees ONNX Runtime and TensorRT as well.
@@ -20,15 +20,16 @@ from .report import Report
 
 # Calls that wait for the GPU, or can wait, as allocating and freeing do.
 WAITING = (
-    "cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize",
+    "cudaStreamSynchronize", "cudaDeviceSynchronize",
     "cudaMemcpy", "cudaMemset", "cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaFreeHost",
 )  # fmt: skip
-COPIES = "cudaMemcpyAsync"
+EVENTS = "cudaEventSynchronize"
 LAUNCHES = "cudaGraphLaunch"
+QUEUED = ("cudaMemcpyAsync", LAUNCHES, "cudaEventRecord")
 
 
 def run(place: Place, report: Report, steps: int = 30) -> None:
-    """Check that the host never waits, and that engines are launched once per call. ONNX Runtime launches by itself."""
+    """Check what the host waits for, and that engines are launched once per call. ONNX Runtime launches by itself."""
     engines = ensure_engines(place, report, "plain")
 
     def count(backend: str, pipe: Pipeline) -> None:
@@ -38,6 +39,10 @@ def run(place: Place, report: Report, steps: int = 30) -> None:
         waits = sum(inside[name] for name in WAITING)
         report.figure(f"{backend}: calls of latentrt in {steps - 2} calls of the loop", dict(inside))
         report.check(f"{backend}: the host waits", waits == 0, f"{waits} times, at most 0")
+        events = inside[EVENTS]
+        report.check(f"{backend}: waits for the call before", events <= steps - 2, f"{events}, at most one a call")
+        queued = sum(inside[name] for name in QUEUED)
+        report.check(f"{backend}: calls that queue", queued <= 3 * (steps - 2), f"{queued}, at most 3 a call")
         if backend != "onnxruntime":
             launches = inside[LAUNCHES]
             report.check(
@@ -82,7 +87,7 @@ def counted_calls() -> Iterator[Counter[str]]:
 
         return count
 
-    names = [name for name in (*WAITING, COPIES, LAUNCHES) if hasattr(cuda, name)]
+    names = [name for name in (*WAITING, *QUEUED, EVENTS) if hasattr(cuda, name)]
     counted: dict[str, Any] = {name: counting(name, getattr(cuda, name)) for name in names}
     with mock.patch.multiple(cuda, **counted):
         yield calls
@@ -114,6 +119,7 @@ def heard_by_profiler(work: Callable[[], object]) -> Counter[str]:
 
 
 def waits_among(calls: Counter[str]) -> int:
-    """How many of these calls of CUDA's runtime or driver wait."""
+    """How many of these calls of CUDA's runtime or driver wait, but for events."""
     plain = {name: re.sub(r"(_v\d+|_ptsz|_ptds)+$", "", name) for name in calls}
-    return sum(calls[name] for name, short in plain.items() if short in WAITING or "Synchronize" in short)
+    waits = (name for name, short in plain.items() if short in WAITING or "Synchronize" in short)
+    return sum(calls[name] for name in waits if "EventSynchronize" not in name)

@@ -65,7 +65,7 @@ class OneShot:
             buffers = Buffers(self._stream, (*engine.spec.inputs, *engine.spec.outputs), sizes)
             try:
                 self._bound[key] = engine.bind(sizes, buffers.addresses, self._scratch), buffers
-            except BackendError:
+            except BaseException:
                 buffers.close()
                 raise
         self._bound.move_to_end(key)

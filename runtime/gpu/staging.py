@@ -76,7 +76,7 @@ class _Piece:
         self.memory = PinnedMemory(size)
         try:
             self.event = Event()
-        except BackendError:
+        except BaseException:
             self.memory.close()
             raise
         self.reader: weakref.ref[Download] | None = None

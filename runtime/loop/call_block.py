@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import DTYPES
 from latentrt.runtime.bundle import Graph, Sizes, TensorSpec, shape_at
-from latentrt.runtime.errors import BackendError
 from latentrt.runtime.gpu.device import DeviceMemory, PinnedMemory, Stream
 
 from .tables import CALL_INPUTS
@@ -55,7 +54,7 @@ class CallBlock:
         try:
             for _ in range(2):
                 self._pinned.append(PinnedMemory(end))
-        except BackendError:
+        except BaseException:
             self.close()
             raise
         stream.zero(self._device)

@@ -42,17 +42,17 @@ class GpuSlots:
         bucket: Bucket,
         count: int,
         *,
-        stream: Stream,
-        owns_stream: bool,
         features: TimeFeatures,
+        shared: Stream | None = None,
     ) -> None:
-        """A stream that it does not own is shared, and all of its work comes from one thread.
+        """All work of a shared stream must come from one thread; without it, the slots have a stream of their own.
 
         Raises `OutOfMemoryError`, and `BackendError` if an engine is missing or damaged; then nothing stays allocated.
         """
         self.bucket, self.counts = bucket, backend.batches(bucket.sizes(count))
         capacity = self.counts[-1]
-        self._backend, self._stream, self._features, self._spec = backend, stream, features, denoise
+        self._backend, self._features, self._spec = backend, features, denoise
+        stream = self._stream = shared or Stream()
         self._sizes = bucket.sizes(capacity)
         self._rows, self._staging = CallRows(capacity), Staging(stream)
         self._calls = self._now = 0  # `_now` is which of the states is the current one
@@ -62,7 +62,7 @@ class GpuSlots:
         self._known: Buffers | None = None
         # What is freed at the end, and what is freed when scratch memory moves.
         self._opened, self._bound = ExitStack(), ExitStack()
-        if owns_stream:
+        if shared is None:
             self._opened.callback(stream.close)
         self._opened.callback(self._staging.close)
         try:

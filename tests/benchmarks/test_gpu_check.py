@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,8 @@ from latentrt.export import cli as export_cli
 from latentrt.runtime import BackendError, Pipeline
 from latentrt.runtime.backends.trt.loaded_engine import LoadedEngine
 from latentrt.runtime.cli.main import _parser
-from latentrt.runtime.gpu.lane import Execution
-from latentrt.runtime.loop.gpu import GpuDenoiser
+from latentrt.runtime.gpu.launch import Launch
+from latentrt.runtime.loop.resident import Passed
 
 RTX = ("tensorrt_rtx",)
 
@@ -164,13 +165,13 @@ def test_group_norms(ort: Place) -> None:
 @pytest.mark.usefixtures("gpu")
 def test_a_wrong_register_is_found(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the third call on, register 2 is 0.1 % too large: the error names call and register."""
-    read = GpuDenoiser._read
+    fetch = Passed.fetch
 
-    def wrong(self: Any, lane: Any, denoise: Any, current: Any, k: int, register: int) -> Any:
-        values = read(self, lane, denoise, current, k, register)
-        return values * np.float32(1.001) if (k, register) == (2, 2) else values
+    def wrong(self: Passed, register: int) -> Any:
+        values = fetch(self, register).result()
+        return SimpleNamespace(result=lambda: values * np.float32(1.001 if (self.index, register) == (2, 2) else 1))
 
-    monkeypatch.setattr(GpuDenoiser, "_read", wrong)
+    monkeypatch.setattr(Passed, "fetch", wrong)
     monkeypatch.setattr(states, "SCHEDULERS", ("unipc",))
     (found,) = failed(done("states", Place(work, backends=RTX), steps=4))
     assert found.startswith("tensorrt_rtx: unipc, worst in call 2 of 4, register 2: 1.00e-03")
@@ -189,13 +190,13 @@ def test_weights_that_do_not_come_back_are_found(work: Path, monkeypatch: pytest
 
 
 def test_a_wait_inside_of_the_loop_is_found(gpu: Machine, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    enqueue = Execution.enqueue_and_copy
+    launch = Launch.__call__
 
-    def waiting(self: Execution, *names: str) -> None:
-        enqueue(self, *names)
-        self._lane.stream.synchronize()
+    def waiting(self: Launch) -> None:
+        launch(self)
+        self._stream.synchronize()
 
-    monkeypatch.setattr(Execution, "enqueue_and_copy", waiting)
+    monkeypatch.setattr(Launch, "__call__", waiting)
     before = vars(gpu.cuda).copy()
     assert failed(done("waits", Place(work, backends=RTX), steps=6)) == [
         "tensorrt_rtx: the host waits: 4 times, at most 0"
@@ -228,7 +229,7 @@ def test_wrong_group_norms_are_found(work: Path, monkeypatch: pytest.MonkeyPatch
 def test_calls_of_other_libraries_are_counted(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
     """With a fake profiler that reports one wait in the loop, and one of its own."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    heard = iter([Counter(cudaDeviceSynchronize=1), Counter(cudaDeviceSynchronize=1, cudaEventSynchronize=1)])
+    heard = iter([Counter(cudaDeviceSynchronize=1), Counter(cudaDeviceSynchronize=1, cudaStreamSynchronize=1)])
 
     def profiler(work: Any) -> Counter[str]:
         work()
@@ -242,7 +243,7 @@ def test_calls_of_other_libraries_are_counted(monkeypatch: pytest.MonkeyPatch, w
 
 def test_which_calls_wait() -> None:
     quiet = Counter(
-        cudaMemcpyAsync=3, cudaGraphLaunch=2, cuLaunchKernelEx=4, cudaMallocAsync=1, cudaStreamIsCapturing=1
+        cudaMemcpyAsync=3, cudaGraphLaunch=2, cuLaunchKernelEx=4, cudaMallocAsync=1, cuEventSynchronize_ptsz=2
     )
     assert waits.waits_among(quiet) == 0
     loud = Counter(cudaMemcpy_v3020=1, cuStreamSynchronize_ptsz=2, cudaMalloc=4, cudaDeviceSynchronize=8)

@@ -98,7 +98,7 @@ class OrtCudaBackend:
     def _new_slots(self, bucket: Bucket, count: int) -> GpuSlots:
         """Slots whose largest batch is captured already, as a failure can be mended now but not in the loop."""
         graph = self._bundle.graph("denoise")
-        slots = GpuSlots(self, graph, bucket, count, stream=self._stream, owns_stream=False, features=self._features)
+        slots = GpuSlots(self, graph, bucket, count, features=self._features, shared=self._stream)
         try:
             if self._captures:
                 slots.warm_up()

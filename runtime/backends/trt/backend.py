@@ -97,8 +97,7 @@ class TrtBackend:
         return self._slots.lend(bucket, count)
 
     def _new_slots(self, bucket: Bucket, count: int) -> GpuSlots:
-        denoise = self._bundle.graph("denoise")
-        return GpuSlots(self, denoise, bucket, count, stream=Stream(), owns_stream=True, features=self._features)
+        return GpuSlots(self, self._bundle.graph("denoise"), bucket, count, features=self._features)
 
     def batches(self, sizes: Sizes) -> Sequence[int]:
         """See `GpuBackend.batches`."""

@@ -88,7 +88,7 @@ def test_sizes_take_turns(exported: Callable[[str], Exported]) -> None:
         for height, width in (*sizes, sizes[0]):
             got, expected = (p(PROMPT, height=height, width=width, **options).latents for p in (pipe, ort))
             assert relative_error(got, expected) < LATENTS
-        assert len(pipe._backend._denoise) == KEPT_SIZES
+        assert len(pipe._backend._engines.loaded({"denoise"})) == KEPT_SIZES
 
 
 def test_threads_draw_the_same_pictures(pipe: Pipeline) -> None:
@@ -174,14 +174,15 @@ def test_closing_gives_the_memory_back(exported: Callable[[str], Exported]) -> N
     with Pipeline.load(exported("sd2-fp32-opset18").bundle, backend="openvino") as pipe:
         pipe(PROMPT, **{**FEW, "num_inference_steps": 1, "guidance_scale": 1.0})
         backend = pipe._backend
-        engines = [*backend._engines.values(), *backend._denoise.values()]
+        engines = backend._engines.loaded(backend._bundle.manifest.graphs)
         held = [weakref.ref(engine._compiled) for engine in engines]
+        (time,) = backend._engines.loaded({"time"})
         assert len(held) == 5
         assert all(reference() is not None for reference in held)
     gc.collect()
     assert all(reference() is None for reference in held)
     with pytest.raises(BackendError, match=r"time.onnx is closed"):
-        engines[0].run({"timesteps": np.zeros(1, np.float32)})
+        time.run({"timesteps": np.zeros(1, np.float32)})
     with pytest.raises(BackendError, match=r"is closed"):
         pipe(PROMPT, **FEW)
 

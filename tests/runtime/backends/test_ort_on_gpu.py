@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from support.lora_files import shapes_file
 from support.simulator import Fault, Machine, machine
 from support.simulator.ort import IOBinding
+from support.trt_engines import RTX
 
 from latentrt.runtime import BackendError, Pipeline
 from latentrt.runtime.backends.ort.on_gpu import BoundSession
@@ -90,6 +91,65 @@ def test_threads_share_the_stream(pipe: Pipeline, cpu: Pipeline) -> None:
         thread.join()
     for i, call in enumerate(calls):
         same(got[i], cpu(PROMPT, **FEW, **call).latents)
+
+
+def test_first_calls_of_threads_do_not_record_each_other(cpu: Pipeline) -> None:
+    """While ONNX Runtime records for long, four threads draw, encode and allocate."""
+    with machine(onnxruntime={"recording_seconds": 0.05}) as slow, Pipeline.load(backend="onnxruntime") as pipe:
+        errors: list[BaseException] = []
+        got: dict[int, NDArray[Any]] = {}
+
+        def draw(i: int) -> None:
+            try:
+                got[i] = pipe(PROMPT, **FEW, height=64 + 8 * i, width=64, seed=i).latents
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=draw, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert len(slow.cuda.recordings) == 8  # two directions of four sizes
+        assert len({thread for thread, _ in slow.cuda.recordings}) == 1
+    for i, latents in got.items():
+        same(latents, cpu(PROMPT, **FEW, height=64 + 8 * i, width=64, seed=i).latents)
+
+
+def test_other_pipelines_of_the_process_do_not_break_a_recording(engines: Path) -> None:
+    """It is global: meanwhile nothing may be allocated or waited for, on TensorRT neither."""
+    with (
+        machine(onnxruntime={"recording_seconds": 0.05}),
+        Pipeline.load(backend="onnxruntime") as ours,
+        Pipeline.load(backend=RTX, engines=engines) as other,
+    ):
+        sizes = [{**FEW, "height": height, "width": 64} for height in (64, 72, 80)]
+        threads = [threading.Thread(target=ours, args=(PROMPT,), kwargs=size) for size in sizes]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            other(PROMPT, **FEW)
+        assert ours._backend._captures  # type: ignore[attr-defined]
+
+
+def test_threads_that_come_and_go_capture_once(gpu: Machine, pipe: Pipeline) -> None:
+    """A captured graph belongs to its thread, and lives as long as its session."""
+    for _ in range(5):
+        thread = threading.Thread(target=lambda: pipe(PROMPT, **FEW))
+        thread.start()
+        thread.join()
+    assert len(gpu.cuda.recordings) == 2
+
+
+def test_a_capture_that_fails_is_run_without(cpu: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
+    """The session can be made, but its first run fails and leaves the stream unusable."""
+    with machine(onnxruntime={"capture_fails": True}) as broken:
+        with Pipeline.load(backend="onnxruntime") as pipe:
+            for seed in (2, 3):
+                same(pipe(PROMPT, **FEW, seed=seed).latents, cpu(PROMPT, **FEW, seed=seed).latents)
+        assert not any(broken.cuda.held.values()), broken.cuda.held
+    assert caplog.text.count("is not captured as a CUDA graph") == 1
 
 
 def test_streams_of_two_calls_take_turns(pipe: Pipeline) -> None:

@@ -326,10 +326,23 @@ def test_refitting_an_engine_at_work_is_caught(gpu: Machine, refittable: Path) -
         next(steps)
         with pytest.raises(BackendError, match="cannot change during a call"):
             pipe._backend.set_weights({"denoise": {}})
-        engine = next(e for e in pipe._backend._loaded.values() if e.record.graph == "denoise")
+        (engine,) = pipe._backend._engines.loaded({"denoise"})
         with pytest.raises(Fault, match="refitted while it runs"):
             engine.refit({})
         steps.close()
+
+
+def test_weights_change_after_a_cancelled_picture(gpu: Machine, refittable: Path, tmp_path: Path) -> None:
+    """Work that it had queued is waited for before the engines are refitted."""
+    lora = shapes_file(tmp_path / "a.safetensors", 5)
+    with Pipeline.load(backend=RTX, engines=refittable) as pipe:
+        pipe(PROMPT, **FEW)
+        steps = pipe.stream(PROMPT, **FEW)
+        next(steps)
+        next(steps)
+        steps.close()
+        assert gpu.cuda.pending > 0
+        pipe.set_loras({lora: 1.0})
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

@@ -5,12 +5,10 @@ is filled with garbage when allocated and when freed; and misuse that a real GPU
 two streams using one block, pinned memory changed during a copy) raises a `Fault`.
 """
 
+import bisect
 import ctypes
 import itertools
 import threading
-import weakref
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,47 +16,9 @@ import numpy as np
 from cuda.bindings import runtime as real
 from numpy.typing import NDArray
 
-ALIGNMENT = 256
-GARBAGE = 0xFF  # NaN in every floating type
-OK = real.cudaError_t.cudaSuccess
-KINDS = real.cudaMemcpyKind
+from .work import GARBAGE, KINDS, OK, Block, EventState, Fault, Range, StreamState, Work, overlap
 
-
-class Fault(AssertionError):
-    """Misuse that a real GPU would ignore or crash on."""
-
-
-Range = tuple[int, int]  # address, size
-
-
-@dataclass(eq=False)
-class Block:
-    """Device memory or pinned host memory."""
-
-    address: int
-    bytes: NDArray[np.uint8]
-    pinned: bool
-    keep: Any = None
-
-
-@dataclass(eq=False)
-class Work:
-    """Work on a stream: what it reads and writes, and the function that does it."""
-
-    name: str
-    reads: Sequence[Range]
-    writes: Sequence[Range]
-    do: Callable[[], None]
-    check: Callable[[], None] = lambda: None  # again at each replay of a graph
-    owner: object = None
-
-
-@dataclass(eq=False)
-class StreamState:
-    device: int
-    pending: list[Work] = field(default_factory=list)
-    recording: list[Work] | None = None
-    broken: bool = False
+UNSUPPORTED = real.cudaError_t.cudaErrorStreamCaptureUnsupported
 
 
 class Cuda:
@@ -68,6 +28,7 @@ class Cuda:
     cudaMemcpyKind = real.cudaMemcpyKind
     cudaStreamCaptureMode = real.cudaStreamCaptureMode
     cudaStreamNonBlocking = real.cudaStreamNonBlocking
+    cudaEventDisableTiming = real.cudaEventDisableTiming
     cudaHostAllocDefault = real.cudaHostAllocDefault
 
     def __init__(self, *, devices: int = 1, capability: str = "8.9", memory: int = 8 << 30) -> None:
@@ -77,11 +38,23 @@ class Cuda:
         self._addresses = itertools.count(0x7000_0000_0000, 1 << 32)
         self._handles = itertools.count(1)
         self._blocks: dict[int, Block] = {}
+        self._starts: list[int] = []  # addresses of all blocks, sorted
         self._streams: dict[int, StreamState] = {}
+        self._events: dict[int, EventState] = {}
         self._graphs: dict[int, list[Work]] = {}
         self._thread = threading.local()
-        self.waits: list[str] = []  # calls that made the host wait
+        self._global: StreamState | None = None  # the stream that is recorded in global mode
+        self.calls: list[str] = []  # every call of the driver, by name
+        self.waits: list[str] = []  # those that made the host wait
         self.launches = 0
+        self.recordings: list[tuple[int, str]] = []  # thread and graph id of what ONNX Runtime captured
+        self.most_unfinished = 0  # runs of one engine of the loop that were pending at once
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name.startswith("cuda") and callable(value) and not isinstance(value, type):
+            super().__getattribute__("calls").append(name)
+        return value
 
     # --- for tests ----------------------------------------------------------------------------------------------------
 
@@ -95,11 +68,17 @@ class Cuda:
                 "pinned": sum(size for pinned, size in sizes if pinned),
                 "streams": len(self._streams),
                 "graphs": len(self._graphs),
+                "events": len(self._events),
             }
 
     def is_busy(self, owner: object) -> bool:
         """Whether work of an owner is pending on any stream."""
         return any(work.owner is owner for stream in self._streams.values() for work in stream.pending)
+
+    @property
+    def pending(self) -> int:
+        """How much work has not run yet."""
+        return sum(len(stream.pending) for stream in self._streams.values())
 
     # --- devices ------------------------------------------------------------------------------------------------------
 
@@ -117,13 +96,18 @@ class Cuda:
         self._thread.device = device
         return (OK,)
 
+    def cudaGetDevice(self) -> tuple[Any, ...]:
+        return OK, self.device
+
     def cudaGetErrorString(self, error: Any) -> tuple[Any, ...]:
         return OK, f"simulated {error.name}".encode()
 
     def cudaGetLastError(self) -> tuple[Any, ...]:
         return (OK,)
 
-    def _device(self) -> int:
+    @property
+    def device(self) -> int:
+        """The current device of this thread."""
         return int(getattr(self._thread, "device", 0))
 
     # --- memory -------------------------------------------------------------------------------------------------------
@@ -133,37 +117,48 @@ class Cuda:
 
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
         with self._lock:
-            if self._breaks_capture():
-                return real.cudaError_t.cudaErrorStreamCaptureUnsupported, None
+            if self.breaks_capture():
+                return UNSUPPORTED, None
             self._wait_for_all("cudaMalloc")
             if self.held["device"] + size > self.memory:
                 return real.cudaError_t.cudaErrorMemoryAllocation, None
             address = next(self._addresses)
-            self._blocks[address] = Block(address, np.full(size, GARBAGE, np.uint8), pinned=False)
+            self._add(Block(address, np.full(size, GARBAGE, np.uint8), pinned=False, device=self.device))
             return OK, address
+
+    def _add(self, block: Block) -> None:
+        self._blocks[block.address] = block
+        bisect.insort(self._starts, block.address)
 
     def cudaFree(self, devPtr: int) -> tuple[Any, ...]:
         with self._lock:
-            self._wait_for_all("cudaFree")
-            return self._free(devPtr, pinned=False)
+            if self.breaks_capture():
+                return (UNSUPPORTED,)
+            try:
+                self._wait_for_all("cudaFree")
+            finally:
+                status = self._free(devPtr, pinned=False)
+            return status
 
     def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, ...]:
         with self._lock:
-            if self._breaks_capture():
-                return real.cudaError_t.cudaErrorStreamCaptureUnsupported, None
+            if self.breaks_capture():
+                return UNSUPPORTED, None
             self.waits.append("cudaHostAlloc")
             memory = (ctypes.c_uint8 * size)()
             address = ctypes.addressof(memory)
             view = np.ctypeslib.as_array(memory)
             view[:] = GARBAGE
-            self._blocks[address] = Block(address, view, pinned=True, keep=memory)
+            self._add(Block(address, view, pinned=True, device=self.device, keep=memory))
             return OK, address
 
     def cudaFreeHost(self, ptr: int) -> tuple[Any, ...]:
         with self._lock:
+            if self.breaks_capture():
+                return (UNSUPPORTED,)
             for stream in self._streams.values():
                 for work in stream.pending:
-                    if _overlap([(ptr, self._blocks[ptr].bytes.size)], [*work.reads, *work.writes]):
+                    if overlap([(ptr, self._blocks[ptr].bytes.size)], [*work.reads, *work.writes]):
                         raise Fault(f"pinned memory was freed while {work.name} uses it")
             return self._free(ptr, pinned=True)
 
@@ -173,22 +168,26 @@ class Cuda:
             raise Fault(f"{address:#x} is freed, but is not the start of such a block")
         block.bytes[:] = GARBAGE
         del self._blocks[int(address)]
+        self._starts.remove(int(address))
         return (OK,)
 
     def view(self, at: Range) -> NDArray[np.uint8]:
         """The bytes of a range; raises `Fault` if they are not within one allocated block."""
-        address, size = at
-        for block in list(self._blocks.values()):
-            offset = address - block.address
-            if offset >= 0 and offset + size <= block.bytes.size:
-                return block.bytes[offset : offset + size]
-        raise Fault(f"{size} bytes at {address:#x} are not allocated memory")
+        block = self._block_at(at)
+        if block is None:
+            raise Fault(f"{at[1]} bytes at {at[0]:#x} are not allocated memory")
+        offset = at[0] - block.address
+        return block.bytes[offset : offset + at[1]]
+
+    def _block_at(self, at: Range) -> Block | None:
+        with self._lock:
+            position = bisect.bisect_right(self._starts, at[0]) - 1
+            block = self._blocks[self._starts[position]] if position >= 0 else None
+            return block if block is not None and at[0] + at[1] <= block.address + block.bytes.size else None
 
     def _pinned(self, address: int) -> bool:
-        return any(
-            block.pinned and block.address <= address < block.address + block.bytes.size
-            for block in list(self._blocks.values())
-        )
+        block = self._block_at((address, 0))
+        return block is not None and block.pinned and address < block.address + block.bytes.size
 
     # --- streams ------------------------------------------------------------------------------------------------------
 
@@ -196,20 +195,24 @@ class Cuda:
         assert flags == real.cudaStreamNonBlocking
         with self._lock:
             handle = next(self._handles)
-            self._streams[handle] = StreamState(self._device())
+            self._streams[handle] = StreamState(self.device)
             return OK, handle
 
     def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
         with self._lock:
-            self._finish(self._streams.pop(stream))
+            state = self._streams.pop(stream)
+            if not state.unusable:
+                self._finish(state)
             return (OK,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
         with self._lock:
             state = self._streams[stream]
-            if state.recording is not None:
+            if state.unusable:
+                return (real.cudaError_t.cudaErrorStreamCaptureInvalidated,)
+            if state.recording is not None or self.breaks_capture():
                 state.broken = True
-                return (real.cudaError_t.cudaErrorStreamCaptureUnsupported,)
+                return (UNSUPPORTED,)
             self.waits.append("cudaStreamSynchronize")
             self._finish(state)
             return (OK,)
@@ -217,8 +220,7 @@ class Cuda:
     def cudaMemsetAsync(self, devPtr: int, value: int, count: int, stream: int) -> tuple[Any, ...]:
         target = (int(devPtr), count)
         self.view(target)
-        self.enqueue(stream, Work("a fill", [], [target], lambda: self.view(target).fill(value)))
-        return (OK,)
+        return (self.enqueue(stream, Work("a fill", [], [target], lambda: self.view(target).fill(value))),)
 
     def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: Any, stream: int) -> tuple[Any, ...]:
         target, source = (int(dst), count), (int(src), count)
@@ -226,24 +228,29 @@ class Cuda:
             host = {KINDS.cudaMemcpyHostToDevice: src, KINDS.cudaMemcpyDeviceToHost: dst}.get(kind)
             if host is not None and not self._pinned(int(host)):
                 return self._copy_pageable(target, source, stream)
-            before = self.view(source).copy() if kind == KINDS.cudaMemcpyHostToDevice else None
+            before: list[NDArray[np.uint8]] = []  # content of pinned memory at the launch
+
+            def launch() -> None:
+                if kind == KINDS.cudaMemcpyHostToDevice:
+                    before[:] = [self.view(source).copy()]
+
+            launch()
             self.view(target)
             if kind == KINDS.cudaMemcpyDeviceToHost:
                 self.view(target)[:] = GARBAGE  # seen by code that does not wait for the copy
 
             def copy() -> None:
                 content = self.view(source)
-                if before is not None and not np.array_equal(content, before):
+                if before and not np.array_equal(content, before[0]):
                     raise Fault("pinned memory was changed before its copy was done")
                 self.view(target)[:] = content
 
-            self.enqueue(stream, Work("a copy", [source], [target], copy))
-        return (OK,)
+            return (self.enqueue(stream, Work("a copy", [source], [target], copy, launch)),)
 
     def _copy_pageable(self, target: Range, source: Range, stream: int) -> tuple[Any, ...]:
         self.waits.append("cudaMemcpyAsync of pageable memory")
         if self._streams[stream].recording is not None:
-            return (real.cudaError_t.cudaErrorStreamCaptureUnsupported,)
+            return (UNSUPPORTED,)
         self._finish(self._streams[stream])
         ends = [
             self.view(end)
@@ -255,37 +262,99 @@ class Cuda:
         return (OK,)
 
     def _on_device(self, at: Range) -> bool:
-        return any(not b.pinned and b.address <= at[0] < b.address + b.bytes.size for b in list(self._blocks.values()))
+        block = self._block_at(at)
+        return block is not None and not block.pinned
 
-    def enqueue(self, stream: int, work: Work) -> None:
-        """Add work to a stream, or to the graph that it captures."""
+    def enqueue(self, stream: int, work: Work) -> Any:
+        """Add work to a stream, or to the graph that it captures; returns a status."""
         with self._lock:
             state = self._streams.get(stream)
             if state is None:
                 raise Fault(f"{work.name} on a stream that does not exist")
-            if state.device != self._device():
-                raise Fault(f"{work.name}: this thread's device is {self._device()}, the stream's is {state.device}")
+            if state.unusable:
+                return real.cudaError_t.cudaErrorStreamCaptureInvalidated
+            if state.device != self.device:
+                raise Fault(f"{work.name}: this thread's device is {self.device}, the stream's is {state.device}")
+            for at in (*work.reads, *work.writes):
+                block = self._block_at(at)
+                if block is not None and not block.pinned and block.device != state.device:
+                    raise Fault(f"{work.name} on device {state.device} uses memory of device {block.device}")
             if state.recording is not None:
+                if state.recorder != threading.get_ident():
+                    state.broken = True
+                    raise Fault(f"{work.name} of another thread is recorded instead of executed")
                 state.recording.append(work)
-                return
+                return OK
             self._refuse_races(state, work)
             state.pending.append(work)
+            if work.owner is not None and "next_state" in work.name:
+                unfinished = sum(other.owner is work.owner for other in state.pending)
+                self.most_unfinished = max(self.most_unfinished, unfinished)
+            return OK
 
     def _refuse_races(self, state: StreamState, work: Work) -> None:
         for other in self._streams.values():
             for pending in other.pending if other is not state else ():
-                if _overlap(work.writes, [*pending.reads, *pending.writes]) or _overlap(work.reads, pending.writes):
+                if overlap(work.writes, [*pending.reads, *pending.writes]) or overlap(work.reads, pending.writes):
                     raise Fault(f"{work.name} and {pending.name} use the same memory on two streams")
 
-    def _finish(self, state: StreamState) -> None:
-        pending, state.pending = state.pending, []
-        for work in pending:
+    def _finish(self, state: StreamState, until: Work | None = None) -> None:
+        """Run pending work: all of it, or up to a piece of it."""
+        while state.pending:
+            work = state.pending.pop(0)
             work.do()
+            if work is until:
+                break
 
     def _wait_for_all(self, why: str) -> None:
         self.waits.append(why)
         for state in self._streams.values():
             self._finish(state)
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
+        assert flags == real.cudaEventDisableTiming
+        with self._lock:
+            handle = next(self._handles)
+            self._events[handle] = EventState(self.device)
+            return OK, handle
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:
+        with self._lock:
+            state, record = self._events[event], Work("an event", [], [], lambda: None)
+            on = self._streams.get(stream)
+            if on is not None and on.device != state.device:
+                raise Fault(f"an event of device {state.device} is recorded on a stream of device {on.device}")
+            status = self.enqueue(stream, record)
+            if status == OK:
+                state.stream, state.record = on, record
+            return (status,)
+
+    def cudaEventSynchronize(self, event: int) -> tuple[Any, ...]:
+        with self._lock:
+            if self.breaks_capture():
+                return (UNSUPPORTED,)
+            self.waits.append("cudaEventSynchronize")
+            state = self._events[event]
+            if not self._reached(state):
+                self._finish(state.stream, state.record)
+            return (OK,)
+
+    def cudaEventQuery(self, event: int) -> tuple[Any, ...]:
+        with self._lock:
+            if self.breaks_capture():
+                return (UNSUPPORTED,)
+            return (OK if self._reached(self._events[event]) else real.cudaError_t.cudaErrorNotReady,)
+
+    def cudaEventDestroy(self, event: int) -> tuple[Any, ...]:
+        with self._lock:
+            del self._events[event]
+            return (OK,)
+
+    @staticmethod
+    def _reached(event: EventState) -> bool:
+        return event.stream is None or event.record not in event.stream.pending
 
     # --- graphs -------------------------------------------------------------------------------------------------------
 
@@ -294,6 +363,7 @@ class Cuda:
             raise Fault("this capture would break when another thread allocates")
         with self._lock:
             self._streams[stream].recording = []
+            self._streams[stream].recorder = threading.get_ident()
             self._thread.capturing = stream
             return (OK,)
 
@@ -307,11 +377,29 @@ class Cuda:
                 return real.cudaError_t.cudaErrorStreamCaptureInvalidated, None
             return OK, self._keep(recorded)
 
-    def _breaks_capture(self) -> bool:
+    def breaks_capture(self) -> bool:
+        """Note a call that may not be made now: while this thread captures, or any thread records in global mode."""
         capturing = getattr(self._thread, "capturing", None)
         if capturing is not None:
             self._streams[capturing].broken = True
-        return capturing is not None
+        if self._global is not None:
+            self._global.broken = True
+        return capturing is not None or self._global is not None
+
+    def begin_recording(self, stream: int) -> None:
+        """Record in global mode, as ONNX Runtime does."""
+        with self._lock:
+            if self._global is not None:
+                raise Fault("two recordings in global mode at once")
+            self._global = self._streams[stream]
+            self._global.recording, self._global.recorder = [], threading.get_ident()
+
+    def end_recording(self, stream: int) -> bool:
+        """Whether nothing broke the recording."""
+        with self._lock:
+            state, self._global = self._streams[stream], None
+            broken, state.recording, state.broken = state.broken, None, False
+            return not broken
 
     def _keep(self, recorded: list[Work]) -> int:
         handle = next(self._handles)
@@ -336,16 +424,3 @@ class Cuda:
                 work.check()
                 self.enqueue(stream, work)
             return (OK,)
-
-
-def _overlap(some: Iterable[Range], others: Iterable[Range]) -> bool:
-    others = list(others)
-    return any(a < d + e and d < a + b for a, b in some for d, e in others)
-
-
-def alive(reference: "weakref.ref[Any]", what: str) -> Any:
-    """The target of a weak reference; raises `Fault` if it no longer exists."""
-    found = reference()
-    if found is None:
-        raise Fault(f"{what} is used after it was freed")
-    return found

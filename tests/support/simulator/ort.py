@@ -4,6 +4,8 @@ As on a real GPU, sessions enqueue work on a given stream and bind tensors to ad
 graphs replays the addresses of the first run with a graph id.
 """
 
+import threading
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -11,15 +13,29 @@ from typing import Any
 import numpy as np
 import onnxruntime as real
 
-from .cuda import Cuda, Fault, Work
+from .cuda import Cuda
 from .group_norm import with_group_norms_expanded
+from .work import OK, Fault, Work
 
 PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
-def simulated_onnxruntime(cuda: Cuda, *, captures: bool = True, group_norm: bool = True) -> ModuleType:
-    """A module like `onnxruntime-gpu`; without `captures` it cannot capture CUDA graphs, without `group_norm` it lacks
-    the kernel of com.microsoft.GroupNorm."""
+def simulated_onnxruntime(
+    cuda: Cuda,
+    *,
+    captures: bool = True,
+    capture_fails: bool = False,
+    recording_seconds: float = 0.002,
+    group_norm: bool = True,
+) -> ModuleType:
+    """A module like `onnxruntime-gpu`.
+
+    Args:
+        captures: without it, sessions that capture CUDA graphs cannot be made.
+        capture_fails: such sessions can be made, but their first run fails.
+        recording_seconds: how long a recording takes, while other threads go on.
+        group_norm: whether there is the kernel of com.microsoft.GroupNorm.
+    """
     module: Any = ModuleType("onnxruntime")
     module.__dict__.update({k: v for k, v in vars(real).items() if not k.startswith("__")})
     module.get_available_providers = lambda: PROVIDERS
@@ -38,17 +54,27 @@ def simulated_onnxruntime(cuda: Cuda, *, captures: bool = True, group_norm: bool
             if not group_norm:
                 raise RuntimeError("Could not find an implementation for GroupNorm(1) node with name 'group_norm'")
             model = with_group_norms_expanded(model)
-        return InferenceSession(cuda, real.InferenceSession(model, options, providers=[PROVIDERS[1]]), facts)
+        inner = real.InferenceSession(model, options, providers=[PROVIDERS[1]])
+        return InferenceSession(cuda, inner, facts, recording_seconds, capture_fails=capture_fails)
 
     module.InferenceSession = session
     return module
 
 
 class InferenceSession:
-    def __init__(self, cuda: Cuda, session: real.InferenceSession, facts: dict[str, str]) -> None:
+    def __init__(
+        self,
+        cuda: Cuda,
+        session: real.InferenceSession,
+        facts: dict[str, str],
+        recording_seconds: float,
+        *,
+        capture_fails: bool,
+    ) -> None:
         self._cuda, self._session = cuda, session
+        self._recording_seconds, self._capture_fails = recording_seconds, capture_fails
         self._stream, self._captures = int(facts["user_compute_stream"]), facts["enable_cuda_graph"] == "1"
-        self._graphs: dict[str, dict[str, Any]] = {}
+        self._graphs: dict[tuple[int, str], dict[str, Any]] = {}  # a captured graph belongs to its thread
 
     def get_providers(self) -> list[str]:
         return PROVIDERS
@@ -58,7 +84,9 @@ class InferenceSession:
 
     def run_with_iobinding(self, iobinding: "IOBinding", run_options: real.RunOptions) -> None:
         graph = run_options.get_run_config_entry("gpu_graph_id")
-        if self._captures and graph != "-1" and self._graphs.setdefault(graph, iobinding.tensors) != iobinding.tensors:
+        key = (threading.get_ident(), graph)
+        first = self._captures and graph != "-1" and key not in self._graphs
+        if self._captures and graph != "-1" and self._graphs.setdefault(key, iobinding.tensors) != iobinding.tensors:
             raise Fault("a captured graph is run with other addresses than it was captured with")
         if run_options.get_run_config_entry("disable_synchronize_execution_providers") != "1":
             self._cuda.cudaStreamSynchronize(self._stream)
@@ -77,7 +105,25 @@ class InferenceSession:
                 self._cuda.view(ranges[name])[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
         reads, writes = ([at for name, at in ranges.items() if (name in names) == side] for side in (False, True))
-        self._cuda.enqueue(self._stream, Work(f"a session of {names[0]}", reads, writes, compute, owner=self))
+        work = Work(f"a session of {names[0]}", reads, writes, compute, owner=self)
+        if first:
+            self._enqueue(work)
+            self._record(graph)
+        self._enqueue(work)
+
+    def _enqueue(self, work: Work) -> None:
+        if (status := self._cuda.enqueue(self._stream, work)) != OK:
+            raise RuntimeError(f"CUDA failure: {status.name}")
+
+    def _record(self, graph: str) -> None:
+        """After a plain run, the session is recorded."""
+        self._cuda.recordings.append((threading.get_ident(), graph))
+        self._cuda.begin_recording(self._stream)
+        time.sleep(self._recording_seconds)
+        whole = self._cuda.end_recording(self._stream)
+        if self._capture_fails or not whole:
+            self._cuda._streams[self._stream].unusable = True
+            raise RuntimeError("CUDA failure 900: operation not permitted when stream is capturing")
 
 
 class IOBinding:

@@ -19,7 +19,8 @@ import tensorrt_rtx as real
 from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model
 
-from .cuda import ALIGNMENT, GARBAGE, Cuda, Fault, Work, alive
+from .cuda import Cuda
+from .work import ALIGNMENT, GARBAGE, Fault, Work, alive
 
 MAGIC = b"SIMULATED PLAN\n"
 SCRATCH = {"denoise": 3 << 20, "vae_decoder": 5 << 20}  # bytes; others take 1 MiB
@@ -203,6 +204,9 @@ class Runtime:
             _error(self._log, "the plan has host code, which is not allowed")
             return None
         engine: ICudaEngine = self.trt.ICudaEngine(facts, self._log)
+        engine.device = self.trt.cuda.device
+        # Freeing it would break a capture of the thread that frees it.
+        weakref.finalize(engine, self.trt.cuda.breaks_capture)
         return engine
 
 
@@ -215,6 +219,7 @@ def _session(path: str, stamp: float) -> onnxruntime.InferenceSession:
 
 class ICudaEngine:
     trt: Any
+    device = 0
 
     def __init__(self, facts: dict[str, Any], log: Any) -> None:
         self._facts, self._log = facts, log
@@ -245,10 +250,17 @@ class ICudaEngine:
     def create_execution_context(self, config: "IRuntimeConfig") -> "IExecutionContext":
         if config.strategy != real.ExecutionContextAllocationStrategy.USER_MANAGED:
             raise Fault("this context would allocate its own memory")
+        self._check_device("a context is made")
         context: IExecutionContext = self.trt.IExecutionContext(self, self._log)
+        weakref.finalize(context, self.trt.cuda.breaks_capture)
         if config.get_runtime_cache() is not None:
             config.get_runtime_cache().content += b"kernels "
         return context
+
+    def _check_device(self, what: str) -> None:
+        current = self.trt.cuda.device
+        if current != self.device:
+            raise Fault(f"{what} on device {current}, but the engine is on device {self.device}")
 
     def _compute(self, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         if self._session is None:
@@ -339,6 +351,7 @@ class IExecutionContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         cuda: Cuda = self.trt.cuda
+        self.engine._check_device("a context runs")
         tensors = self.engine._tensors
         missing = [n for n, (_, m) in tensors.items() if m == real.TensorIOMode.INPUT and n not in self._shapes]
         missing += [name for name in tensors if name not in self._addresses]
@@ -431,6 +444,7 @@ class Refitter:
         return []
 
     def refit_cuda_engine(self) -> bool:
+        self._engine._check_device("an engine is refitted")
         if self.trt.cuda.is_busy(self._engine):
             raise Fault("an engine is refitted while it runs")
         self._engine._refit({name: array.copy() for name, array in self._weights.items()})
