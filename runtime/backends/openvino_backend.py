@@ -65,7 +65,8 @@ class OpenVinoBackend:
     def slots(self, bucket: Bucket, count: int) -> HostSlots:
         """See `Backend.slots`."""
         denoise = self._engines.get(("denoise", bucket))
-        return HostSlots(bucket, count, denoise=denoise, engine=self.engine, features=self._features)
+        # Compiled for this number of groups.
+        return HostSlots(bucket, count, denoise=denoise, engine=self.engine, features=self._features, any_groups=False)
 
     def set_weights(self, weights: NewWeights) -> None:
         """See `Backend.set_weights`. Recompiles the changed graphs, as compilation converts the weights."""

@@ -40,7 +40,7 @@ class _Copied:
 
 
 class HostSlots:
-    """See `Slots`. Each call runs exactly as many rows as it has images."""
+    """See `Slots`. Each call runs exactly as many rows as it has images, and one group where no image is guided."""
 
     def __init__(
         self,
@@ -50,8 +50,9 @@ class HostSlots:
         denoise: HostEngine,
         engine: Callable[[str], HostEngine],
         features: TimeFeatures,
+        any_groups: bool,
     ) -> None:
-        """`engine` gives the engines of `context` and `blend`."""
+        """`engine` gives the engines of `context` and `blend`; `any_groups`: `denoise` also runs with one group."""
         self.bucket, self.counts = bucket, range(1, count + 1)
         self._denoise, self._engine, self._features = denoise, engine, features
         self._sizes = bucket.sizes(count)
@@ -61,9 +62,13 @@ class HostSlots:
         self._known: dict[str, NDArray[Any]] = {}  # inputs of `blend`; empty until an image has a mask
         self._rows = CallRows(count)
         self._bound: dict[tuple[str, int, int], BoundCall] = {}
+        self._last_group: dict[str, NDArray[Any]] | None = None  # inputs of a call with one group
+        self._last_group_is_old = True
+        self._any_groups = any_groups and bucket.groups > 1
 
     def fill(self, slot: int, trajectory: Trajectory) -> None:
         """See `Slots.fill`."""
+        self._last_group_is_old = True
         self._rows.fill(slot, trajectory, self._features.of(trajectory))
         self._states[self._now][slot] = trajectory.initial_state()
         new = self._engine("context").run({"hidden_states": trajectory.context})
@@ -80,6 +85,7 @@ class HostSlots:
 
     def move(self, source: int, target: int) -> None:
         """See `Slots.move`."""
+        self._last_group_is_old = True
         self._rows.move(source, target)
         for array in (self._states[self._now], *self._inputs.values(), *self._known.values()):
             self._slot_of(array, target)[:] = self._slot_of(array, source)
@@ -90,7 +96,11 @@ class HostSlots:
         masked = self._rows.masked(calls)
         changing = self._inputs | {"blend": self._known["blend"]} if masked else self._inputs
         self._rows.write(calls, self._first(changing, count))
-        self._call("denoise", count)()
+        if self._any_groups and self._rows.unguided(calls):
+            self._copy_last_group(count)
+            self._call("one group", count)()
+        else:
+            self._call("denoise", count)()
         if masked:  # `blend` writes back to the buffer that `denoise` reads
             self._call("blend", count)()
         else:
@@ -104,18 +114,31 @@ class HostSlots:
         """See `Slots.close`."""
         self._bound.clear()
 
-    def _call(self, graph: str, count: int) -> BoundCall:
+    def _call(self, what: str, count: int) -> BoundCall:
         """A graph on the first rows of its buffers."""
-        key = (graph, count, self._now)
+        key = (what, count, self._now)
         if key not in self._bound:
             now, after = self._states[self._now][:count], self._states[1 - self._now][:count]
-            if graph == "denoise":
-                inputs = self._first(self._inputs, count) | {"state": now}
-                self._bound[key] = self._denoise.bind(inputs, {"next_state": after})
-            else:
+            if what == "blend":
                 inputs = self._first(self._known, count) | {"state": after}
                 self._bound[key] = self._engine("blend").bind(inputs, {"next_state": now})
+            else:
+                arrays = self._inputs | (self._last_group or {}) if what == "one group" else self._inputs
+                inputs = self._first(arrays, count) | {"state": now}
+                self._bound[key] = self._denoise.bind(inputs, {"next_state": after})
         return self._bound[key]
+
+    def _copy_last_group(self, count: int) -> None:
+        """Keys and values are copied after a change of slots, time features always."""
+        groups, capacity = self.bucket.groups, len(self.counts)
+        if self._last_group is None:
+            by_group = {name: array for name, array in self._inputs.items() if len(array) == capacity * groups}
+            self._last_group = {name: np.zeros_like(array[::groups]) for name, array in by_group.items()}
+            self._last_group["guidance"] = np.ones((capacity, 1), np.float32)
+        names = {*self._last_group} - {"guidance"} if self._last_group_is_old else {"time_features"}
+        for name in names:
+            self._last_group[name][:count] = self._inputs[name][groups - 1 : count * groups : groups]
+        self._last_group_is_old = False
 
     def _first(self, arrays: Arrays, count: int) -> dict[str, NDArray[Any]]:
         """The rows of the first slots; some arrays have a row for each guidance group."""

@@ -95,6 +95,10 @@ class CallRows:
         """Whether any slot of this call has a mask."""
         return any(kept.trajectory.mask is not None for _, kept in self._running(at))
 
+    def unguided(self, at: Sequence[int]) -> bool:
+        """Whether all slots of this call take the last group's prediction alone."""
+        return all(_takes_last_group(kept.trajectory.guidance[k]) for k, kept in self._running(at))
+
     def _running(self, at: Sequence[int]) -> Iterator[tuple[int, _Kept]]:
         for k, kept in zip(at, self._kept, strict=False):
             if k >= 0 and kept is not None:

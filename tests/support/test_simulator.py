@@ -1,6 +1,7 @@
 """The simulated GPU has the shape of the real libraries, and catches what they would not."""
 
 import re
+import threading
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,11 @@ def test_a_call_of_cuda_exists_and_takes_as_many_arguments(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode", "cudaStreamNonBlocking", "cudaHostAllocDefault"]
+    "name",
+    [
+        *("cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode"),
+        *("cudaStreamNonBlocking", "cudaHostAllocDefault", "cudaEventDisableTiming"),
+    ],
 )
 def test_a_constant_of_cuda_is_the_real_one(name: str) -> None:
     assert getattr(Cuda, name) is getattr(real_cuda, name)
@@ -144,4 +149,107 @@ def test_a_graph_is_replayed_with_its_addresses(gpu: Cuda) -> None:
     checked(gpu.cudaFree(there))
     checked(gpu.cudaGraphLaunch(graph, here))
     with pytest.raises(Fault, match="not allocated memory"):
+        gpu.cudaStreamSynchronize(here)
+
+
+# --- events, devices, recordings --------------------------------------------------------------------------------------
+
+THREAD_LOCAL = real_cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+ERRORS = real_cuda.cudaError_t
+
+
+def event(gpu: Cuda) -> int:
+    return int(checked(gpu.cudaEventCreateWithFlags(real_cuda.cudaEventDisableTiming)))
+
+
+def test_an_event_is_waited_for_and_nothing_behind_it(gpu: Cuda) -> None:
+    here, there, point = stream(gpu), checked(gpu.cudaMalloc(8)), event(gpu)
+    assert gpu.cudaEventQuery(point) == (OK,)  # never recorded
+    checked(gpu.cudaMemsetAsync(there, 1, 4, here))
+    checked(gpu.cudaEventRecord(point, here))
+    checked(gpu.cudaMemsetAsync(there + 4, 1, 4, here))
+    assert gpu.cudaEventQuery(point) == (ERRORS.cudaErrorNotReady,)
+    checked(gpu.cudaEventSynchronize(point))
+    assert gpu.view((there, 8)).tobytes() == b"\x01" * 4 + b"\xff" * 4
+    assert gpu.pending == 1
+    assert gpu.cudaEventQuery(point) == (OK,)
+    checked(gpu.cudaEventRecord(point, here))  # moves it behind the second fill
+    checked(gpu.cudaEventSynchronize(point))
+    assert gpu.pending == 0
+    checked(gpu.cudaEventDestroy(point))
+    assert gpu.held["events"] == 0
+
+
+def test_memory_streams_and_events_belong_to_a_device() -> None:
+    gpu = Cuda(devices=2)
+    here, there, point = stream(gpu), checked(gpu.cudaMalloc(8)), event(gpu)
+    checked(gpu.cudaSetDevice(1))
+    assert gpu.cudaGetDevice() == (OK, 1)
+    with pytest.raises(Fault, match="this thread's device is 1, the stream's is 0"):
+        gpu.cudaMemsetAsync(there, 0, 8, here)
+    other = stream(gpu)
+    with pytest.raises(Fault, match="on device 1 uses memory of device 0"):
+        gpu.cudaMemsetAsync(there, 0, 8, other)
+    with pytest.raises(Fault, match="event of device 0 is recorded on a stream of device 1"):
+        gpu.cudaEventRecord(point, other)
+    devices: list[Any] = []
+    thread = threading.Thread(target=lambda: devices.append(gpu.cudaGetDevice()[1]))
+    thread.start()
+    thread.join()
+    assert devices == [0]  # of each thread
+
+
+@pytest.mark.parametrize("call", ["cudaMalloc", "cudaHostAlloc", "cudaFree", "cudaFreeHost", "cudaEventQuery"])
+def test_a_recording_in_global_mode_forbids_calls_of_all_threads(gpu: Cuda, call: str) -> None:
+    here, there, point = stream(gpu), checked(gpu.cudaMalloc(8)), event(gpu)
+    arguments = {"cudaMalloc": (8,), "cudaHostAlloc": (8, 0), "cudaFree": (there,), "cudaEventQuery": (point,)}
+    given = arguments.get(call) or (pinned(gpu, b"ab"),)
+    gpu.begin_recording(here)
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(getattr(gpu, call)(*given)[0]))
+    thread.start()
+    thread.join()
+    assert answers == [ERRORS.cudaErrorStreamCaptureUnsupported]
+    assert not gpu.end_recording(here)
+
+
+def test_work_of_another_thread_would_be_recorded(gpu: Cuda) -> None:
+    here, there = stream(gpu), checked(gpu.cudaMalloc(8))
+    gpu.begin_recording(here)
+    faults: list[str] = []
+
+    def fill() -> None:
+        try:
+            gpu.cudaMemsetAsync(there, 0, 8, here)
+        except Fault as fault:
+            faults.append(str(fault))
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    thread.join()
+    assert faults == ["a fill of another thread is recorded instead of executed"]
+    assert not gpu.end_recording(here)
+
+
+@pytest.mark.parametrize("call", ["cudaFree", "cudaEventSynchronize", "cudaStreamSynchronize"])
+def test_freeing_and_waiting_break_a_capture(gpu: Cuda, call: str) -> None:
+    here, other, there, point = stream(gpu), stream(gpu), checked(gpu.cudaMalloc(8)), event(gpu)
+    argument = {"cudaFree": there, "cudaEventSynchronize": point, "cudaStreamSynchronize": other}[call]
+    checked(gpu.cudaStreamBeginCapture(here, THREAD_LOCAL))
+    assert getattr(gpu, call)(argument) == (ERRORS.cudaErrorStreamCaptureUnsupported,)
+    assert gpu.cudaStreamEndCapture(here)[0] == ERRORS.cudaErrorStreamCaptureInvalidated
+
+
+def test_a_replayed_upload_reads_what_is_there_then(gpu: Cuda) -> None:
+    here, there, source = stream(gpu), checked(gpu.cudaMalloc(4)), pinned(gpu, b"abcd")
+    checked(gpu.cudaStreamBeginCapture(here, THREAD_LOCAL))
+    checked(gpu.cudaMemcpyAsync(there, source, 4, TO_GPU, here))
+    graph = checked(gpu.cudaGraphInstantiate(checked(gpu.cudaStreamEndCapture(here)), 0))
+    gpu.view((source, 4))[:] = np.frombuffer(b"efgh", np.uint8)
+    checked(gpu.cudaGraphLaunch(graph, here))
+    checked(gpu.cudaStreamSynchronize(here))
+    assert gpu.view((there, 4)).tobytes() == b"efgh"
+    checked(gpu.cudaGraphLaunch(graph, here))
+    gpu.view((source, 4))[0] = 0
+    with pytest.raises(Fault, match="pinned memory was changed"):
         gpu.cudaStreamSynchronize(here)

@@ -33,10 +33,13 @@ def _one(pipe: Pipeline, bucket: Bucket, rng: np.random.Generator, i: int, *, ma
     weights = np.float32([1 - scale, scale] if groups == 2 else [1])
     time = pipe.bundle.graph("time").inputs
     inpaints = takes(pipe.bundle.graph("denoise"), "extra")
+    guidance = np.tile(weights, (len(plan), 1))
+    if groups == 2 and i % 2:
+        guidance[int(rng.integers(1, len(plan))) :] = 0, 1
     return Trajectory(
         plan,
         context=normal(groups, bucket.tokens, int(width)),
-        guidance=np.tile(weights, (len(plan), 1)),
+        guidance=guidance,
         noise=normal(1 + int(plan.draws.sum()), channels, bucket.height, bucket.width),
         guidance_rescale=float(rng.choice([0, 0.7])),
         clean=normal(channels, bucket.height, bucket.width) if mask else None,

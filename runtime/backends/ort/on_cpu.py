@@ -50,7 +50,8 @@ class OrtBackend:
 
     def slots(self, bucket: Bucket, count: int) -> HostSlots:
         """See `Backend.slots`."""
-        return HostSlots(bucket, count, denoise=self.engine("denoise"), engine=self.engine, features=self._features)
+        denoise = self.engine("denoise")
+        return HostSlots(bucket, count, denoise=denoise, engine=self.engine, features=self._features, any_groups=True)
 
     def set_weights(self, weights: NewWeights) -> None:
         """See `Backend.set_weights`. Recreates the changed sessions, as they keep converted copies of their weights."""
