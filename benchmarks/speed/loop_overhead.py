@@ -91,7 +91,7 @@ def measure(pipe: Pipeline, calls: int, options: dict[str, Any]) -> tuple[dict[s
                 runs[graph] += values
             for name, graphs in STAGES.items():
                 stages[name]["total"].append(result.timings[name])
-                stages[name]["engines"].append(sum(engines[graph] for graph in graphs))
+                stages[name]["engines"].append(sum(engines.get(graph, 0.0) for graph in graphs))
             stages["rest"]["total"].append(total - sum(result.timings[name] for name in STAGES))
             stages["rest"]["engines"].append(0.0)
             stages["call"]["total"].append(total)
