@@ -56,7 +56,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         sizes.add_argument(f"--{name}", action="append", default=[], metavar="SIZE", help=text)
     builder = parser.add_argument_group("builder")
     builder.add_argument("--optimization-level", type=int, default=3, metavar="0-5", help="default: 3")
-    builder.add_argument("--tf32", action="store_true", help="allow TF32: faster fp32 with 10-bit mantissas")
+    builder.add_argument(
+        "--tf32",
+        action=argparse.BooleanOptionalAction,
+        help="allow TF32: faster fp32 with 10-bit mantissas; default: for an fp32 VAE beside a UNet of 16 bits",
+    )
     builder.add_argument("--refittable", action="store_true", help="allow LoRA to change the weights")
     builder.add_argument("--strip-weights", action="store_true", help="omit weights; they are loaded from ONNX")
     builder.add_argument(

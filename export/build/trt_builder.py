@@ -15,6 +15,7 @@ from latentrt.runtime.files import written_whole
 from latentrt.runtime.gpu.device import Device
 
 HARDWARE = ("none", "ampere_plus", "same_compute_capability")
+LOSES_BIASES = "11.3"  # versions of TensorRT whose engines cannot be refitted safely
 # Default targets of TensorRT for RTX without a GPU: the RTX 30, 40 and 50 series.
 RTX_CAPABILITIES = ("8.6", "8.9", "12.0")
 
@@ -28,7 +29,8 @@ class BuildOptions:
 
     Attributes:
         optimization_level: 0 builds fastest, 5 searches longest for fast kernels.
-        tf32: allow TF32, which rounds inputs of fp32 convolutions and matrix products to 10-bit mantissas.
+        tf32: allow TF32, which rounds inputs of fp32 convolutions and matrix products to 10-bit mantissas. None
+            allows it for a VAE that is fp32 beside a UNet of 16 bits.
         refittable: allow LoRA to change the weights that the bundle names.
         strip_weights: omit weights from the engine; it is refitted from the ONNX file when it is loaded.
         version_compatible: also run with later versions of the library; the engine then contains host code.
@@ -38,7 +40,7 @@ class BuildOptions:
     """
 
     optimization_level: int = 3
-    tf32: bool = False
+    tf32: bool | None = None
     refittable: bool = False
     strip_weights: bool = False
     version_compatible: bool = False
@@ -72,6 +74,12 @@ class TrtBuilder(TrtLibrary):
         if options.hardware_compatible not in HARDWARE:
             raise InputError(unknown("hardware compatibility", options.hardware_compatible, HARDWARE))
         if self.backend == "tensorrt":
+            if options.refittable and self.version.startswith(f"{LOSES_BIASES}."):
+                raise BackendError(
+                    f"tensorrt {self.version} may drop the bias of a matrix product when an engine is refitted, as "
+                    "NVIDIA's release notes say. Install another version (10.16, or 11.4 and later), or build without "
+                    "--refittable"
+                )
             if options.compute_capabilities:
                 raise InputError(
                     "--compute-capability is for tensorrt_rtx. tensorrt builds for the GPU that it runs on; for other "

@@ -3,9 +3,10 @@
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from latentrt.runtime.backends.engine_fit import uses_tf32
 from latentrt.runtime.bundle import Bundle, EngineRecord, sizes_text
 from latentrt.runtime.files import cache_folder
 from latentrt.runtime.gpu.device import visible_devices
@@ -73,6 +74,7 @@ def _tasks(
     manifest = bundle.manifest
     for name in graphs or manifest.graphs:
         graph = manifest.graphs[name]
+        tf32 = uses_tf32(manifest, name) if options.tf32 is None else options.tf32
         weights = manifest.files.get(f"{graph.file}.data")
         for profile in profiles_of_graph(name, graph, buckets):
             record = EngineRecord(
@@ -83,7 +85,7 @@ def _tasks(
                 device=_only_device(library, options),
                 compute_capabilities=library.runs_on(options),
                 precision=manifest.recipe.precision,
-                tf32=options.tf32,
+                tf32=tf32,
                 profile={symbol: tuple(span) for symbol, span in profile.items()},
                 options={
                     "optimization_level": str(options.optimization_level),
@@ -113,7 +115,7 @@ def _build(bundle: Bundle, library: TrtBuilder, options: BuildOptions, task: Tas
     return library.engine_from_onnx(
         bundle.file(graph.file),
         {spec.name: shapes_of_tensor(spec, task.profile) for spec in graph.inputs},
-        options,
+        replace(options, tf32=task.record.tf32),
         refittable_weights=[use.initializer for use in uses if use.graph == name],
         strict_nans=any(spec.name == "nonfinite" for spec in graph.outputs),  # the output counts them
         timing_cache=_timing_cache(library),

@@ -17,6 +17,15 @@ def needed_graphs(manifest: Manifest) -> tuple[str, ...]:
     return (*text_encoders, "context", "time", "denoise", "vae_decoder")
 
 
+def uses_tf32(manifest: Manifest, graph: str) -> bool:
+    """Whether a graph's fp32 products are rounded to TF32 by default: a VAE that is fp32 beside a UNet of 16 bits.
+
+    There fp32 is for the range of its values, which TF32 has too; docs/decisions/0017-tf32-for-the-vae.md.
+    """
+    recipe = manifest.recipe
+    return graph.startswith("vae") and recipe.vae_precision == "fp32" and recipe.precision != "fp32"
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """What an engine must fit: the installed library, the GPU, and whether engines may contain host code."""

@@ -1,1 +1,1 @@
-"""CUDA memory, streams, captured graphs, and lanes built from them."""
+"""CUDA memory, streams, events and captured graphs, and engines bound to them."""

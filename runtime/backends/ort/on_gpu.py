@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import DTYPES, NewWeights
 from latentrt.runtime.backends.engine_cache import EngineCache
+from latentrt.runtime.backends.engine_fit import uses_tf32
 from latentrt.runtime.bundle import Bundle, EngineList, Sizes, shape_at
 from latentrt.runtime.errors import BackendError, OutOfMemoryError
-from latentrt.runtime.gpu.device import DeviceMemory, Stream, device_at
+from latentrt.runtime.gpu.device import Device, DeviceMemory, Stream, device_at
 from latentrt.runtime.gpu.engine import Fitted
 from latentrt.runtime.gpu.one_shot import GpuEngine, OneShot, run_in_pieces
 from latentrt.runtime.gpu.recording import no_recording, recording
@@ -32,7 +33,7 @@ from latentrt.runtime.loop.tables import TimeFeatures
 from latentrt.runtime.protocols import Bucket
 
 from .built_graphs import BuiltGraphs
-from .session import new_session, ort_values
+from .session import cuda_options, new_session, ort_values
 
 logger = logging.getLogger(__name__)
 
@@ -134,12 +135,12 @@ class OrtCudaBackend:
         captures = self._captures and graph == CAPTURED
         changed = weights.get(graph, {})
         try:
-            return CudaSession(self._bundle, graph, self._stream, self._device.index, changed, built, captures=captures)
+            return CudaSession(self._bundle, graph, self._stream, self._device, changed, built, captures=captures)
         except BackendError as error:
             if not captures:
                 raise
             # Whatever the reason is, without capture the session may still load; if not, that error is the one to show.
-            found = CudaSession(self._bundle, graph, self._stream, self._device.index, changed, built, captures=False)
+            found = CudaSession(self._bundle, graph, self._stream, self._device, changed, built, captures=False)
             logger.warning("%s cannot be captured as a CUDA graph, so each call takes more time: %s", found, error)
             self._captures = False
             return found
@@ -180,7 +181,7 @@ class CudaSession:
         bundle: Bundle,
         graph: str,
         stream: Stream,
-        device_index: int,
+        device: Device,
         weights: Mapping[str, NDArray[Any]],
         built: Path | None,
         *,
@@ -188,16 +189,11 @@ class CudaSession:
     ) -> None:
         """`built` is a rewritten graph whose external data is in the bundle; None is the exported graph."""
         self.spec = bundle.graph(graph)
-        self.device_index, self.captures = device_index, captures
+        self.captures, self._device = captures, device
         self._stream = stream.handle
         self._path, self._weights = built or bundle.file(self.spec.file), ort_values(weights)
         self._graph_ids = itertools.count(1)
-        options = {
-            "device_id": str(device_index),
-            "user_compute_stream": str(stream.handle),
-            "enable_cuda_graph": str(int(captures)),
-            "use_tf32": "0",  # as in the TensorRT engines
-        }
+        options = cuda_options(device, stream.handle, captures=captures, tf32=uses_tf32(bundle.manifest, graph))
         folder = None if built is None else bundle.path
         with no_recording():
             self._session: Any = new_session(self._path, "cuda", options, self._weights, data_folder=folder)
@@ -209,7 +205,7 @@ class CudaSession:
             for tensor in tensors:
                 known = DTYPES[tensor.dtype]
                 dtype: Any = known.onnx if tensor.dtype == "bfloat16" else known.numpy  # numpy has no bfloat16
-                bind(tensor.name, "cuda", self.device_index, dtype, shape_at(tensor, sizes), addresses[tensor.name])
+                bind(tensor.name, "cuda", self._device.index, dtype, shape_at(tensor, sizes), addresses[tensor.name])
         return BoundSession(self, binding, str(next(self._graph_ids)) if self.captures else NO_CAPTURE)
 
     def enqueue(self, binding: Any, graph_id: str, stream: int) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import DTYPES
 from latentrt.runtime.errors import BackendError
+from latentrt.runtime.gpu.device import Device
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -20,6 +22,11 @@ _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 # Size of the arena's first block, nearly the maximum. Pages are committed only when written, so this costs only address
 # space; a smaller block would soon fragment, and the arena would grow.
 ARENA_BYTES = (1 << 31) - (1 << 20)
+# Earlier versions have no CUDA kernel for `Attention`, or a slow one, run `Resize` on the CPU, wait for the GPU at each
+# replay of a captured graph, or replay copies from memory that was freed, which draws wrong pictures.
+OLDEST_ON_CUDA = (1, 31)
+# GPUs with less memory than this get an arena that grows by what is asked for instead of doubling.
+SMALL_CARD_BYTES = 12 << 30
 
 
 def available_devices() -> tuple[str, ...]:
@@ -39,6 +46,34 @@ def require_device(device: str) -> None:
             f"onnxruntime cannot use {device!r} here (usable: {', '.join(found) or 'none'}). Install one of: "
             "pip install 'latentrt[cpu]', or for NVIDIA GPUs pip install 'latentrt[cuda]' (never both)"
         )
+    if device == "cuda":
+        _require_version()
+
+
+def _require_version() -> None:
+    import onnxruntime
+
+    version = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
+    if version < OLDEST_ON_CUDA:
+        needed = ".".join(map(str, OLDEST_ON_CUDA))
+        raise BackendError(
+            f"onnxruntime-gpu {onnxruntime.__version__} is installed, but CUDA needs {needed} or later: earlier "
+            "versions draw wrong pictures from captured CUDA graphs. "
+            f"pip install 'onnxruntime-gpu[cuda,cudnn]>={needed}'"
+        )
+
+
+def cuda_options(device: Device, stream: int, *, captures: bool, tf32: bool) -> dict[str, str]:
+    """Options of the CUDA provider for a session on a stream."""
+    options = {
+        "device_id": str(device.index),
+        "user_compute_stream": str(stream),
+        "enable_cuda_graph": str(int(captures)),
+        "use_tf32": str(int(tf32)),
+    }
+    if device.memory < SMALL_CARD_BYTES:
+        options["arena_extend_strategy"] = "kSameAsRequested"
+    return options
 
 
 def new_session(

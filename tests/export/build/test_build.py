@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.exports import SHAPES, Exported
 from support.simulator import machine
+from support.simulator.tensorrt import IBuilderConfig
 
 from latentrt.export.build.profiles import (
     Span,
@@ -155,6 +156,38 @@ def test_a_second_build_keeps_what_is_there(bundle: Path, capsys: pytest.Capture
     assert main(["info", str(bundle)]) == 0
     assert "B=3 h=16 w=16" in capsys.readouterr().out
     assert main(["verify", str(bundle), "--hashes-only"]) == 0
+
+
+@pytest.mark.parametrize(("precision", "given", "expected"), [
+    ("fp32", None, {"vae_decoder": False, "blend": False}),
+    ("fp16", None, {"vae_decoder": True, "blend": False}),
+    ("fp16", False, {"vae_decoder": False, "blend": False}),
+    ("fp32", True, {"vae_decoder": True, "blend": True}),
+])  # fmt: skip
+def test_an_fp32_vae_beside_16_bits_is_built_with_tf32(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, precision: str, given: bool | None, expected: dict[str, bool]
+) -> None:
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["recipe"]["precision"] = precision
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    with machine() as gpu:
+        flags = gpu.libraries[RTX].BuilderFlag
+        cleared: list[Any] = []
+        monkeypatch.setattr(IBuilderConfig, "clear_flag", lambda _self, flag: cleared.append(flag))
+        built = gpu.build(bundle, RTX, options=BuildOptions(tf32=given), graphs=list(expected))
+    assert {one.record.graph: one.record.tf32 for one in built} == expected
+    assert cleared.count(flags.TF32) == list(expected.values()).count(False)
+
+
+@pytest.mark.parametrize(("version", "builds"), [("11.3.0.14", False), ("11.30.1.1", True), ("10.16.1.11", True)])
+def test_a_library_that_loses_biases_builds_no_refittable_engines(bundle: Path, version: str, builds: bool) -> None:
+    with machine({"tensorrt": version}) as gpu:
+        gpu.build(bundle, "tensorrt", graphs=["blend"])
+        if builds:
+            gpu.build(bundle, "tensorrt", options=BuildOptions(refittable=True), graphs=["blend"])
+            return
+        with pytest.raises(BackendError, match=r"tensorrt 11\.3\.0\.14 may drop the bias .* without --refittable"):
+            gpu.build(bundle, "tensorrt", options=BuildOptions(refittable=True), graphs=["blend"])
 
 
 def test_a_flipped_bit_is_seen_and_built_again(bundle: Path) -> None:

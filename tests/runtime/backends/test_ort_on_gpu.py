@@ -203,6 +203,37 @@ def test_a_closed_pipeline_says_so(gpu: Machine) -> None:
         pipe(PROMPT, **FEW)
 
 
+@pytest.mark.parametrize("version", ["1.30.2", "1.9.0"])
+def test_an_old_library_is_refused(gpu: Machine, version: str, caplog: pytest.LogCaptureFixture) -> None:
+    gpu.libraries["onnxruntime"].__version__ = version
+    with pytest.raises(BackendError, match=rf"onnxruntime-gpu {version} is installed, but CUDA needs 1\.31 or later"):
+        Pipeline.load(backend="onnxruntime", device="cuda")
+    assert not any(gpu.cuda.held.values())
+    with Pipeline.load(backend="onnxruntime") as pipe:
+        assert pipe.backend == "onnxruntime-cpu"
+    assert "CUDA needs 1.31" in caplog.text
+
+
+@pytest.mark.parametrize(("gibibytes", "strategy"), [(8, "kSameAsRequested"), (24, None)])
+def test_options_of_the_cuda_provider(gibibytes: int, strategy: str | None) -> None:
+    """Only a VAE that is fp32 beside a UNet of 16 bits is computed in TF32; small cards get what is asked for."""
+    with machine(onnxruntime={}, memory=gibibytes << 30) as gpu:
+        seen, new = {}, gpu.libraries["onnxruntime"].InferenceSession
+
+        def session(model: Any, options: Any, providers: Any) -> Any:
+            seen[Path(str(model)).stem] = providers[0][1]
+            return new(model, options, providers)
+
+        gpu.libraries["onnxruntime"].InferenceSession = session
+        for recipe, tf32 in (("fp32", "0"), ("fp16", "1")):
+            with Pipeline.load(backend="onnxruntime", device="cuda") as pipe:
+                object.__setattr__(pipe.bundle.manifest.recipe, "precision", recipe)
+                pipe("a star", num_inference_steps=1)
+            assert seen["vae_decoder"]["use_tf32"] == tf32
+            assert seen["denoise"]["use_tf32"] == "0"
+            assert seen["denoise"].get("arena_extend_strategy") == strategy
+
+
 @pytest.mark.usefixtures("gpu")
 def test_devices_are_named() -> None:
     with pytest.raises(BackendError, match=r"cuda:1 does not exist \(found 1\)"):

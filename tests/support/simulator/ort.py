@@ -38,6 +38,7 @@ def simulated_onnxruntime(
     """
     module: Any = ModuleType("onnxruntime")
     module.__dict__.update({k: v for k, v in vars(real).items() if not k.startswith("__")})
+    module.__version__ = real.__version__
     module.get_available_providers = lambda: PROVIDERS
     found: list[bool] = []
     module.preload_dlls = lambda: found.append(True)
