@@ -9,11 +9,12 @@ passed.
 import argparse
 import importlib
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .places import BACKENDS, Place
 from .report import Report
-from .runner import run_parts, write_summary
+from .runner import Outcome, run_parts, write_summary
 
 # Part -> time limit in seconds. Parts that others need come first, slow parts last.
 PARTS = {
@@ -53,14 +54,10 @@ def main() -> int:
     if arguments.here:
         return run_here(arguments.parts[0], Place(arguments.work, device=arguments.device, backends=backends))
     options = ["--work", str(arguments.work), "--device", arguments.device]
-    options += [word for backend in backends for word in ("--backend", backend)]
-    commands = [
-        (part, [sys.executable, "-u", "-m", "benchmarks.gpu", part, "--here", *options], PARTS[part])
-        for part in arguments.parts or PARTS
-    ]
-    outcomes = []
+    outcomes: list[Outcome] = []
     text = ""
-    for outcome in run_parts(commands, arguments.seconds, arguments.work):
+    to_run = commands(arguments.parts or list(PARTS), backends, options, outcomes)
+    for outcome in run_parts(to_run, arguments.seconds, arguments.work):
         outcomes.append(outcome)
         print(f"{outcome.part}: {outcome.verdict}, {outcome.seconds:.1f} s", flush=True)
         text = write_summary(outcomes, arguments.out)  # after each part, in case this process is killed
@@ -71,6 +68,31 @@ def main() -> int:
                 file.write(f"== {log.stem}\n{log.read_text(encoding='utf-8', errors='replace')}\n")
     print("\n" + text)
     return int(not all(outcome.passed for outcome in outcomes))
+
+
+def commands(
+    parts: Sequence[str], backends: list[str], options: Sequence[str], outcomes: Sequence[Outcome]
+) -> Iterator[tuple[str, list[str], float]]:
+    """Part, command and time limit of each part.
+
+    A backend that ended the process of the part `backends` is left out from then on, and the part runs again for those
+    behind it.
+    """
+    for part in parts:
+        left = list(backends)
+        while True:
+            chosen = [word for backend in left for word in ("--backend", backend)]
+            command = [sys.executable, "-u", "-m", "benchmarks.gpu", part, "--here", *options, *chosen]
+            yield part, command, PARTS[part]
+            report = outcomes[-1].report
+            lost = report.figures.get("trying") if report is not None and not report.finished else None
+            if part != "backends" or lost not in left:
+                break
+            print(f"{lost} is left out: it ended the process of the part backends", flush=True)
+            backends.remove(lost)
+            left = left[left.index(lost) + 1 :]
+            if not left:
+                break
 
 
 def run_here(part: str, place: Place) -> int:

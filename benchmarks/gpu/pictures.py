@@ -1,9 +1,13 @@
 """Pictures of the embedded model on every backend against those of ONNX Runtime on the CPU."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.common.paths import SHAPES_CHECKPOINT
 from latentrt.runtime import Pipeline
 from latentrt.runtime.goldens import psnr, relative_error, verify_goldens
 
@@ -20,22 +24,44 @@ PROMPT = "a large yellow triangle on a purple background"
 LEAST_PSNR = 35.0  # dB
 
 
-def run(place: Place, report: Report, steps: int = 20) -> None:
-    """Check that latents are within `TOLERANCE` (relative norm of the difference) and pictures above `LEAST_PSNR`."""
-    engines = ensure_engines(place, report, "plain")
+def run(place: Place, report: Report, steps: int = 20, precisions: Sequence[str] = ("fp32", "fp16")) -> None:
+    """Check that latents are within `TOLERANCE` (relative norm of the difference) and pictures above `LEAST_PSNR`.
+
+    The fp16 bundle is compared with its own pictures on the CPU; its latents are a figure.
+    """
+    for precision in precisions:
+        _compare(place if precision == "fp32" else replace(place, bundle=fp16_bundle(place)), report, steps, precision)
+
+
+def fp16_bundle(place: Place) -> Path:
+    """The embedded model in fp16, exported on first use."""
+    folder = place.work / "bundles" / "shapes-fp16"
+    if not folder.exists():
+        from latentrt.export import ExportOptions, export_bundle  # imported here because it needs PyTorch
+
+        export_bundle(SHAPES_CHECKPOINT, folder, ExportOptions(precision="fp16"))
+    return folder
+
+
+def _compare(place: Place, report: Report, steps: int, precision: str) -> None:
+    engines = ensure_engines(place, report, "plain" if precision == "fp32" else f"plain-{precision}")
     expected = {}
     with Pipeline.load(place.bundle, backend="onnxruntime", device="cpu") as cpu:
         for name, call in CALLS.items():
             expected[name] = cpu(PROMPT, num_inference_steps=steps, output_type="np", **call)
 
     def compare(backend: str, pipe: Pipeline) -> None:
+        label = backend if precision == "fp32" else f"{backend}, {precision}"
         for name, call in CALLS.items():
             got = pipe(PROMPT, num_inference_steps=steps, output_type="np", **call)
             error = relative_error(got.latents, expected[name].latents)
-            report.at_most(f"{backend}: latents of {name}", error, TOLERANCE)
+            if precision == "fp32":
+                report.at_most(f"{label}: latents of {name}", error, TOLERANCE)
+            else:
+                report.figure(f"{label}: latents of {name}", error)
             ratio = psnr(np.asarray(got.images), np.asarray(expected[name].images))
-            report.check(f"{backend}: {name}", ratio >= LEAST_PSNR, f"PSNR {ratio:.1f} dB, at least {LEAST_PSNR:g}")
+            report.check(f"{label}: {name}", ratio >= LEAST_PSNR, f"PSNR {ratio:.1f} dB, at least {LEAST_PSNR:g}")
         # A figure and no check, as goldens have limits of their own.
-        report.figure(f"{backend}: goldens", {check.name: [check.passed, check.text] for check in verify_goldens(pipe)})
+        report.figure(f"{label}: goldens", {check.name: [check.passed, check.text] for check in verify_goldens(pipe)})
 
     on_each_backend(place, report, compare, engines=engines)

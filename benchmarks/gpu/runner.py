@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def _ends_within(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
     return False
 
 
-def run_parts(commands: Sequence[tuple[str, Sequence[str], float]], seconds: float, work: Path) -> Iterator[Outcome]:
+def run_parts(commands: Iterable[tuple[str, Sequence[str], float]], seconds: float, work: Path) -> Iterator[Outcome]:
     """Run (part, command, limit) in order, within `seconds` in total; parts that remain get "no time left"."""
     end = time.monotonic() + seconds
     for part, command, limit in commands:

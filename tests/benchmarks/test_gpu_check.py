@@ -21,7 +21,7 @@ from support.simulator import Machine, machine
 from support.simulator import ort as simulated
 
 from benchmarks.gpu import __main__ as gpu_main
-from benchmarks.gpu import full_size, group_norms, latency, runner, states, waits, wheels
+from benchmarks.gpu import full_size, group_norms, latency, pictures, runner, states, waits, wheels
 from benchmarks.gpu.places import Place
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.runner import run_part, run_parts, write_summary
@@ -107,7 +107,7 @@ def test_a_library_that_breaks_does_not_hide_the_next(
     ("part", "options"),
     [
         ("backends", {}),
-        ("pictures", {"steps": 2}),
+        ("pictures", {"steps": 2, "precisions": ["fp32"]}),
         ("states", {"steps": 3}),
         ("loras", {"steps": 1}),
         ("waits", {"steps": 5}),
@@ -160,6 +160,20 @@ def test_group_norms(ort: Place) -> None:
 
 
 # --- planted faults are found -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("gpu")
+def test_fp16_pictures(work: Path, exported: Callable[[str], Exported]) -> None:
+    """The precision that exports have by default."""
+    folder = work / "bundles" / "shapes-fp16"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        shutil.copytree(exported("shapes-fp16").bundle, folder)
+    report = done("pictures", Place(work, backends=RTX), steps=2, precisions=["fp16"])
+    assert report.passed, failed(report)
+    assert len(report.checks) == len(pictures.CALLS)
+    assert "tensorrt_rtx, fp16: latents of four, euler_a" in report.figures
 
 
 @pytest.mark.usefixtures("gpu")
@@ -413,6 +427,27 @@ def test_parts_end_in_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [part["part"] for part in parts] == [*endings, "late"]
     assert parts[2]["report"]["checks"] == [{"name": "begun", "passed": True, "text": "yes"}]
     assert (tmp_path / "out" / "summary.txt").read_text() == text
+
+
+def test_a_backend_that_ends_the_process_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The part runs again for those behind it, and later parts do without it."""
+    backends, outcomes, ran = ["onnxruntime", "tensorrt", "tensorrt_rtx"], [], []
+    for part, command, _ in gpu_main.commands(["device", "backends", "pictures"], backends, [], outcomes):
+        given = [command[i + 1] for i, word in enumerate(command) if word == "--backend"]
+        ran.append((part, given))
+        report = Report(tmp_path / f"{len(ran)}.json")
+        if part == "backends" and "tensorrt" in given:
+            report.figures["trying"] = "tensorrt"
+        else:
+            report.finished = True
+        outcomes.append(runner.Outcome(part, "crashed", 1.0, report=report))
+    assert ran == [
+        ("device", ["onnxruntime", "tensorrt", "tensorrt_rtx"]),
+        ("backends", ["onnxruntime", "tensorrt", "tensorrt_rtx"]),
+        ("backends", ["tensorrt_rtx"]),
+        ("pictures", ["onnxruntime", "tensorrt_rtx"]),
+    ]
+    assert "tensorrt is left out: it ended the process" in capsys.readouterr().out
 
 
 def test_no_time_left(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ OK = real_cuda.cudaError_t.cudaSuccess
 CALLS = sorted(name for name in vars(Cuda) if re.match(r"cuda[A-Z]", name) and callable(getattr(Cuda, name)))
 CALLS = [name for name in CALLS if not isinstance(getattr(Cuda, name), type)]
 FACTS_OF_THE_SIMULATION = {"capturable", "onnx", "inputs", "initializers", "refittable", "shapes", "content", "flags",
-    "profiles", "device", "timing_cache", "limits", "strategy", "array", "engine"}  # fmt: skip
+    "profiles", "device", "invalid", "timing_cache", "limits", "strategy", "array", "engine"}  # fmt: skip
 
 
 def checked(answer: tuple[Any, ...]) -> Any:

@@ -27,6 +27,17 @@ class TrtLibrary:
         self.backend, self.version = backend, str(self.trt.__version__)
         self.log = _logger_of(self.trt)
 
+    def why_invalid(self, runtime: Any, serialized: bytes) -> str | None:
+        """Why an engine cannot run with this GPU and driver, as far as the library says so; None if it can."""
+        if not hasattr(runtime, "get_engine_validity"):  # TensorRT has no such method
+            return None
+        validity, diagnostics = runtime.get_engine_validity(serialized)
+        if validity != self.trt.EngineValidity.INVALID:
+            return None
+        known = self.trt.EngineInvalidityDiagnostics.__members__.items()
+        reasons = [name.lower().replace("_", " ") for name, bit in known if int(diagnostics) & int(bit)]
+        return ", ".join(reasons) or "the library gave no reason"
+
     def last_errors(self) -> str:
         """The last errors that the library logged since `forget_errors`, on one line."""
         return " ".join("; ".join(self.log.errors[-3:] or ["the library gave no reason"]).split())

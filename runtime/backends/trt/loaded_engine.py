@@ -35,6 +35,8 @@ class LoadedEngine:
         runtime = trt.Runtime(library.log)
         if record.host_code:  # only records that the caller trusts get here
             runtime.engine_host_code_allowed = True
+        if (reason := library.why_invalid(runtime, serialized)) is not None:
+            raise BackendError(f"{self} does not run on this machine: {reason}")
         self.engine: Any = runtime.deserialize_cuda_engine(serialized)
         if self.engine is None:
             raise BackendError(f"{self} cannot be loaded: {library.last_errors()}")

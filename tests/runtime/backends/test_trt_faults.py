@@ -101,6 +101,7 @@ def test_two_streams_on_one_block_are_caught(pipe: Pipeline, monkeypatch: pytest
         next(one)
     with suppress(Fault):
         two.close()
+    shared.close()
 
 
 def test_an_aliased_state_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +187,17 @@ def test_flipped_bits_are_refused_before_the_library_sees_them(
     with Pipeline.load(backend=RTX, engines=folder) as pipe, pytest.raises(BackendError, match="hash does not match"):
         pipe.slots(Bucket(2, 16, 16, 77), 1)
     assert seen == []
+
+
+def test_engines_that_the_gpu_cannot_run_are_refused_before_they_are_loaded(
+    gpu: Machine, engines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = gpu.libraries[RTX].Runtime
+    monkeypatch.setattr(runtime, "invalid", 2 + 4)
+    monkeypatch.setattr(runtime, "deserialize_cuda_engine", lambda _self, _plan: pytest.fail("loaded"))
+    refusal = "does not run on this machine: unsupported cc, old cuda driver"
+    with Pipeline.load(backend=RTX, engines=engines) as pipe, pytest.raises(BackendError, match=refusal):
+        pipe(PROMPT, **FEW)
 
 
 @pytest.mark.usefixtures("gpu")

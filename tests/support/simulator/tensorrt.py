@@ -34,7 +34,8 @@ def simulated_tensorrt(cuda: Cuda, name: str = "tensorrt_rtx", version: str = "1
     trt.__version__, trt.cuda = version, cuda
     for enum in (
         "BuilderFlag", "ComputeCapability", "DataType", "DynamicShapesKernelSpecializationStrategy",
-        "ExecutionContextAllocationStrategy", "HardwareCompatibilityLevel", "LayerType", "MemoryPoolType",
+        "EngineInvalidityDiagnostics", "EngineValidity", "ExecutionContextAllocationStrategy",
+        "HardwareCompatibilityLevel", "LayerType", "MemoryPoolType",
         "NetworkDefinitionCreationFlag", "TensorIOMode",
     ):  # fmt: skip
         setattr(trt, enum, getattr(real, enum))
@@ -194,6 +195,11 @@ class Runtime:
 
     def __init__(self, log: Any) -> None:
         self._log, self.engine_host_code_allowed = log, False
+
+    invalid = 0  # what is wrong with engines, as bits of EngineInvalidityDiagnostics
+
+    def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
+        return (real.EngineValidity.INVALID if self.invalid else real.EngineValidity.VALID), self.invalid
 
     def deserialize_cuda_engine(self, plan: bytes) -> "ICudaEngine | None":
         if not plan.startswith(MAGIC):
