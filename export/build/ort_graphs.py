@@ -31,7 +31,7 @@ def build_ort_graphs(
     engines: Path | None = None,
     graphs: Sequence[str] = (),
 ) -> Iterator[Built]:
-    """Rewrite graphs to operators of ONNX Runtime that are faster: group norms for "cuda", attention for "cpu".
+    """Rewrite graphs for faster kernels of ONNX Runtime: group norms and attention, for "cuda" and for "cpu".
 
     The files serve all sizes and LoRA. Graphs without such operators are skipped, and existing files are kept.
 
@@ -68,10 +68,15 @@ def _rewrites() -> dict[str, Rewrite]:
     """Device -> its rewrite. Imported here because importing this module does not need onnx_ir."""
     try:
         from latentrt.export.build.rewrites.attention import use_flash_attention
+        from latentrt.export.build.rewrites.attention_casts import drop_attention_casts
         from latentrt.export.build.rewrites.group_norm import use_ort_group_norms
     except ImportError as error:
         raise BackendError(f"{BACKEND}'s graphs are built with onnx_ir ({error}): pip install onnx-ir") from error
-    return {"cpu": ("attention", use_flash_attention), "cuda": ("group_norm", use_ort_group_norms)}
+
+    def for_cuda(model: "ir.Model") -> int:
+        return use_ort_group_norms(model) + drop_attention_casts(model)
+
+    return {"cpu": ("attention", use_flash_attention), "cuda": ("group_norm, attention", for_cuda)}
 
 
 def _rewritten(path: Path, rewrite: Callable[["ir.Model"], int]) -> bytes | None:
@@ -89,9 +94,9 @@ def _nothing_to_replace(bundle: Bundle, graphs: Sequence[str], devices: Sequence
     recipe = bundle.manifest.recipe
     return ExportError(
         f"{bundle.path}: {', '.join(graphs or bundle.manifest.graphs)}: nothing to replace by an operator of {BACKEND} "
-        f"on {' or '.join(devices)}. On cuda it replaces group norms of opset 21 and later in fp32 or fp16, on cpu "
-        f"attention of opset 23 and later in fp32; this bundle has opset {recipe.opset}, {recipe.precision}, VAE "
-        f"{recipe.vae_precision}. Its graphs run as exported"
+        f"on {' or '.join(devices)}. On cuda it replaces group norms of opset 21 and later in fp32 or fp16, and drops "
+        "casts of 16-bit attention; on cpu it replaces attention of opset 23 and later in fp32. This bundle has opset "
+        f"{recipe.opset}, {recipe.precision}, VAE {recipe.vae_precision}. Its graphs run as exported"
     )
 
 

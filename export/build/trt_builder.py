@@ -3,6 +3,7 @@
 The only file of the exporter that calls these libraries. Needs neither PyTorch nor onnx; knows nothing of bundles.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,7 +15,10 @@ from latentrt.runtime.errors import BackendError, ExportError, InputError, unkno
 from latentrt.runtime.files import written_whole
 from latentrt.runtime.gpu.device import Device
 
+logger = logging.getLogger(__name__)
+
 HARDWARE = ("none", "ampere_plus", "same_compute_capability")
+WIDEST_FUSED = 256  # channels of an attention head, a multiple of 8
 LOSES_BIASES = "11.3"  # versions of TensorRT whose engines cannot be refitted safely
 # Default targets of TensorRT for RTX without a GPU: the RTX 30, 40 and 50 series.
 RTX_CAPABILITIES = ("8.6", "8.9", "12.0")
@@ -127,6 +131,7 @@ class TrtBuilder(TrtLibrary):
         *,
         refittable_weights: Sequence[str] = (),
         strict_nans: bool = False,
+        fused_attention: bool = False,
         timing_cache: Path | None = None,
         progress: Progress = lambda _phase, _share: None,
     ) -> bytes:
@@ -137,6 +142,7 @@ class TrtBuilder(TrtLibrary):
             options: as `check` returned them.
             refittable_weights: initializers that may change, if `options.refittable`.
             strict_nans: preserve NaNs, which the library may otherwise optimize away.
+            fused_attention: do not let the library compute attention with all scores in memory, where it can.
             timing_cache: file that keeps kernel timings between builds; created if missing.
             progress: called with the current phase and the completed fraction.
 
@@ -152,11 +158,23 @@ class TrtBuilder(TrtLibrary):
         self._set_options(config, options, strict_nans=strict_nans)
         if options.refittable:
             self._mark_refittable(network, onnx, refittable_weights)
-        self._decompose_attention(network)
+        fused = self._decompose_attention(network, but_for_fused=fused_attention)
         cache = self._timing_cache(config, timing_cache)
-        monitor = _monitor(self.trt, progress)
-        config.progress_monitor = monitor
-        serialized = _in_background(lambda: builder.build_serialized_network(network, config), monitor)
+
+        def built() -> Any:
+            config.progress_monitor = monitor = _monitor(self.trt, progress)
+            return _in_background(lambda: builder.build_serialized_network(network, config), monitor)
+
+        serialized = built()
+        if serialized is None and fused:
+            logger.warning(
+                "%s %s has no fused kernel for attention of %s: scores take memory that grows with the square of the "
+                "image (%s). TensorRT 11.4 and later has them",
+                *(self.backend, self.version, onnx.name, self.last_errors()),
+            )
+            self.forget_errors()
+            self._decompose_attention(network)
+            serialized = built()
         if serialized is None:
             raise self._error("build", onnx, self.last_errors())
         if cache is not None and timing_cache is not None:
@@ -213,14 +231,20 @@ class TrtBuilder(TrtLibrary):
         for i, capability in enumerate(options.compute_capabilities):
             config.set_compute_capability(known[capability], i)
 
-    def _decompose_attention(self, network: Any) -> None:
-        """Allow attention without a fused kernel, as in float32 or with a VAE's 512 channels; else the build fails."""
-        kind = self.trt.LayerType
+    def _decompose_attention(self, network: Any, *, but_for_fused: bool = False) -> int:
+        """Allow attention without a fused kernel, as in float32 or with a VAE's 512 channels; else the build fails.
+
+        With `but_for_fused`, not for heads whose width fused kernels have; returns the number of those.
+        """
+        fused = 0
         for i in range(network.num_layers):
             layer = network.get_layer(i)
-            if layer.type == getattr(kind, "ATTENTION_INPUT", None):
+            if layer.type == getattr(self.trt.LayerType, "ATTENTION_INPUT", None):
                 layer.__class__ = self.trt.IAttentionInputLayer
-                layer.attention.decomposable = True
+                width = layer.get_input(0).shape[-1]
+                layer.attention.decomposable = not (but_for_fused and width <= WIDEST_FUSED and width % 8 == 0)
+                fused += not layer.attention.decomposable
+        return fused
 
     def _timing_cache(self, config: Any, file: Path | None) -> Any:
         # TensorRT for RTX selects kernels on the user's machine and has no timings here.

@@ -117,6 +117,9 @@ def _build(bundle: Bundle, library: TrtBuilder, options: BuildOptions, task: Tas
         {spec.name: shapes_of_tensor(spec, task.profile) for spec in graph.inputs},
         replace(options, tf32=task.record.tf32),
         refittable_weights=[use.initializer for use in uses if use.graph == name],
+        # In fp32 there is no fused kernel. Where a UNet of 16 bits casts to float32 around attention, libraries from
+        # TensorRT 11.3 on fuse the casts too.
+        fused_attention=bundle.manifest.recipe.precision != "fp32" and name == "denoise",
         strict_nans=any(spec.name == "nonfinite" for spec in graph.outputs),  # the output counts them
         timing_cache=_timing_cache(library),
         progress=lambda phase, share: progress(task, phase, share),

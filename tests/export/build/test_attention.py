@@ -182,7 +182,7 @@ def test_a_cpu_uses_what_is_for_it(bundle: Path, expected: NDArray[Any], monkeyp
         assert "engines/denoise-" in drawn(pipe, expected)
     with machine(onnxruntime={}), Pipeline.load(bundle, backend="onnxruntime") as pipe:
         pipe(PROMPT, **FEW)
-        on_gpu = str(pipe._backend._loaded["denoise"]._path)  # type: ignore[attr-defined]
+        on_gpu = str(pipe._backend._engines.get("denoise")._path)  # type: ignore[attr-defined]
     assert "engines/denoise-" in on_gpu != path
 
 

@@ -33,8 +33,9 @@ from latentrt.export.build.store import Built
 from latentrt.export.build.trt_builder import BuildOptions, TrtBuilder
 from latentrt.export.build.trt_engines import build_engines
 from latentrt.runtime import BackendError, BundleError, ExportError, InputError
-from latentrt.runtime.bundle import Bundle, EngineList
+from latentrt.runtime.bundle import Bundle, EngineList, shape_at
 from latentrt.runtime.cli.main import main
+from latentrt.runtime.gpu.device import visible_devices
 
 RTX = "tensorrt_rtx"
 GRAPHS = {"text_encoder", "context", "time", "denoise", "blend", "vae_decoder", "vae_encoder"}
@@ -116,6 +117,39 @@ def test_sizes_that_the_model_has_not(sizes: dict[str, list[str]], message: str)
 
 
 # --- real engines ---------------------------------------------------------------------------------------------------
+
+
+def test_without_a_fused_kernel_attention_is_computed_in_steps(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first build fails, the second may keep all scores in memory, with a warning."""
+    spec = Bundle.open(SHAPES.bundle).graph("denoise")
+    sizes = {"B": 1, "G": 2, "h": 16, "w": 16, "S": 77}
+    shapes = {tensor.name: [shape_at(tensor, sizes)] * 3 for tensor in spec.inputs}
+    with machine() as gpu:
+        builder = TrtBuilder("tensorrt", visible_devices())
+        build_network, networks = gpu.libraries["tensorrt"].Builder.build_serialized_network, []
+
+        def fails_first(self: Any, network: Any, config: Any) -> bytes | None:
+            networks.append(network)
+            return build_network(self, network, config) if len(networks) > 1 else None
+
+        monkeypatch.setattr(gpu.libraries["tensorrt"].Builder, "build_serialized_network", fails_first)
+        asked: list[bool] = []
+        decompose = lambda _self, _network, *, but_for_fused=False: asked.append(but_for_fused) or int(but_for_fused)  # noqa: E731
+        monkeypatch.setattr(TrtBuilder, "_decompose_attention", decompose)
+        assert builder.engine_from_onnx(SHAPES.bundle / spec.file, shapes, BuildOptions(), fused_attention=True)
+    assert asked == [True, False]
+    assert "has no fused kernel for attention of denoise.onnx" in caplog.text
+
+
+@pytest.mark.slow
+def test_attention_of_16_bits_is_fused(exported: Callable[[str], Exported], caplog: pytest.LogCaptureFixture) -> None:
+    """Also where it is cast to float32, as in Stable Diffusion 2."""
+    bundle = Path(exported("sd2-fp16").bundle)
+    options = BuildOptions(compute_capabilities=("8.9",))
+    assert build(bundle, graphs=["denoise"], options=options, engines=bundle.parent / "fused_engines")
+    assert not [record for record in caplog.records if "fused kernel" in record.message]
 
 
 @pytest.mark.slow

@@ -272,7 +272,7 @@ def drawn(bundle: Path | None, expected: NDArray[Any], **options: Any) -> str:
     """Compare an image's latents on the GPU with those on the CPU; returns the file of `denoise`."""
     with Pipeline.load(bundle, backend="onnxruntime", **options) as pipe:
         np.testing.assert_allclose(pipe(PROMPT, **FEW).latents, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
-        return str(pipe._backend._loaded["denoise"]._path)  # type: ignore[attr-defined]
+        return str(pipe._backend._engines.get("denoise")._path)  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("gpu")
@@ -302,7 +302,7 @@ def test_lora_and_back(bundle: Path, tmp_path: Path, expected: NDArray[Any]) -> 
         for loras, wanted in (({}, expected), ({lora: 0.7}, changed), ({}, expected)):
             pipe.set_loras(loras)
             np.testing.assert_allclose(pipe(PROMPT, **FEW).latents, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
-            assert "engines/denoise-" in str(pipe._backend._loaded["denoise"]._path)  # type: ignore[attr-defined]
+            assert "engines/denoise-" in str(pipe._backend._engines.get("denoise")._path)  # type: ignore[attr-defined]
     assert np.abs(changed - expected).max() > 0.01 * np.abs(expected).max()
 
 
