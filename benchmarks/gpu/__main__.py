@@ -2,15 +2,16 @@
 
     python -m benchmarks.gpu [PART ...] [--out FOLDER] [--work FOLDER] [--seconds 570]
 
-Runs all parts if none is named. `--out` gets summary.json, summary.txt and logs.txt. The exit status is 0 if all parts
-passed.
+Runs the quick parts if none is named, in the order in which they tell most. `--out` gets summary.json, summary.txt and
+logs.txt. The exit status is 0 if all parts passed.
 """
 
 import argparse
 import importlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .places import BACKENDS, Place
 from .report import Report
@@ -21,11 +22,11 @@ PARTS = {
     "device": 60,
     "ceilings": 60,
     "backends": 180,
-    "pictures": 90,
     "states": 90,
+    "pictures": 90,
+    "waits": 60,
     "loras": 120,
     "noise": 90,
-    "waits": 60,
     "ideas": 90,
     "older": 90,
     "full_size": 540,
@@ -33,11 +34,15 @@ PARTS = {
     "latency": 540,
 }
 
+QUICK = tuple(PARTS)[: list(PARTS).index("full_size")]
+
 
 def main() -> int:
     """Run each part in a process of its own; with --here, run one part in this process."""
     parser = argparse.ArgumentParser("gpu_check", description="Checks and figures that need an NVIDIA GPU.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: all of {', '.join(PARTS)}")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"default: {', '.join(QUICK)}; slow: {', '.join(PARTS.keys() - QUICK)}"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/gpu_check"), help="results; default: out/gpu_check")
     parser.add_argument(
         "--work", type=Path, default=Path("build/gpu_check"), help="kept between calls; default: build/gpu_check"
@@ -45,6 +50,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=570, help="for all parts together; default: 570")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda; cpu is for a try")
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="repeatable; default: all")
+    parser.add_argument("--batch", type=int, action="append", help="of the part latency; repeatable; default: 1, 4")
+    parser.add_argument("--no-compile", action="store_true", help="in the part latency, leave out compiled diffusers")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     for part in arguments.parts:
@@ -52,11 +59,15 @@ def main() -> int:
             parser.error(f"unknown part {part!r}: choose from {', '.join(PARTS)}")
     backends = arguments.backend or list(BACKENDS)
     if arguments.here:
-        return run_here(arguments.parts[0], Place(arguments.work, device=arguments.device, backends=backends))
+        place = Place(arguments.work, device=arguments.device, backends=backends)
+        of_latency = {"batches": arguments.batch or (1, 4), "compiles": not arguments.no_compile}
+        return run_here(arguments.parts[0], place, of_latency if arguments.parts == ["latency"] else {})
     options = ["--work", str(arguments.work), "--device", arguments.device]
+    options += [word for batch in arguments.batch or () for word in ("--batch", str(batch))]
+    options += ["--no-compile"] * arguments.no_compile
     outcomes: list[Outcome] = []
     text = ""
-    to_run = commands(arguments.parts or list(PARTS), backends, options, outcomes)
+    to_run = commands(arguments.parts or QUICK, backends, options, outcomes)
     for outcome in run_parts(to_run, arguments.seconds, arguments.work):
         outcomes.append(outcome)
         print(f"{outcome.part}: {outcome.verdict}, {outcome.seconds:.1f} s", flush=True)
@@ -95,11 +106,11 @@ def commands(
                 break
 
 
-def run_here(part: str, place: Place) -> int:
-    """Run one part in this process."""
+def run_here(part: str, place: Place, options: Mapping[str, Any]) -> int:
+    """Run one part in this process, with options of its own."""
     report = Report(place.work / "reports" / f"{part}.json")
     report.save()
-    importlib.import_module(f"benchmarks.gpu.{part}").run(place, report)
+    importlib.import_module(f"benchmarks.gpu.{part}").run(place, report, **options)
     report.finish()
     return int(not report.passed)
 

@@ -38,6 +38,7 @@ def run(
     steps: int = 20,
     repetitions: int = 12,
     compiler: str = "inductor",
+    compiles: bool = True,
     ceilings: Callable[[str], dict[str, float]] = rates,
 ) -> None:
     """Report p50, p90 and p50 over the floor of each case at the bundle's default size. Passes if all draw the same.
@@ -56,7 +57,16 @@ def run(
             for name, pipe in opened(place, report, engines=place.engines("sd15"), bundle=bundle)
         }
         precision = Bundle.open(bundle).manifest.recipe.precision
-        theirs = dict(diffusers_pipelines(place, report, checkpoint, precision=precision, compiler=compiler))
+        theirs = dict(
+            diffusers_pipelines(
+                place,
+                report,
+                checkpoint,
+                precision=precision,
+                compiler=compiler,
+                variants=VARIANTS if compiles else VARIANTS[:-1],
+            )
+        )
         for batch in batches:
             draws = {name: partial(draw_ours, pipe, batch, steps) for name, pipe in ours.items()}
             draws |= {f"diffusers {name}": partial(draw_theirs, pipe, batch, steps) for name, pipe in theirs.items()}
@@ -139,9 +149,9 @@ def draw_theirs(pipe: Any, batch: int, steps: int, output_type: str = "pil") -> 
 
 
 def diffusers_pipelines(
-    place: Place, report: Report, checkpoint: Path, *, precision: str, compiler: str
+    place: Place, report: Report, checkpoint: Path, *, precision: str, compiler: str, variants: Sequence[str]
 ) -> Iterator[tuple[str, Any]]:
-    """A pipeline for each of `VARIANTS`, in the precision of the bundle; each loads the weights anew."""
+    """A pipeline for each of these `VARIANTS`, in the precision of the bundle; each loads the weights anew."""
     try:
         import torch
         from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
@@ -149,7 +159,7 @@ def diffusers_pipelines(
         report.note(f"diffusers cannot be imported: {error}")
         return
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    for variant in VARIANTS:
+    for variant in variants:
         pipe = StableDiffusionPipeline.from_pretrained(
             checkpoint, dtype=dtype, safety_checker=None, local_files_only=True
         ).to(place.device)

@@ -450,6 +450,23 @@ def test_a_backend_that_ends_the_process_is_left_out(tmp_path: Path, capsys: pyt
     assert "tensorrt is left out: it ended the process" in capsys.readouterr().out
 
 
+def test_without_names_the_quick_parts_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ran: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(
+        gpu_main, "run_parts", lambda commands, _seconds, _work: [ran.append(c[:2]) for c in commands][:0]
+    )
+    monkeypatch.setattr(gpu_main, "commands", lambda parts, _b, options, _o: [(part, options, 1.0) for part in parts])
+    for words in ([], ["latency", "--batch", "1", "--no-compile"]):
+        monkeypatch.setattr(sys, "argv", ["gpu_check", *words, "--out", str(tmp_path), "--work", str(tmp_path)])
+        gpu_main.main()
+    *quick, (last, options) = ran
+    order = ["device", "ceilings", "backends", "states", "pictures", "waits"]
+    assert [part for part, _ in quick][: len(order)] == order
+    assert not {part for part, _ in quick} & {"full_size", "latency", "group_norms"}
+    assert last == "latency"
+    assert options[-3:] == ["--batch", "1", "--no-compile"]
+
+
 def test_no_time_left(tmp_path: Path) -> None:
     (outcome,) = run_parts([("one", ["true"], 30.0)], runner.GRACE + 1, tmp_path)
     assert (outcome.verdict, outcome.seconds) == ("no time left", 0.0)
