@@ -3,7 +3,7 @@
 numpy has no bfloat16, so such arrays are uint16; the 16 bits are the upper half of a float32.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,10 @@ Float32 = NDArray[np.float32]
 NewWeights = Mapping[str, Mapping[str, NDArray[Any]]]
 # Runs a graph, given by name, on named inputs; returns all outputs by name.
 RunGraph = Callable[[str, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+# Of the output `hidden_states` (n, L, …), only these of axis 1; None is all.
+Layers = Sequence[int] | None
+# The same for text encoders, of which few layers are needed.
+RunEncoder = Callable[[str, Mapping[str, NDArray[Any]], Layers], Mapping[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,13 @@ class DType:
     numpy: DTypeLike
     onnx: int
     safetensors: str
+
+
+def with_layers(outputs: dict[str, NDArray[Any]], layers: Layers) -> dict[str, NDArray[Any]]:
+    """The outputs of a graph with these layers alone."""
+    if layers is None:
+        return outputs
+    return outputs | {"hidden_states": outputs["hidden_states"][:, list(layers)]}
 
 
 DTYPES = {

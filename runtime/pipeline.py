@@ -24,7 +24,7 @@ from latentrt.runtime.text import Tokenizer, conditioning_from_texts, encode, to
 from latentrt.runtime.text.conditioning import Conditioning
 from latentrt.runtime.weights import changed_weights
 
-from .arrays import Float32
+from .arrays import Float32, Layers
 from .errors import BundleError, InputError, NonFiniteError, unknown
 from .files import sha256_of_file
 from .image import pil_from_arrays
@@ -235,10 +235,10 @@ class Pipeline:
         tokens = tokenize(sides, self.tokenizers, split=request.options["long_prompt"] == "chunk")
         if tokens:
             clock.lap("tokenize")
-        encoded = encode(tokens, encoders, self.run)
+        skip = request.options["clip_skip"] or 0
+        encoded = encode(tokens, encoders, self.run, clip_skip=skip)
         if encoded:
             clock.lap("text_encoder")
-        skip = request.options["clip_skip"] or 0
         return conditioning_from_texts(request.positive, negative, encoded, encoders, clip_skip=skip)
 
     def _initial_latents(self, request: Request, clock: "_Clock") -> list[InitialLatents]:
@@ -300,9 +300,13 @@ class Pipeline:
             raise InputError(f"{self.bundle.path} has no latent_rgb: use method='vae', or export the checkpoint again")
         return rgb_from_latents(latents, model.latent_rgb, factor=model.vae_scale_factor)
 
-    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run one of the bundle's graphs on host arrays; `bundle.graph(name)` has the inputs and outputs."""
-        return self._backend.engine(graph).run(inputs)
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]], layers: Layers = None) -> dict[str, NDArray[Any]]:
+        """Run one of the bundle's graphs on host arrays; `bundle.graph(name)` has the inputs and outputs.
+
+        Args:
+            layers: return only these of the output `hidden_states`; None is all.
+        """
+        return self._backend.engine(graph).run(inputs, layers)
 
     def slots(self, bucket: Bucket, count: int) -> Slots:
         """Slots for a loop of your own, for this many images of these sizes. Close them."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from latentrt.runtime.bundle import Graph, Sizes
 from latentrt.runtime.scheduler import Plan
 
-from .arrays import Float32, NewWeights
+from .arrays import Float32, Layers, NewWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,12 @@ class Engine(Protocol):
     def spec(self) -> Graph:
         """Names, dtypes and shapes of the tensors."""
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the graph; returns all outputs by name, bfloat16 as uint16."""
+    def run(self, inputs: Mapping[str, NDArray[Any]], layers: Layers = None) -> dict[str, NDArray[Any]]:
+        """Run the graph; returns all outputs by name, bfloat16 as uint16.
+
+        Args:
+            layers: copy only these of the output `hidden_states` (n, L, …); None is all.
+        """
 
 
 class Backend(Protocol):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.arrays import NewWeights
+from latentrt.runtime.arrays import Layers, NewWeights, with_layers
 from latentrt.runtime.bundle import Bundle, Graph, TensorSpec, shape_at, sizes_of_inputs
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.loop.host import Arrays, BoundCall, HostSlots
@@ -112,15 +112,16 @@ class OpenVinoEngine:
         self.spec = spec
         self._compiled: openvino.CompiledModel | None = compiled
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the graph; returns all outputs by name, bfloat16 as uint16. Raises `InputError` for wrong shapes."""
+    def run(self, inputs: Mapping[str, NDArray[Any]], layers: Layers = None) -> dict[str, NDArray[Any]]:
+        """See `Engine.run`. Raises `InputError` for wrong shapes."""
         request = self._request()
         sizes_of_inputs(self.spec, {name: array.shape for name, array in inputs.items()})
         tensors = {spec.name: _tensor(spec.dtype, inputs[spec.name]) for spec in self.spec.inputs}
         for name, tensor in tensors.items():
             request.set_tensor(name, tensor)
         request.infer()
-        return {spec.name: _array(spec.dtype, request.get_tensor(spec.name)) for spec in self.spec.outputs}
+        outputs = {spec.name: _array(spec.dtype, request.get_tensor(spec.name)) for spec in self.spec.outputs}
+        return with_layers(outputs, layers)
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> BoundCall:
         """See `HostEngine.bind`."""

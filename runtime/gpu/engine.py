@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from latentrt.runtime.arrays import Layers
 from latentrt.runtime.bundle import Graph, Sizes
 
 from .device import DeviceMemory
@@ -56,5 +57,5 @@ class GpuBackend(Protocol):
     def batches(self, sizes: Sizes) -> Sequence[int]:
         """The numbers of images that `denoise` can run, ascending, up to the first one that holds `sizes["B"]`."""
 
-    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Run a graph on host arrays."""
+    def run(self, graph: str, inputs: Mapping[str, Any], layers: Layers = None) -> dict[str, Any]:
+        """Run a graph on host arrays, see `Engine.run`."""

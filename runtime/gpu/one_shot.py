@@ -1,5 +1,6 @@
 """Runs graphs once, on host arrays: text encoders, the VAE, features of timesteps."""
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -9,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.arrays import DTYPES
+from latentrt.runtime.arrays import DTYPES, Layers
 from latentrt.runtime.bundle import Graph, shape_at, sizes_of_inputs
-from latentrt.runtime.errors import BackendError
+from latentrt.runtime.errors import BackendError, InputError
 
 from .buffers import Buffers
 from .device import DeviceMemory, Stream
@@ -31,26 +32,38 @@ class OneShot:
         self._scratch: DeviceMemory | None = None
         self._lock = threading.RLock()
 
-    def run(self, fitted: Fitted, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, fitted: Fitted, inputs: Mapping[str, NDArray[Any]], layers: Layers) -> dict[str, NDArray[Any]]:
         """Run an engine on at most as many rows as it takes; what it returns for added rows is dropped."""
         with self._lock:
             try:
-                return self._run(fitted, inputs)
+                return self._run(fitted, inputs, layers)
             except BaseException:
                 self._clear()  # so that nothing refers to memory that could not be allocated
                 raise
 
-    def _run(self, fitted: Fitted, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def _run(self, fitted: Fitted, inputs: Mapping[str, NDArray[Any]], layers: Layers) -> dict[str, NDArray[Any]]:
         bound, buffers = self._bind(fitted)
         rows = len(next(iter(inputs.values())))
         for name, array in inputs.items():
             self._staging.upload(buffers.addresses[name], array)
         bound(self._stream.handle)
-        downloads = {}
+        copies = {}
         for spec in fitted.engine.spec.outputs:
+            address, dtype = buffers.addresses[spec.name], DTYPES[spec.dtype]
             shape = (rows, *shape_at(spec, fitted.sizes)[1:])
-            downloads[spec.name] = self._staging.download(buffers.addresses[spec.name], shape, DTYPES[spec.dtype].numpy)
-        return {name: download.result() for name, download in downloads.items()}
+            if spec.name != "hidden_states" or layers is None:
+                copies[spec.name] = [self._staging.download(address, shape, dtype.numpy)]
+            else:  # one copy for each row and layer: all of them are tens of megabytes for large text encoders
+                if max(layers) >= shape[1]:
+                    raise InputError(f"layer {max(layers)} of hidden_states: expected less than {shape[1]}")
+                size = math.prod(shape[2:]) * dtype.bytes
+                places = [address + (row * shape[1] + layer) * size for row in range(rows) for layer in layers]
+                copies[spec.name] = [self._staging.download(at, (1, *shape[2:]), dtype.numpy) for at in places]
+        outputs = {name: np.concatenate([copy.result() for copy in parts]) for name, parts in copies.items()}
+        if layers is not None:
+            states = outputs["hidden_states"]
+            outputs["hidden_states"] = states.reshape(rows, len(layers), *states.shape[1:])
+        return outputs
 
     def _bind(self, fitted: Fitted) -> tuple[BoundEngine, Buffers]:
         engine, sizes = fitted.engine, fitted.sizes
@@ -107,13 +120,18 @@ class GpuEngine:
         self.spec = spec
         self._backend, self._graph = backend, graph
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Mapping[str, NDArray[Any]], layers: Layers = None) -> dict[str, NDArray[Any]]:
         """See `Engine.run`."""
-        return self._backend.run(self._graph, inputs)
+        return self._backend.run(self._graph, inputs, layers)
 
 
 def run_in_pieces(
-    backend: GpuBackend, one_shot: OneShot, graph: str, spec: Graph, inputs: Mapping[str, NDArray[Any]]
+    backend: GpuBackend,
+    one_shot: OneShot,
+    graph: str,
+    spec: Graph,
+    inputs: Mapping[str, NDArray[Any]],
+    layers: Layers,
 ) -> dict[str, NDArray[Any]]:
     """Run a graph on all rows of the inputs."""
     sizes = sizes_of_inputs(spec, {name: array.shape for name, array in inputs.items()})
@@ -122,5 +140,5 @@ def run_in_pieces(
     pieces = []
     for at in range(0, len(next(iter(inputs.values()))), step):
         rows = {s.name: np.asarray(inputs[s.name][at : at + step], DTYPES[s.dtype].numpy) for s in spec.inputs}
-        pieces.append(one_shot.run(fitted, rows))
+        pieces.append(one_shot.run(fitted, rows, layers))
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentrt.runtime.arrays import Float32, RunGraph
+from latentrt.runtime.arrays import Float32, RunEncoder
 from latentrt.runtime.bundle import TextEncoder
 
 from .given_texts import EMPTY, Text, TextInput
@@ -37,10 +37,11 @@ class Conditioning:
 class EncodedTexts:
     """What one text encoder returns for the texts of a call; each different chunk is encoded once."""
 
-    def __init__(self, tokens: Tokens, run: RunGraph, graph: str) -> None:
-        """`run` runs a graph of the bundle on inputs by name."""
+    def __init__(self, tokens: Tokens, run: RunEncoder, graph: str, layers: Sequence[int]) -> None:
+        """`run` runs a graph of the bundle on inputs by name; `layers` are those that will be read."""
         ids = {row.tobytes(): row for chunks in tokens.values() for row in chunks.ids}
-        outputs = run(graph, {"input_ids": np.stack(list(ids.values()))})
+        outputs = run(graph, {"input_ids": np.stack(list(ids.values()))}, layers)
+        self._layers = {layer: i for i, layer in enumerate(layers)}
         self._hidden_states, self._pooled = outputs["hidden_states"], outputs.get("pooled")
         index = {key: i for i, key in enumerate(ids)}
         self._rows = {text: [index[row.tobytes()] for row in chunks.ids] for text, chunks in tokens.items()}
@@ -49,9 +50,10 @@ class EncodedTexts:
 
     def hidden_states(self, text: Text, clip_skip: int, length: int) -> Float32:
         """(length, D) of a text, padded with empty chunks."""
-        states = emphasised(self._hidden_states[self._rows[text], clip_skip], self._weights[text])
+        layer = self._layers[clip_skip]
+        states = emphasised(self._hidden_states[self._rows[text], layer], self._weights[text])
         states = states.reshape(-1, states.shape[-1])
-        empty = self._hidden_states[self._rows[EMPTY], clip_skip][0] if len(states) < length else states[:0]
+        empty = self._hidden_states[self._rows[EMPTY], layer][0] if len(states) < length else states[:0]
         times = (length - len(states)) // max(1, len(empty))
         result: Float32 = np.concatenate([states, *[empty] * times]).astype(np.float32, copy=False)
         return result
@@ -84,11 +86,14 @@ def tokenize(sides: Sequence[TextInput], tokenizers: Sequence[Tokenizer], *, spl
     return list(result)
 
 
-def encode(tokens: Sequence[Tokens], encoders: Sequence[TextEncoder], run: RunGraph) -> list[EncodedTexts]:
-    """Run each text encoder on its tokens; empty for no tokens."""
+def encode(
+    tokens: Sequence[Tokens], encoders: Sequence[TextEncoder], run: RunEncoder, *, clip_skip: int
+) -> list[EncodedTexts]:
+    """Run each text encoder on its tokens; empty for no tokens. `clip_skip` as for `conditioning_from_texts`."""
     if not tokens:
         return []
-    return [EncodedTexts(t, run, facts.graph) for t, facts in zip(tokens, encoders, strict=True)]
+    layers = sorted({0, clip_skip})
+    return [EncodedTexts(t, run, facts.graph, layers) for t, facts in zip(tokens, encoders, strict=True)]
 
 
 def conditioning_from_texts(

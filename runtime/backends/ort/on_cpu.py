@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from latentrt.runtime.arrays import NewWeights
+from latentrt.runtime.arrays import Layers, NewWeights, with_layers
 from latentrt.runtime.backends.engine_cache import EngineCache
 from latentrt.runtime.bundle import Bundle, EngineList, Graph
 from latentrt.runtime.errors import BackendError
@@ -88,10 +88,10 @@ class OrtEngine:
             raise BackendError(f"the engine of {self.spec.file} is closed")
         return self._session
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the graph; returns all outputs by name."""
+    def run(self, inputs: Mapping[str, NDArray[Any]], layers: Layers = None) -> dict[str, NDArray[Any]]:
+        """See `Engine.run`."""
         names = [output.name for output in self.spec.outputs]
-        return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+        return with_layers(dict(zip(names, self.session.run(names, dict(inputs)), strict=True)), layers)
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> BoundCall:
         """See `HostEngine.bind`."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from latentrt.runtime.arrays import DTYPES, NewWeights
+from latentrt.runtime.arrays import DTYPES, Layers, NewWeights
 from latentrt.runtime.backends.engine_cache import EngineCache
 from latentrt.runtime.backends.engine_fit import uses_tf32
 from latentrt.runtime.bundle import Bundle, EngineList, Sizes, shape_at
@@ -77,13 +77,13 @@ class OrtCudaBackend:
         """The session of a graph, for host arrays."""
         return GpuEngine(self, self._bundle.graph(graph), graph)
 
-    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]], layers: Layers = None) -> dict[str, NDArray[Any]]:
         """See `GpuBackend.run`."""
         self._slots.require_open()
-        return self._slots.retried(self._run, graph, inputs)
+        return self._slots.retried(self._run, graph, inputs, layers)
 
-    def _run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return run_in_pieces(self, self._one_shot, graph, self._bundle.graph(graph), inputs)
+    def _run(self, graph: str, inputs: Mapping[str, NDArray[Any]], layers: Layers = None) -> dict[str, NDArray[Any]]:
+        return run_in_pieces(self, self._one_shot, graph, self._bundle.graph(graph), inputs, layers)
 
     def slots(self, bucket: Bucket, count: int) -> LentSlots:
         """See `Backend.slots`."""

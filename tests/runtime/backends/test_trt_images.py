@@ -13,6 +13,7 @@ from support.trt_engines import FEW, PROMPT, changed, same
 from latentrt.runtime import InputError, Pipeline, Plan
 from latentrt.runtime.bundle import Bundle, EngineList
 from latentrt.runtime.goldens import verify_goldens
+from latentrt.runtime.gpu.staging import Staging
 from latentrt.runtime.latents import TorchGenerator
 from latentrt.runtime.loop.resident import run
 from latentrt.runtime.protocols import Trajectory
@@ -106,6 +107,27 @@ def test_many_prompts_are_spread_over_several_runs(pipe: Pipeline, ort: Pipeline
             assert got[name].dtype == array.dtype
             assert got[name].shape == array.shape
             assert np.abs(got[name].astype(np.float64) - array).max() < 2, name
+
+
+def test_only_the_layers_of_the_text_encoder_that_are_read_are_copied(
+    pipe: Pipeline, ort: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = np.random.default_rng(0).integers(0, 49406, (5, 77))
+    expected = ort.run("text_encoder", {"input_ids": ids})["hidden_states"]
+    for layers in ([1], [0, 1]):
+        got = pipe.run("text_encoder", {"input_ids": ids}, layers)["hidden_states"]
+        same(got, expected[:, layers])
+    with pytest.raises(InputError, match="layer 2 of hidden_states: expected less than 2"):
+        pipe.run("text_encoder", {"input_ids": ids}, [2])
+    copied: list[int] = []
+    download = Staging.download
+    monkeypatch.setattr(
+        Staging,
+        "download",
+        lambda self, at, shape, dtype: copied.append(int(np.prod(shape))) or download(self, at, shape, dtype),
+    )
+    pipe("a star", clip_skip=1, **FEW)
+    assert copied.count(77 * 64) == 4  # two texts, two layers
 
 
 def test_a_thousand_calls_need_several_runs_of_time(pipe: Pipeline, ort: Pipeline) -> None:

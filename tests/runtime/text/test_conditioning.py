@@ -32,7 +32,8 @@ def of_request(request: Request, encoders: Any, tokenizers: Any, run: Any) -> Co
     negative = request.negative if request.guided else None
     sides = [request.positive] if negative is None else [negative, request.positive]
     tokens = tokenize(sides, tokenizers, split=request.options["long_prompt"] == "chunk")
-    encoded, skip = encode(tokens, encoders, run), request.options["clip_skip"]
+    skip = request.options["clip_skip"] or 0
+    encoded = encode(tokens, encoders, run, clip_skip=skip)
     return conditioning_from_texts(request.positive, negative, encoded, encoders, clip_skip=skip)
 
 
@@ -131,9 +132,9 @@ def test_break_starts_a_chunk_and_long_sections_are_cut(pipe: Pipeline, caplog: 
 def test_every_chunk_is_encoded_once(pipe: Pipeline) -> None:
     rows = []
 
-    def run(graph: str, inputs: Any) -> Any:
+    def run(graph: str, inputs: Any, layers: Any) -> Any:
         rows.append(len(inputs["input_ids"]))
-        return pipe.run(graph, inputs)
+        return pipe.run(graph, inputs, layers)
 
     options: Any = {"negative_prompt": ["b", "", "b"], "num_images_per_prompt": 2}
     request = Request.from_call(pipe.bundle.manifest, SCHEDULER, ["a", "b", "a"], options)
@@ -231,10 +232,10 @@ class TwoEncoders:
         self.force_zeros = force_zeros
 
     @torch.no_grad()
-    def run(self, graph: str, inputs: Any) -> Any:
+    def run(self, graph: str, inputs: Any, layers: Any) -> Any:
         """`hidden_states` as exported for SDXL: from the penultimate layer down, without the final norm."""
         out = self.models[graph](torch.from_numpy(inputs["input_ids"]), output_hidden_states=True)
-        states = {"hidden_states": torch.stack(out.hidden_states[-2:0:-1], 1).numpy()}
+        states = {"hidden_states": torch.stack(out.hidden_states[-2:0:-1], 1)[:, layers].numpy()}
         return states | ({"pooled": out[0].numpy()} if graph == "text_encoder_2" else {})
 
     def of_call(self, prompt: Any = None, **options: Any) -> Conditioning:
