@@ -159,12 +159,15 @@ class GpuSlots:
             names = ("state", "next_state") if self._now == 0 else ("next_state", "state")
             now, after = (self._buffers.addresses[name] for name in names)
             addresses = self._buffers.addresses | self._block.addresses | {"state": now, "next_state": after}
-            engines = [self._bind(self._denoise(count), self.bucket.sizes(count), addresses)]
+            parts = [(self._denoise(count), self.bucket.sizes(count), addresses)]
             if masked:
                 assert self._known is not None
                 known = self._known.addresses | {"blend": self._block.addresses["blend"]}
                 sizes = {symbol: self.bucket.sizes(count)[symbol] for symbol in "Bhw"}
-                engines.append(self._bind(self._blend(count), sizes, known | {"state": after, "next_state": now}))
+                parts.append((self._blend(count), sizes, known | {"state": after, "next_state": now}))
+            # For all of them first: growing it later would drop what is bound already.
+            self._reserve_scratch(max(engine.scratch_size for engine, _, _ in parts))
+            engines = [self._bind(*part) for part in parts]
             self._launches[key] = Launch(engines, self._stream)
             self._bound.callback(self._launches[key].close)
         return self._launches[key]

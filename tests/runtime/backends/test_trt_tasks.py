@@ -9,6 +9,7 @@ import pytest
 from against_diffusers.test_families import mask, picture
 from support.exports import SHAPES, Exported
 from support.simulator import Machine, machine
+from support.simulator.tensorrt import SCRATCH
 
 from latentrt.runtime import BackendError, Pipeline
 
@@ -68,6 +69,14 @@ def test_blending_waits_for_nothing(gpu: Machine, tmp_path: Path) -> None:
         assert gpu.cuda.launches - launches == 18  # each with the blend
         steps.close()
     assert not any(gpu.cuda.held.values())
+
+
+def test_blending_may_need_more_scratch_memory_than_the_unet(
+    gpu: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SCRATCH, "blend", 12 << 20)
+    engines = build(gpu, SHAPES.bundle, tmp_path)
+    same_as_onnxruntime(SHAPES.bundle, engines, "a star", image=picture(SIZE), mask_image=mask(SIZE))
 
 
 def test_without_an_engine_of_blend_the_command_is_named(gpu: Machine, tmp_path: Path) -> None:
