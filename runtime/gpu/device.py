@@ -193,27 +193,23 @@ class Stream:
         with no_recording():
             _checked(_cuda().cudaStreamSynchronize(self.queue))
 
-    @contextmanager
-    def _capturing(self) -> Iterator[list[Any]]:
+    def capture(self, work: Callable[[], object]) -> "CapturedGraph":
+        """Capture the work that `work` enqueues on this stream, with its addresses, instead of running it."""
+        with _without_garbage_collection():
+            return CapturedGraph(self._captured(work))
+
+    def _captured(self, work: Callable[[], object]) -> Any:
         cuda = _cuda()
         # Thread-local mode: other threads may allocate and synchronise during the capture.
         _checked(cuda.cudaStreamBeginCapture(self.queue, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
-        captured: list[Any] = []
         try:
-            with _without_garbage_collection():
-                yield captured
+            work()
         except BaseException:
             _, broken = cuda.cudaStreamEndCapture(self.queue)  # otherwise the stream stays unusable
             if broken is not None and int(broken):
                 cuda.cudaGraphDestroy(broken)
             raise
-        captured.append(_checked(cuda.cudaStreamEndCapture(self.queue)))
-
-    def capture(self, work: Callable[[], object]) -> "CapturedGraph":
-        """Capture the work that `work` enqueues on this stream, with its addresses, instead of running it."""
-        with self._capturing() as captured:
-            work()
-        return CapturedGraph(captured[0])
+        return _checked(cuda.cudaStreamEndCapture(self.queue))
 
     def launch(self, graph: "CapturedGraph") -> None:
         """Launch a captured graph."""

@@ -1,6 +1,10 @@
 """TensorRT engines on a simulated GPU: threads, streams, memory, and captured graphs."""
 
+import gc
 import threading
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from support.simulator import Machine, machine
 from support.trt_engines import FEW, PROMPT, RTX, same
 
 from latentrt.runtime import BackendError, Pipeline
+from latentrt.runtime.backends.trt.loaded_engine import BoundContext
 from latentrt.runtime.errors import OutOfMemoryError
 
 
@@ -117,6 +122,38 @@ def test_an_engine_that_cannot_be_captured_draws_the_same(
         assert np.array_equal(plain(PROMPT, seed=6, **FEW).latents, expected)
         assert gpu.cuda.launches == launches
     assert "cannot be captured" in caplog.text
+
+
+class Garbage:
+    """An object of a library that only the garbage collector frees, which calls CUDA."""
+
+    def __init__(self, freed: Callable[[], object]) -> None:
+        self.itself = self
+        weakref.finalize(self, freed)
+
+
+@pytest.mark.parametrize("kept_off", [True, False])
+def test_garbage_is_not_collected_during_a_capture(
+    gpu: Machine, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, kept_off: bool
+) -> None:
+    """Freeing a library's object in the thread that captures breaks the capture."""
+    call = BoundContext.__call__
+
+    def littering(self: BoundContext, stream: int) -> None:
+        Garbage(gpu.cuda.breaks_capture)
+        call(self, stream)
+
+    monkeypatch.setattr(BoundContext, "__call__", littering)
+    if not kept_off:
+        monkeypatch.setattr("latentrt.runtime.gpu.device._without_garbage_collection", nullcontext)
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        with nullcontext() if kept_off else pytest.raises(BackendError, match="cudaErrorStreamCaptureInvalidated"):
+            pipe(PROMPT, **FEW)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.collect()
 
 
 @pytest.mark.usefixtures("gpu")
