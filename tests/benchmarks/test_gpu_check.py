@@ -139,6 +139,19 @@ def test_a_gpu_that_the_library_refuses_is_a_finding(work: Path, monkeypatch: py
     assert report.figures["does not run"] == "BackendError: this GPU is not on the list"
 
 
+def test_the_part_older_runs_what_the_library_refuses(
+    gpu: Machine, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that is not listed: only running the engine shows whether the refusal is right."""
+    monkeypatch.setattr(gpu.libraries["tensorrt_rtx"].Runtime, "invalid", 2)
+    report = done("older", Place(work))
+    assert report.figures["the library refuses"] == "unsupported cc"
+    assert report.figures["drawn on"] == "tensorrt_rtx on Simulated GPU"
+    report = done("states", Place(work, backends=RTX), steps=1)
+    assert failed(report) == ["a backend runs: none does, see the notes"]
+    assert any("unsupported cc" in note for note in report.notes)
+
+
 @pytest.fixture
 def ort(exported: Callable[[str], Exported], tmp_path: Path) -> Place:
     """Only ONNX Runtime, with a small bundle in place of the full-size one."""
