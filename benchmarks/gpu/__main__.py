@@ -8,8 +8,10 @@ logs.txt. The exit status is 0 if all parts passed.
 
 import argparse
 import importlib
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,9 @@ PARTS = {
     "latency": 540,
 }
 
+# Parts that also try backends which are left out elsewhere.
+DARING = ("backends", "older")
+LEFT_OUT = "left_out.json"  # in the folder of --work
 QUICK = tuple(PARTS)[: list(PARTS).index("full_size")]
 
 
@@ -67,7 +72,7 @@ def main() -> int:
     options += ["--no-compile"] * arguments.no_compile
     outcomes: list[Outcome] = []
     text = ""
-    to_run = commands(arguments.parts or QUICK, backends, options, outcomes)
+    to_run = commands(arguments.parts or QUICK, backends, options, outcomes, arguments.work)
     for outcome in run_parts(to_run, arguments.seconds, arguments.work):
         outcomes.append(outcome)
         print(f"{outcome.part}: {outcome.verdict}, {outcome.seconds:.1f} s", flush=True)
@@ -82,16 +87,18 @@ def main() -> int:
 
 
 def commands(
-    parts: Sequence[str], backends: list[str], options: Sequence[str], outcomes: Sequence[Outcome]
+    parts: Sequence[str], backends: Sequence[str], options: Sequence[str], outcomes: Sequence[Outcome], work: Path
 ) -> Iterator[tuple[str, list[str], float]]:
     """Part, command and time limit of each part.
 
-    A backend that ended the process of the part `backends` is left out from then on, and the part runs again for those
-    behind it.
+    A backend that ended the process of the part `backends` is left out from then on, also by later calls, until that
+    part is run again. The part runs a second time for the backends behind it.
     """
     for part in parts:
         left = list(backends)
-        while True:
+        if part == "backends":
+            write_left_out(work, {name: why for name, why in left_out(work).items() if name not in left})
+        while left:
             chosen = [word for backend in left for word in ("--backend", backend)]
             command = [sys.executable, "-u", "-m", "benchmarks.gpu", part, "--here", *options, *chosen]
             yield part, command, PARTS[part]
@@ -99,17 +106,33 @@ def commands(
             lost = report.figures.get("trying") if report is not None and not report.finished else None
             if part != "backends" or lost not in left:
                 break
-            print(f"{lost} is left out: it ended the process of the part backends", flush=True)
-            backends.remove(lost)
+            why = f"the part backends {outcomes[-1].verdict} while it tried this backend"
+            print(f"{lost} is left out: {why}", flush=True)
+            write_left_out(work, left_out(work) | {lost: why})
             left = left[left.index(lost) + 1 :]
-            if not left:
-                break
+
+
+def left_out(work: Path) -> dict[str, str]:
+    """The backends that parts leave out, with the reasons."""
+    file = work / LEFT_OUT
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def write_left_out(work: Path, reasons: Mapping[str, str]) -> None:
+    """Replace the list of `left_out`."""
+    work.mkdir(parents=True, exist_ok=True)
+    (work / LEFT_OUT).write_text(json.dumps(reasons), encoding="utf-8")
 
 
 def run_here(part: str, place: Place, options: Mapping[str, Any]) -> int:
     """Run one part in this process, with options of its own."""
     report = Report(place.work / "reports" / f"{part}.json")
     report.save()
+    if part not in DARING:
+        reasons = left_out(place.work)
+        for backend in filter(reasons.__contains__, place.backends):
+            report.note(f"{backend} is left out: {reasons[backend]}")
+        place = replace(place, backends=[backend for backend in place.backends if backend not in reasons])
     importlib.import_module(f"benchmarks.gpu.{part}").run(place, report, **options)
     report.finish()
     return int(not report.passed)

@@ -443,24 +443,56 @@ def test_parts_end_in_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_backend_that_ends_the_process_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The part runs again for those behind it, and later parts do without it."""
-    backends, outcomes, ran = ["onnxruntime", "tensorrt", "tensorrt_rtx"], [], []
-    for part, command, _ in gpu_main.commands(["device", "backends", "pictures"], backends, [], outcomes):
-        given = [command[i + 1] for i, word in enumerate(command) if word == "--backend"]
-        ran.append((part, given))
-        report = Report(tmp_path / f"{len(ran)}.json")
-        if part == "backends" and "tensorrt" in given:
-            report.figures["trying"] = "tensorrt"
-        else:
-            report.finished = True
-        outcomes.append(runner.Outcome(part, "crashed", 1.0, report=report))
-    assert ran == [
-        ("device", ["onnxruntime", "tensorrt", "tensorrt_rtx"]),
-        ("backends", ["onnxruntime", "tensorrt", "tensorrt_rtx"]),
-        ("backends", ["tensorrt_rtx"]),
-        ("pictures", ["onnxruntime", "tensorrt_rtx"]),
-    ]
-    assert "tensorrt is left out: it ended the process" in capsys.readouterr().out
+    """The part runs again for those behind it; what is left out is kept for later parts, also of later calls."""
+    backends, crashing = ["onnxruntime", "tensorrt", "tensorrt_rtx"], "tensorrt"
+
+    def call(*parts: str) -> list[tuple[str, list[str]]]:
+        outcomes: list[runner.Outcome] = []
+        ran = []
+        for part, command, _ in gpu_main.commands(parts, backends, [], outcomes, tmp_path):
+            given = [command[i + 1] for i, word in enumerate(command) if word == "--backend"]
+            ran.append((part, given))
+            report = Report(tmp_path / "report.json")
+            if part == "backends" and crashing in given:
+                report.figures["trying"] = crashing
+            else:
+                report.finished = True
+            outcomes.append(runner.Outcome(part, "passed" if report.finished else "crashed", 1.0, report=report))
+        return ran
+
+    why = "the part backends crashed while it tried this backend"
+    assert call("device", "backends") == [("device", backends), ("backends", backends), ("backends", ["tensorrt_rtx"])]
+    assert f"tensorrt is left out: {why}" in capsys.readouterr().out
+    call("pictures")
+    assert gpu_main.left_out(tmp_path) == {"tensorrt": why}
+    backends, crashing = ["tensorrt_rtx"], "tensorrt_rtx"
+    assert call("backends", "waits") == [("backends", backends), ("waits", backends)]
+    assert gpu_main.left_out(tmp_path) == {"tensorrt": why, "tensorrt_rtx": why}
+    crashing = "none"
+    call("backends")
+    assert gpu_main.left_out(tmp_path) == {"tensorrt": why}
+
+
+def test_parts_do_not_try_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where no backend remains. Only the parts that find out whether it runs try it."""
+    seen: dict[str, list[str]] = {}
+    gpu_main.write_left_out(tmp_path, {"tensorrt_rtx": "it crashed"})
+
+    def run(place: Place, report: Report) -> None:
+        seen[report.file.stem] = list(place.backends)
+
+    for part in ("waits", "states", "backends", "older"):
+        monkeypatch.setattr(importlib.import_module(f"benchmarks.gpu.{part}"), "run", run)
+        gpu_main.run_here(part, Place(tmp_path, backends=RTX if part == "waits" else ("onnxruntime", *RTX)), {})
+    assert seen == {
+        "waits": [],
+        "states": ["onnxruntime"],
+        "backends": ["onnxruntime", *RTX],
+        "older": ["onnxruntime", *RTX],
+    }
+    notes = {part: Report.read(tmp_path / "reports" / f"{part}.json").notes for part in seen}
+    assert notes["waits"] == notes["states"] == ["tensorrt_rtx is left out: it crashed"]
+    assert not notes["backends"]
 
 
 def test_without_names_the_quick_parts_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -468,7 +500,7 @@ def test_without_names_the_quick_parts_run(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(
         gpu_main, "run_parts", lambda commands, _seconds, _work: [ran.append(c[:2]) for c in commands][:0]
     )
-    monkeypatch.setattr(gpu_main, "commands", lambda parts, _b, options, _o: [(part, options, 1.0) for part in parts])
+    monkeypatch.setattr(gpu_main, "commands", lambda parts, _b, options, *_: [(part, options, 1.0) for part in parts])
     for words in ([], ["latency", "--batch", "1", "--no-compile"]):
         monkeypatch.setattr(sys, "argv", ["gpu_check", *words, "--out", str(tmp_path), "--work", str(tmp_path)])
         gpu_main.main()
