@@ -11,6 +11,17 @@ logger = logging.getLogger(__name__)
 
 TRT_BACKENDS = {"tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx"}  # module -> extra that installs it
 
+# What TensorRT for RTX can say about an engine -> what is wrong, and what to do.
+REASONS = {
+    "VERSION_MISMATCH": "it was built with another version (build it again)",
+    "UNSUPPORTED_CC": "it does not support this GPU (build it for its compute capability, or use another backend)",
+    "OLD_CUDA_DRIVER": "NVIDIA's driver is too old (update it)",
+    "OLD_CUDA_RUNTIME": "the CUDA runtime is too old (update it)",
+    "INSUFFICIENT_GPU_MEMORY": "the GPU has too little memory (close other programs, or use a smaller model)",
+    "MALFORMED_ENGINE": "its file is damaged (build it again)",
+    "CUDA_ERROR": "CUDA does not work here",
+}
+
 
 class TrtLibrary:
     """An installed library: `trt` is the module, `version` is, for example, "10.16.1.11"."""
@@ -35,8 +46,8 @@ class TrtLibrary:
         if validity != self.trt.EngineValidity.INVALID:
             return None
         known = self.trt.EngineInvalidityDiagnostics.__members__.items()
-        reasons = [name.lower().replace("_", " ") for name, bit in known if int(diagnostics) & int(bit)]
-        return ", ".join(reasons) or "the library gave no reason"
+        reasons = [REASONS.get(name, name) for name, bit in known if int(diagnostics) & int(bit)]
+        return f"{self.backend} {self.version} says that {', and '.join(reasons) or 'it is invalid'}"
 
     def last_errors(self) -> str:
         """The last errors that the library logged since `forget_errors`, on one line."""

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorrt_rtx
 from support.exports import SHAPES
 from support.simulator import Fault, Machine, machine
 from support.trt_engines import FEW, PROMPT, RTX, changed, engine_of, same
 
 from latentrt.export.build.trt_builder import BuildOptions
 from latentrt.runtime import BackendError, Pipeline
+from latentrt.runtime.backends.trt.library import REASONS
 from latentrt.runtime.backends.trt.loaded_engine import LoadedEngine
 from latentrt.runtime.bundle import shape_at
 from latentrt.runtime.gpu.device import DeviceMemory, Event, Stream
@@ -196,9 +198,21 @@ def test_engines_that_the_gpu_cannot_run_are_refused_before_they_are_loaded(
     runtime = gpu.libraries[RTX].Runtime
     monkeypatch.setattr(runtime, "invalid", 2 + 4)
     monkeypatch.setattr(runtime, "deserialize_cuda_engine", lambda _self, _plan: pytest.fail("loaded"))
-    refusal = "does not run on this machine: unsupported cc, old cuda driver"
+    refusal = (
+        r"does not run on this machine: tensorrt_rtx 1\.7\.1\.116 says that it does not support this GPU \(build it "
+        r"for its compute capability, or use another backend\), and NVIDIA's driver is too old \(update it\)"
+    )
     with Pipeline.load(backend=RTX, engines=engines) as pipe, pytest.raises(BackendError, match=refusal):
         pipe(PROMPT, **FEW)
+
+
+def test_the_real_library_answers_as_the_simulated_one() -> None:
+    """It looks at an engine's first bytes, also without a GPU."""
+    runtime = tensorrt_rtx.Runtime(tensorrt_rtx.Logger(tensorrt_rtx.Logger.INTERNAL_ERROR))
+    flags = tensorrt_rtx.EngineInvalidityDiagnostics
+    answer = runtime.get_engine_validity(b"x" * 4096)
+    assert answer == (tensorrt_rtx.EngineValidity.INVALID, int(flags.MALFORMED_ENGINE))
+    assert set(REASONS) == set(flags.__members__)
 
 
 @pytest.mark.usefixtures("gpu")
