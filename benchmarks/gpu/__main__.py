@@ -25,7 +25,7 @@ PARTS = {
     "ceilings": 60,
     "backends": 180,
     "states": 90,
-    "pictures": 90,
+    "pictures": 300,
     "waits": 60,
     "loras": 120,
     "noise": 90,
