@@ -48,7 +48,8 @@ ROOMS: dict[str, set[str]] = {
         *("runtime.scheduler", "runtime.weights"),
     },
     "runtime": {"runtime.bundle", "runtime.latents", "runtime.pipeline", "runtime.scheduler"},
-    "export.checkpoint": {"runtime.bundle", "runtime.weights", "engines"},  # the embedded model has CLIP's tokenizer
+    # The embedded model has CLIP's tokenizer; the defaults of schedulers' classes decide what pipelines mend.
+    "export.checkpoint": {"runtime.bundle", "runtime.scheduler", "runtime.weights", "engines"},
     "export.graphs": {"export.checkpoint", "runtime.bundle", "runtime.scheduler"},
     "export.build": {"runtime.backends", "runtime.bundle", "runtime.gpu"},
     **{

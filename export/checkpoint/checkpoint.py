@@ -5,7 +5,7 @@ Knows configs and families; knows nothing of ONNX.
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,17 @@ from latentrt.runtime.errors import CheckpointError
 from latentrt.runtime.files import sha256_of_file
 from latentrt.runtime.weights.lora import read_loras, summed_delta
 
-from .families import PIPELINES, Family, Preset, check_models, family_of
-from .find_files import WEIGHTS, Contents, contents_of, resolved
-from .single_file import vae_weights
+from .families import PIPELINES, Family, Preset, family_of
+from .find_files import WEIGHTS, Contents, PartWeights, contents_of, resolved
+from .part_configs import check_fit, completed
+from .part_weights import check_weights, refuse_unused
+from .pipeline_mends import sample_size_of
+from .scaled_weights import unscaled
+from .single_file import VAE_PREFIX, vae_weights
 from .source import Source
 from .textual_inversion import read_embedding
 from .torch_modules import bare_name, module_from_weights
-from .weight_files import find_weights, read_json, weights_from_file
+from .weight_files import consistent, find_variants, read_json, weights_from_file
 
 _TEXT_ENCODER = "text_encoder"  # and "text_encoder_2"
 _TOKEN_EMBEDDING = "embeddings.token_embedding.weight"
@@ -39,10 +43,11 @@ class Checkpoint:
 
     def __init__(self, source: Source, contents: Contents) -> None:
         self.source, self._contents = source, contents
-        self.index, self.configs, self.scheduler = contents.index, contents.configs, contents.scheduler
-        check_models(self.name, self.configs["unet"], self.configs["vae"])
-        family_of(self.name, self.configs)  # raises for an unknown family
+        self.index, self.configs, self.scheduler = contents.index, dict(contents.configs), contents.scheduler
+        self._weights = dict(contents.weights)
         self._vae_files = {} if source.vae is None else self._take_vae(Path(source.vae))
+        self._check_configs()
+        self._check_weights()
         widths = {part: self.configs[part]["hidden_size"] for part in self.configs if part.startswith(_TEXT_ENCODER)}
         self._embeddings = [
             read_embedding(file, widths, allow_pickle=source.allow_pickle) for file in source.embeddings
@@ -122,7 +127,7 @@ class Checkpoint:
 
     def _changed_weights(self, part: str) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the component's tensors; those with changes are in float32, so that they are rounded once."""
-        tensors = self._contents.weights[part]()
+        tensors = self._weights[part].open()
         for raw in tensors:
             name, tensor = bare_name(part, raw), tensors[raw]
             if changes := self._changes.get(f"{part}.{name}"):
@@ -134,20 +139,47 @@ class Checkpoint:
             yield raw, tensor
 
     def _parameters(self) -> list[str]:
-        return [f"{part}.{bare_name(part, raw)}" for part, opened in self._contents.weights.items() for raw in opened()]
+        return [f"{part}.{bare_name(part, raw)}" for part, own in self._weights.items() for raw in own.headers()]
+
+    def _check_configs(self) -> None:
+        """Every config passes one gate and is complete afterwards."""
+        sdxl = self.index["_class_name"].startswith("StableDiffusionXL")
+        for part in self._weights:
+            self.configs[part] = completed(self._origin(part), part, self.configs[part], sdxl=sdxl)
+        self.configs["unet"]["sample_size"] = sample_size_of(self.index, self._contents.configs["unet"])
+        check_fit(self.name, self.family, self.configs)  # raises for an unknown family, too
+
+    def _check_weights(self) -> None:
+        """Every tensor of every file is used, harmless or refused."""
+        used: set[str] = set()
+        for part, weights in self._weights.items():
+            of_part = check_weights(f"{self._origin(part)}'s {part}", part, self.configs[part], weights.headers())
+            if part == "vae" and self.source.vae is not None:
+                stored = {name for name in unscaled(weights.stored()) if name not in of_part}
+                whole = any(name.startswith(VAE_PREFIX) for name in stored | of_part)  # a whole checkpoint
+                refuse_unused(self.source.vae, [n for n in stored if n.startswith(VAE_PREFIX) or not whole])
+            else:
+                used |= of_part
+        replaced = VAE_PREFIX if self.source.vae is not None else ()
+        refuse_unused(self.name, [n for n in self._contents.single if n not in used and not n.startswith(replaced)])
+
+    def _origin(self, part: str) -> str:
+        """Where a component comes from, for error messages."""
+        return self.source.vae if part == "vae" and self.source.vae is not None else self.name
 
     def _take_vae(self, path: Path) -> dict[str, Path]:
         """Replace the checkpoint's VAE; returns the files that the new one is read from."""
         allow_pickle = self.source.allow_pickle
         if not path.is_dir():
             tensors = weights_from_file(path, allow_pickle=allow_pickle)
-            self._contents.weights["vae"] = lambda: vae_weights(tensors, self.configs["vae"])
+            self._weights["vae"] = PartWeights(lambda: tensors, partial(vae_weights, config=self.configs["vae"]))
             return {path.name: path}
         folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
         config = folder / "config.json"
         self.configs["vae"] = read_json(config, "A VAE folder contains config.json and weights.")
-        found = find_weights(folder, WEIGHTS["vae"], allow_pickle=allow_pickle)
-        self._contents.weights["vae"] = found.open
+        variants = find_variants(folder, WEIGHTS["vae"], allow_pickle=allow_pickle)
+        found = consistent({"vae": variants})["vae"]
+        self._weights["vae"] = PartWeights(found.open)
         return {file.name: file for file in (config, *found.all_files)}
 
     def _additions(self) -> Iterator[manifest.Addition]:

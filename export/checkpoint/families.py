@@ -124,21 +124,3 @@ def time_inputs(unet: Config) -> tuple[UNetInput, ...]:
 def extra_channels(unet: Config) -> int:
     """Channels that follow the latents in the UNet's input: 5 for inpainting models, else 0."""
     return int(unet.get("in_channels", 4) - unet.get("out_channels", 4))
-
-
-def check_models(path: object, unet: Config, vae: Config) -> None:
-    """Raise `CheckpointError` for a UNet with unsupported inputs, and for a VAE with per-channel latent scaling."""
-    if extra_channels(unet) not in (0, 1 + unet.get("out_channels", 4)):
-        raise CheckpointError(
-            f"{path} has a UNet with {unet.get('in_channels', 4)} input channels; supported are 4 (latents) and 9 "
-            "(latents, mask, latents of the masked image)"
-        )
-    if unet.get("addition_embed_type") not in (None, "text_time"):
-        raise CheckpointError(
-            f"{path} has a UNet with addition_embed_type = {unet['addition_embed_type']!r}; supported is 'text_time'"
-        )
-    for key in ("class_embed_type", "encoder_hid_dim_type"):
-        if unet.get(key) is not None:
-            raise CheckpointError(f"{path} has a UNet with {key} = {unet[key]!r}, which is not supported")
-    if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
-        raise CheckpointError(f"{path} has a VAE with latents_mean and latents_std, which is not supported")

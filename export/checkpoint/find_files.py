@@ -6,6 +6,7 @@ Knows file names and components. All forms of checkpoints give the same `Content
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from latentrt.runtime.errors import CheckpointError
 
 from .families import PIPELINES
 from .hub import folder_from_hub, is_hub_id
-from .single_file import Weights, configs_of_file, weights_of_part
+from .part_configs import check_classes
+from .part_weights import traced
+from .pipeline_mends import scheduler_of
+from .scaled_weights import unscaled
+from .single_file import Weights, configs_of_file, noted_in_file, weights_of_part
 from .source import Source
 from .tokenizer_files import Vocabulary
-from .weight_files import TensorFiles, find_weights, read_json, weights_from_file
+from .weight_files import TensorFiles, consistent, find_variants, read_json, weights_from_file
 
 WEIGHTS = {
     "text_encoder": "model",
@@ -32,24 +37,42 @@ _FOLDER_HINT = (
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PartWeights:
+    """A component's tensors: how to open the stored ones, and how they are renamed for the module."""
+
+    stored: Callable[[], Weights]
+    rename: Callable[[Weights], Weights] = lambda tensors: tensors
+
+    def open(self) -> Weights:
+        """The tensors under the module's names."""
+        return self.rename(unscaled(self.stored()))
+
+    def headers(self) -> Weights:
+        """The same on the meta device; each knows which stored tensor it comes from."""
+        return self.rename(traced(unscaled(self.stored())))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Contents:
     """The files of a checkpoint.
 
     Attributes:
         index: content of model_index.json; for single files, only its `_class_name`.
         configs: component, or "scheduler" -> its config.
-        weights: component -> function that opens its tensors.
+        weights: component -> its tensors.
         scheduler: the scheduler's config file, byte for byte.
         vocabularies: "tokenizer" or "tokenizer_2" -> its files.
         files: name -> path of every file that is read; the names enter the checkpoint's hash.
+        single: names of all tensors of a single file; empty for a folder.
     """
 
     index: dict[str, Any]
     configs: dict[str, dict[str, Any]]
-    weights: dict[str, Callable[[], Weights]]
+    weights: dict[str, PartWeights]
     scheduler: bytes
     vocabularies: dict[str, Vocabulary]
     files: dict[str, Path]
+    single: tuple[str, ...] = ()
 
 
 def resolved(source: Source) -> Source:
@@ -91,34 +114,34 @@ def contents_of(source: Source) -> Contents:
 
 
 def _contents_of_folder(path: Path, source: Source) -> Contents:
-    contents = _configs_of_folder(path, source.prediction_type)
+    changes = {} if source.prediction_type is None else {"prediction_type": source.prediction_type}
+    contents = _configs_of_folder(path, changes)
     parts = [part for part in WEIGHTS if part in contents.configs]
-    found = {part: find_weights(path / part, WEIGHTS[part], allow_pickle=source.allow_pickle) for part in parts}
-    variants = {part: weights.variant for part, weights in found.items()}
-    if len(set(variants.values())) > 1:
-        raise CheckpointError(f"{path} mixes weight variants: {variants}. Keep the same variant of every component.")
-    for weights in found.values():
+    pickles = source.allow_pickle
+    found = consistent({part: find_variants(path / part, WEIGHTS[part], allow_pickle=pickles) for part in parts})
+    for part, weights in found.items():
         for file in weights.all_files:
             contents.files[file.relative_to(path).as_posix()] = file
-    contents.weights.update({part: weights.open for part, weights in found.items()})
+        contents.weights[part] = PartWeights(weights.open)
     return contents
 
 
-def _configs_of_folder(path: Path, prediction_type: str | None) -> Contents:
-    """All contents except the weights."""
+def _configs_of_folder(path: Path, changes: Mapping[str, Any]) -> Contents:
+    """All contents except the weights; `changes` replace values of the scheduler's config."""
     index = read_json(path / "model_index.json", _FOLDER_HINT)
     name = index.get("_class_name")
-    if name not in PIPELINES:
+    if not isinstance(name, str) or name not in PIPELINES:
         raise CheckpointError(f"{path} has the unsupported class {name!r}; supported are {', '.join(PIPELINES)}")
+    check_classes(path, index)
     scheduler = path / "scheduler" / "scheduler_config.json"
-    absent = [part for part in _MAY_BE_ABSENT if not any(index.get(part) or [])]
+    absent = [part for part in _MAY_BE_ABSENT if not index.get(part) or index[part] == [None, None]]
     files = {part: path / part / "config.json" for part in WEIGHTS if part not in absent} | {"scheduler": scheduler}
     configs = {part: read_json(file, _FOLDER_HINT) for part, file in files.items()}
     vocabularies = {name: Vocabulary(path / name) for name in ("tokenizer", "tokenizer_2") if name not in absent}
     read = [path / "model_index.json", *files.values(), *(file for v in vocabularies.values() for file in v.files())]
-    content = scheduler.read_bytes()
-    if prediction_type is not None:
-        configs["scheduler"] = {**configs["scheduler"], "prediction_type": prediction_type}
+    content, given = scheduler.read_bytes(), configs["scheduler"]
+    configs["scheduler"] = scheduler_of(index, {**given, **changes})
+    if configs["scheduler"] != given:
         content = _scheduler_json(configs["scheduler"])
     named = {file.relative_to(path).as_posix(): file for file in read}
     return Contents(index, configs, {}, content, vocabularies, named)
@@ -126,13 +149,16 @@ def _configs_of_folder(path: Path, prediction_type: str | None) -> Contents:
 
 def _contents_of_file(path: Path, source: Source) -> Contents:
     tensors = weights_from_file(path, allow_pickle=source.allow_pickle)
+    metadata = tensors.metadata if isinstance(tensors, TensorFiles) else {}
     if source.config is not None:
-        folder = _configs_of_folder(Path(source.config), source.prediction_type)
+        changes = noted_in_file(tensors, metadata)
+        if source.prediction_type is not None:
+            changes["prediction_type"] = source.prediction_type
+        folder = _configs_of_folder(Path(source.config), changes)
         contents = replace(folder, files={path.name: path, **folder.files})
     else:
-        metadata = tensors.metadata if isinstance(tensors, TensorFiles) else {}
         try:
-            row = configs_of_file(tensors, metadata, source.prediction_type)
+            row = configs_of_file(traced(tensors), metadata, source.prediction_type)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
         configs = {part: row[part] for part in (*WEIGHTS, "scheduler") if part in row}
@@ -141,11 +167,11 @@ def _contents_of_file(path: Path, source: Source) -> Contents:
         scheduler = _scheduler_json(row["scheduler"])
         contents = Contents(row["index"], configs, {}, scheduler, vocabularies, {path.name: path})
 
-    def opener(part: str) -> Callable[[], Weights]:
-        return lambda: weights_of_part(part, tensors, contents.configs[part])
-
-    contents.weights.update({part: opener(part) for part in WEIGHTS if part in contents.configs})
-    return contents
+    for part in WEIGHTS:
+        if part in contents.configs:
+            rename = partial(weights_of_part, part, config=contents.configs[part])
+            contents.weights[part] = PartWeights(lambda: tensors, rename)
+    return replace(contents, single=tuple(unscaled(tensors)))
 
 
 def _scheduler_json(config: Mapping[str, Any]) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from latentrt.runtime.errors import CheckpointError
 
-from .weight_files import VARIANTS
+from .weight_files import VARIANTS, consistent
 
 _ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 _COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae")
@@ -60,20 +60,24 @@ def needed_files(files: Iterable[str], *, allow_pickle: bool) -> list[str]:
             folder = path.parts[0]
             if folder in _TOKENIZERS or (folder in _COMPONENTS and path.name == "config.json"):
                 needed.append(name)
+    found = {}
     for part in _COMPONENTS:
         inside = [name for name in files if str(PurePosixPath(name).parent) == part]
-        needed += _weight_files(inside, "safetensors") or (_weight_files(inside, "bin") if allow_pickle else [])
-    return needed
+        variants = _variants(inside, "safetensors") or (_variants(inside, "bin") if allow_pickle else {})
+        if variants:
+            found[part] = variants
+    return [*needed, *(name for names in consistent(found).values() for name in names)]
 
 
-def _weight_files(files: Iterable[str], suffix: str) -> list[str]:
-    """Weights of the first available variant, with the index of their shards."""
+def _variants(files: Iterable[str], suffix: str) -> dict[str | None, list[str]]:
+    """Variant -> its weights, with the index of their shards."""
     stem = r"(model|pytorch_model|diffusion_pytorch_model)"
+    variants = {}
     for variant in VARIANTS:
         infix = rf"\.{variant}" if variant else ""
         weights = rf"{stem}{infix}(-\d+-of-\d+)?\.{suffix}"
         index = rf"{stem}({infix}\.{suffix}\.index|\.{suffix}\.index{infix})\.json"
         found = [name for name in files if re.fullmatch(f"{weights}|{index}", PurePosixPath(name).name)]
         if found:
-            return found
-    return []
+            variants[variant] = found
+    return variants

@@ -16,6 +16,7 @@ from .weight_files import RenamedTensors
 
 Weights = Mapping[str, torch.Tensor]
 
+VAE_PREFIX = "first_stage_model."
 _UNET_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 # Prefix of tensor names -> what a file with them is, for unsupported files. The first match is reported.
 _OTHERS = {
@@ -47,7 +48,8 @@ def configs_of_file(weights: Weights, metadata: Mapping[str, str], prediction_ty
             or marker tensor, else the most common one: v_prediction for Stable Diffusion 2, else epsilon.
     """
     family = _family(weights)
-    predicts = prediction_type or _noted_prediction_type(weights, metadata)
+    noted = noted_in_file(weights, metadata)
+    predicts = prediction_type or noted.get("prediction_type")
     if family == "sd2":
         family = "sd2-base" if predicts == "epsilon" else "sd2-v"
     configs = dict(PUBLIC_CONFIGS[family])
@@ -58,7 +60,7 @@ def configs_of_file(weights: Weights, metadata: Mapping[str, str], prediction_ty
         configs["index"] = {"_class_name": pipeline}
     if predicts is not None and predicts != configs["scheduler"].get("prediction_type", "epsilon"):
         configs["scheduler"] = {**configs["scheduler"], "prediction_type": predicts}
-    if "ztsnr" in weights:
+    if "rescale_betas_zero_snr" in noted:
         configs["scheduler"] = {**configs["scheduler"], "rescale_betas_zero_snr": True}
     return configs
 
@@ -68,8 +70,10 @@ def weights_of_part(part: str, weights: Weights, config: Mapping[str, Any]) -> W
     from diffusers.loaders import single_file_utils as diffusers
 
     if part == "unet":
-        # It only renames tensors, so it is called with names as values, and no tensor is read.
-        return RenamedTensors(weights, diffusers.convert_ldm_unet_checkpoint({n: n for n in weights}, dict(config)))
+        # It only renames tensors, so it is called with names as values, and no tensor is read. For moving averages of a
+        # training it would advise an option of a script of its own.
+        names = {name: name for name in weights if not name.startswith("model_ema.")}
+        return RenamedTensors(weights, diffusers.convert_ldm_unet_checkpoint(names, dict(config)))
     if part == "vae":
         return vae_weights(weights, config)
     if any(name.startswith(_CLIP[part]) for name in weights):
@@ -104,8 +108,14 @@ def _family(weights: Weights) -> str:
     )
 
 
-def _noted_prediction_type(weights: Weights, metadata: Mapping[str, str]) -> str | None:
+def noted_in_file(weights: Weights, metadata: Mapping[str, str]) -> Config:
+    """Values of the scheduler's config that a file notes: by marks among its tensors, or by ModelSpec's metadata."""
+    noted: Config = {}
+    known = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}
     if "v_pred" in weights:
-        return "v_prediction"
-    noted = metadata.get("modelspec.prediction_type", "")
-    return {"v": "v_prediction", "epsilon": "epsilon"}.get(noted)
+        noted["prediction_type"] = "v_prediction"
+    elif metadata.get("modelspec.prediction_type", "") in known:
+        noted["prediction_type"] = known[metadata["modelspec.prediction_type"]]
+    if "ztsnr" in weights:
+        noted["rescale_betas_zero_snr"] = True
+    return noted

@@ -5,18 +5,37 @@ used, and code in a file is never executed.
 """
 
 import json
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from latentrt.runtime.errors import CheckpointError
 
-VARIANTS = (None, "fp16")
+VARIANTS = (None, "fp16", "bf16", "fp32", "non_ema", "ema")  # in the order of preference
+# safetensors' names of dtypes -> PyTorch's.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+}
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _PICKLE_MARKS = (b"PK\x03\x04", b"\x80")
 _PICKLE_REFUSED = (
@@ -34,6 +53,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files: dict[str, Path] = {}
+        self._headers: dict[str, tuple[list[int], str]] = {}
         self.metadata: dict[str, str] = {}
         for file in files:
             with _open_safetensors(file) as opened:
@@ -42,6 +62,15 @@ class TensorFiles(Mapping[str, torch.Tensor]):
                     if name in self._files:
                         raise CheckpointError(f"{file} contains {name}, which another shard also contains")
                     self._files[name] = file
+                    content = opened.get_slice(name)
+                    self._headers[name] = content.get_shape(), content.get_dtype()
+
+    def header(self, name: str) -> torch.Tensor:
+        """A tensor on the meta device with the shape and dtype of the stored one; reads nothing."""
+        shape, dtype = self._headers[name]
+        if dtype not in _DTYPES:
+            raise CheckpointError(f"{self._files[name]}: {name} has dtype {dtype}, which is not supported")
+        return torch.empty(shape, dtype=_DTYPES[dtype], device="meta")
 
     def __getitem__(self, name: str) -> torch.Tensor:
         with _open_safetensors(self._files[name]) as opened:
@@ -91,29 +120,55 @@ class FoundWeights:
         return {name: tensor for file in self.files for name, tensor in tensors_from_pickle(file).items()}
 
 
-def find_weights(folder: Path, stem: str, *, allow_pickle: bool) -> FoundWeights:
-    """The weights in a component's folder in the diffusers format; raises `CheckpointError` if there are none.
+def find_variants(folder: Path, stem: str, *, allow_pickle: bool) -> dict[str | None, FoundWeights]:
+    """Variant -> the weights in a component's folder in the diffusers format, safetensors before pickles.
 
     Args:
         stem: file name without variant and suffix, such as "diffusion_pytorch_model".
+
+    Raises `CheckpointError` if there are none.
     """
     kinds = [(stem, "safetensors")]
     if allow_pickle:
         kinds.append(("pytorch_model" if stem == "model" else stem, "bin"))
     for name, suffix in kinds:
-        for variant in VARIANTS:
-            infix = f".{variant}" if variant else ""
-            whole = folder / f"{name}{infix}.{suffix}"
-            if whole.is_file():
-                return FoundWeights((whole,), None, variant)
-            for index in (f"{name}.{suffix}.index{infix}.json", f"{name}{infix}.{suffix}.index.json"):
-                if (folder / index).is_file():
-                    return FoundWeights(_shards(folder / index, suffix), folder / index, variant)
+        found = {variant: _files_of_variant(folder, name, suffix, variant) for variant in VARIANTS}
+        if any(found.values()):
+            return {variant: weights for variant, weights in found.items() if weights is not None}
     if pickles := sorted(file.name for file in folder.glob("*") if file.suffix in _PICKLES):
         raise CheckpointError(f"{folder} contains only pickled weights: {pickles[0]} is {_PICKLE_REFUSED}")
     missing = folder / f"{stem}.safetensors"
     dangling = " (it is a link to a missing file)" if missing.is_symlink() else ""
     raise CheckpointError(f"{missing} is missing{dangling}")
+
+
+def _files_of_variant(folder: Path, name: str, suffix: str, variant: str | None) -> FoundWeights | None:
+    infix = f".{variant}" if variant else ""
+    whole = folder / f"{name}{infix}.{suffix}"
+    if whole.is_file():
+        return FoundWeights((whole,), None, variant)
+    for index in (f"{name}.{suffix}.index{infix}.json", f"{name}{infix}.{suffix}.index.json"):
+        if (folder / index).is_file():
+            return FoundWeights(_shards(folder / index, suffix), folder / index, variant)
+    return None
+
+
+Found = TypeVar("Found")
+
+
+def consistent(found: Mapping[str, Mapping[str | None, Found]]) -> dict[str, Found]:
+    """One variant for each component: the same for all if there is such a one, the preferred one first.
+
+    Otherwise those that diffusers loads with `variant="fp16"`: of each component the fp16 files if it has some.
+
+    Args:
+        found: component -> variant -> its files.
+    """
+    for variant in VARIANTS:
+        if all(variant in own for own in found.values()):
+            return {part: own[variant] for part, own in found.items()}
+    order = sorted(VARIANTS, key=lambda variant: variant != "fp16")
+    return {part: next(own[variant] for variant in order if variant in own) for part, own in found.items()}
 
 
 def weights_from_file(path: Path, *, allow_pickle: bool) -> Mapping[str, torch.Tensor]:
@@ -144,8 +199,12 @@ def objects_from_pickle(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # the unpickler raises exceptions of any type
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{path} cannot be read as a pickle of tensors only: {reason}") from error
+        named = re.search(r"(?:GLOBAL|Unsupported (?:class|global):?)\s+([\w.]+)", str(error))
+        holds = f": it contains {named[1]}" if named else ""
+        raise CheckpointError(
+            f"{path} cannot be read as a pickle of tensors only{holds}. Convert it to safetensors with the program "
+            "that made it"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} should contain named tensors, not {type(content).__name__}")
     return content

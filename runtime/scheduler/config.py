@@ -77,6 +77,11 @@ def resolve(scheduler: str | Config | None, checkpoint_config: Config) -> dict[s
     return config
 
 
+def class_defaults(class_name: object) -> Config:
+    """The constructor defaults of a diffusers class; empty for an unknown one."""
+    return OPTIONS.get(class_name, {}) if isinstance(class_name, str) else {}
+
+
 def checked_options(config: Config) -> dict[str, Any]:
     """Options of the config's class, with defaults filled in and every value validated.
 

@@ -96,14 +96,19 @@ def test_only_what_is_needed_is_downloaded(monkeypatch: pytest.MonkeyPatch, fold
     import huggingface_hub
 
     kept = ["model_index.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt", "tokenizer/vocab.json"]
-    kept += ["text_encoder/config.json", "unet/config.json", "vae/config.json", "text_encoder/model.safetensors"]
-    kept += ["unet/diffusion_pytorch_model-00001-of-00002.safetensors"]
-    kept += ["unet/diffusion_pytorch_model-00002-of-00002.safetensors"]
-    kept += ["unet/diffusion_pytorch_model.safetensors.index.json", "vae/diffusion_pytorch_model.fp16.safetensors"]
+    kept += [
+        "text_encoder/config.json",
+        "unet/config.json",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    ]
+    kept += ["unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors"]
+    kept += ["unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors"]
+    kept += ["unet/diffusion_pytorch_model.safetensors.index.fp16.json", "text_encoder/model.fp16.safetensors"]
     left = ["v1-5-pruned.ckpt", "v1-5-pruned.safetensors", "README.md", "safety_checker/model.safetensors"]
-    left += ["text_encoder/model.fp16.safetensors", "text_encoder/pytorch_model.bin", "unet/openvino/unet.bin"]
+    left += ["text_encoder/model.safetensors", "text_encoder/pytorch_model.bin", "unet/openvino/unet.bin"]
     left += ["unet/diffusion_pytorch_model.non_ema.safetensors", "unet/diffusion_pytorch_model.bin"]
-    left += ["unet/diffusion_pytorch_model.fp16.safetensors", "feature_extractor/preprocessor_config.json"]
+    left += ["unet/diffusion_pytorch_model.safetensors", "feature_extractor/preprocessor_config.json"]
     asked = {}
 
     def download(repo: str, **options: Any) -> str:

@@ -188,7 +188,7 @@ def config_of(**changes: Any) -> Callable[[Path], object]:
         ),
         (lambda f: edit_unet(f, lambda w: w.update({"position_ids": torch.arange(77)})), None),
         (config_of(down_block_types=["NoBlock2D", "DownBlock2D"]), "the config of the unet is invalid"),
-        (config_of(block_out_channels="many"), "the config of the unet is invalid"),
+        (config_of(block_out_channels="many"), "block_out_channels = 'many'; expected a list"),
         (config_of(norm_num_groups=7), "the config of the unet is invalid"),
     ],
 )
