@@ -14,10 +14,11 @@ from latentrt.export.checkpoint.families import extra_channels, time_inputs
 from latentrt.export.graphs.unet import UNetGraph
 from latentrt.export.graphs.vae import VAEDecoderGraph
 from latentrt.runtime.bundle import Defaults, Golden, Model, TextEncoder
-from latentrt.runtime.errors import SchedulerError
 from latentrt.runtime.latents import TorchGenerator
-from latentrt.runtime.scheduler import Plan, resolve
+from latentrt.runtime.scheduler import Plan
 from latentrt.runtime.text import Tokenizer
+
+from .model_facts import golden_scheduler
 
 Array = NDArray[Any]
 GOLDEN_FILE = "golden/golden.safetensors"
@@ -105,11 +106,8 @@ class GoldenMaker:
         return {name: array.astype(np.float32) for name, array in found.items()}
 
     def _plan(self) -> Plan:
-        config = self.checkpoint.configs["scheduler"]
-        try:
-            return Plan.from_config(config, self.steps)
-        except SchedulerError:
-            return Plan.from_config(resolve("ddim", config), self.steps)
+        config, _ = golden_scheduler(self.checkpoint.configs["scheduler"], self.steps)
+        return Plan.from_config(config, self.steps)
 
     def decode(self, vae: Any) -> None:
         """Record the decoded image, (8h, 8w, 3) uint8."""

@@ -8,7 +8,8 @@ from latentrt.export.checkpoint.checkpoint import Checkpoint
 from latentrt.export.checkpoint.families import TextEncoderRow
 from latentrt.export.graphs import text_encoder, vae
 from latentrt.runtime.bundle import Defaults, Model, TextEncoder
-from latentrt.runtime.scheduler import REGISTERS
+from latentrt.runtime.errors import CheckpointError, SchedulerError
+from latentrt.runtime.scheduler import REGISTERS, Plan, resolve
 
 
 def model_of(checkpoint: Checkpoint, tokenizers: Mapping[str, Any]) -> Model:
@@ -40,7 +41,7 @@ def _text_encoder(checkpoint: Checkpoint, row: TextEncoderRow, tokenizer: Any) -
     return TextEncoder(
         graph=row.part,
         tokenizer=f"{row.tokenizer}/tokenizer.json",
-        max_length=config["max_position_embeddings"],
+        max_length=checkpoint.max_length(row),
         bos=tokenizer.bos_token_id,
         eos=tokenizer.eos_token_id,
         pad=tokenizer.pad_token_id,
@@ -67,6 +68,23 @@ def defaults_of(checkpoint: Checkpoint, num_inference_steps: int | None, guidanc
         strength=preset.strength,
         inpaint_strength=preset.inpaint_strength,
     )
+
+
+def golden_scheduler(config: Mapping[str, Any], num_inference_steps: int) -> tuple[dict[str, Any], str]:
+    """The scheduler that draws the golden image, and why it is not the checkpoint's own; "" if it is.
+
+    Raises `CheckpointError` if no scheduler can use the checkpoint's config.
+    """
+    reason = ""
+    for scheduler in (None, "ddim", "euler"):
+        try:
+            chosen = resolve(scheduler, config)
+            Plan.from_config(chosen, num_inference_steps)
+        except SchedulerError as error:
+            reason = reason or str(error)
+        else:
+            return chosen, reason
+    raise CheckpointError(f"the checkpoint's scheduler config cannot be used: {reason}")
 
 
 def _sides(size: int | list[int]) -> tuple[int, int]:

@@ -7,6 +7,8 @@ import errno
 import gc
 import importlib.metadata
 import json
+import logging
+import math
 import shutil
 import subprocess
 import sys
@@ -37,9 +39,12 @@ from latentrt.runtime.errors import ExportError, ParityError
 from latentrt.runtime.files import sha256_of_file
 
 from .goldens import Findings
-from .model_facts import defaults_of, model_of
+from .model_facts import defaults_of, golden_scheduler, model_of
+
+_log = logging.getLogger("latentrt.export")
 
 STAGES = ("text encoder", "UNet", "VAE decoder", "VAE encoder", "tokenizer", "parity with PyTorch", "hashes")
+_MOST_STEPS = 1000
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -86,11 +91,13 @@ def export_bundle(
     """
     options = options or ExportOptions()
     out = Path(out)
-    for precision in (options.precision, options.vae_precision or options.precision):
-        dtype_of(precision)  # raises for an unknown precision, before any work
+    _check_options(options)
     if out.exists() and not options.overwrite:
         raise ExportError(f"{out} already exists. Choose another folder, or replace it with --overwrite.")
     checkpoint = Checkpoint.open(source)
+    steps = options.num_inference_steps or checkpoint.preset.num_inference_steps
+    if reason := golden_scheduler(checkpoint.configs["scheduler"], steps)[1]:
+        _log.warning("calls must choose a scheduler, since the checkpoint's own cannot be used: %s", reason)
     # The checkpoint is hashed on a separate thread meanwhile.
     with _folder_put_in_place(out) as folder, ThreadPoolExecutor(1) as pool:
         writer = _Writer(checkpoint, folder, options, pool.submit(checkpoint.record))
@@ -99,6 +106,17 @@ def export_bundle(
             work()
             gc.collect()
     return Bundle.open(out)
+
+
+def _check_options(options: ExportOptions) -> None:
+    """Raise `ExportError` for values that are not allowed, before any work."""
+    for precision in (options.precision, options.vae_precision or options.precision):
+        dtype_of(precision)
+    steps, scale = options.num_inference_steps, options.guidance_scale
+    if steps is not None and not 1 <= steps <= _MOST_STEPS:
+        raise ExportError(f"num_inference_steps is {steps}; expected an integer from 1 to {_MOST_STEPS}")
+    if scale is not None and not (math.isfinite(scale) and scale >= 0):
+        raise ExportError(f"guidance_scale is {scale}; expected a number >= 0")
 
 
 class _Writer:
@@ -128,7 +146,7 @@ class _Writer:
     def text_encoder(self) -> None:
         for row in self.checkpoint.family.text_encoders:
             config = self.checkpoint.configs[row.part]
-            length = config["max_position_embeddings"]
+            length = self.checkpoint.max_length(row)
             module = text_encoder.TextEncoderGraph(self.checkpoint.load(row.part, self.dtype), row)
             outputs = ["hidden_states", "pooled"][: 1 + row.pooled]
             model = onnx_from_module(module, text_encoder.inputs(length), outputs, opset=self.options.opset)
@@ -140,7 +158,7 @@ class _Writer:
         unet_module: Any = self.checkpoint.load("unet", self.dtype)
         keep_unet_islands(unet_module)
         module = unet.UNetGraph(unet_module)
-        max_length = self.checkpoint.configs["text_encoder"]["max_position_embeddings"]
+        max_length = self.checkpoint.max_length(self.checkpoint.family.text_encoders[0])
         inputs = unet.inputs(config, self.dtype, max_length)
         model = onnx_from_module(module, inputs, ["prediction"], opset=self.options.opset)
         of_time = {"timesteps", *(more.name for more in time_inputs(config))}

@@ -16,7 +16,7 @@ from latentrt.runtime.errors import CheckpointError
 from latentrt.runtime.files import sha256_of_file
 from latentrt.runtime.weights.lora import read_loras, summed_delta
 
-from .families import PIPELINES, Family, Preset, family_of
+from .families import PIPELINES, Family, Preset, TextEncoderRow, family_of
 from .find_files import WEIGHTS, Contents, PartWeights, contents_of, resolved
 from .part_configs import check_fit, completed
 from .part_weights import check_weights, refuse_unused
@@ -52,8 +52,8 @@ class Checkpoint:
         self._embeddings = [
             read_embedding(file, widths, allow_pickle=source.allow_pickle) for file in source.embeddings
         ]
-        if self._embeddings:
-            self.load_tokenizer()  # raises for words that are already tokens
+        for row in self.family.text_encoders:
+            self.max_length(row)  # raises for a tokenizer that does not fit, and for words that are already tokens
         loras = [(Path(lora.path), lora.weight) for lora in source.loras]
         self._changes = read_loras(loras, self._parameters()) if loras else {}
 
@@ -97,9 +97,8 @@ class Checkpoint:
         LoRAs are merged, and the vectors of textual inversions follow the rows of the token embedding.
         """
         config = self.configs[part]
-        if part.startswith(_TEXT_ENCODER):
-            added = sum(embedding.count for embedding in self._embeddings)
-            config = {**config, "vocab_size": config["vocab_size"] + added}
+        if part.startswith(_TEXT_ENCODER) and self._embeddings:
+            config = {**config, "vocab_size": max(config["vocab_size"], self._first_added(part) + self._added)}
         where = f"{self.name}'s {part}"
         return module_from_weights(part, config, self._changed_weights(part), dtype, where=where)
 
@@ -110,6 +109,33 @@ class Checkpoint:
     def embeddings(self, name: str = "tokenizer") -> dict[str, tuple[int, ...]]:
         """Word of a textual inversion -> its token ids."""
         return self._tokenizers[name][1]
+
+    def max_length(self, row: TextEncoderRow) -> int:
+        """Tokens of a text: the tokenizer's `model_max_length`, as in diffusers, at most the encoder's positions."""
+        tokenizer, config = self.load_tokenizer(row.tokenizer), self.configs[row.part]
+        known = len(tokenizer) - self._added
+        if known > config["vocab_size"]:
+            raise CheckpointError(
+                f"{self.name}: the {row.tokenizer} has {known} tokens, but the {row.part} has rows for "
+                f"{config['vocab_size']}"
+            )
+        given, positions = tokenizer.model_max_length, config["max_position_embeddings"]
+        if not isinstance(given, int) or given < 3 or positions < 3:
+            raise CheckpointError(
+                f"{self.name}: the {row.tokenizer} has model_max_length = {given!r}, and the {row.part} {positions} "
+                "positions; expected integers >= 3"
+            )
+        return int(min(given, positions))
+
+    @property
+    def _added(self) -> int:
+        """Number of token ids of all textual inversions."""
+        return sum(embedding.count for embedding in self._embeddings)
+
+    def _first_added(self, part: str) -> int:
+        """The first token id of textual inversions."""
+        row = next(row for row in self.family.text_encoders if row.part == part)
+        return len(self.load_tokenizer(row.tokenizer)) - self._added
 
     def write_tokenizer(self, target: Path, name: str = "tokenizer") -> None:
         """Write a tokenizer's files to `target`, which is created."""
@@ -134,8 +160,10 @@ class Checkpoint:
                 delta = summed_delta(f"{part}.{name}", tuple(tensor.shape), changes)
                 tensor = tensor.float() + torch.from_numpy(delta)
             if part.startswith(_TEXT_ENCODER) and name == _TOKEN_EMBEDDING and self._embeddings:
+                first = self._first_added(part)  # a padded table has rows behind it
                 rows = [embedding.vectors[part].to(torch.float32) for embedding in self._embeddings]
-                tensor = torch.cat([tensor.float(), *rows])
+                tensor = tensor.float()
+                tensor = torch.cat([tensor[:first], *rows, tensor[first + self._added :]])
             yield raw, tensor
 
     def _parameters(self) -> list[str]:

@@ -40,7 +40,7 @@ _SIZES_OF_TEXT = (
 )
 _SIZES = ("in_channels", "out_channels", "latent_channels")
 _LISTS = ("down_block_types", "up_block_types", "block_out_channels")
-_UNSET = (None, False, {}, [], "")
+_UNSET: tuple[Any, ...] = (None, False, {}, [], "")
 _LARGEST = 10_000_000  # of any number in a config
 _MOST_LAYERS = 200
 _COUNTS_OF_LAYERS = ("num_hidden_layers", "layers_per_block", "transformer_layers_per_block")

@@ -199,7 +199,7 @@ def objects_from_pickle(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # the unpickler raises exceptions of any type
-        named = re.search(r"(?:GLOBAL|Unsupported (?:class|global):?)\s+([\w.]+)", str(error))
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
         holds = f": it contains {named[1]}" if named else ""
         raise CheckpointError(
             f"{path} cannot be read as a pickle of tensors only{holds}. Convert it to safetensors with the program "
