@@ -131,6 +131,7 @@ def test_images_equal_those_of_diffusers(everything: Everything) -> None:
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
+ONE = torch.ones(())
 SD, SDXL = {"text_encoder": 8}, {"text_encoder": 8, "text_encoder_2": 12}
 
 
@@ -143,13 +144,24 @@ SD, SDXL = {"text_encoder": 8}, {"text_encoder": 8, "text_encoder_2": 12}
         ("a.bin", {"<cat>": vectors(1, 8, 0)[0]}, None, "<cat>", 1),
         ("a.pt", {"string_to_param": {"*": vectors(4, 8, 0)}, "name": "moody", "step": 3}, None, "moody", 4),
         ("xl.safetensors", {"clip_l": vectors(2, 8, 0), "clip_g": vectors(2, 12, 1)}, None, "xl", 2),
+        ("xl.safetensors", {"text_encoders_0": vectors(2, 8, 0), "text_encoders_1": vectors(2, 12, 1)}, None, "xl", 2),
+        ("inkcat.safetensors", {"clip_l": vectors(2, 8, 0)}, None, "inkcat", 2),
+        ("x.safetensors", {"bundle_emb.ink.string_to_param.*": vectors(2, 8, 0), "l.alpha": ONE}, None, "ink", 2),
+        ("x.safetensors", {"bundle_emb.a.b.clip_l": vectors(3, 8, 0), "l.alpha": ONE}, "dog", "dog", 3),
+        (
+            "x.safetensors",
+            {"bundle_emb.a.clip_l": vectors(2, 8, 5), "bundle_emb.b.clip_l": vectors(1, 8, 0)},
+            "b",
+            "b",
+            1,
+        ),
     ],
 )
 def test_files_of_every_form(
     tmp_path: Path, name: str, content: dict[str, Any], token: str | None, word: str, count: int
 ) -> None:
     (save_file if name.endswith("s") else torch.save)(content, tmp_path / name)
-    widths = SDXL if "clip_l" in content else SD
+    widths = SDXL if len(content) == 2 and name == "xl.safetensors" else SD
     embedding = read_embedding(EmbeddingFile(str(tmp_path / name), token), widths, allow_pickle=True)
     assert (embedding.word, embedding.count) == (word, count)
     assert {part: tuple(t.shape) for part, t in embedding.vectors.items()} == {p: (count, w) for p, w in widths.items()}
@@ -167,6 +179,13 @@ def test_files_of_every_form(
         ({"clip_l": torch.zeros(1, 8), "clip_g": torch.zeros(1, 12)}, None, SD, "text_encoder and text_encoder_2, but"),
         ({"clip_l": torch.zeros(1, 8), "clip_g": torch.zeros(2, 12)}, None, SDXL, "different numbers of vectors"),
         ({"a": torch.zeros(1, 8), "b": torch.zeros(1, 8)}, None, SD, "not a textual inversion: .* found a, b"),
+        (
+            {"clip_l": torch.zeros(1, 8), "clip_l_out": torch.zeros(1, 8)},
+            None,
+            SD,
+            r"behind the text encoder \(clip_l_out",
+        ),
+        ({f"bundle_emb.{w}.clip_l": torch.zeros(1, 8) for w in "ab"}, None, SD, "has 2 words: 'a', 'b'; choose one"),
         ({"<cat>": torch.zeros(1, 8)}, "two words", SD, "'two words' is not a single word"),
     ],
 )
@@ -185,6 +204,52 @@ def test_a_pickle_needs_permission(tmp_path: Path) -> None:
     torch.save({"string_to_param": {}}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="not a textual inversion"):
         read_embedding(EmbeddingFile(str(tmp_path / "x.pt")), SD, allow_pickle=True)
+
+
+def test_a_refused_pickle_is_told_in_one_line(tmp_path: Path) -> None:
+    content = {"string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.zeros(2, 8))})}
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(
+        CheckpointError, match=r"tensors only: it contains torch\.nn\.modules\.container\.ParameterDict\. Conv"
+    ):
+        read_embedding(EmbeddingFile(str(tmp_path / "x.pt")), SD, allow_pickle=True)
+
+
+@pytest.mark.parametrize("rows", [49408, 49411, 49424])
+def test_words_of_the_own_tokenizer_and_padded_tables(tmp_path: Path, rows: int) -> None:
+    """`<toy>` stands for its two tokens; added vectors go to the rows of their ids, also in a table with spare rows."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    folder = tiny_checkpoint(tmp_path / "checkpoint", tinier=True)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    own = ["<toy>", "<toy>_1", "<pet>"] if rows > 49408 else []
+    tokenizer.add_tokens(own)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    encoder.resize_token_embeddings(rows)
+    encoder.save_pretrained(folder / "text_encoder")
+    before = encoder.get_input_embeddings().weight.detach()
+    save_file({"<dog>": vectors(2, 32, 6)}, tmp_path / "dog.safetensors")
+    first = 49408 + len(own)
+    checkpoint = Checkpoint.open(Source(str(folder), embeddings=(EmbeddingFile(str(tmp_path / "dog.safetensors")),)))
+    toys = {"<toy>": (49408, 49409)} if own else {}
+    assert checkpoint.embeddings() == toys | {"<dog>": (first, first + 1)}
+    table = checkpoint.load("text_encoder", torch.float32).get_input_embeddings().weight
+    assert len(table) == max(rows, first + 2)
+    assert torch.equal(table[first : first + 2], vectors(2, 32, 6))
+    kept = [i for i in range(rows) if i not in (first, first + 1)]
+    assert torch.equal(table[kept], before[kept])
+
+
+def test_a_tokenizer_beyond_the_table_is_refused(tmp_path: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    folder = tiny_checkpoint(tmp_path / "checkpoint", tinier=True)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer.add_tokens(["<toy>"])
+    tokenizer.save_pretrained(folder / "tokenizer")
+    with pytest.raises(CheckpointError, match="tokenizer has 49409 tokens, but the text_encoder has rows for 49408"):
+        Checkpoint.open(folder)
 
 
 @pytest.mark.parametrize(
