@@ -36,8 +36,9 @@ def empty_module(part: str, config: Mapping[str, Any]) -> torch.nn.Module:
     try:
         with init_empty_weights(), _silent("diffusers"):
             return _new_module(part, dict(config))
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"the config of the {part} is invalid: {error}") from error
+    except Exception as error:  # the libraries raise exceptions of any type
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"the config of the {part} is invalid: {reason}") from error
 
 
 def module_from_weights(

@@ -14,7 +14,7 @@ from latentrt.export.model_facts import golden_scheduler
 from latentrt.runtime.errors import LatentRTError
 
 CONFIGS = ("model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json")
-CONFIGS += ("scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json", "tokenizer/tokenizer.json")
+CONFIGS += ("scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json")
 OTHERS = ("tokenizer/vocab.json", "tokenizer/merges.txt", "unet/diffusion_pytorch_model.safetensors")
 VALUES = (None, True, -1, 0, 3, 10**49, 1e308, -0.5, "", "x", [], [1, "a"], {}, {"a": []}, [[[]]], "\udcff")
 
