@@ -22,11 +22,10 @@ from latentrt.runtime.request import CallOptions, LoraFile, Request, Source, png
 from latentrt.runtime.scheduler import REGISTERS
 from latentrt.runtime.text import Tokenizer, conditioning_from_texts, encode, tokenize
 from latentrt.runtime.text.conditioning import Conditioning
-from latentrt.runtime.weights import changed_weights
+from latentrt.runtime.weights import changed_weights, sha256_of_lora
 
 from .arrays import Float32, Layers
 from .errors import BundleError, InputError, NonFiniteError, unknown
-from .files import sha256_of_file
 from .image import pil_from_arrays
 from .locks import SharedLock
 from .protocols import Backend, Bucket, Slots, Trajectory
@@ -160,7 +159,7 @@ class Pipeline:
         if bad := [weight for weight in wanted.values() if not math.isfinite(weight)]:
             raise InputError(f"a LoRA has the weight {bad[0]}: expected a finite number")
         weights = changed_weights(self.bundle, wanted)
-        in_use = tuple(LoraFile(path, sha256_of_file(path), weight) for path, weight in wanted.items())
+        in_use = tuple(LoraFile(path, sha256_of_lora(path), weight) for path, weight in wanted.items())
         with self._weights_in_use.alone("finish or close this thread's stream before you change LoRAs"):
             self._backend.set_weights(weights)
             self._loras = in_use

@@ -14,7 +14,8 @@ import torch
 from latentrt.runtime.bundle import manifest
 from latentrt.runtime.errors import CheckpointError
 from latentrt.runtime.files import sha256_of_file
-from latentrt.runtime.weights.lora import read_loras, summed_delta
+from latentrt.runtime.weights import sha256_of_lora
+from latentrt.runtime.weights.lora import read_loras, with_changes
 
 from .families import PIPELINES, Family, Preset, TextEncoderRow, family_of
 from .find_files import WEIGHTS, Contents, PartWeights, contents_of, resolved
@@ -157,8 +158,7 @@ class Checkpoint:
         for raw in tensors:
             name, tensor = bare_name(part, raw), tensors[raw]
             if changes := self._changes.get(f"{part}.{name}"):
-                delta = summed_delta(f"{part}.{name}", tuple(tensor.shape), changes)
-                tensor = tensor.float() + torch.from_numpy(delta)
+                tensor = torch.from_numpy(with_changes(f"{part}.{name}", tensor.float().numpy(), changes))
             if part.startswith(_TEXT_ENCODER) and name == _TOKEN_EMBEDDING and self._embeddings:
                 first = self._first_added(part)  # a padded table has rows behind it
                 rows = [embedding.vectors[part].to(torch.float32) for embedding in self._embeddings]
@@ -215,7 +215,7 @@ class Checkpoint:
         if source.vae is not None:
             yield manifest.Addition("vae", Path(source.vae).name, _hash_of_files(self._vae_files), None)
         for lora in source.loras:
-            yield manifest.Addition("lora", Path(lora.path).name, sha256_of_file(Path(lora.path)), lora.weight)
+            yield manifest.Addition("lora", Path(lora.path).name, sha256_of_lora(Path(lora.path)), lora.weight)
         for embedding in self._embeddings:
             yield manifest.Addition("embedding", embedding.path.name, sha256_of_file(embedding.path), None)
 

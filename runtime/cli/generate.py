@@ -9,7 +9,7 @@ from latentrt.runtime.errors import InputError
 from latentrt.runtime.image import require_png, save_npy, save_png
 from latentrt.runtime.latents import PREVIEWS
 from latentrt.runtime.request.recorded import Recorded, recorded_in, require_unchanged
-from latentrt.runtime.weights import file_and_weight
+from latentrt.runtime.weights import file_and_weight, sha256_of_lora
 
 from .flags import add_bundle_flags, add_option_flags, given_options, load_pipeline
 from .jobs import lines_of_file, numbered, run_jobs
@@ -131,7 +131,7 @@ def _set_loras(pipe: "Pipeline", arguments: argparse.Namespace, recorded: Record
             arguments.like,
         )
     for lora in recorded.loras:
-        require_unchanged(lora, arguments.like)
+        require_unchanged(lora, arguments.like, sha256_of_lora)
     if recorded.loras:
         pipe.set_loras({lora.path: lora.weight for lora in recorded.loras})
 

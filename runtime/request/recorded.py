@@ -1,7 +1,7 @@
 """Reads the text of a PNG file back into options, so that its picture can be drawn again."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,12 @@ def _recorded(path: Path, document: Mapping[str, Any], changes: Mapping[str, Any
     return Recorded({**options, **changes}, loras, str(document["model"]), str(document["model_sha256"]))
 
 
-def require_unchanged(lora: LoraFile, picture: Path) -> None:
-    """Raise `InputError` where a LoRA is not the file that a picture was drawn with."""
-    if not lora.path.is_file() or sha256_of_file(lora.path) != lora.sha256:
+def require_unchanged(lora: LoraFile, picture: Path, sha256: Callable[[Path], str]) -> None:
+    """Raise `InputError` where a LoRA is not the file that a picture was drawn with; `sha256` hashes LoRAs."""
+    if not lora.path.exists() or sha256(lora.path) != lora.sha256:
         raise InputError(
             f"{picture} was drawn with {lora.path} (sha256 {lora.sha256[:16]}…), which is "
-            f"{'another file now' if lora.path.is_file() else 'not there'}: pass it with --lora FILE:{lora.weight:g}"
+            f"{'another file now' if lora.path.exists() else 'not there'}: pass it with --lora FILE:{lora.weight:g}"
         )
 
 

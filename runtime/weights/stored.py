@@ -1,7 +1,5 @@
-"""Weights of a bundle's graphs as arrays, read at the offsets in the manifest; and safetensors files."""
+"""Weights of a bundle's graphs as arrays, read at the offsets in the manifest."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +7,9 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import DTYPES, Float32
 from latentrt.runtime.bundle import Bundle, Weight
-from latentrt.runtime.errors import BundleError, InputError
+from latentrt.runtime.errors import BundleError
 
 _WEIGHTS = ("float32", "float16", "bfloat16")  # dtypes of stored weights
-_FLOATS = {DTYPES[name].safetensors: name for name in ("float64", *_WEIGHTS)}
 
 
 def stored_weight(bundle: Bundle, use: Weight) -> NDArray[Any]:
@@ -38,25 +35,3 @@ def from_float32(array: Float32, dtype: str) -> NDArray[Any]:
     bits = np.ascontiguousarray(array).view(np.uint32)
     rounded: NDArray[Any] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return rounded
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Float32], dict[str, str]]:
-    """The tensors of a file as float32, and its metadata. Raises `InputError` if it is missing or invalid."""
-    from safetensors import SafetensorError, deserialize, safe_open
-
-    try:
-        with safe_open(path, "np") as file:  # validates the header and all offsets before large reads
-            metadata = file.metadata() or {}
-        entries: list[tuple[str, dict[str, Any]]] = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-        return {name: _tensor(name, entry) for name, entry in entries}, metadata
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not a valid safetensors file: {error}") from error
-
-
-def _tensor(name: str, entry: Mapping[str, Any]) -> Float32:
-    dtype = _FLOATS.get(entry["dtype"])
-    if dtype is None:
-        raise ValueError(f"{name} has dtype {entry['dtype']}; expected {', '.join(_FLOATS)}")
-    return to_float32(np.frombuffer(entry["data"], DTYPES[dtype].numpy).reshape(entry["shape"]), dtype)

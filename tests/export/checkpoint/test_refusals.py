@@ -118,7 +118,7 @@ def huge_header(path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [*MALFORMED, "huge header"])
 def test_malformed_safetensors_are_refused(folder: Path, tmp_path: Path, kind: str) -> None:
-    from latentrt.runtime.weights.stored import read_safetensors
+    from latentrt.runtime.weights.tensor_file import read_safetensors
 
     spoil = MALFORMED.get(kind, huge_header)
     for file in (folder / "unet" / UNET_FILE, tmp_path / "single.safetensors"):

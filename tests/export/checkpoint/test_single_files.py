@@ -1,7 +1,6 @@
 """Single files in the original layout: families, conversion, tokenizers, and what is added to them."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -194,16 +193,18 @@ def test_the_tokenizer_of_single_files(folders: dict[str, Path], tmp_path: Path,
 
 @pytest.mark.parametrize("row", ["sd1", "sdxl"])
 def test_loras_may_have_the_original_names(tmp_path: Path, row: str) -> None:
-    """As in kohya's files for SDXL: every layer of the blocks, renamed by an independent implementation."""
+    """As in kohya's files for SDXL, and with dots as ComfyUI writes them: every module, renamed independently."""
     unet = meta_parts(row)["unet"]
     originals = unet_tensors({k: torch.tensor(i) for i, k in enumerate(unet)})
     names = {next(k for j, k in enumerate(unet) if j == int(i)): original for original, i in originals.items()}
-    blocks = [k for k, v in unet.items() if re.match("(down|mid|up)_block", k) and k.endswith("t") and v.ndim > 1]
-    keys = {f"unet.{k}": f"lora_unet_{names[k].removesuffix('.weight').replace('.', '_')}" for k in blocks}
-    assert len(set(keys.values())) == len(keys) > 150
-    save_file({f"{key}.lora_down.weight": torch.ones(1, 1) for key in keys.values()}, tmp_path / "x.safetensors")
-    assert set(read_lora(tmp_path / "x.safetensors", [f"unet.{k}" for k in unet])) == set(keys)
-    for i, (parameter, key) in enumerate(keys.items()):
-        if i % 25 == 0:
-            save_file({f"{key}.alpha": torch.tensor(1.0)}, tmp_path / "x.safetensors")
-            assert list(read_lora(tmp_path / "x.safetensors", [f"unet.{k}" for k in unet])) == [parameter]
+    modules = [k for k in unet if k.endswith(".weight")]
+    parameters = [f"unet.{k}" for k in unet]
+    for prefix, dot, part in (("lora_unet_", "_", "diff"), ("diffusion_model.", ".", "w_norm")):
+        keys = {f"unet.{k}": prefix + names[k].removesuffix(".weight").replace(".", dot) for k in modules}
+        assert len(set(keys.values())) == len(keys) > 200
+        tensors = {f"{key}.{part}": torch.tensor([float(i)]) for i, key in enumerate(keys.values())}
+        save_file(tensors, tmp_path / "x.safetensors")
+        found = read_lora(tmp_path / "x.safetensors", parameters)
+        assert {parameter: float(change.parts["diff"]) for parameter, change in found.items()} == {
+            parameter: float(i) for i, parameter in enumerate(keys)
+        }

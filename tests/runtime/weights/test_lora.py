@@ -22,7 +22,8 @@ from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.cli.main import main
 from latentrt.runtime.weights import changed_weights, stored_weight, to_float32
 from latentrt.runtime.weights.lora import read_lora
-from latentrt.runtime.weights.stored import from_float32, read_safetensors
+from latentrt.runtime.weights.stored import from_float32
+from latentrt.runtime.weights.tensor_file import read_safetensors
 
 RTX = "tensorrt_rtx"
 FEW: dict[str, Any] = {"num_inference_steps": 3, "output_type": "latent", "seed": 5}
@@ -137,7 +138,7 @@ def test_older_names_are_known(sd1: Exported, tmp_path: Path, module: str, down:
     (found,) = read_lora(tmp_path / "old.safetensors", Bundle.open(sd1.bundle).manifest.weights).items()
     assert found[0] == f"{parameter}.weight"
     expected = (halves_of[1] @ halves_of[0]).numpy()
-    np.testing.assert_allclose(found[1].delta(expected.shape), expected, atol=1e-6)
+    np.testing.assert_allclose(found[1].delta(found[0], np.ones_like(expected)), expected, atol=1e-6)
 
 
 def test_convolutions_in_three_pieces(sd1: Exported, tmp_path: Path) -> None:
@@ -149,11 +150,11 @@ def test_convolutions_in_three_pieces(sd1: Exported, tmp_path: Path) -> None:
     key = f"lora_unet_{name}".replace(".", "_")
     tensors = {f"{key}.lora_{part}.weight": t for part, t in (("down", down), ("mid", mid), ("up", up))}
     save_file(tensors, tmp_path / "conv.safetensors")
-    (change,) = read_lora(tmp_path / "conv.safetensors", Bundle.open(sd1.bundle).manifest.weights).values()
+    ((parameter, change),) = read_lora(tmp_path / "conv.safetensors", Bundle.open(sd1.bundle).manifest.weights).items()
     image = torch.randn(1, into, 9, 7)
     conv = torch.nn.functional.conv2d
     expected = conv(conv(conv(image, down), mid, padding=1), up)
-    got = conv(image, torch.from_numpy(change.delta((out, into, 3, 3))), padding=1)
+    got = conv(image, torch.from_numpy(change.delta(parameter, np.ones((out, into, 3, 3), np.float32))), padding=1)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
 
 
@@ -371,9 +372,9 @@ def renamed(tmp_path: Path, names: dict[str, torch.Tensor]) -> Path:
             r"1 of 1 tensors match nothing in this bundle.*nearest names are lora_unet_mid_block.*to_q ",
         ),
         (["lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight"], r"match nothing.*model family"),
-        (["lora_unet_mid_block_resnets_0_conv1.hada_w1_a"], r"is a LoHa"),
-        (["unet.conv_in.lora_magnitude_vector"], r"is a DoRA"),
-        (["lora_unet_mid_block_resnets_0_conv1.lora_up.weight"], r"up or down is missing"),
+        (["lora_unet_mid_block_resnets_0_conv1.hada_w1_a"], r"not a whole LoRA: .*hada_w1_a is LoHa without hada_w1_b"),
+        (["unet.conv_in.lora_magnitude_vector"], r"lora_magnitude_vector is only magnitude"),
+        (["lora_unet_mid_block_resnets_0_conv1.lora_up.weight"], r"lora_up\.weight is LoRA without down"),
         ([], r"is not a LoRA"),
     ],
 )

@@ -1,0 +1,42 @@
+"""The files behind the path of a LoRA: one file, or one with PEFT's settings beside it. Knows no content."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentrt.runtime.errors import InputError
+from latentrt.runtime.files import sha256_of_file
+
+from .peft_config import CONFIG
+from .tensor_file import require_regular_file
+
+_PEFT, _DIFFUSERS = "adapter_model.safetensors", "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPaths:
+    """The file of tensors, and PEFT's settings if there are some."""
+
+    tensors: Path
+    config: Path | None
+
+
+def lora_paths(path: Path) -> LoraPaths:
+    """The files of a LoRA, given as a file or as the folder that PEFT or diffusers saved. Raises `InputError`."""
+    tensors = path
+    if path.is_dir():
+        tensors = next((path / name for name in (_PEFT, _DIFFUSERS) if (path / name).exists()), path)
+        if tensors == path:
+            raise InputError(f"{path} is a folder without {_PEFT} or {_DIFFUSERS}: pass a file")
+    require_regular_file(tensors)
+    config = tensors.with_name(CONFIG)
+    return LoraPaths(tensors, config if tensors.name == _PEFT and config.exists() else None)
+
+
+def sha256_of_lora(path: Path) -> str:
+    """Hex sha256 of a LoRA: of its file, or of the hashes of both files that PEFT saves."""
+    files = lora_paths(path)
+    sha256 = sha256_of_file(files.tensors)
+    if files.config is None:
+        return sha256
+    return hashlib.sha256(f"{sha256} {sha256_of_file(files.config)}\n".encode()).hexdigest()
