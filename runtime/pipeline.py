@@ -327,7 +327,7 @@ class Pipeline:
     def tokenizers(self) -> tuple[Tokenizer, ...]:
         """The bundle's tokenizers, one for each text encoder."""
         encoders = self.bundle.manifest.model.text_encoders
-        return tuple(Tokenizer.from_bundle_files(self.bundle.path, facts) for facts in encoders)
+        return tuple(Tokenizer.from_file(self.bundle.file(facts.tokenizer), facts) for facts in encoders)
 
     def warm_up(self, **options: Unpack[CallOptions]) -> None:
         """Load everything and draw one step at the given sizes, so that the first real call is as fast as the next."""
