@@ -62,6 +62,29 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def files_in_one_folder(*paths: Path) -> Iterator[Path]:
+    """A folder with these files, for libraries that refuse links out of their folder.
+
+    Their own one, if none is a link; else a temporary one with hard links, or with copies where those are impossible.
+    Files that do not exist are left out.
+    """
+    if not any(path.is_symlink() for path in paths):
+        yield paths[0].parent
+        return
+    import shutil  # imported here because only links need them
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="latentrt-") as folder:
+        for path in paths:
+            if path.is_file():
+                try:
+                    os.link(path.resolve(), Path(folder) / path.name)
+                except OSError:  # another file system
+                    shutil.copyfile(path, Path(folder) / path.name)
+        yield Path(folder)
+
+
 def sha256_of_file(path: Path, progress: Callable[[int], object] = lambda _: None) -> str:
     """Hex sha256 of a file, read in blocks of 4 MiB; `progress` gets the size of each block."""
     import hashlib  # imported here because opening a bundle does not need it

@@ -1,4 +1,4 @@
-"""What a manifest must say besides its types: ranges of numbers, names that exist, graphs with the tensors of the format.
+"""What a manifest must say besides its types: ranges of numbers, names that exist, graphs as the format has them.
 
 A bundle may come from anywhere. What is out of range is refused when it is opened, and not where it is first used.
 """
@@ -86,7 +86,7 @@ def _numbers(manifest: Manifest) -> Iterator[str]:
     if colours is not None:
         sizes = {len(row) for row in colours}
         if len(colours) != manifest.model.latent_channels + 1 or sizes != {3}:
-            yield f"model.latent_rgb has {len(colours)} rows: expected {manifest.model.latent_channels + 1} of 3 numbers"
+            yield f"model.latent_rgb is not {manifest.model.latent_channels + 1} rows of 3 numbers"
         elif not all(math.isfinite(value) and abs(value) < 1e6 for row in colours for value in row):
             yield "model.latent_rgb holds numbers that are not finite"
 
@@ -124,10 +124,76 @@ def _graphs(manifest: Manifest) -> Iterator[str]:
         has = {spec.name for spec in graph.inputs}, {spec.name for spec in graph.outputs}
         if missing := [*sorted(inputs - has[0]), *sorted(outputs - has[1])]:
             yield f"graphs.{name} has no tensor {', '.join(missing)}"
+        if len(graph.inputs) + len(graph.outputs) > len(has[0]) + len(has[1]):
+            yield f"graphs.{name} has a tensor twice"
+        yield from _known_shapes(manifest, name, graph)
+    yield from _handed_on(manifest)
     for name, graph in manifest.graphs.items():
         for spec in (*graph.inputs, *graph.outputs):
             yield from _tensor(f"graphs.{name[:40]}", spec)
         yield from _input_symbols(name, graph)
+
+
+def _known_shapes(manifest: Manifest, name: str, graph: Graph) -> Iterator[str]:
+    """The sizes that the runtime takes for granted."""
+    model = manifest.model
+    factor, latents = model.vae_scale_factor, ("B", model.latent_channels, "h", "w")
+    pixels = ("B", f"{factor}*h" if factor > 1 else "h", f"{factor}*w" if factor > 1 else "w", 3)
+    state = ("B", model.registers, *latents[1:])
+    known: dict[str, dict[str, tuple[int | str, ...]]] = {
+        "denoise": {
+            "state": state,
+            "next_state": state,
+            "coefficients": ("B", model.registers, model.registers + 2),
+            "guidance": ("B", "G"),
+            "guidance_rescale": ("B",),
+            "noise": latents,
+            "extra": ("B", model.latent_channels + 1, "h", "w"),
+        },
+        "blend": {
+            "state": state,
+            "next_state": state,
+            "mask": ("B", 1, "h", "w"),
+            "clean": latents,
+            "noise": latents,
+            "blend": ("B", 2),
+        },
+        "time": {"timesteps": ("n",), "time_ids": ("n", 6)},
+        "context": {"hidden_states": ("n", "S", sum(encoder.hidden_size for encoder in model.text_encoders))},
+        "vae_decoder": {"latents": latents, "images": pixels, "nonfinite": ("B",)},
+        "vae_encoder": {"images": pixels, "mean": latents, "logvar": latents},
+    }
+    dtypes = {"images": "uint8" if name == "vae_decoder" else "float32", "nonfinite": "int32"}
+    for spec in (*graph.inputs, *graph.outputs):
+        shape, dtype = known[name].get(spec.name), dtypes.get(spec.name, "float32")
+        if shape is not None and (spec.shape, spec.dtype) != (shape, dtype):
+            yield f"graphs.{name}: {spec.name} is {spec.dtype[:40]} {str(spec.shape)[:80]}: expected {dtype} {shape}"
+
+
+def _handed_on(manifest: Manifest) -> Iterator[str]:
+    """`denoise` reads what `context` and `time` give, and no graph has an input that nobody knows."""
+    graphs = manifest.graphs
+    if not {"context", "time", "denoise"} <= graphs.keys():
+        return
+    given = {spec.name: spec for name in ("context", "time") for spec in graphs[name].outputs}
+    own = {*_TENSORS["denoise"][0], "extra"} - {"time_features"}
+    for spec in graphs["denoise"].inputs:
+        if spec.name in own:
+            continue
+        source = given.get(spec.name)
+        if source is None or (source.dtype, source.shape[1:]) != (spec.dtype, spec.shape[1:]):
+            yield f"graphs.denoise: the input {spec.name[:40]} is no output of context or time"
+        elif spec.shape[:1] != ("B*G",):
+            yield f"graphs.denoise: the input {spec.name[:40]} has {spec.shape[0]!s:.40} rows: expected B*G"
+    if missing := sorted(given.keys() - {spec.name for spec in graphs["denoise"].inputs}):
+        yield f"graphs.denoise has no input {missing[0][:40]}"
+    pooled = any(encoder.pooled for encoder in manifest.model.text_encoders)
+    optional = {"time_ids", "guidance_embedding", *({"pooled"} if pooled else ())}
+    if unknown := sorted({spec.name for spec in graphs["time"].inputs} - {"timesteps", *optional}):
+        yield f"graphs.time has the input {unknown[0][:40]!r}, which is not in the format"
+    for spec in graphs["time"].inputs:
+        if spec.name in optional and (len(spec.shape) != 2 or not isinstance(spec.shape[1], int) or spec.shape[1] < 4):
+            yield f"graphs.time: {spec.name} is {str(spec.shape)[:80]}: expected (n, a number)"
 
 
 def _tensor(where: str, spec: TensorSpec) -> Iterator[str]:
