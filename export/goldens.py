@@ -57,7 +57,7 @@ class GoldenMaker:
     def encode(self, text_encoder: torch.nn.Module, facts: TextEncoder, folder: Path) -> None:
         """Record token ids (2, 77) of [negative, positive] prompt, and the first channels of the UNet's text input."""
         suffix = facts.graph.removeprefix("text_encoder")
-        ids = Tokenizer.from_bundle_files(folder, facts).encode(["", self.prompt]).ids
+        ids = Tokenizer.from_file(folder / facts.tokenizer, facts).encode(["", self.prompt]).ids
         states, *pooled = as_tuple(text_encoder(torch.from_numpy(ids)))
         self.hidden.append(states[:, 0].numpy())
         self.time_inputs.update(("pooled", value.numpy()) for value in pooled)

@@ -23,15 +23,31 @@ def unknown(what: str, given: object, known: Iterable[str]) -> str:
     names = list(known)
     nearest = nearest_names(given, names, 3)
     hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else f"expected one of {', '.join(names)}"
-    return f"unknown {what} {given!r}; {hint}"
+    return f"unknown {what} {shown(given)}; {hint}"
+
+
+def shown(value: object, most: int = 80) -> str:
+    """`repr` in at most `most` characters; the type alone where `repr` fails, as for objects of others."""
+    import reprlib  # imported here because only errors need it
+
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = most
+    short.maxlist = short.maxtuple = short.maxdict = short.maxset = 20
+    try:
+        text = repr(value[: most + 1]) if isinstance(value, str | bytes) else short.repr(value)
+    except Exception:  # repr runs code of the object, and refuses integers of more than 4300 digits
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= most else text[:most] + "…"
 
 
 def nearest_names(given: object, known: Iterable[str], count: int = 1) -> list[str]:
     """At most `count` known names that are similar to the given one, ignoring case."""
     import difflib  # imported here because only errors need it
 
+    if not isinstance(given, str) or len(given) > 200:  # comparing takes time that grows with the length
+        return []
     by_lower = {name.lower(): name for name in sorted(known)}
-    return [by_lower[n] for n in difflib.get_close_matches(str(given).lower(), by_lower, n=count, cutoff=0.5)]
+    return [by_lower[n] for n in difflib.get_close_matches(given.lower(), by_lower, n=count, cutoff=0.5)]
 
 
 class LatentRTError(Exception):

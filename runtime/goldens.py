@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
-from latentrt.runtime.bundle import Golden
+from latentrt.runtime.bundle import Bundle, Golden, Manifest, takes
 from latentrt.runtime.loop.resident import run
 from latentrt.runtime.scheduler import Plan
 from latentrt.runtime.text import Tokenizer
 
 from .errors import BundleError
+from .files import open_regular
 from .pipeline import Pipeline
 from .protocols import Trajectory
 
@@ -36,7 +36,7 @@ def verify_goldens(pipe: Pipeline) -> list[GoldenCheck]:
     golden = pipe.bundle.manifest.golden
     if golden is None:
         raise BundleError(f"{pipe.bundle.path} has no golden outputs: export it again")
-    arrays = load_file(pipe.bundle.file(golden.file))
+    arrays = _golden_arrays(pipe.bundle, golden)
     checks, hidden_states = _check_texts(pipe, golden, arrays)
     latents = _denoised(pipe, golden, arrays, hidden_states)
     image = pipe.run("vae_decoder", {"latents": latents})["images"][0]
@@ -47,6 +47,54 @@ def verify_goldens(pipe: Pipeline) -> list[GoldenCheck]:
     ]
 
 
+def _golden_arrays(bundle: Bundle, golden: Golden) -> dict[str, NDArray[Any]]:
+    """The arrays of the file, all of the shapes that the checks need. Raises `BundleError` if it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    file = bundle.file(golden.file)
+    try:
+        with open_regular(file), safe_open(file, "np") as opened:
+            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        plan = {name.removeprefix("plan."): array for name, array in arrays.items() if name.startswith("plan.")}
+        draws = int(Plan.from_arrays(plan).draws.sum())
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"{file} is damaged: {str(error)[:300]}. Export the checkpoint again") from error
+    for name, (kind, shape) in _expected(bundle.manifest, golden, draws).items():
+        array = arrays.get(name)
+        fits = array is not None and array.dtype.kind == kind and len(array.shape) == len(shape)
+        if (
+            array is None
+            or not fits
+            or any(want not in (-1, has) for want, has in zip(shape, array.shape, strict=True))
+        ):
+            has = "is missing" if array is None else f"is {array.dtype} {array.shape}"
+            raise BundleError(f"{file} is damaged: {name} {has}; expected {shape}, -1 for any. Export it again")
+        if not np.isfinite(array).all():
+            raise BundleError(f"{file} is damaged: {name} holds NaN or infinity. Export it again")
+    return arrays
+
+
+def _expected(manifest: Manifest, golden: Golden, draws: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> kind of dtype and shape of the arrays besides the plan."""
+    model = manifest.model
+    size = golden.height // model.vae_scale_factor, golden.width // model.vae_scale_factor
+    channels = model.latent_channels
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
+        "noise": ("f", (1 + draws, channels, *size)),
+        "latents": ("f", (channels, *size)),
+        "image": ("u", (golden.height, golden.width, 3)),
+    }
+    for facts in model.text_encoders:
+        suffix = facts.graph.removeprefix("text_encoder")
+        expected[f"input_ids{suffix}"] = ("i", (2, facts.max_length))
+        expected[f"embedding{suffix}"] = ("f", (2, facts.max_length, -1))
+    inputs = {spec.name: spec.shape for spec in manifest.graphs["time"].inputs if spec.name != "timesteps"}
+    expected |= {f"input.{name}": ("f", (2, int(shape[1]))) for name, shape in inputs.items()}
+    if takes(manifest.graphs["denoise"], "extra"):
+        expected["input.extra"] = ("f", (1, channels + 1, *size))
+    return expected
+
+
 def _check_texts(pipe: Pipeline, golden: Golden, arrays: Mapping[str, NDArray[Any]]) -> tuple[list[GoldenCheck], Any]:
     """The checks of tokenizers and text encoders, and hidden states (2, S, D) of [negative, positive]."""
     texts = [golden.negative_prompt, golden.prompt]
@@ -54,11 +102,15 @@ def _check_texts(pipe: Pipeline, golden: Golden, arrays: Mapping[str, NDArray[An
     for facts in pipe.bundle.manifest.model.text_encoders:
         suffix = facts.graph.removeprefix("text_encoder")
         expected = arrays[f"input_ids{suffix}"]
-        equal = np.array_equal(Tokenizer.from_bundle_files(pipe.bundle.path, facts).encode(texts).ids, expected)
+        equal = np.array_equal(
+            Tokenizer.from_file(pipe.bundle.file(facts.tokenizer), facts).encode(texts).ids, expected
+        )
         checks.append(GoldenCheck(f"ids{suffix}", equal, "equal" if equal else "the tokenizer returns different ids"))
         outputs = pipe.run(facts.graph, {"input_ids": expected})
         states.append(outputs["hidden_states"][:, 0])
         known = arrays[f"embedding{suffix}"]
+        if known.shape[2] > facts.hidden_size:
+            raise BundleError(f"{golden.file} is damaged: embedding{suffix} has more channels than the text encoder")
         name, limit = f"text embedding{suffix}", golden.embedding_tolerance
         checks.append(_relative(name, states[-1][:, :, : known.shape[2]], known, limit))
         if facts.pooled:
@@ -70,7 +122,8 @@ def _denoised(pipe: Pipeline, golden: Golden, arrays: Mapping[str, NDArray[Any]]
     """Latents (1, C, h, w) after the golden's plan, from its noise."""
     plan = Plan.from_arrays({k.removeprefix("plan."): v for k, v in arrays.items() if k.startswith("plan.")})
     noise, scale = arrays["noise"], golden.guidance_scale
-    inputs = {name.removeprefix("input."): array for name, array in arrays.items() if name.startswith("input.")}
+    wanted = _expected(pipe.bundle.manifest, golden, 0)
+    inputs = {name.removeprefix("input."): arrays[name] for name in wanted if name.startswith("input.")}
     extra = inputs.pop("extra", None)
     context = hidden_states if scale > 1 else hidden_states[1:]
     weights = [1 - scale, scale] if scale > 1 else [1.0]

@@ -18,14 +18,14 @@ from latentrt.runtime.bundle import Bundle, takes
 from latentrt.runtime.latents import PREVIEWS, TorchGenerator, Vae, initial_latents, known_images, rgb_from_latents
 from latentrt.runtime.latents.initial import InitialLatents
 from latentrt.runtime.loop.resident import Passed, run
-from latentrt.runtime.request import CallOptions, LoraFile, Request, Source, png_text, time_inputs
+from latentrt.runtime.request import OUT_OF_MEMORY, CallOptions, LoraFile, Request, Source, png_text, time_inputs
 from latentrt.runtime.scheduler import REGISTERS
 from latentrt.runtime.text import Tokenizer, conditioning_from_texts, encode, tokenize
 from latentrt.runtime.text.conditioning import Conditioning
 from latentrt.runtime.weights import changed_weights, sha256_of_lora
 
 from .arrays import Float32, Layers
-from .errors import BundleError, InputError, NonFiniteError, unknown
+from .errors import BackendError, BundleError, InputError, NonFiniteError, unknown
 from .image import pil_from_arrays
 from .locks import SharedLock
 from .protocols import Backend, Bucket, Slots, Trajectory
@@ -95,6 +95,7 @@ class Pipeline:
         self._scheduler_config = bundle.read_json(bundle.manifest.scheduler)
         self._loras: tuple[LoraFile, ...] = ()
         self._weights_in_use = SharedLock()
+        self._closed = False
         self._vae = Vae(bundle.manifest.model, self.run)
 
     @classmethod
@@ -144,23 +145,28 @@ class Pipeline:
         """LoRA files in use and their weights."""
         return {lora.path: lora.weight for lora in self._loras}
 
-    def set_loras(self, loras: Mapping[Path | str, float]) -> float:
+    def set_loras(self, loras: Mapping[Path | str, float], *, timeout: float = 60.0) -> float:
         """Draw with these LoRAs from now on, and with no others; `{}` goes back to the checkpoint, bit for bit.
 
         Args:
             loras: safetensors file in kohya's or diffusers' format -> weight, mostly 0 to 1; any number is allowed.
+            timeout: seconds to wait for pictures that are being drawn, and for streams that are paused.
 
-        Returns the milliseconds that it took. Waits for pictures that other threads are drawing. Raises `InputError`
-        for a file that does not fit the bundle, `BackendError` for engines that were built without `--refittable`;
-        then everything stays as it was.
+        Returns the milliseconds that it took. Raises `InputError` for a file that does not fit the bundle, and where
+        the pictures are not finished in time; `BackendError` for engines that were built without `--refittable`. Then
+        everything stays as it was.
         """
+        self._require_open()
         start = time.perf_counter()
         wanted = {Path(path): float(weight) for path, weight in loras.items()}
         if bad := [weight for weight in wanted.values() if not math.isfinite(weight)]:
             raise InputError(f"a LoRA has the weight {bad[0]}: expected a finite number")
         weights = changed_weights(self.bundle, wanted)
         in_use = tuple(LoraFile(path, sha256_of_lora(path), weight) for path, weight in wanted.items())
-        with self._weights_in_use.alone("finish or close this thread's stream before you change LoRAs"):
+        busy = (
+            f"pictures are still being drawn after {timeout:g} s: finish or close all streams before you change LoRAs"
+        )
+        with self._weights_in_use.alone(busy, timeout):
             self._backend.set_weights(weights)
             self._loras = in_use
         took = 1000 * (time.perf_counter() - start)
@@ -184,11 +190,19 @@ class Pipeline:
     def stream(self, prompt: str | Sequence[str] | None = None, **options: Unpack[CallOptions]) -> Iterator[Step]:
         """The same call as a generator of steps, for progress, previews and cancelling (stop asking for steps)."""
         manifest = self.bundle.manifest
+        self._require_open()
         # Checked here, not at the first step, so that the error is raised by the call itself.
         request = Request.from_call(manifest, self._scheduler_config, prompt, options)
-        return self._steps(request)
+        return self._checked_steps(request)
+
+    def _checked_steps(self, request: Request) -> Iterator[Step]:
+        try:
+            yield from self._steps(request)
+        except MemoryError:
+            raise InputError(OUT_OF_MEMORY) from None
 
     def _steps(self, request: Request) -> Iterator[Step]:
+        self._require_open()
         with self._weights_in_use.shared():
             clock = _Clock()
             trajectories = self._trajectories(request, clock)
@@ -200,6 +214,7 @@ class Pipeline:
                         clock.lap("denoise")
                         result = self._result(request, latents, clock)
                     yield Step(index, total, result, self, images, bool(request.options["vae_tiling"]))
+                    self._require_open()
 
     def _trajectories(self, request: Request, clock: "_Clock") -> list[Trajectory]:
         conditioning = self._conditioning(request, clock)
@@ -305,10 +320,12 @@ class Pipeline:
         Args:
             layers: return only these of the output `hidden_states`; None is all.
         """
+        self._require_open()
         return self._backend.engine(graph).run(inputs, layers)
 
     def slots(self, bucket: Bucket, count: int) -> Slots:
         """Slots for a loop of your own, for this many images of these sizes. Close them."""
+        self._require_open()
         return self._backend.slots(bucket, count)
 
     def _source(self) -> Source:
@@ -326,7 +343,7 @@ class Pipeline:
     def tokenizers(self) -> tuple[Tokenizer, ...]:
         """The bundle's tokenizers, one for each text encoder."""
         encoders = self.bundle.manifest.model.text_encoders
-        return tuple(Tokenizer.from_bundle_files(self.bundle.path, facts) for facts in encoders)
+        return tuple(Tokenizer.from_file(self.bundle.file(facts.tokenizer), facts) for facts in encoders)
 
     def warm_up(self, **options: Unpack[CallOptions]) -> None:
         """Load everything and draw one step at the given sizes, so that the first real call is as fast as the next."""
@@ -335,8 +352,13 @@ class Pipeline:
         self("", **merged)
 
     def close(self) -> None:
-        """Free all memory. The pipeline cannot draw after this."""
+        """Free all memory. The pipeline cannot draw after this; streams that are under way raise at their next step."""
+        self._closed = True
         self._backend.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise BackendError(f"this pipeline of {self.bundle.path} is closed: load the bundle again")
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,7 @@ import pytest
 from support.exports import ROOT
 
 # Every room may import these files of the runtime.
-SHARED = {"runtime.errors", "runtime.files", "runtime.arrays", "runtime.locks"}
+SHARED = {"runtime.errors", "runtime.files", "runtime.arrays", "runtime.limits", "runtime.locks"}
 NUMPY = {"numpy"}
 PICTURES = {"PIL"}
 SAFETENSORS = {"safetensors"}

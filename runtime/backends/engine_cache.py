@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from latentrt.runtime.arrays import NewWeights
+from latentrt.runtime.errors import BackendError
 
 
 class Closable(Protocol):
@@ -28,10 +29,13 @@ class EngineCache(Generic[K, E]):
         self.weights: NewWeights = {}  # in use, besides the bundle's own
         self._engines: OrderedDict[K, E] = OrderedDict()
         self._lock = threading.Lock()
+        self._closed = False
 
     def get(self, key: K) -> E:
         """The engine of a key."""
         with self._lock:
+            if self._closed:
+                raise BackendError(f"the engine of {self._graph_of(key)} is closed: load the bundle again")
             if key not in self._engines:
                 self._engines[key] = self._make(key, self.weights)
             self._engines.move_to_end(key)
@@ -63,8 +67,9 @@ class EngineCache(Generic[K, E]):
                 self._engines.pop(key).close()
 
     def close(self) -> None:
-        """Close all engines."""
+        """Close all engines, for good."""
         with self._lock:
+            self._closed = True
             while self._engines:
                 self._engines.popitem()[1].close()
 

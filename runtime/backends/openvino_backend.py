@@ -7,6 +7,7 @@ docs/decisions/0010-openvino-on-cpus.md has the reasons.
 
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 from latentrt.runtime.arrays import Layers, NewWeights, with_layers
 from latentrt.runtime.bundle import Bundle, Graph, TensorSpec, shape_at, sizes_of_inputs
 from latentrt.runtime.errors import BackendError
+from latentrt.runtime.files import files_in_one_folder
 from latentrt.runtime.loop.host import Arrays, BoundCall, HostSlots
 from latentrt.runtime.loop.tables import TimeFeatures
 from latentrt.runtime.protocols import Bucket
 from latentrt.runtime.weights import to_float32
 
 from .engine_cache import EngineCache
+from .tensor_check import Found, require_tensors
 
 if TYPE_CHECKING:
     import openvino
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 # Sizes of `denoise`; each holds another copy of the UNet's weights, in the layout of its kernels.
 KEPT_SIZES = 2
 _HALVES = {"f16": "float16", "bf16": "bfloat16"}
+_DTYPES = {**_HALVES, "f32": "float32", "f64": "float64", "i64": "int64", "i32": "int32", "u8": "uint8"}
 _Key = tuple[str, Bucket | None]  # a graph, and the sizes that it is compiled for
 
 
@@ -81,9 +85,13 @@ class OpenVinoBackend:
     def _read(self, graph: str) -> "openvino.Model":
         path = self._bundle.file(self._bundle.graph(graph).file)
         try:
-            return self._core.read_model(path)
+            with files_in_one_folder(path, Path(f"{path}.data")) as folder:
+                model = self._core.read_model(folder / path.name)
+            found = [[_found(port) for port in side] for side in (model.inputs, model.outputs)]
         except Exception as error:  # openvino's errors have no common base class
             raise BackendError(f"openvino cannot read {path}: {_reason(error)}") from error
+        require_tensors(self._bundle.graph(graph), *found)
+        return model
 
     def _make(self, key: "_Key", weights: NewWeights) -> "OpenVinoEngine":
         graph, bucket = key
@@ -119,7 +127,10 @@ class OpenVinoEngine:
         tensors = {spec.name: _tensor(spec.dtype, inputs[spec.name]) for spec in self.spec.inputs}
         for name, tensor in tensors.items():
             request.set_tensor(name, tensor)
-        request.infer()
+        try:
+            request.infer()
+        except Exception as error:
+            raise BackendError(f"{self.spec.file} failed on openvino: {_reason(error)}") from error
         outputs = {spec.name: _array(spec.dtype, request.get_tensor(spec.name)) for spec in self.spec.outputs}
         return with_layers(outputs, layers)
 
@@ -134,7 +145,10 @@ class OpenVinoEngine:
 
         def call() -> None:
             assert bound
-            request.infer()
+            try:
+                request.infer()
+            except Exception as error:
+                raise BackendError(f"{self.spec.file} failed on openvino: {_reason(error)}") from error
 
         return call
 
@@ -146,6 +160,13 @@ class OpenVinoEngine:
         if self._compiled is None:
             raise BackendError(f"the engine of {self.spec.file} is closed")
         return self._compiled.create_infer_request()
+
+
+def _found(port: "openvino.Output") -> Found:
+    kind = port.get_element_type().to_string()
+    sizes = port.get_partial_shape()
+    shape = None if sizes.rank.is_dynamic else [None if size.is_dynamic else size.get_length() for size in sizes]
+    return Found(port.get_any_name(), _DTYPES.get(kind, kind), shape)
 
 
 def _any_batch(tensor: TensorSpec, bucket: Bucket) -> list[Any]:

@@ -3,22 +3,27 @@
 `engines/README.md` is the specification. Knows the manifest and the hashes; knows nothing about running graphs.
 """
 
-import json
+import stat
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from latentrt.runtime.errors import BundleError
-from latentrt.runtime.files import sha256_of_file
+from latentrt.runtime.errors import BundleError, shown
+from latentrt.runtime.files import read_json, sha256_of_file
 
+from .checks import faults
 from .manifest import FORMAT, MANIFEST, Graph, Manifest
 from .strict_json import StrictJSONError, decode
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bundle:
-    """An opened bundle: its folder and its manifest."""
+    """An opened bundle: its folder and its manifest.
+
+    Files may be links, as in the cache of a model hub, where all of them lead out of the folder: the manifest has their
+    hashes. Names in the manifest may not leave the folder.
+    """
 
     path: Path
     manifest: Manifest
@@ -30,10 +35,10 @@ class Bundle:
         manifest = _read_manifest(path)
         bundle = cls(path, manifest)
         for name, entry in manifest.files.items():
-            file = bundle.file(name)
-            if not file.is_file():
+            size = _size(bundle.file(name))
+            if size is None:
                 raise BundleError(f"{path} is incomplete: {name} is missing. Copy or export the bundle again")
-            if (size := file.stat().st_size) != entry.size:
+            if size != entry.size:
                 raise BundleError(
                     f"{path} is damaged: {name} has {size:,} bytes instead of {entry.size:,}. "
                     "Copy or export the bundle again"
@@ -41,19 +46,19 @@ class Bundle:
         return bundle
 
     def file(self, name: str) -> Path:
-        """Path of a file listed in the manifest. Raises `BundleError` for other files and paths outside the bundle."""
+        """Path of a file listed in the manifest. Raises `BundleError` for other files.
+
+        No name in the manifest leads out of the folder: that is checked when the bundle is opened.
+        """
         if name not in self.manifest.files:
-            raise BundleError(f"{self.path / MANIFEST} does not list the file {name!r}")
-        parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts:
-            raise BundleError(f"{self.path / MANIFEST} lists a file outside the bundle: {name!r}")
-        return self.path / parts
+            raise BundleError(f"{self.path / MANIFEST} does not list the file {name[:80]!r}")
+        return self.path / name
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Parse a JSON file of the bundle."""
         try:
-            data = json.loads(self.file(name).read_text(encoding="utf-8"))
-        except ValueError as error:
+            data = read_json(self.file(name))
+        except (OSError, ValueError) as error:
             raise BundleError(f"{self.path / name} is not valid JSON: {error}") from error
         if not isinstance(data, dict):
             raise BundleError(f"{self.path / name}: expected a JSON object, got {type(data).__name__}")
@@ -70,24 +75,51 @@ class Bundle:
     ) -> list[str]:
         """Names of files whose sha256 differs from the manifest; `progress` gets the size of each block read."""
         wanted = {n: e for n, e in self.manifest.files.items() if only is None or n in only}
-        return [n for n, e in wanted.items() if sha256_of_file(self.file(n), progress) != e.sha256]
+        return [n for n, e in wanted.items() if self._hash(n, progress) != e.sha256]
+
+    def _hash(self, name: str, progress: Callable[[int], object]) -> str:
+        try:
+            return sha256_of_file(self.file(name), progress)
+        except OSError as error:
+            raise BundleError(f"{self.path / name} cannot be read: {error}") from error
 
 
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
-    if not path.is_dir():
+    if not _is_folder(path):
         raise BundleError(f"{path} is not a folder. Create a bundle with: latentrt export CHECKPOINT {path}")
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = read_json(file, unique=True)
     except FileNotFoundError:
         hint = "this is a checkpoint; export it first" if (path / "model_index.json").exists() else "create one with"
         raise BundleError(f"{path} has no {MANIFEST}: {hint}: latentrt export CHECKPOINT OUT") from None
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read: {error}") from error
     except ValueError as error:
         raise BundleError(f"{file} is not valid JSON ({error}); copy or export the bundle again") from error
     version = data.get("format") if isinstance(data, dict) else None
     if version != FORMAT:
-        raise BundleError(f"{file} has format {version!r}, but this version of latentrt reads only {FORMAT!r}")
+        raise BundleError(f"{file} has format {shown(version)}, but this version of latentrt reads only {FORMAT!r}")
     try:
-        return decode(Manifest, data, MANIFEST)
+        manifest = decode(Manifest, data, MANIFEST)
     except StrictJSONError as error:
         raise BundleError(f"{file} cannot be read: {error}") from error
+    if (fault := next(faults(manifest), None)) is not None:
+        raise BundleError(f"{file} cannot be used: {fault}. Copy or export the bundle again")
+    return manifest
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # no permission, or a name that is too long
+        return False
+
+
+def _size(file: Path) -> int | None:
+    """Size of a regular file, or of the one that a link leads to; None if there is none."""
+    try:
+        status = file.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

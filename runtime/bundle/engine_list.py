@@ -6,14 +6,15 @@ Knows nothing about TensorRT.
 
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from latentrt.runtime.errors import BundleError
-from latentrt.runtime.files import cache_folder, sha256_of_file, written_whole
+from latentrt.runtime.errors import BundleError, shown
+from latentrt.runtime.files import cache_folder, read_json, sha256_of_file, written_whole
 
 from .bundle import Bundle
+from .checks import engine_faults
 from .manifest import MANIFEST, EngineRecord, File, manifest_json
-from .strict_json import StrictJSONError, decode, encode
+from .strict_json import decode, encode
 
 FORMAT = "latentrt.engines/1"
 LIST = "engines.json"
@@ -43,38 +44,45 @@ class EngineList:
             return cls(bundle.path, bundle.manifest.engines, bundle.manifest.files)
         file = folder / LIST
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-            if data.get("format") != FORMAT:
-                raise BundleError(f"{file} has format {data.get('format')!r}; this version reads only {FORMAT!r}")
+            data = read_json(file, unique=True)
+            version = data.get("format") if isinstance(data, dict) else None
+            if version != FORMAT:
+                raise BundleError(f"{file} has format {shown(version)}; this version reads only {FORMAT!r}")
             content = decode(EngineListFile, data, LIST)
         except FileNotFoundError:
             return cls(folder, (), {})
-        except (StrictJSONError, ValueError, AttributeError) as error:
-            if isinstance(error, BundleError):
-                raise
+        except BundleError:
+            raise
+        except (OSError, ValueError) as error:  # StrictJSONError is one, too
             raise BundleError(f"{file} cannot be read: {error}. Delete the folder and build again") from error
+        for i, record in enumerate(content.engines):
+            for fault in engine_faults(f"engines[{i}]", record.profile, record.compute_capabilities):
+                raise BundleError(f"{file} cannot be used: {fault}. Delete the folder and build again")
         return cls(folder, content.engines, content.files)
 
     def path(self, record: EngineRecord) -> Path:
-        """Path of an engine. Raises `BundleError` for unlisted files and for paths outside the folder."""
-        path = self.folder / record.file
-        if record.file not in self.files or not path.resolve().is_relative_to(self.folder.resolve()):
-            raise BundleError(f"{self.folder} lists the engine {record.file!r}, which is not one of its files")
-        return path
+        """Path of an engine, which may be a link. Raises `BundleError` for unlisted files and names that lead out."""
+        name = PurePosixPath(record.file)
+        if record.file not in self.files or name.is_absolute() or ".." in name.parts or "\0" in record.file:
+            raise BundleError(f"{self.folder} lists the engine {record.file[:80]!r}, which is not one of its files")
+        return self.folder / name
 
     def intact(self, record: EngineRecord) -> bool:
         """Whether an engine exists with its sha256. Hashes are cached by the file's size, mtime and inode."""
         path, expected = self.path(record), self.files[record.file]
         try:
             status = path.stat()
-        except FileNotFoundError:
+        except OSError:
             return False
         if status.st_size != expected.size:
             return False
         memory = _HashCache()
         key = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
         if memory.recall(key) != expected.sha256:
-            if sha256_of_file(path) != expected.sha256:
+            try:
+                if sha256_of_file(path) != expected.sha256:
+                    return False
+            except OSError:
                 return False
             memory.remember(key, expected.sha256)
         return True
@@ -93,11 +101,15 @@ class _HashCache:
     """Hashes of unchanged files, in the user's cache folder. Losing them only costs time, so I/O errors are ignored."""
 
     def __init__(self) -> None:
-        self._file = cache_folder() / "hashes.json"
+        self._file: Path | None = None
+        self._known: dict[str, str] = {}
         try:
-            self._known: dict[str, str] = json.loads(self._file.read_text())
+            self._file = cache_folder() / "hashes.json"
+            known = read_json(self._file)
         except (OSError, ValueError):
-            self._known = {}
+            return
+        if isinstance(known, dict):
+            self._known = {key: value for key, value in known.items() if isinstance(value, str)}
 
     def recall(self, key: list[object]) -> str | None:
         return self._known.get(json.dumps(key))
@@ -106,6 +118,8 @@ class _HashCache:
         same_path = json.dumps(key[:1])[:-1]
         self._known = {k: v for k, v in self._known.items() if not k.startswith(same_path + ",")}
         self._known[json.dumps(key)] = sha256
+        if self._file is None:
+            return
         try:
             with written_whole(self._file) as temporary:
                 temporary.write_text(json.dumps(self._known, indent=0))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeVar
 
-from latentrt.runtime.errors import unknown
+from latentrt.runtime.errors import shown, unknown
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def _decode(hint: Any, data: object, where: str) -> Any:
         return _decode_union(arguments, data, where)
     if hint is Any:
         return data
-    if hint is float and isinstance(data, int) and not isinstance(data, bool):
+    if hint is float and isinstance(data, int) and not isinstance(data, bool) and abs(data) < 2**1000:
         return float(data)
     return _expect(hint, data, where)
 
@@ -102,7 +102,7 @@ def _is_left_out(field: "dataclasses.Field[Any]", value: object) -> bool:
 
 def _expect(kind: type, data: object, where: str) -> Any:
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        raise StrictJSONError(f"{where}: expected {kind.__name__}, got {type(data).__name__} {str(data)[:60]!r}")
+        raise StrictJSONError(f"{where}: expected {kind.__name__}, got {type(data).__name__} {shown(data, 60)}")
     return data
 
 

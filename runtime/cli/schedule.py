@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from latentrt.runtime.errors import InputError
-from latentrt.runtime.files import written_whole
+from latentrt.runtime.errors import InputError, shown
+from latentrt.runtime.files import read_json, written_whole
 from latentrt.runtime.scheduler import Plan, resolve
 from latentrt.runtime.scheduler.document import noise_ratios, plan_document
 
@@ -81,9 +81,12 @@ def _config(name: str, bundle: Path | None) -> dict[str, Any]:
         base = opened.read_json(opened.manifest.scheduler)
     if name.endswith(".json"):
         try:
-            return resolve(json.loads(Path(name).read_text(encoding="utf-8")), base)
+            given = read_json(Path(name))
         except (OSError, ValueError) as error:
             raise InputError(f"{name} cannot be read as a scheduler config: {error}") from error
+        if not isinstance(given, dict):
+            raise InputError(f"{name} holds {shown(given)}: expected a scheduler config, a JSON object")
+        return resolve(given, base)
     return resolve(name, base)
 
 

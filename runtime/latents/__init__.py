@@ -1,8 +1,9 @@
 """Seeds and images to latents, and latents to images."""
 
-from .given_images import GivenImages, ImageInput, Picture, holds_several, is_npy, read_npy
+from .given_images import GivenImages, ImageInput, Picture, holds_several
 from .initial import initial_latents, known_images
 from .noise import TorchGenerator
+from .npy import is_npy, read_npy
 from .preview import PREVIEWS, rgb_from_latents
 from .vae import Vae
 

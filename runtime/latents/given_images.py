@@ -3,6 +3,7 @@
 Knows files, PIL and arrays; knows nothing about the VAE.
 """
 
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -14,14 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import Float32
-from latentrt.runtime.errors import InputError
+from latentrt.runtime.errors import InputError, LatentRTError
+from latentrt.runtime.files import open_regular
+from latentrt.runtime.limits import MAX_IMAGES, MAX_PIXELS, raised_by
+
+from .npy import is_npy, read_npy
 
 if TYPE_CHECKING:
     from PIL import Image
 
+# What Pillow decodes by itself; some of its other formats run programs.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+# Colours multiplied with their alpha, which most conversions refuse.
+_PLAIN_MODES = {"La": "LA", "RGBa": "RGBA"}
 # One image: a path, a PIL image, or an array (H, W) or (H, W, 3 or 4) of uint8 or of floats in [0, 1]. Arrays may be
 # stacked to (images, H, W, 3).
 Picture = Any
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,22 +115,6 @@ class GivenImages:
         )
 
 
-def is_npy(given: object) -> bool:
-    """Whether this is the path of a .npy file."""
-    return isinstance(given, str | os.PathLike) and Path(given).suffix.lower() == ".npy"
-
-
-def read_npy(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """Read a .npy file, without pickles. Raises `InputError` if it is missing or invalid."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is not a valid .npy file: {error}") from error
-    return np.asarray(array)
-
-
 def _rows(count: int, prompts: int, per_prompt: int) -> NDArray[np.int64]:
     if count not in (1, prompts, prompts * per_prompt):
         raise InputError(f"{count} images for {prompts} prompts: pass one, or one per prompt")
@@ -131,9 +126,11 @@ def _as_latents(image: Picture, channels: int) -> Float32 | None:
     array = image if isinstance(image, np.ndarray) and image.ndim == 4 and image.dtype.kind == "f" else None
     if array is None or array.shape[1] != channels or array.shape[3] <= channels:
         return None
-    if not np.isfinite(array).all():
-        raise InputError("image has latents with NaN or infinity")
-    return np.asarray(array, np.float32)
+    with np.errstate(over="ignore"):
+        latents = np.asarray(array, np.float32)
+    if not np.isfinite(latents).all():
+        raise InputError("image has latents with NaN or infinity, or beyond float32")
+    return latents
 
 
 def holds_several(given: Picture) -> bool:
@@ -144,9 +141,9 @@ def holds_several(given: Picture) -> bool:
 
 def _opened(name: str, given: Picture) -> list[Any]:
     """PIL images with their EXIF rotation applied, or float arrays (H, W, channels) in [0, 1]."""
+    if holds_several(given) and not 1 <= len(given) <= MAX_IMAGES:
+        raise InputError(f"{name} has {len(given)} pictures: expected 1 to {MAX_IMAGES}; {raised_by('MAX_IMAGES')}")
     pictures = list(given) if holds_several(given) else [given]
-    if not pictures:
-        raise InputError(f"{name} is an empty list")
     return [_open_one(name, picture) for picture in pictures]
 
 
@@ -161,17 +158,34 @@ def _open_one(name: str, given: Picture) -> "Image.Image | Float32":
         given = _read(Path(given))
     if not isinstance(given, Image.Image):
         raise InputError(f"{name} has type {type(given).__name__}; expected a PIL image, a numpy array or a path")
-    return ImageOps.exif_transpose(given)
+    if given.width * given.height > MAX_PIXELS:
+        raise InputError(
+            f"{name} has {given.width}x{given.height} pixels: expected at most {MAX_PIXELS:,}; "
+            + raised_by("MAX_PIXELS")
+        )
+    try:
+        given.load()
+    except Exception as error:  # a closed or truncated file, or a plugin that fails
+        raise InputError(f"{name} cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
+    if given.mode in _PLAIN_MODES:
+        given = given.convert(_PLAIN_MODES[given.mode])
+    picture: Image.Image = given
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception as error:
+        logger.warning("the EXIF data of %s are damaged and not used: %s", name, str(error)[:200])
+        return picture
 
 
 def _read(path: Path) -> "Image.Image":
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():
+        with open_regular(path) as file, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path)
-            image.load()  # also closes the file
+            Image.init()
+            image = Image.open(file, formats=[known for known in FORMATS if known in Image.OPEN])
+            image.load()
             return image
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
@@ -181,9 +195,11 @@ def _read(path: Path) -> "Image.Image":
             "it, open it with PIL and pass the image"
         ) from error
     except UnidentifiedImageError:
-        raise InputError(f"{path} is not an image that Pillow can read") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise InputError(f"{path} is not an image that Pillow can read: expected {', '.join(FORMATS)}") from None
+    except LatentRTError:
+        raise
+    except Exception as error:  # of any type: Pillow's plugins raise what their parsers do
+        raise InputError(f"{path} cannot be read: {str(error)[:300] or type(error).__name__}") from error
 
 
 def _from_array(name: str, array: NDArray[Any]) -> "Image.Image | Float32":
@@ -192,6 +208,10 @@ def _from_array(name: str, array: NDArray[Any]) -> "Image.Image | Float32":
 
     if array.ndim == 2:
         array = array[:, :, None]
+    if array.ndim == 3 and array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise InputError(
+            f"{name} has shape {array.shape}: expected at most {MAX_PIXELS:,} pixels; {raised_by('MAX_PIXELS')}"
+        )
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
         raise InputError(f"{name} has shape {array.shape}; expected (H, W), (H, W, 3) or (images, H, W, 3)")
     if array.dtype == np.bool_:
@@ -215,7 +235,7 @@ def _pixels(picture: Any, height: int, width: int) -> Float32:
     if isinstance(picture, np.ndarray):
         scaled = np.broadcast_to(_nearest(picture, height, width)[:, :, :3], (height, width, 3))
     else:
-        scaled = _lanczos(picture.convert("RGB"), height, width)
+        scaled = _lanczos(_converted(picture, "RGB"), height, width)
     return scaled * np.float32(2) - np.float32(1)
 
 
@@ -234,9 +254,21 @@ def _lanczos(picture: "Image.Image", height: int, width: int, mode: str | None =
     """Resize with Lanczos, in [0, 1]."""
     from PIL import Image
 
-    resized = picture.resize((width, height), resample=Image.Resampling.LANCZOS)
-    values: Float32 = np.asarray(resized if mode is None else resized.convert(mode)).astype(np.float32)
+    try:
+        resized = picture.resize((width, height), resample=Image.Resampling.LANCZOS)
+    except ValueError as error:
+        raise InputError(f"a picture of PIL's mode {picture.mode} cannot be resized: convert it to RGB") from error
+    values: Float32 = np.asarray(resized if mode is None else _converted(resized, mode)).astype(np.float32)
     return values / np.float32(255)
+
+
+def _converted(picture: "Image.Image", mode: str) -> "Image.Image":
+    try:
+        return picture.convert(mode)
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"a picture of PIL's mode {picture.mode} is not converted to {mode}: convert it first"
+        ) from error
 
 
 def _nearest(array: Float32, height: int, width: int) -> Float32:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from latentrt.runtime.errors import InputError
+from latentrt.runtime.errors import InputError, shown
 
 BLOCK = 16
 CUDA_BLOCK = 256  # threads per block in PyTorch's random kernels
@@ -44,9 +44,9 @@ class TorchGenerator:
         if device not in ("cpu", "cuda"):
             raise InputError(f"device={device!r}: expected 'cpu' or 'cuda'")
         if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-            raise InputError(f"seed={seed!r}: expected an integer")
+            raise InputError(f"seed={shown(seed)}: expected an integer")
         if not _SEED_RANGE[0] <= seed <= _SEED_RANGE[1]:
-            raise InputError(f"seed={seed}: expected an integer from -2**63 to 2**64 - 1")
+            raise InputError(f"seed={shown(seed)}: expected an integer from -2**63 to 2**64 - 1")
         seed = operator.index(seed) % 2**64
         threads = multiprocessors * (threads_per_multiprocessor // CUDA_BLOCK) * CUDA_BLOCK
         self._source = _Twister(seed) if device == "cpu" else _Philox(seed, threads)

@@ -4,24 +4,20 @@ A kind checks one value by itself. What depends on other options or on the numbe
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from latentrt.runtime.bundle import Manifest
-from latentrt.runtime.errors import InputError
+from latentrt.runtime.errors import InputError, LatentRTError, shown
 from latentrt.runtime.latents import TorchGenerator, is_npy
+from latentrt.runtime.limits import MAX_CHARACTERS, MAX_IMAGES, MAX_SIDE, MAX_STEPS, raised_by
 from latentrt.runtime.scheduler import Plan
-from latentrt.runtime.scheduler.document import PLAN_FORMAT, plain, plan_from_document, plan_to_document
-
-# Sides of a picture in pixels, images of one call, and the pixels of all its images together: a mistyped number must
-# not use up all memory.
-MAX_SIDE = 16384
-MAX_IMAGES = 1024
-MAX_PIXELS = 2**28
-MAX_NUMBERS = 10_000  # of custom timesteps or sigmas
+from latentrt.runtime.scheduler.config import plain
+from latentrt.runtime.scheduler.document import PLAN_FORMAT, plan_from_document, plan_to_document
 
 Check = Callable[[str, Any, Manifest], Any]
 
@@ -45,8 +41,20 @@ class Kind:
 
 def refuse(name: str, given: Any, expected: str) -> InputError:
     """The error for a value that an option does not take."""
-    shown = repr(given)
-    return InputError(f"{name}={shown if len(shown) <= 80 else shown[:80] + '…'}: expected {expected}")
+    return InputError(f"{name}={shown(given)}: expected {expected}")
+
+
+@contextmanager
+def reading(name: str, value: Any) -> Iterator[None]:
+    """Errors of a value's own methods, such as `__array__` or `__len__`, become an `InputError`."""
+    try:
+        yield
+    except (LatentRTError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{name} is a {type(value).__name__} that cannot be read: {type(error).__name__}: {str(error)[:200]}"
+        ) from error
 
 
 def is_integer(value: Any) -> bool:
@@ -59,17 +67,16 @@ def is_number(value: Any) -> bool:
     return is_integer(value) or (isinstance(value, float | np.floating) and bool(np.isfinite(value)))
 
 
-def integer(least: int, most: int | None = None) -> Kind:
-    """An integer from `least` to `most`."""
-    expected = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
+def integer(least: int, most: int, *, limit: str) -> Kind:
+    """An integer from `least` to `most`, which is a limit of this name."""
+    expected = f"an integer from {least} to {most}; {raised_by(limit)}"
 
     def check(name: str, value: Any, _: Manifest) -> int:
-        if not is_integer(value) or value < least or (most is not None and value > most):
+        if not is_integer(value) or not least <= value <= most:
             raise refuse(name, value, expected)
         return int(value)
 
-    schema = {"type": "integer", "minimum": least} | ({} if most is None else {"maximum": most})
-    return Kind(check, schema, {"type": int, "metavar": "N"})
+    return Kind(check, {"type": "integer", "minimum": least, "maximum": most}, {"type": int, "metavar": "N"})
 
 
 def side() -> Kind:
@@ -118,8 +125,8 @@ def numbers() -> Kind:
     def check(name: str, value: Any, _: Manifest) -> tuple[float, ...]:
         listed = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
         listed = listed and getattr(value, "ndim", 1) == 1
-        if not listed or len(value) > MAX_NUMBERS or not all(map(is_number, value)):
-            raise refuse(name, value, f"a list of at most {MAX_NUMBERS} numbers")
+        if not listed or len(value) > MAX_STEPS or not all(map(is_number, value)):
+            raise refuse(name, value, f"a list of at most {MAX_STEPS} numbers")
         try:
             return tuple(map(float, value))
         except OverflowError:
@@ -158,12 +165,18 @@ def text() -> Kind:
     """A text, or one for each prompt."""
 
     def check(name: str, value: Any, _: Manifest) -> str | tuple[str, ...]:
-        if isinstance(value, str):
-            return value
-        texts = tuple(value) if isinstance(value, Sequence) and not isinstance(value, bytes) else ()
+        listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        if listed and len(value) > MAX_IMAGES:
+            raise refuse(name, value, f"at most {MAX_IMAGES} texts; {raised_by('MAX_IMAGES')}")
+        texts = tuple(value) if listed else (value,)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise refuse(name, value, "a text or a non-empty list of texts")
-        return texts
+        if (longest := max(map(len, texts))) > MAX_CHARACTERS:
+            allowed = f"at most {MAX_CHARACTERS:,}; {raised_by('MAX_CHARACTERS')}"
+            raise InputError(f"{name} has a text of {longest:,} characters: expected {allowed}")
+        # Plain texts, as subclasses may answer each time with another one.
+        plain_texts = tuple(str.__str__(text) for text in texts)
+        return plain_texts if listed else plain_texts[0]
 
     return Kind(check, _one_or_more({"type": "string"}), {"metavar": "TEXT"})
 
@@ -221,11 +234,18 @@ def latents() -> Kind:
 
 
 def float_array(name: str, value: Any) -> Any:
-    """The value as a float32 array."""
+    """The value as a float32 array of finite numbers."""
     try:
-        return np.asarray(value, np.float32)
-    except (TypeError, ValueError, OverflowError):
+        given = np.asarray(value)
+        if given.dtype.kind not in "fiu":
+            raise refuse(name, type(value).__name__, f"an array of numbers, got {given.dtype}")
+        with np.errstate(over="ignore"):  # becomes infinity, and is refused
+            array = np.asarray(given, np.float32)
+    except (TypeError, ValueError, OverflowError, RecursionError):
         raise refuse(name, type(value).__name__, "an array of numbers") from None
+    if not np.isfinite(array).all():
+        raise InputError(f"{name} holds NaN or infinity, or numbers beyond float32: expected finite numbers")
+    return array
 
 
 def picture() -> Kind:
@@ -238,9 +258,10 @@ def scheduler() -> Kind:
 
     def check(name: str, value: Any, _: Manifest) -> Any:
         if isinstance(value, Mapping):
-            if not all(isinstance(key, str) for key in value):
-                raise refuse(name, value, "a mapping with text keys")
-            return plan_from_document(value) if value.get("format") == PLAN_FORMAT else dict(value)
+            if len(value) > 1000 or not all(isinstance(key, str) for key in value):
+                raise refuse(name, value, "a mapping of at most 1000 text keys")
+            config = {str.__str__(key): value[key] for key in value}
+            return plan_from_document(config) if config.get("format") == PLAN_FORMAT else plain(config)
         if not isinstance(value, str | Plan):
             raise refuse(name, value, "a scheduler's name, a diffusers config, or a Plan")
         return value
@@ -248,7 +269,7 @@ def scheduler() -> Kind:
     def to_json(value: Any) -> Any:
         if isinstance(value, Plan):
             return plan_to_document(value)
-        return value if isinstance(value, str) else {key: plain(entry) for key, entry in value.items()}
+        return value
 
     return Kind(check, {"type": ["string", "object"]}, {"metavar": "NAME"}, to_json)
 

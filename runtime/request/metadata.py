@@ -89,7 +89,12 @@ def _one_of(request: Request, name: str, index: int) -> dict[str, Any] | None:
         return _row_source(given, request.image.latents, row)
     if holds_several(given):
         given = given[row if len(given) > 1 else 0]
-    return {"path": os.fspath(given), "sha256": sha256_of_file(Path(given))} if _is_path(given) else hashed(given)
+    if not _is_path(given):
+        return hashed(given)
+    try:
+        return {"path": os.fspath(given), "sha256": sha256_of_file(Path(given))}
+    except OSError:  # it was there when it was read; the picture is drawn by now, and must not be lost
+        return {"path": os.fspath(given), "sha256": None}
 
 
 def _row_source(given: Any, rows: Float32, index: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from latentrt.runtime.arrays import Float32
 from latentrt.runtime.bundle import Manifest
 from latentrt.runtime.errors import InputError, unknown
 from latentrt.runtime.latents import Picture
+from latentrt.runtime.limits import MAX_IMAGES, MAX_STEPS
 from latentrt.runtime.scheduler import Plan
 from latentrt.runtime.text import SYNTAXES
 
@@ -63,7 +64,10 @@ class CallOptions(TypedDict, total=False):
     num_inference_steps: Annotated[
         int | None,
         Option(
-            "number of inference steps. Default: the bundle's", kinds.integer(1), flag="--steps", web_ui=("Steps", str)
+            "number of inference steps. Default: the bundle's",
+            kinds.integer(1, MAX_STEPS, limit="MAX_STEPS"),
+            flag="--steps",
+            web_ui=("Steps", str),
         ),
     ]
     scheduler: Annotated[
@@ -138,7 +142,12 @@ class CallOptions(TypedDict, total=False):
     ]
     num_images_per_prompt: Annotated[
         int | None,
-        Option("images of each prompt, drawn in one batch", kinds.integer(1, kinds.MAX_IMAGES), 1, "--num-images"),
+        Option(
+            "images of each prompt, drawn in one batch",
+            kinds.integer(1, MAX_IMAGES, limit="MAX_IMAGES"),
+            1,
+            "--num-images",
+        ),
     ]
     height: Annotated[
         int | None,
@@ -288,10 +297,16 @@ def checked(given: Mapping[str, Any], manifest: Manifest) -> CallOptions:
     result: dict[str, Any] = {}
     for name, option in OPTIONS.items():
         if (value := given.get(name)) is not None:
-            result[name] = option.kind.check(name, value, manifest)
+            result[name] = checked_value(name, option.kind, value, manifest)
         else:
             result[name] = option.default(manifest) if callable(option.default) else option.default
     return cast(CallOptions, result)
+
+
+def checked_value(name: str, kind: Kind, value: Any, manifest: Manifest) -> Any:
+    """A value of a kind in its normal form; raises `InputError`, also where the value's own methods fail."""
+    with kinds.reading(name, value):
+        return kind.check(name, value, manifest)
 
 
 def json_options() -> Iterable[str]:

@@ -1,7 +1,7 @@
 """Reads the text of a PNG file back into options, so that its picture can be drawn again."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,24 @@ import numpy as np
 from latentrt.runtime.errors import InputError
 from latentrt.runtime.files import sha256_of_file
 from latentrt.runtime.latents import read_npy
+from latentrt.runtime.scheduler.config import options_taken_by
+from latentrt.runtime.scheduler.document import PLAN_FORMAT
 
 from .metadata import BY_HASH, FORMAT, LoraFile, hashed
 from .options import OPTIONS, flag_of
 
 # What reading a text with wrong types or values in any place may raise.
 _DAMAGED = (AttributeError, IndexError, KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError)
+
+
+# A change -> recorded options that say the same in another way, and so cannot stand beside it.
+_STEPS = ("num_inference_steps", "timesteps", "sigmas")
+_REPLACES: Mapping[str, Sequence[str]] = {
+    **{name: [other for other in _STEPS if other != name] for name in _STEPS},
+    "strength": ["denoising_start"],
+    "denoising_start": ["strength"],
+    "prompt_embeds": ["prompt", "prompt_2"],
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +60,12 @@ def recorded_in(path: Path, changes: Mapping[str, Any]) -> Recorded:
 
 def _recorded(path: Path, document: Mapping[str, Any], changes: Mapping[str, Any]) -> Recorded:
     options = {name: document[name] for name in ("prompt", *OPTIONS) if document.get(name) is not None}
-    options = {name: value for name, value in options.items() if name not in changes}
+    left_out = {other for name in changes for other in _REPLACES.get(name, ())}
+    if isinstance(options.get("scheduler"), Mapping) and "num_inference_steps" in changes:
+        left_out |= {"scheduler"} if options["scheduler"].get("format") == PLAN_FORMAT else set()
+    if "scheduler" in changes:
+        left_out |= _not_taken(changes["scheduler"], document.get("scheduler"))
+    options = {name: value for name, value in options.items() if name not in changes and name not in left_out}
     for name in list(options):
         if name.endswith("embeds"):
             raise InputError(f"{path} was drawn from {name}, which a PNG does not hold: draw it again from Python")
@@ -56,6 +73,13 @@ def _recorded(path: Path, document: Mapping[str, Any], changes: Mapping[str, Any
             options[name] = _found(path, name, options[name])
     loras = tuple(LoraFile(Path(e["path"]), str(e["sha256"]), float(e["weight"])) for e in document["loras"])
     return Recorded({**options, **changes}, loras, str(document["model"]), str(document["model_sha256"]))
+
+
+def _not_taken(scheduler: Any, recorded: Any) -> set[str]:
+    """Recorded options that another scheduler does not take."""
+    if isinstance(recorded, Mapping) and recorded.get("format") == PLAN_FORMAT:
+        return set()
+    return {"eta", "timesteps", "sigmas"} - options_taken_by(scheduler)
 
 
 def require_unchanged(lora: LoraFile, picture: Path, sha256: Callable[[Path], str]) -> None:

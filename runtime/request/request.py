@@ -13,14 +13,18 @@ import numpy as np
 from latentrt.runtime.arrays import Float32
 from latentrt.runtime.bundle import Defaults, Manifest, takes
 from latentrt.runtime.errors import InputError
-from latentrt.runtime.latents import GivenImages, ImageInput, is_npy, read_npy
+from latentrt.runtime.latents import GivenImages, ImageInput, TorchGenerator, is_npy, read_npy
+from latentrt.runtime.limits import MAX_IMAGES, MAX_NOISE, MAX_PIXELS, MAX_TOKENS, raised_by
 from latentrt.runtime.scheduler import Plan, resolve
+from latentrt.runtime.scheduler.config import checked_options
 from latentrt.runtime.text import TextInput, text_inputs_from_call
 
+from . import kinds
 from .guidance import check_interval, guidance_weights
-from .kinds import MAX_IMAGES, MAX_PIXELS, float_array
-from .options import CallOptions, checked
+from .options import CallOptions, checked, checked_value
 from .time_inputs import time_ids_from_call
+
+OUT_OF_MEMORY = "this call needs more memory than there is: lower the number of images, their size or the texts' length"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,18 +86,38 @@ class Request:
         options: CallOptions,
     ) -> "Request":
         """Check a call against a bundle; raises `InputError` or `SchedulerError` with what is allowed."""
+        try:
+            return cls._from_call(manifest, scheduler_config, prompt, options)
+        except MemoryError:
+            raise InputError(OUT_OF_MEMORY) from None
+
+    @classmethod
+    def _from_call(
+        cls,
+        manifest: Manifest,
+        scheduler_config: Mapping[str, Any],
+        prompt: str | Sequence[str] | None,
+        options: CallOptions,
+    ) -> "Request":
         values: Any = checked(options, manifest)
+        if prompt is not None:
+            prompt = checked_value("prompt", kinds.text(), prompt, manifest)
         distilled = takes(manifest.graphs["time"], "guidance_embedding")
         guided = _is_guided(values["guidance_scale"], distilled=distilled)
         sides = text_inputs_from_call(manifest, prompt, values, syntax=values["prompt_syntax"], guided=guided)
         prompts, per_prompt = len(sides[0]), values["num_images_per_prompt"]
         if prompts * per_prompt > MAX_IMAGES:
-            raise InputError(f"{prompts} prompts of {per_prompt} images each: expected at most {MAX_IMAGES} images")
+            raise InputError(
+                f"{prompts} prompts of {per_prompt} images each: expected at most {MAX_IMAGES} images; "
+                + raised_by("MAX_IMAGES")
+            )
+        _check_embeddings(sides, prompts * per_prompt, guided=guided)
         positive, negative = (side.repeated(per_prompt) for side in sides)
         height, width, image = _images(manifest, values, prompts)
         strength = _strength(values, manifest.defaults, image)
         plan, steps, scheduler = _plan(scheduler_config, manifest.defaults, values, strength, image, distilled)
         check_interval(values["guidance_start"], values["guidance_end"])
+        _check_noise(plan, len(positive) * height * width)
         factor = manifest.model.vae_scale_factor
         shape = (len(positive), manifest.model.latent_channels, height // factor, width // factor)
         return cls(
@@ -121,13 +145,15 @@ def _is_guided(guidance_scale: float, *, distilled: bool) -> bool:
 def _images(manifest: Manifest, values: Mapping[str, Any], prompts: int) -> tuple[int, int, ImageInput | None]:
     """Height, width, and the given pictures at that size."""
     model, defaults = manifest.model, manifest.defaults
-    given = GivenImages(values["image"], values["mask_image"], model.latent_channels)
+    with kinds.reading("image", values["image"]):
+        given = GivenImages(values["image"], values["mask_image"], model.latent_channels)
     own = given.size(model.vae_scale_factor) or (defaults.height, defaults.width)
     height, width = values["height"] or own[0], values["width"] or own[1]
     per_prompt: int = values["num_images_per_prompt"]
     if (count := prompts * per_prompt) * height * width > MAX_PIXELS:
         raise InputError(
-            f"{count} images of {width}x{height} pixels: expected at most {MAX_PIXELS:,} pixels in one call"
+            f"{count} images of {width}x{height} pixels: expected at most {MAX_PIXELS:,} pixels in one call; "
+            + raised_by("MAX_PIXELS")
         )
     image = given.fitted(height, width, factor=model.vae_scale_factor, prompts=prompts, per_prompt=per_prompt)
     if takes(manifest.graphs["denoise"], "extra") and (image is None or image.mask is None):
@@ -187,7 +213,8 @@ def _plan(
 def _lcm_timesteps(config: Mapping[str, Any], steps: int, strength: float) -> list[float]:
     """`steps` timesteps within the part that strength leaves, as in diffusers' image-to-image pipeline of distilled
     models; other pipelines leave out steps."""
-    distilled_at, train = config.get("original_inference_steps", 50), config.get("num_train_timesteps", 1000)
+    options = checked_options(config)
+    distilled_at, train = options["original_inference_steps"], options["num_train_timesteps"]
     left = [i * (train // distilled_at) - 1 for i in range(int(distilled_at * strength), 0, -1)]
     if steps > len(left):
         raise InputError(f"num_inference_steps={steps}: expected at most {len(left)} at strength={strength:g}")
@@ -198,6 +225,7 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "little")
     if isinstance(seed, int):
+        TorchGenerator(seed + count - 1)  # checks the range
         return tuple(seed + i for i in range(count))
     if len(seed) != count:
         raise InputError(f"{len(seed)} seeds for {count} images: pass one, or one for each")
@@ -207,7 +235,27 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
 def _noise(given: Any, shape: tuple[int, ...]) -> Float32 | None:
     if given is None:
         return None
-    array: Float32 = float_array("latents", read_npy(given)) if is_npy(given) else given
+    array = read_npy(given) if is_npy(given) else given
     if array.shape != shape:
         raise InputError(f"latents have the shape {array.shape}; expected {shape} for these images")
-    return array
+    result: Float32 = kinds.float_array("latents", array)
+    return result
+
+
+def _check_embeddings(sides: Sequence[TextInput], images: int, *, guided: bool) -> None:
+    """Each image gets its own copy. Those of texts are checked when they are tokenized."""
+    tokens = sum(side.embeds.shape[1] for side in (sides if guided else sides[:1]) if side.embeds is not None)
+    if images * tokens > MAX_TOKENS:
+        raise InputError(
+            f"embeddings of {tokens:,} tokens for each of {images} images: expected at most {MAX_TOKENS:,} tokens in "
+            f"one call; {raised_by('MAX_TOKENS')}"
+        )
+
+
+def _check_noise(plan: Plan, pixels: int) -> None:
+    draws = int(plan.draws.sum())
+    if (1 + draws) * pixels > MAX_NOISE:
+        raise InputError(
+            f"this scheduler draws noise {draws:,} times for {pixels:,} pixels: lower num_inference_steps or the size, "
+            f"or choose a scheduler without noise; {raised_by('MAX_PIXELS')}"
+        )

@@ -9,10 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from latentrt.runtime.errors import SchedulerError, unknown
+from latentrt.runtime.errors import SchedulerError, shown, unknown
 from latentrt.runtime.scheduler.samplers import SAMPLERS
 
-from .diffusers_options import ALIASES, CHOICES, CLASS_CHOICES, KNOWN_KEYS, OPTIONS, REFUSED, UNPLANNED
+from .diffusers_options import (
+    ALIASES,
+    CHOICES,
+    CLASS_CHOICES,
+    KNOWN_KEYS,
+    MAX_TRAIN_TIMESTEPS,
+    OPTIONAL,
+    OPTIONS,
+    RANGES,
+    REFUSED,
+    UNPLANNED,
+)
 
 Config = Mapping[str, Any]
 
@@ -59,7 +70,7 @@ def resolve(scheduler: str | Config | None, checkpoint_config: Config) -> dict[s
         return carried
     if isinstance(scheduler, Mapping):
         return dict(scheduler) if "_class_name" in scheduler else carried | dict(scheduler)
-    if scheduler in UNPLANNED:
+    if isinstance(scheduler, str) and scheduler in UNPLANNED:
         return carried | {"_class_name": scheduler}
     if not isinstance(scheduler, str) or scheduler not in scheduler_names():
         raise SchedulerError(unknown("scheduler", scheduler, scheduler_names()))
@@ -82,6 +93,12 @@ def class_defaults(class_name: object) -> Config:
     return OPTIONS.get(class_name, {}) if isinstance(class_name, str) else {}
 
 
+def options_taken_by(scheduler: str | Config) -> frozenset[str]:
+    """Which of `eta`, `timesteps` and `sigmas` a scheduler takes; all of them for a config without a class."""
+    sampler = SAMPLERS.get(str(resolve(scheduler, {}).get("_class_name")))
+    return frozenset({"eta", "timesteps", "sigmas"}) if sampler is None else sampler.takes
+
+
 def checked_options(config: Config) -> dict[str, Any]:
     """Options of the config's class, with defaults filled in and every value validated.
 
@@ -89,17 +106,19 @@ def checked_options(config: Config) -> dict[str, Any]:
 
     Raises: SchedulerError: unknown class, unknown key, invalid value, or an option that a plan cannot express.
     """
+    config = explicit_keys(config)
     class_name = config.get("_class_name")
     if class_name is None:
         raise SchedulerError(
             'the scheduler config has no "_class_name": pass a diffusers scheduler_config, or a name to resolve()'
         )
+    if not isinstance(class_name, str):
+        raise SchedulerError(f"_class_name={shown(class_name)} in the scheduler config: expected the name of a class")
     if class_name in UNPLANNED:
         reason, nearest = UNPLANNED[class_name]
         raise SchedulerError(f"{class_name} {reason}: use {nearest!r} instead")
     if class_name not in SAMPLERS:
         raise SchedulerError(unknown("scheduler class", class_name, tuple(SAMPLERS)))
-    config = explicit_keys(config)
     for key in config:
         if not key.startswith("_") and key not in KNOWN_KEYS:
             raise SchedulerError(unknown("scheduler config key", key, tuple(KNOWN_KEYS)))
@@ -110,8 +129,38 @@ def checked_options(config: Config) -> dict[str, Any]:
 
 def explicit_keys(config: Config) -> dict[str, Any]:
     """A config without the keys that diffusers filled in: it drops them when the scheduler class changes."""
-    filled = set(config.get("_use_default_values") or ())
-    return {key: value for key, value in config.items() if key not in filled and key != "_use_default_values"}
+    config = plain(config)
+    filled = config.pop("_use_default_values", None) or []
+    if not isinstance(filled, list) or not all(isinstance(key, str) for key in filled):
+        raise SchedulerError(f"_use_default_values={shown(filled)} in the scheduler config: expected a list of keys")
+    return {key: value for key, value in config.items() if key not in filled}
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """A config of what JSON can hold: numpy's types become Python's, infinity becomes text.
+
+    Raises: SchedulerError: a value that JSON cannot hold.
+    """
+    if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
+        raise SchedulerError(f"a scheduler config is {shown(config)}: expected an object with text keys")
+    return {str(key): _plain(key, value) for key, value in config.items()}
+
+
+def _plain(key: str, value: Any, depth: int = 0) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple) and depth < 2 and len(value) <= MAX_TRAIN_TIMESTEPS:
+        return [_plain(key, entry, depth + 1) for entry in value]
+    if isinstance(value, dict) and depth < 2 and all(isinstance(name, str) for name in value):
+        return {name: _plain(key, entry, depth + 1) for name, entry in value.items()}
+    if isinstance(value, float):
+        return float(value) if np.isfinite(value) else str(float(value))
+    if value is None or type(value) in (bool, int, str):
+        return value
+    raise SchedulerError(
+        f"{shown(key)}={shown(value)} in the scheduler config: expected a number, text, true, false, null, or a list "
+        f"of at most {MAX_TRAIN_TIMESTEPS:,} of them"
+    )
 
 
 def _checked(class_name: str, key: str, default: Any, config: Config) -> Any:
@@ -121,38 +170,57 @@ def _checked(class_name: str, key: str, default: Any, config: Config) -> Any:
         return _checked_betas(value)
     if key == "disable_corrector":
         return _checked_indices(value)
+    if key in RANGES:
+        return _checked_number(key, value)
     value = ALIASES.get(class_name, {}).get(key, {}).get(value, value) if isinstance(value, str) else value
     if isinstance(default, bool):
-        if not isinstance(value, bool | np.bool_ | None):
-            raise SchedulerError(f"{key}={value!r} in the scheduler config: expected true or false")
+        if not isinstance(value, bool | None):
+            raise SchedulerError(f"{key}={shown(value)} in the scheduler config: expected true or false")
         value = bool(value)
-    elif isinstance(default, int) and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        raise SchedulerError(f"{key}={value!r} in the scheduler config: expected an integer >= 0")
-    elif isinstance(default, float) and (not isinstance(value, int | float) or isinstance(value, bool)):
-        raise SchedulerError(f"{key}={value!r} in the scheduler config: expected a number")
+    elif not isinstance(value, str | None):
+        raise SchedulerError(f"{key}={shown(value)} in the scheduler config: expected text or null")
     choices = CLASS_CHOICES.get(class_name, {}).get(key) or CHOICES.get(key)
     if choices and value not in choices:
         allowed = ", ".join(repr(choice) for choice in choices)
-        raise SchedulerError(f"{key}={value!r} in the scheduler config: {class_name} accepts {allowed}")
+        raise SchedulerError(f"{key}={shown(value)} in the scheduler config: {class_name} accepts {allowed}")
     if isinstance(value, str | bool) and (key, value) in REFUSED:
         unset = "" if key in config else f" (the default of {class_name}; not set in the config)"
         raise SchedulerError(f"{key}={value!r}{unset} {REFUSED[key, value]}")
     return value
 
 
+def _checked_number(key: str, value: Any) -> int | float | None:
+    """A number within its range; the text "-inf" is what JSON has instead of minus infinity."""
+    if value is None and key in OPTIONAL:
+        return None
+    least, most = RANGES[key]
+    whole = isinstance(least, int)
+    if value == "-inf" and least == -np.inf:
+        return least
+    if whole and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not least <= value <= most:
+        kind = "an integer" if whole else "a number"
+        or_null = ", or null" if key in OPTIONAL else ""
+        raise SchedulerError(
+            f"{key}={shown(value)} in the scheduler config: expected {kind} from {least:g} to {most:g}" + or_null
+        )
+    return value if whole else float(value)
+
+
 def _checked_betas(value: Any) -> tuple[float, ...] | None:
     if value is None:
         return None
-    betas = np.asarray(value, np.float32)
-    if betas.ndim != 1 or not np.all((betas > 0) & (betas <= 1)):
+    listed = isinstance(value, list) and all(isinstance(b, int | float) and 0 < b <= 1 for b in value)
+    if not listed or any(isinstance(beta, bool) for beta in value):
         raise SchedulerError("trained_betas in the scheduler config: expected numbers in (0, 1], one per timestep")
-    return tuple(float(beta) for beta in betas)
+    return tuple(float(np.float32(beta)) for beta in value)
 
 
 def _checked_indices(value: Any) -> tuple[int, ...]:
     """Indices of the steps that UniPC does not correct."""
-    if not isinstance(value, list | tuple) or not all(isinstance(i, int) and i >= 0 for i in value):
-        raise SchedulerError(f"disable_corrector={value!r} in the scheduler config: expected step indices >= 0")
+    if not isinstance(value, list | tuple) or not all(type(i) is int and i >= 0 for i in value):
+        raise SchedulerError(f"disable_corrector={shown(value)} in the scheduler config: expected step indices >= 0")
     return tuple(value)
 
 

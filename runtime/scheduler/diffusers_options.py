@@ -142,12 +142,40 @@ CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "timestep_type": ("discrete", "continuous"),
         "interpolation_type": ("linear", "log_linear"),
         "final_sigmas_type": ("zero", "sigma_min"),
+        "time_shift_type": ("exponential", "linear"),
     }
 )
+# Numbers from the first to the last value; integers where these are. Tables are as long as `num_train_timesteps`.
+MAX_TRAIN_TIMESTEPS = 100_000
+RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "num_train_timesteps": (2, MAX_TRAIN_TIMESTEPS),
+        "beta_start": (0.0, 1.0),
+        "beta_end": (0.0, 1.0),
+        "steps_offset": (0, MAX_TRAIN_TIMESTEPS),
+        "dynamic_thresholding_ratio": (0.0, 1.0),
+        "sample_max_value": (0.0, 1e6),
+        "sigma_min": (1e-9, 1e6),
+        "sigma_max": (1e-9, 1e6),
+        "flow_shift": (1e-3, 1e3),
+        "solver_order": (1, 3),
+        "lambda_min_clipped": (-np.inf, 1e3),
+        "clip_sample_range": (0.0, 1e6),
+        "original_inference_steps": (1, MAX_TRAIN_TIMESTEPS),
+        "timestep_scaling": (0.0, 1e6),
+        "shift": (1e-3, 1e3),
+        "base_shift": (-1e3, 1e3),
+        "max_shift": (-1e3, 1e3),
+        "base_image_seq_len": (0, 2**31),
+        "max_image_seq_len": (0, 2**31),
+        "shift_terminal": (0.0, 0.999),
+    }
+)
+# Besides a number, these may be null.
+OPTIONAL = frozenset({"sigma_min", "sigma_max", "shift_terminal"})
 _DPM_CHOICES = {
     "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"),
     "solver_type": ("midpoint", "heun"),
-    "solver_order": (1, 2, 3),
 }
 _BETA_SCHEDULES = CHOICES["beta_schedule"]
 CLASS_CHOICES: Mapping[str, Mapping[str, tuple[Any, ...]]] = MappingProxyType(
@@ -162,8 +190,8 @@ CLASS_CHOICES: Mapping[str, Mapping[str, tuple[Any, ...]]] = MappingProxyType(
         "DPMSolverMultistepScheduler": _DPM_CHOICES,
         "DPMSolverSinglestepScheduler": _DPM_CHOICES
         | {"algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++")},
-        "DEISMultistepScheduler": {"algorithm_type": ("deis",), "solver_type": ("logrho",), "solver_order": (1, 2, 3)},
-        "UniPCMultistepScheduler": {"solver_type": ("bh1", "bh2"), "solver_order": (1, 2, 3), "solver_p": (None,)},
+        "DEISMultistepScheduler": {"algorithm_type": ("deis",), "solver_type": ("logrho",)},
+        "UniPCMultistepScheduler": {"solver_type": ("bh1", "bh2"), "solver_p": (None,)},
     }
 )
 _DPM_ALIASES = {

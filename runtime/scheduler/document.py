@@ -8,7 +8,7 @@ import numpy as np
 
 from latentrt.runtime.errors import SchedulerError
 
-from .config import checked_options
+from .config import checked_options, plain
 from .plan import Plan
 
 PLAN_FORMAT = "latentrt.plan/1"
@@ -30,7 +30,7 @@ def plan_document(plan: Plan, config: Mapping[str, Any], steps: int) -> dict[str
     with a nonlinear model.
     """
     return {
-        "scheduler_config": {key: plain(value) for key, value in checked_options(config).items()},
+        "scheduler_config": plain(checked_options(config)),
         "num_inference_steps": steps,
         "checked_against": CHECKED_AGAINST,
         "residual": residual(plan),
@@ -50,17 +50,10 @@ def plan_from_document(document: Mapping[str, Any]) -> Plan:
         return Plan.from_arrays({name: np.asarray(document[name], np.float32) for name in names})
     except KeyError as error:
         raise SchedulerError(f"the plan is missing {error}; expected the arrays {', '.join(names)}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, SchedulerError):
             raise
-        raise SchedulerError(f"the plan contains a value that is not a number: {error}") from error
-
-
-def plain(value: Any) -> Any:
-    """A config value for JSON: numpy types become Python types, infinity becomes text."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
+        raise SchedulerError(f"the plan contains a value that is not a number: {str(error)[:200]}") from error
 
 
 def residual(plan: Plan) -> float:

@@ -6,17 +6,22 @@ Texts are encoded without an attention mask, as diffusers does for Stable Diffus
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import Float32, RunEncoder
 from latentrt.runtime.bundle import TextEncoder
+from latentrt.runtime.errors import InputError
+from latentrt.runtime.limits import MAX_TOKENS, raised_by
 
-from .given_texts import EMPTY, Text, TextInput
+from .given_texts import EMPTY, Text, TextInput, require_length
 from .tokenizer import Chunks, Tokenizer
 
 logger = logging.getLogger(__name__)
 
+AT_ONCE = 16  # chunks in one run of a text encoder
 # Different texts of one call -> their chunks, for one text encoder.
 Tokens = Mapping[Text, Chunks]
 
@@ -40,7 +45,10 @@ class EncodedTexts:
     def __init__(self, tokens: Tokens, run: RunEncoder, graph: str, layers: Sequence[int]) -> None:
         """`run` runs a graph of the bundle on inputs by name; `layers` are those that will be read."""
         ids = {row.tobytes(): row for chunks in tokens.values() for row in chunks.ids}
-        outputs = run(graph, {"input_ids": np.stack(list(ids.values()))}, layers)
+        rows = np.stack(list(ids.values()))
+        # Few at a time, as a text of any length must not need much more memory than a short one.
+        parts = [run(graph, {"input_ids": rows[i : i + AT_ONCE]}, layers) for i in range(0, len(rows), AT_ONCE)]
+        outputs = {name: _joined_rows([part[name] for part in parts]) for name in parts[0]}
         self._layers = {layer: i for i, layer in enumerate(layers)}
         self._hidden_states, self._pooled = outputs["hidden_states"], outputs.get("pooled")
         index = {key: i for i, key in enumerate(ids)}
@@ -78,6 +86,7 @@ def tokenize(sides: Sequence[TextInput], tokenizers: Sequence[Tokenizer], *, spl
         texts = dict.fromkeys(text for side in sides if side.is_text for text in side.texts[column])
         result.append({text: tokenizer.chunks(text.sections, split=split) for text in texts})
     _warn_of_cuts(result, tokenizers[0].capacity)
+    _check_lengths(sides, result)
     lengths = {chunks.ids.size for tokens in result for chunks in tokens.values()}
     lengths |= {side.embeds.shape[1] for side in sides if side.embeds is not None}
     if len(lengths) > 1:  # the shorter ones are padded with empty chunks
@@ -122,6 +131,22 @@ def conditioning_from_texts(
     pooling = next((i for i, facts in enumerate(encoders) if facts.pooled), None)
     pooled = None if pooling is None else _pooled([side for side, _ in groups], encoded, pooling)
     return Conditioning(np.stack(contexts, axis=1), pooled)
+
+
+def _check_lengths(sides: Sequence[TextInput], tokens: Sequence[Tokens]) -> None:
+    """Every text of a call is padded to the longest one, and every image has its own copy of each side's."""
+    longest = max(chunks.ids.size for of_encoder in tokens for chunks in of_encoder.values())
+    require_length("the longest text of the call", longest)
+    total = longest * sum(map(len, sides))
+    if total > MAX_TOKENS:
+        raise InputError(
+            f"the texts of {len(sides[0])} images, padded to {longest:,} tokens, have {total:,} tokens: expected at "
+            f"most {MAX_TOKENS:,}; shorten them, or draw fewer images at once; {raised_by('MAX_TOKENS')}"
+        )
+
+
+def _joined_rows(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _warn_of_cuts(tokens: Sequence[Tokens], capacity: int) -> None:

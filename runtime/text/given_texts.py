@@ -9,6 +9,7 @@ import numpy as np
 from latentrt.runtime.arrays import Float32
 from latentrt.runtime.bundle import Manifest
 from latentrt.runtime.errors import InputError
+from latentrt.runtime.limits import MAX_TOKENS_OF_TEXT, raised_by
 
 from .prompt import Section, parse
 
@@ -98,12 +99,10 @@ def _text_input(
     )
 
 
-def _texts(name: str, given: Any, count: int | None) -> tuple[str, ...]:
+def _texts(name: str, given: str | Sequence[str], count: int | None) -> tuple[str, ...]:
     if isinstance(given, str):
         return (given,) * (count or 1)
-    texts = tuple(given) if isinstance(given, Sequence) else ()
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{name}={given!r}: expected a text or a non-empty list of texts")
+    texts = tuple(given)
     _same_count(name, len(texts), count)
     return texts
 
@@ -121,6 +120,7 @@ def _embeds(name: str, options: Mapping[str, Any], manifest: Manifest) -> Float3
     width = sum(encoder.hidden_size for encoder in manifest.model.text_encoders)
     if array.ndim != 3 or array.shape[2] != width or not array.size:
         raise InputError(f"{name} has shape {array.shape}; expected (prompts, tokens, {width})")
+    require_length(name, array.shape[1])
     return array
 
 
@@ -137,6 +137,14 @@ def _pooled(name: str, options: Mapping[str, Any], embeds: Float32 | None, manif
         has = "is missing" if given is None else f"has shape {array.shape}"
         raise InputError(f"{name} {has}; expected ({len(embeds)}, {width}) for these prompt embeddings")
     return array
+
+
+def require_length(what: str, tokens: int) -> None:
+    """Raise `InputError` for more tokens than one text may have."""
+    if tokens > MAX_TOKENS_OF_TEXT:
+        raise InputError(
+            f"{what} has {tokens:,} tokens: expected at most {MAX_TOKENS_OF_TEXT:,}; {raised_by('MAX_TOKENS_OF_TEXT')}"
+        )
 
 
 def pooled_width(manifest: Manifest) -> int | None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.bundle import TextEncoder
 from latentrt.runtime.errors import BundleError
+from latentrt.runtime.files import open_regular
 
 from .prompt import Section, parse
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # As in the web UI, a full chunk ends after a comma if there is one among its last tokens.
 _COMMA_WITHIN = 20
+_MAX_FILE = 1 << 26  # bytes of tokenizer.json; CLIP's has 1.7 MB
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,21 +53,31 @@ class Tokenizer:
     def __init__(self, tokenizer: "tokenizers.Tokenizer", facts: TextEncoder) -> None:
         self._tokenizer, self._facts = tokenizer, facts
         self._words = {ids[0]: ids for ids in facts.embeddings.values()}
-        self._comma = self._tokenizer.encode(",", add_special_tokens=False).ids[-1]
+        self._comma = self._ids_of_comma()[-1]
 
     @classmethod
-    def from_bundle_files(cls, folder: Path, facts: TextEncoder) -> "Tokenizer":
+    def from_file(cls, path: Path, facts: TextEncoder) -> "Tokenizer":
         """Load the tokenizer of a text encoder. Raises `BundleError` if it cannot be read."""
         import tokenizers
 
-        path = folder / facts.tokenizer
         try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise BundleError(f"{path} cannot be read as a tokenizer: {error}") from error
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return cls(tokenizer, facts)
+            with open_regular(path) as file:
+                data = file.read(_MAX_FILE + 1)
+            if len(data) > _MAX_FILE:
+                raise ValueError(f"it has more than {_MAX_FILE >> 20} MiB")
+            tokenizer = tokenizers.Tokenizer.from_buffer(data)
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            return cls(tokenizer, facts)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # tokenizers raises bare Exception, and panics are no Exception
+            raise BundleError(f"{path} cannot be read as a tokenizer: {str(error)[:300]}") from error
+
+    def _ids_of_comma(self) -> list[int]:
+        if not (ids := self._tokenizer.encode(",", add_special_tokens=False).ids):
+            raise ValueError("it has no token for a comma")
+        return list(ids)
 
     @property
     def capacity(self) -> int:
@@ -126,7 +138,12 @@ class Tokenizer:
 
     def _located(self, text: str) -> list[tuple[int, int]]:
         """Ids of a text and their offsets; a word of a textual inversion becomes one id per vector."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        try:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except BaseException as error:  # panics of the library are no Exception
+            raise BundleError(f"the tokenizer {self._facts.tokenizer} fails: {str(error)[:300]}") from error
         pieces = zip(encoding.ids, encoding.offsets, strict=True)
         return [(i, start) for first, (start, _) in pieces for i in self._words.get(first, (first,))]
 

@@ -110,7 +110,7 @@ def test_it_draws_the_same_pictures_as_python(
     plan = write_plan(tmp_path / "plan.json", capsys, scheduler, steps)
     with Pipeline.load(SHAPES.bundle, device="cpu") as pipe:
         (facts,) = pipe.bundle.manifest.model.text_encoders
-        ids = Tokenizer.from_bundle_files(SHAPES.bundle, facts).encode(texts).ids
+        ids = Tokenizer.from_file(SHAPES.bundle / facts.tokenizer, facts).encode(texts).ids
         expected = pipe(
             texts[1],
             negative_prompt=texts[0],

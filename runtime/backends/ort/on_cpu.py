@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import Layers, NewWeights, with_layers
 from latentrt.runtime.backends.engine_cache import EngineCache
-from latentrt.runtime.bundle import Bundle, EngineList, Graph
+from latentrt.runtime.bundle import Bundle, EngineList, Graph, sizes_of_inputs
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.loop.host import Arrays, BoundCall, HostSlots
 from latentrt.runtime.loop.tables import TimeFeatures
 from latentrt.runtime.protocols import Bucket
 
 from .built_graphs import BuiltGraphs
-from .session import new_session, ort_values, require_device, return_freed_memory, value_of
+from .session import new_session, ort_values, require_device, return_freed_memory, run_error, value_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -78,7 +78,7 @@ class OrtEngine:
         self._weights = ort_values(weights)
         folder = None if built is None else bundle.path
         self._session: onnxruntime.InferenceSession | None = new_session(
-            self.path, "cpu", {}, self._weights, data_folder=folder
+            self.path, "cpu", {}, self._weights, spec=self.spec, data_folder=folder
         )
 
     @property
@@ -90,8 +90,13 @@ class OrtEngine:
 
     def run(self, inputs: Mapping[str, NDArray[Any]], layers: Layers = None) -> dict[str, NDArray[Any]]:
         """See `Engine.run`."""
-        names = [output.name for output in self.spec.outputs]
-        return with_layers(dict(zip(names, self.session.run(names, dict(inputs)), strict=True)), layers)
+        names, session = [output.name for output in self.spec.outputs], self.session
+        sizes_of_inputs(self.spec, {name: array.shape for name, array in inputs.items()})
+        try:
+            outputs = session.run(names, dict(inputs))
+        except Exception as error:
+            raise run_error(self.spec.file, error) from error
+        return with_layers(dict(zip(names, outputs, strict=True)), layers)
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> BoundCall:
         """See `HostEngine.bind`."""
@@ -106,7 +111,10 @@ class OrtEngine:
 
         def call() -> None:
             assert bound
-            session.run_with_iobinding(binding)
+            try:
+                session.run_with_iobinding(binding)
+            except Exception as error:
+                raise run_error(self.spec.file, error) from error
 
         return call
 

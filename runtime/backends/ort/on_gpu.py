@@ -114,7 +114,7 @@ class OrtCudaBackend:
         """Start anew on another stream, as a capture that failed leaves its stream unusable."""
         self._captures = False
         self._one_shot.clear()
-        self._engines.close()
+        self._engines.drop(self._bundle.manifest.graphs)
         with suppress(BackendError):
             self._stream.close()
         self._stream = Stream()
@@ -196,7 +196,9 @@ class CudaSession:
         options = cuda_options(device, stream.handle, captures=captures, tf32=uses_tf32(bundle.manifest, graph))
         folder = None if built is None else bundle.path
         with no_recording():
-            self._session: Any = new_session(self._path, "cuda", options, self._weights, data_folder=folder)
+            self._session: Any = new_session(
+                self._path, "cuda", options, self._weights, spec=self.spec, data_folder=folder
+            )
 
     def bind(self, sizes: Sizes, addresses: Mapping[str, int], scratch: DeviceMemory) -> "BoundSession":  # noqa: ARG002
         """See `DeviceEngine.bind`."""

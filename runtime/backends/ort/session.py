@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import DTYPES
-from latentrt.runtime.errors import BackendError
+from latentrt.runtime.backends.tensor_check import Found, require_tensors
+from latentrt.runtime.bundle import Graph
+from latentrt.runtime.errors import BackendError, OutOfMemoryError
 from latentrt.runtime.gpu.device import Device
 
 if TYPE_CHECKING:
@@ -82,9 +84,12 @@ def new_session(
     provider_options: Mapping[str, str],
     weights: "Mapping[str, onnxruntime.OrtValue]",
     *,
+    spec: Graph,
     data_folder: Path | None = None,
 ) -> "onnxruntime.InferenceSession":
-    """Create a session on "cpu" or "cuda". Raises `BackendError` if the file or the device cannot be used.
+    """Create a session on "cpu" or "cuda".
+
+    Raises `BackendError` if the file or the device cannot be used, or if the file has other tensors than `spec`.
 
     Args:
         weights: replacements of initializers in the file; they must outlive the session.
@@ -108,7 +113,22 @@ def new_session(
             f"onnxruntime could not use {provider} for {path.name}; its log output above has the reason. "
             "Usually the CUDA or cuDNN libraries are missing: pip install 'onnxruntime-gpu[cuda,cudnn]'"
         )
+    require_tensors(spec, map(_found, session.get_inputs()), map(_found, session.get_outputs()))
     return session
+
+
+def _found(node: "onnxruntime.NodeArg") -> Found:
+    kind = node.type.removeprefix("tensor(").removesuffix(")")
+    shape = [size if isinstance(size, int) else None for size in node.shape]
+    return Found(node.name, {"float": "float32", "double": "float64"}.get(kind, kind), shape)
+
+
+def run_error(what: str, error: Exception) -> BackendError:
+    """The error of a run that failed: onnxruntime's errors have no common base class."""
+    text = " ".join(str(error).split())[-300:]
+    if isinstance(error, MemoryError) or "allocate" in text or "bad_alloc" in text:
+        return OutOfMemoryError(f"{what}: no memory is left for this call: {text}. Smaller calls still work")
+    return BackendError(f"{what} failed: {text}")
 
 
 def _session_options(

@@ -138,7 +138,7 @@ def test_a_single_pixel_needs_a_size() -> None:
         (Path("missing.png"), "missing.png does not exist"),
         (Path(__file__), "is not an image that Pillow can read"),
         (7, "image has type int"),
-        ([], "image is an empty list"),
+        ([], "image has 0 pictures: expected 1 to"),
         (BYTES.astype(np.float32), "values from 0 to 255; expected floats from 0 to 1"),
         (BYTES.astype(np.int64), "array of int64"),
         (BYTES[:, :, :2], r"shape \(50, 67, 2\)"),

@@ -290,8 +290,8 @@ def test_pictures_of_other_threads_are_finished_first(pipe: Pipeline, tmp_path: 
     expected = pipe(PROMPT, **FEW).latents
     stream = pipe.stream(PROMPT, **FEW)
     next(stream)
-    with pytest.raises(InputError, match="this thread's stream"):
-        pipe.set_loras({lora: 1.0})
+    with pytest.raises(InputError, match="finish or close all streams"):
+        pipe.set_loras({lora: 1.0}, timeout=0.1)
     swap = threading.Thread(target=pipe.set_loras, args=({lora: 1.0},))
     swap.start()
     *_, last = stream

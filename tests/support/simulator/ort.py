@@ -77,6 +77,8 @@ class InferenceSession:
         self._stream, self._captures = int(facts["user_compute_stream"]), facts["enable_cuda_graph"] == "1"
         self._graphs: dict[tuple[int, str], dict[str, Any]] = {}  # a captured graph belongs to its thread
 
+        self.get_inputs, self.get_outputs = session.get_inputs, session.get_outputs
+
     def get_providers(self) -> list[str]:
         return PROVIDERS
 
