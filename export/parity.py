@@ -1,8 +1,8 @@
 """Compare exported graphs with PyTorch, at two shapes each, and generate the bundle's golden outputs.
 
-Runs as a child process of the export: `python -m latentrt.export.parity`, with a JSON request on stdin and its
-`Findings` as the last line of stdout. The reference is the checkpoint's module in float32, with its weights rounded to
-the bundle's precision. Exit status 3 means that a graph is wrong; the last line of stderr names graph and error.
+Runs as a child process of the export, `parity_child`, with a JSON request on stdin and its `Findings` as the last line
+of stdout. The reference is the checkpoint's module in float32, with its weights rounded to the bundle's precision. The
+last line of stderr says what failed; exit status 3 means that a graph is wrong, and the line names graph and error.
 """
 
 import gc
@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from latentrt.export.graphs.unet import UNetGraph
 from latentrt.export.graphs.vae import VAEDecoderGraph, VAEEncoderGraph
 from latentrt.runtime.bundle import Defaults, Model, TextEncoder
 from latentrt.runtime.bundle.strict_json import decode, encode
-from latentrt.runtime.errors import ParityError
+from latentrt.runtime.errors import LatentRTError, ParityError
 from latentrt.runtime.scheduler import REGISTERS
 
 from .goldens import GOLDEN_LIMITS, LARGE, Array, Findings, GoldenMaker, as_tuple
@@ -53,7 +54,7 @@ class _Check:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         path = self.folder / f"{graph}.onnx"
-        with tempfile.TemporaryDirectory() as temporary:
+        with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
             if self.precision == "bf16":
                 path = Path(temporary) / path.name
                 float32_twin(self.folder / f"{graph}.onnx", path)
@@ -223,9 +224,19 @@ def main(read: Callable[[], str] = sys.stdin.read) -> int:
     except ParityError as error:
         print(error, file=sys.stderr)
         return 3
+    except Exception as error:  # of any kind: the export tells it in one line
+        traceback.print_exc()
+        print(_in_one_line(error), file=sys.stderr)
+        return 1
     print(json.dumps(encode(findings)))
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _in_one_line(error: BaseException) -> str:
+    """What went wrong: our own errors say it themselves, others with their type."""
+    while isinstance(error, SystemError) and (cause := error.__cause__ or error.__context__):
+        error = cause  # a SystemError only says that an extension failed
+    text = " ".join(str(error).split())
+    if isinstance(error, LatentRTError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,6 +1,7 @@
 """Write a bundle: export all graphs, compare them with PyTorch, then move the finished folder into place.
 
-All work happens in a temporary folder beside the target, so a failure or an interrupt leaves nothing behind.
+All work happens in a temporary folder beside the target, so a failure or an interrupt leaves nothing behind, and what
+a kill leaves is removed by the next export or build of the same target.
 """
 
 import errno
@@ -9,10 +10,11 @@ import importlib.metadata
 import json
 import logging
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,9 +41,10 @@ from latentrt.runtime.errors import ExportError, ParityError
 from latentrt.runtime.files import sha256_of_file
 
 from .goldens import Findings
+from .in_place import clear_leftovers, folder_put_in_place
 from .model_facts import defaults_of, golden_scheduler, model_of
 
-_log = logging.getLogger("latentrt.export")
+logger = logging.getLogger(__name__)
 
 STAGES = ("text encoder", "UNet", "VAE decoder", "VAE encoder", "tokenizer", "parity with PyTorch", "hashes")
 _MOST_STEPS = 1000
@@ -92,14 +95,17 @@ def export_bundle(
     options = options or ExportOptions()
     out = Path(out)
     _check_options(options)
-    if out.exists() and not options.overwrite:
+    clear_leftovers(out)
+    if os.path.lexists(out) and not options.overwrite:
         raise ExportError(f"{out} already exists. Choose another folder, or replace it with --overwrite.")
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is not a folder: choose another name for the bundle")
     checkpoint = Checkpoint.open(source)
     steps = options.num_inference_steps or checkpoint.preset.num_inference_steps
     if reason := golden_scheduler(checkpoint.configs["scheduler"], steps)[1]:
-        _log.warning("calls must choose a scheduler, since the checkpoint's own cannot be used: %s", reason)
+        logger.warning("calls must choose a scheduler, since the checkpoint's own cannot be used: %s", reason)
     # The checkpoint is hashed on a separate thread meanwhile.
-    with _folder_put_in_place(out) as folder, ThreadPoolExecutor(1) as pool:
+    with _new_bundle(out) as folder, ThreadPoolExecutor(1) as pool:
         writer = _Writer(checkpoint, folder, options, pool.submit(checkpoint.record))
         for stage, work in zip(STAGES, writer.stages(), strict=True):
             progress(stage)
@@ -203,15 +209,13 @@ class _Writer:
             "model": encode(model_of(self.checkpoint, self._tokenizers)),
             "defaults": encode(self._defaults),
         }
-        command = [sys.executable, "-m", "latentrt.export.parity"]
+        command = [sys.executable, "-m", "latentrt.export.parity_child", str(os.getpid())]
         child = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
         if child.returncode == 0:
             self.findings = decode(Findings, json.loads(child.stdout.splitlines()[-1]), "findings")
             return
-        message = child.stderr.strip()
-        if child.returncode == 3:
-            raise ParityError(message.splitlines()[-1])
-        raise ExportError(f"the parity check exited with status {child.returncode}:\n{message[-2000:]}")
+        logger.info("the parity check wrote:\n%s", child.stderr)
+        raise _parity_failure(child.returncode, child.stderr)
 
     def write_manifest(self) -> None:
         assert self.findings is not None
@@ -280,6 +284,17 @@ class _Writer:
         return {row.part: self.checkpoint.load_tokenizer(row.tokenizer) for row in rows}
 
 
+def _parity_failure(status: int, errors: str) -> ExportError:
+    """The error for a parity check that failed; the last line that it wrote says why."""
+    last = errors.strip().rpartition("\n")[2]
+    if status == 3:
+        return ParityError(last)
+    if status < 0:
+        why = "most likely the memory ran out" if -status == signal.SIGKILL else "the log of --verbose may say why"
+        return ExportError(f"the parity check was ended by {signal.Signals(-status).name}: {why}")
+    return ExportError(f"the parity check failed: {last or f'exit status {status}'}")
+
+
 def _vae_precision(checkpoint: Checkpoint, precision: str) -> str:
     """Default precision of the VAE: `precision`, except fp32 for a VAE that overflows in fp16."""
     overflows = checkpoint.family.vae_overflows and checkpoint.configs["vae"].get("force_upcast", True)
@@ -304,27 +319,16 @@ def _symbols(graph: ir.Graph) -> list[str]:
 
 
 @contextmanager
-def _folder_put_in_place(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `out` when the block ends, and is removed if it raises."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    folder.chmod(0o755)
+def _new_bundle(out: Path) -> Iterator[Path]:
+    """`folder_put_in_place`, with errors of the file system told as `ExportError`."""
     try:
-        yield folder
-        if out.exists():
-            old = folder.with_name(folder.name + ".old")
-            out.replace(old)
-            folder.replace(out)
-            shutil.rmtree(old)
-        else:
-            folder.replace(out)
+        with folder_put_in_place(out) as folder:
+            yield folder
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            free = shutil.disk_usage(out.parent).free
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(next(f for f in out.absolute().parents if f.exists())).free
             raise ExportError(
                 f"the disk of {out.parent} is full ({free / 2**20:,.0f} MiB free); the new bundle has been removed. "
                 "A bundle needs about as much space as the checkpoint."
             ) from error
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        raise ExportError(f"the export to {out} failed: {error}") from error

@@ -51,15 +51,24 @@ ROOMS: dict[str, set[str]] = {
     # The embedded model has CLIP's tokenizer; the defaults of schedulers' classes decide what pipelines mend.
     "export.checkpoint": {"runtime.bundle", "runtime.scheduler", "runtime.weights", "engines"},
     "export.graphs": {"export.checkpoint", "runtime.bundle", "runtime.scheduler"},
-    "export.build": {"runtime.backends", "runtime.bundle", "runtime.gpu"},
+    "export.build": {"export.in_place", "runtime.backends", "runtime.bundle", "runtime.gpu"},
     **{
         room: {
             *("export.checkpoint", "export.graphs", "export.write", "export.goldens", "export.latent_rgb"),
-            *("export.model_facts", "runtime.bundle", "runtime.latents", "runtime.scheduler", "runtime.text"),
+            *(
+                "export.model_facts",
+                "export.in_place",
+                "runtime.bundle",
+                "runtime.latents",
+                "runtime.scheduler",
+                "runtime.text",
+            ),
             "runtime.weights",
         }
         for room in ("export.write", "export.parity", "export.goldens", "export.latent_rgb", "export.model_facts")
     },
+    "export.in_place": set(),
+    "export.parity_child": {"export.in_place", "export.parity"},
     "export.cli": {"export.checkpoint", "export.write", "runtime.bundle", "runtime.weights"},
     "export": set(),
     "engines": set(),

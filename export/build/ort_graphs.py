@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from latentrt.runtime.bundle import Bundle, EngineRecord
 from latentrt.runtime.errors import BackendError, ExportError
 
-from .store import Built, add_engine, built_before, require_unaltered, with_file
+from .store import Built, add_engine, built_before, clear_killed, require_storable, require_unaltered, with_file
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,6 +43,7 @@ def build_ort_graphs(
     and if no graph has anything to replace.
     """
     rewrites = _rewrites()
+    clear_killed(Path(bundle_path), engines)
     bundle = Bundle.open(bundle_path)
     require_unaltered(bundle, graphs)
     found = False
@@ -52,6 +53,7 @@ def build_ort_graphs(
             record = _record(bundle, name, device, what)
             built = built_before(bundle.path, engines, record)
             if built is None:
+                require_storable(bundle.path, engines)
                 began = time.perf_counter()
                 content = _rewritten(bundle.file(bundle.graph(name).file), rewrite)
                 if content is None:

@@ -4,16 +4,18 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from latentrt.export.in_place import clear_leftovers
 from latentrt.runtime.bundle import Bundle, EngineList, EngineRecord, File
 from latentrt.runtime.bundle.engine_list import updated_manifest
+from latentrt.runtime.bundle.manifest import MANIFEST
 from latentrt.runtime.bundle.strict_json import encode
 from latentrt.runtime.errors import BackendError, ExportError, InputError, unknown
-from latentrt.runtime.files import written_whole
+from latentrt.runtime.files import not_written, require_writable, written_whole
 
 FOLDER = "engines"
 
@@ -63,29 +65,60 @@ def add_engine(bundle_path: Path, engines: Path | None, record: EngineRecord, co
         engines: folder for engines; None is the bundle's own.
         content: the file's content.
 
-    Raises `BackendError` if the folder is not writable.
+    Raises `BackendError` if the folder cannot be written.
     """
     folder = bundle_path if engines is None else engines
+    file = folder / record.file
     try:
-        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             bundle = Bundle.open(bundle_path)
             present = EngineList.of_bundle(bundle, engines)
-            with written_whole(folder / record.file) as file:
-                file.write_bytes(content)
+            with written_whole(file) as temporary:
+                temporary.write_bytes(content)
             replaced = [r for r in present.engines if _serves_the_same(r, record)]
             kept = tuple(r for r in present.engines if r not in replaced)
             files = {n: f for n, f in present.files.items() if n not in {r.file for r in replaced}}
             files[record.file] = File(len(content), hashlib.sha256(content).hexdigest())
-            target, text = updated_manifest(bundle, engines, EngineList(folder, (*kept, record), files))
-            with written_whole(target) as file:
-                file.write_text(text, encoding="utf-8")
-            # Files that the list does not name were replaced, or left by a process that was killed here.
-            for left in (folder / FOLDER).iterdir():
-                if f"{FOLDER}/{left.name}" not in files:
-                    left.unlink()
-    except PermissionError as error:
-        raise BackendError(f"cannot write to {folder} ({error}); store engines elsewhere with --engines DIR") from error
+            file, text = updated_manifest(bundle, engines, EngineList(folder, (*kept, record), files))
+            with written_whole(file) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            _remove_unlisted(folder, files)
+    except OSError as error:
+        raise _cannot_store(file, error) from error
+
+
+def require_storable(bundle_path: Path, engines: Path | None) -> None:
+    """Raise `BackendError` if engines cannot be written, before the time is spent to build one."""
+    folder = bundle_path if engines is None else engines
+    for file in (folder / FOLDER / "engine", folder / MANIFEST):
+        try:
+            require_writable(file)
+        except OSError as error:
+            raise _cannot_store(file, error) from error
+
+
+def clear_killed(bundle_path: Path, engines: Path | None) -> None:
+    """Remove what killed exports and builds of this bundle left; errors are ignored."""
+    clear_leftovers(bundle_path)
+    folder = bundle_path if engines is None else engines
+    with suppress(OSError):
+        if (folder / FOLDER).is_dir():
+            with _locked(folder):
+                _remove_unlisted(folder, EngineList.of_bundle(Bundle.open(bundle_path), engines).files)
+
+
+def _remove_unlisted(folder: Path, files: Mapping[str, File]) -> None:
+    """Remove engines that were replaced, and files left by a process that was killed while it held the lock."""
+    left = [file for file in (folder / FOLDER).iterdir() if f"{FOLDER}/{file.name}" not in files]
+    left += folder.glob(".*.partial.json")
+    for file in left:
+        with suppress(IsADirectoryError, FileNotFoundError):
+            file.unlink()
+
+
+def _cannot_store(file: Path, error: OSError) -> BackendError:
+    return BackendError(f"{not_written(file, error)}; store engines elsewhere with --engines DIR")
 
 
 def _serves_the_same(old: EngineRecord, new: EngineRecord) -> bool:

@@ -178,8 +178,11 @@ class TrtBuilder(TrtLibrary):
         if serialized is None:
             raise self._error("build", onnx, self.last_errors())
         if cache is not None and timing_cache is not None:
-            with written_whole(timing_cache) as file:
-                file.write_bytes(memoryview(config.get_timing_cache().serialize()))
+            try:
+                with written_whole(timing_cache) as file:
+                    file.write_bytes(memoryview(config.get_timing_cache().serialize()))
+            except OSError as error:  # only costs time
+                logger.info("kernel timings could not be saved: %s", error)
         return bytes(memoryview(serialized))
 
     def _parse(self, parser: Any, onnx: Path) -> None:

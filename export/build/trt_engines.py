@@ -12,7 +12,7 @@ from latentrt.runtime.files import cache_folder
 from latentrt.runtime.gpu.device import visible_devices
 
 from .profiles import SizeRanges, profiles_of_graph, shapes_of_tensor
-from .store import Built, add_engine, built_before, require_unaltered, with_file
+from .store import Built, add_engine, built_before, clear_killed, require_storable, require_unaltered, with_file
 from .trt_builder import BuildOptions, TrtBuilder
 
 # Called with the engine, the library's current phase, and the completed fraction of the build.
@@ -53,6 +53,7 @@ def build_engines(
     `ExportError` if the library fails to build a graph. After an error or an interrupt, previous engines and those
     already yielded remain.
     """
+    clear_killed(Path(bundle_path), engines)
     bundle = Bundle.open(bundle_path)
     library = TrtBuilder(backend, visible_devices())
     options = library.check(options or BuildOptions())
@@ -62,6 +63,7 @@ def build_engines(
         if same is not None:
             yield same
             continue
+        require_storable(bundle.path, engines)
         began = time.perf_counter()
         serialized = _build(bundle, library, options, task, progress)
         add_engine(bundle.path, engines, task.record, serialized)
