@@ -12,7 +12,8 @@ from PIL import Image
 from latentrt.runtime import Pipeline
 from latentrt.runtime.request import OPTIONS
 from latentrt.runtime.scheduler import resolve
-from latentrt.runtime.scheduler.config import KNOWN_KEYS, OPTIONS as SCHEDULERS, scheduler_names
+from latentrt.runtime.scheduler.config import KNOWN_KEYS, scheduler_names
+from latentrt.runtime.scheduler.config import OPTIONS as SCHEDULERS
 
 # Small calls stay possible, and large ones are refused rather than slow.
 LIMITS = {"MAX_PIXELS": "65536", "MAX_IMAGES": "16", "MAX_STEPS": "1000", "MAX_TOKENS": "20000"}
@@ -108,7 +109,7 @@ def pictures(rng: random.Random) -> Any:
 def odd(rng: random.Random) -> Any:
     error = rng.choice([ValueError, TypeError, RuntimeError, KeyError, MemoryError, RecursionError, OSError])
     return rng.choice(
-        [Raises(error), object(), {1, 2}, {"a": 1}, {1: 2}, [], [[]], [None], range(3), Path("."), len, Raises]
+        [Raises(error), object(), {1, 2}, {"a": 1}, {1: 2}, [], [[]], [None], range(3), Path(), len, Raises]
     )
 
 
