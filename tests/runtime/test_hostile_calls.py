@@ -52,7 +52,7 @@ class Raises:
         ("a", {"image": [Raises()]}, "image has type Raises"),
         ("a", {"latents": np.full((1, 4, 8, 9), np.nan)}, "latents holds NaN"),
         (None, {"prompt_embeds": np.full((1, 77, 64), np.inf)}, "prompt_embeds holds NaN or infinity"),
-        ("a", {"scheduler": "ddpm", "num_inference_steps": 1000, "num_images_per_prompt": 1000}, "draws noise 999 times"),
+        ("a", {"scheduler": "ddpm", "num_inference_steps": 1000, "num_images_per_prompt": 999}, "noise 999 times"),
         ("a", {"scheduler": {"trained_betas": {0.1, 0.2}}}, "trained_betas="),
         ("a", {"scheduler": {"num_train_timesteps": 10**9}}, "from 2 to 100000"),
         ("a", {"scheduler": {"beta_end": -1}}, "beta_end=-1"),
@@ -92,7 +92,7 @@ def test_absurd_headers_of_arrays_are_refused(tmp_path: Path, header: str) -> No
     text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {header}, }}\n".encode()
     file = tmp_path / "a.npy"
     file.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64))
-    with pytest.raises(InputError, match="is not a valid .npy file"):
+    with pytest.raises(InputError, match="is not a valid"):
         read_npy(file)
 
 
@@ -211,7 +211,8 @@ def test_drawing_leaves_no_traces_at_home(tmp_path: Path) -> None:
     """ONNX Runtime counts its uses in the home folder, unless it is told not to before it is imported."""
     code = (
         "from latentrt.runtime import Pipeline\n"
-        "with Pipeline.load(backend='onnxruntime', device='cpu') as p: p('a', height=64, width=64, num_inference_steps=1)"
+        "with Pipeline.load(backend='onnxruntime', device='cpu') as pipe:\n"
+        "    pipe('a', height=64, width=64, num_inference_steps=1)\n"
     )
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "typings")}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=tmp_path)
