@@ -6,3 +6,8 @@ export_bundle("./stable-diffusion-v1-5", "engines/sd15", ExportOptions(precision
 
 Exporting needs the extra `export`. `latentrt.export.build` does not: it needs TensorRT, or onnx-ir for ONNX Runtime.
 """
+
+import os
+
+# Before onnxruntime is imported: it reports each use to its maker, and writes to the home folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -166,10 +166,10 @@ def _temporary(path: Path) -> tuple[Path, int | None]:
 def files_in_one_folder(*paths: Path) -> Iterator[Path]:
     """A folder with these files, for libraries that refuse links out of their folder.
 
-    Their own one, if none is a link; else a temporary one with hard links, or with copies where those are impossible.
-    Files that do not exist are left out.
+    Their own one, if they share it and none is a link; else a temporary one with hard links, or with copies where those
+    are impossible. Files that do not exist are left out.
     """
-    if not any(path.is_symlink() for path in paths):
+    if not any(path.is_symlink() for path in paths) and len({path.parent for path in paths}) == 1:
         yield paths[0].parent
         return
     import tempfile  # imported here because only links need it

@@ -63,8 +63,8 @@ def faults(manifest: Manifest) -> Iterator[str]:
     """What is wrong, one sentence each."""
     yield from _numbers(manifest)
     yield from _files(manifest)
-    yield from _graphs(manifest)
     yield from _encoders(manifest)
+    yield from _graphs(manifest)
     yield from _weights(manifest)
     yield from _engines(manifest)
 

@@ -158,7 +158,7 @@ def _plain(key: str, value: Any, depth: int = 0) -> Any:
     if value is None or type(value) in (bool, int, str):
         return value
     raise SchedulerError(
-        f"{shown(key)}={shown(value)} in the scheduler config: expected a number, text, true, false, null, or a list "
+        f"{key[:80]}={shown(value)} in the scheduler config: expected a number, text, true, false, null, or a list "
         f"of at most {MAX_TRAIN_TIMESTEPS:,} of them"
     )
 

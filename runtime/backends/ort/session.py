@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from latentrt.runtime.arrays import DTYPES
 from latentrt.runtime.backends.tensor_check import Found, require_tensors
 from latentrt.runtime.bundle import Graph
 from latentrt.runtime.errors import BackendError, OutOfMemoryError
+from latentrt.runtime.files import files_in_one_folder
 from latentrt.runtime.gpu.device import Device
 
 if TYPE_CHECKING:
@@ -95,19 +96,18 @@ def new_session(
         weights: replacements of initializers in the file; they must outlive the session.
         data_folder: folder of the external data, if it is not beside the file.
     """
-    import onnxruntime
-
-    options = _session_options(device, weights, data_folder)
     provider = _PROVIDERS[device]
     providers: list[Any] = [(provider, dict(provider_options))]
     if device != "cpu":
         providers.append(_PROVIDERS["cpu"])
+    data = (data_folder or path.parent) / f"{spec.file}.data"
     try:
-        # A model file may refer only to data in its own folder; for a model from bytes, this folder can be set.
-        model = path if data_folder is None else path.read_bytes()
-        session = onnxruntime.InferenceSession(model, options, providers=providers)
+        # The library refuses data outside of their folder, where links may lead.
+        with files_in_one_folder(*([path] if data_folder is None else []), data) as folder:
+            model = path if data_folder is not None else folder / path.name
+            session = _session(model, device, providers, weights, None if data_folder is None else folder)
     except Exception as error:  # onnxruntime's errors have no common base class
-        raise BackendError(f"onnxruntime cannot load {path}: {error}") from error
+        raise BackendError(f"onnxruntime cannot load {path}: {' '.join(str(error).split())[:500]}") from error
     if session.get_providers()[0] != provider:
         raise BackendError(
             f"onnxruntime could not use {provider} for {path.name}; its log output above has the reason. "
@@ -115,6 +115,21 @@ def new_session(
         )
     require_tensors(spec, map(_found, session.get_inputs()), map(_found, session.get_outputs()))
     return session
+
+
+def _session(
+    path: Path,
+    device: str,
+    providers: Sequence[Any],
+    weights: "Mapping[str, onnxruntime.OrtValue]",
+    data_folder: Path | None,
+) -> "onnxruntime.InferenceSession":
+    import onnxruntime
+
+    options = _session_options(device, weights, data_folder)
+    # A model file may refer only to data in its own folder; for a model from bytes, this folder can be set.
+    model = path if data_folder is None else path.read_bytes()
+    return onnxruntime.InferenceSession(model, options, providers=providers)
 
 
 def _found(node: "onnxruntime.NodeArg") -> Found:
