@@ -1,6 +1,7 @@
 """Arrays to PIL images and PNG files, with text chunks that record how they were made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .files import written_whole
+from .files import not_written, require_writable, written_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,14 +37,28 @@ def require_png(path: Path) -> None:
         raise InputError(f"{path} does not end in .png: images are saved as PNG, which can hold their text")
 
 
+def require_place(path: Path) -> None:
+    """Raise `InputError` if no file can be written there; to be called before the work."""
+    with _told(path):
+        require_writable(path)
+
+
 def save_png(image: "Image.Image", path: Path) -> None:
-    """Save an image atomically."""
+    """Save an image atomically. Raises `InputError` if it cannot be written."""
     require_png(path)
-    with written_whole(path) as temporary:
+    with _told(path), written_whole(path) as temporary:
         image.save(temporary)
 
 
 def save_npy(array: NDArray[np.float32], path: Path) -> None:
-    """Save a .npy file atomically."""
-    with written_whole(path) as temporary:
+    """Save a .npy file atomically. Raises `InputError` if it cannot be written."""
+    with _told(path), written_whole(path) as temporary:
         np.save(temporary, array)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{not_written(path, error)}. Choose another place") from error

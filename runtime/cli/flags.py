@@ -9,6 +9,15 @@ from latentrt.runtime.request.options import OPTIONS, flag_of
 if TYPE_CHECKING:
     from latentrt.runtime.pipeline import Pipeline
 
+# Where the table's text is about more than a flag takes.
+_HELP = {
+    "scheduler": "name such as euler_a or dpm++_2m_karras; see `latentrt schedule`. Default: the bundle's",
+    "seed": "seed of the first image; the others count up from it. Default: random",
+    "negative_prompt": "what to move away from. Default: empty, or zeros for models that were trained so",
+    "image": "image to start from: a file, or latents as --save-latents writes them",
+    "latents": "file of unit normal noise (images, C, h, w) to start from instead of the seed's",
+}
+
 
 def add_bundle_flags(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `Pipeline.load`."""
@@ -36,11 +45,12 @@ def load_pipeline(arguments: argparse.Namespace) -> "Pipeline":
 
 def add_option_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every option of a call that has one."""
-    group = parser.add_argument_group("options of the picture")
+    group = parser.add_argument_group("options of the image")
     for name, option in OPTIONS.items():
         if option.flag is not None:
             fixed = option.default is not None and not callable(option.default) and option.default is not False
-            text = f"{option.text}. Default: {option.default}" if fixed else option.text
+            text = _HELP.get(name, option.text)
+            text = f"{text}. Default: {option.default}" if fixed else text
             flag = option.flag or flag_of(name)
             group.add_argument(flag, dest=name, help=text.replace("%", "%%"), **option.kind.flag)
 

@@ -5,14 +5,14 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentrt.runtime.errors import InputError
-from latentrt.runtime.image import require_png, save_npy, save_png
+from latentrt.runtime.errors import InputError, unknown
+from latentrt.runtime.image import require_place, require_png, save_npy, save_png
 from latentrt.runtime.latents import PREVIEWS
 from latentrt.runtime.request.recorded import Recorded, recorded_in, require_unchanged
 from latentrt.runtime.weights import file_and_weight, sha256_of_lora
 
 from .flags import add_bundle_flags, add_option_flags, given_options, load_pipeline
-from .jobs import lines_of_file, numbered, run_jobs
+from .jobs import lines_of_file, numbered, run_jobs, save_or_keep
 
 if TYPE_CHECKING:
     from latentrt.runtime.pipeline import Pipeline, Result
@@ -65,7 +65,7 @@ def add_parser(commands: Any) -> None:
         "--preview",
         nargs="?",
         const="auto",
-        choices=PREVIEWS,
+        metavar="{" + ",".join(PREVIEWS) + "}",
         help="keep out.preview.png up to date while the picture is drawn: rgb is fast, vae is exact; default: rgb "
         "where the bundle has it",
     )
@@ -89,16 +89,26 @@ def run(arguments: argparse.Namespace) -> int:
     with load_pipeline(arguments) as pipe:
         _set_loras(pipe, arguments, recorded)
         result = _drawn(pipe, options if recorded is None else recorded.options, arguments.out, arguments.preview)
-        if arguments.save_latents is not None:
-            save_npy(result.latents, arguments.save_latents)
+        problems = []
         files = numbered(arguments.out, len(result.images))
         for file, image, seed in zip(files, result.images, result.seeds, strict=True):
-            save_png(image, file)
-            print(f"{file} (seed {seed}, {result.timings['total'] / 1000:.2f} s on {pipe.backend})")
+            try:
+                save_or_keep(image, file)
+                print(f"{file} (seed {seed}, {result.timings['total'] / 1000:.2f} s on {pipe.backend})")
+            except InputError as error:  # the other images must not be lost
+                problems.append(str(error))
+        if arguments.save_latents is not None:
+            save_npy(result.latents, arguments.save_latents)
+    if problems:
+        raise InputError("; ".join(problems))
     return 0
 
 
 def _check_combinations(arguments: argparse.Namespace) -> None:
+    if arguments.preview not in (None, *PREVIEWS):
+        if arguments.prompt is not None:
+            raise InputError(unknown("preview", arguments.preview, PREVIEWS))
+        arguments.prompt, arguments.preview = arguments.preview, "auto"  # --preview "a prompt"
     sources = [arguments.prompt is not None or arguments.like is not None, arguments.jobs is not None]
     if arguments.preview is not None and arguments.jobs is not None:
         raise InputError("--preview shows one call, not --jobs")
@@ -107,6 +117,10 @@ def _check_combinations(arguments: argparse.Namespace) -> None:
     require_png(arguments.out)
     if arguments.save_latents and (arguments.jobs or arguments.save_latents.suffix != ".npy"):
         raise InputError(f"--save-latents {arguments.save_latents}: expected one .npy file, and not with --jobs")
+    if arguments.jobs is None:
+        require_place(numbered(arguments.out, min(arguments.num_images_per_prompt or 1, 2))[-1])
+    if arguments.save_latents:
+        require_place(arguments.save_latents)
 
 
 def _set_loras(pipe: "Pipeline", arguments: argparse.Namespace, recorded: Recorded | None) -> None:

@@ -5,15 +5,18 @@ Knows lines, options and file names; knows nothing about flags.
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentrt.runtime.errors import InputError, LatentRTError, unknown
-from latentrt.runtime.image import require_png, save_png
+from latentrt.runtime.image import require_place, require_png, save_png
 from latentrt.runtime.request.options import json_options
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from latentrt.runtime.pipeline import Pipeline
 
 JOB_KEYS = ("prompt", "out", *json_options())
@@ -27,11 +30,26 @@ def numbered(out: Path, count: int) -> list[Path]:
 def lines_of_file(path: Path) -> Iterable[bytes]:
     """Lines of a file, or of stdin for "-", as they arrive. Raises `InputError` if the file cannot be read."""
     if str(path) == "-":
+        if sys.stdin is None or sys.stdin.closed:
+            raise InputError("--jobs - reads stdin, which is closed: pass the jobs through a pipe, or name a file")
         return sys.stdin.buffer
     try:
         return path.read_bytes().splitlines()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def save_or_keep(image: "Image.Image", file: Path) -> None:
+    """Save a finished image; where that fails, keep it in the folder for temporary files, and say so in the error."""
+    try:
+        save_png(image, file)
+    except InputError as error:
+        try:
+            kept = Path(tempfile.mkdtemp(prefix="latentrt-")) / file.name
+            save_png(image, kept)
+        except (InputError, OSError):
+            raise error from None
+        raise InputError(f"{error}. The image is kept as {kept}") from error
 
 
 def run_jobs(pipe: "Pipeline", lines: Iterable[bytes], defaults: Mapping[str, Any], out: Path) -> int:
@@ -55,6 +73,8 @@ def run_jobs(pipe: "Pipeline", lines: Iterable[bytes], defaults: Mapping[str, An
             count += 1
             try:
                 _run_job(pipe, {**defaults, **_job(line)}, out.with_stem(f"{out.stem}-{number:04}"), number, written)
+            except BrokenPipeError:  # nobody reads the output any more
+                raise
             except Exception as error:  # of any kind: the remaining jobs must still run
                 own = isinstance(error, LatentRTError)
                 failures[number] = str(error) if own else f"{type(error).__name__}: {error}"
@@ -79,10 +99,11 @@ def _run_job(pipe: "Pipeline", options: dict[str, Any], out: Path, number: int, 
     for file in files:
         if other := written.get(file.resolve()):
             raise InputError(f'{file} was already written by line {other}: set another file name with "out"')
+        require_place(file)
     *_, last = steps
     assert last.result is not None
     for file, image, seed in zip(files, last.result.images, last.result.seeds, strict=True):
-        save_png(image, file)
+        save_or_keep(image, file)
         written[file.resolve()] = number
         tqdm.write(f"{file} (line {number}, seed {seed}, {last.result.timings['total'] / 1000:.2f} s)")
     sys.stdout.flush()  # for readers of a pipe

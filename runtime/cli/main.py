@@ -2,12 +2,15 @@
 
 import argparse
 import importlib
+import io
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -24,28 +27,89 @@ _COMMANDS = {
 }
 
 
+logger = logging.getLogger(__name__)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status. Errors of latentrt print one line to stderr and return 1."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    """Run a command; returns the exit status.
+
+    Errors of latentrt and of the file system print one line to stderr and return 1, Ctrl-C returns 130, SIGTERM 143,
+    and 141 means that nobody reads stdout any more.
+    """
+    _prepare_streams()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        parsed = _parser(words).parse_args(words)
-        if parsed.verbose:
-            logging.getLogger("latentrt").setLevel(logging.INFO)
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+    except SystemExit:
+        _flush()
+        raise
+    flushed = _flush()
+    return status or flushed
+
+
+def _run(words: Sequence[str]) -> int:
+    try:
         with _interrupted_by_termination():
+            parsed = _parser(words).parse_args(words)
+            if parsed.verbose:
+                logging.getLogger("latentrt").setLevel(logging.INFO)
             status: int = parsed.run(parsed)
         return status
     except LatentRTError as error:
-        print(f"latentrt: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("latentrt: interrupted; no incomplete files were left", file=sys.stderr)
-        return 130
+        logger.info("where it was raised:", exc_info=error)
+        return _told(str(error), 1)
+    except KeyboardInterrupt as error:
+        return _told("interrupted; no incomplete files were left", 143 if isinstance(error, Terminated) else 130)
+    except BrokenPipeError:
+        return 141
+    except OSError as error:
+        logger.info("where it was raised:", exc_info=error)
+        return _told(str(error) if error.filename else f"reading or writing failed: {error.strerror or error}", 1)
+
+
+def _told(text: str, status: int) -> int:
+    """The status, after a line on stderr."""
+    with suppress(OSError):
+        print(f"latentrt: {text}", file=sys.stderr)
+    return status
+
+
+def _prepare_streams() -> None:
+    """Make stdout and stderr writable whatever they are: closed, or of an encoding without some characters."""
+    with suppress(OSError):
+        # Closed descriptors would be given to the next files that are opened, and messages would go into these.
+        while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(handle)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            # Names of files keep bytes that are not UTF-8.
+            stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace")
+
+
+def _flush() -> int:
+    """Write what stdout holds; the status to exit with. Where that fails, nothing is written any more."""
+    try:
+        sys.stdout.flush()
+        return 0
+    except OSError as error:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 141
+        return _told(f"the output could not be written to stdout: {error.strerror}", 1)
 
 
 @contextmanager
 def _interrupted_by_termination() -> Iterator[None]:
-    """SIGTERM raises `KeyboardInterrupt` inside the block, so that commands clean up as after Ctrl-C."""
+    """SIGTERM raises `Terminated` inside the block, so that commands clean up as after Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
@@ -57,7 +121,7 @@ def _interrupted_by_termination() -> Iterator[None]:
 
 
 def _raise_interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+    raise Terminated
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:

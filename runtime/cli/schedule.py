@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from latentrt.runtime.errors import InputError, shown
-from latentrt.runtime.files import read_json, written_whole
+from latentrt.runtime.files import not_written, read_json, written_whole
+from latentrt.runtime.image import require_place, require_png
 from latentrt.runtime.scheduler import Plan, resolve
 from latentrt.runtime.scheduler.document import noise_ratios, plan_document
 
@@ -55,6 +56,9 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.plot:
+        require_png(arguments.plot)
+        require_place(arguments.plot)
     configs = {name: _config(name, arguments.bundle) for name in arguments.names}
     options = {"eta": arguments.eta, "strength": arguments.strength}
     plans = {name: Plan.from_config(config, arguments.steps, **options) for name, config in configs.items()}
@@ -105,8 +109,6 @@ def plot(plans: Mapping[str, Plan], file: Path) -> None:
 
     Raises: InputError: matplotlib is not installed, or the file name does not end in .png.
     """
-    from latentrt.runtime.image import require_png
-
     require_png(file)
     try:
         from matplotlib.figure import Figure
@@ -121,5 +123,8 @@ def plot(plans: Mapping[str, Plan], file: Path) -> None:
     axes.set(yscale="log", xlabel="share of the model calls", ylabel="sigma (noise / signal)")
     axes.grid(alpha=0.3)
     axes.legend()
-    with written_whole(file) as temporary:
-        figure.savefig(temporary, dpi=120)
+    try:
+        with written_whole(file) as temporary:
+            figure.savefig(temporary, dpi=120)
+    except OSError as error:
+        raise InputError(not_written(file, error)) from error

@@ -198,17 +198,17 @@ def seeds() -> Kind:
     return Kind(check, _one_or_more({"type": "integer"}), {"type": int, "metavar": "N"})
 
 
-def pair() -> Kind:
-    """(height, width), or (top, left), in pixels."""
+def pair(first: str = "height", second: str = "width") -> Kind:
+    """(height, width), or two other names, in pixels."""
 
     def check(name: str, value: Any, _: Manifest) -> tuple[int, int]:
         values = tuple(value) if isinstance(value, tuple | list) else ()
         if len(values) != 2 or not all(is_integer(v) and 0 <= v <= 2**24 for v in values):
-            raise refuse(name, value, "a pair of integers >= 0, (height, width)")
+            raise refuse(name, value, f"a pair of integers >= 0, ({first}, {second})")
         return int(values[0]), int(values[1])
 
     schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2}
-    return Kind(check, schema, {"nargs": 2, "type": int, "metavar": ("HEIGHT", "WIDTH")}, list)
+    return Kind(check, schema, {"nargs": 2, "type": int, "metavar": (first.upper(), second.upper())}, list)
 
 
 def array() -> Kind:

@@ -239,13 +239,15 @@ class CallOptions(TypedDict, total=False):
         Option("unit normal noise (images, C, h, w) to start from instead of the seed's", kinds.latents()),
     ]
     original_size: Annotated[tuple[int, int] | None, Option(f"size {_OF_ORIGIN}", kinds.pair())]
-    crops_coords_top_left: Annotated[tuple[int, int] | None, Option(f"top left corner {_OF_ORIGIN}", kinds.pair())]
+    crops_coords_top_left: Annotated[
+        tuple[int, int] | None, Option(f"top left corner {_OF_ORIGIN}", kinds.pair("top", "left"))
+    ]
     target_size: Annotated[tuple[int, int] | None, Option("size that SDXL is told to draw", kinds.pair())]
     negative_original_size: Annotated[
         tuple[int, int] | None, Option("like original_size, for the negative prompt", kinds.pair())
     ]
     negative_crops_coords_top_left: Annotated[
-        tuple[int, int] | None, Option("like crops_coords_top_left, for the negative prompt", kinds.pair())
+        tuple[int, int] | None, Option("like crops_coords_top_left, for the negative prompt", kinds.pair("top", "left"))
     ]
     negative_target_size: Annotated[
         tuple[int, int] | None, Option("like target_size, for the negative prompt", kinds.pair())

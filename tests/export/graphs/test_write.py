@@ -301,7 +301,7 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(checkpoint: Path, tmp_path
         time.sleep(0.05)
     os.kill(child.pid, number)
     _, errors = child.communicate(timeout=60)
-    assert child.returncode == 130, errors
+    assert child.returncode == 128 + number, errors
     assert "no incomplete files were left" in errors
     assert leftovers(tmp_path) == []
 
