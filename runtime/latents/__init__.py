@@ -1,6 +1,6 @@
 """Seeds and images to latents, and latents to images."""
 
-from .given_images import GivenImages, ImageInput, Picture, holds_several, is_npy, read_npy
+from .given_images import FileRow, GivenImages, ImageInput, Picture, holds_several, is_npy, read_npy
 from .initial import initial_latents, known_images
 from .noise import TorchGenerator
 from .preview import PREVIEWS, rgb_from_latents
@@ -8,6 +8,7 @@ from .vae import Vae
 
 __all__ = [
     "PREVIEWS",
+    "FileRow",
     "GivenImages",
     "ImageInput",
     "Picture",
