@@ -91,7 +91,7 @@ def add_engine(bundle_path: Path, engines: Path | None, record: EngineRecord, co
 def require_storable(bundle_path: Path, engines: Path | None) -> None:
     """Raise `BackendError` if engines cannot be written, before the time is spent to build one."""
     folder = bundle_path if engines is None else engines
-    for file in (folder / FOLDER / "engine", folder / MANIFEST):
+    for file in (folder / FOLDER / "engines", folder / MANIFEST):
         try:
             require_writable(file)
         except OSError as error:

@@ -89,16 +89,18 @@ def run(arguments: argparse.Namespace) -> int:
     with load_pipeline(arguments) as pipe:
         _set_loras(pipe, arguments, recorded)
         result = _drawn(pipe, options if recorded is None else recorded.options, arguments.out, arguments.preview)
-        problems = []
+        problems: list[str] = []
         files = numbered(arguments.out, len(result.images))
+        done: list[str] = []
         for file, image, seed in zip(files, result.images, result.seeds, strict=True):
             try:
                 save_or_keep(image, file)
-                print(f"{file} (seed {seed}, {result.timings['total'] / 1000:.2f} s on {pipe.backend})")
+                done.append(f"{file} (seed {seed}, {result.timings['total'] / 1000:.2f} s on {pipe.backend})")
             except InputError as error:  # the other images must not be lost
                 problems.append(str(error))
         if arguments.save_latents is not None:
             save_npy(result.latents, arguments.save_latents)
+    print("\n".join(done))
     if problems:
         raise InputError("; ".join(problems))
     return 0

@@ -1,6 +1,6 @@
 """Seeds and images to latents, and latents to images."""
 
-from .given_images import GivenImages, ImageInput, Picture, holds_several
+from .given_images import FileRow, GivenImages, ImageInput, Picture, holds_several
 from .initial import initial_latents, known_images
 from .noise import TorchGenerator
 from .npy import is_npy, read_npy
@@ -9,6 +9,7 @@ from .vae import Vae
 
 __all__ = [
     "PREVIEWS",
+    "FileRow",
     "GivenImages",
     "ImageInput",
     "Picture",

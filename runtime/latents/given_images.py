@@ -6,7 +6,7 @@ Knows files, PIL and arrays; knows nothing about the VAE.
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,14 @@ _PLAIN_MODES = {"La": "LA", "RGBa": "RGBA"}
 # One image: a path, a PIL image, or an array (H, W) or (H, W, 3 or 4) of uint8 or of floats in [0, 1]. Arrays may be
 # stacked to (images, H, W, 3).
 Picture = Any
+MASK = "mask_image"
+
+
+class FileRow(np.ndarray[Any, np.dtype[Any]]):
+    """One row, (1, …), of an array in a file; `source` says which, as the text of a PNG records it."""
+
+    source: Mapping[str, Any]
+
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +83,7 @@ class GivenImages:
         self.latents = _as_latents(image, latent_channels)
         given = image is not None and self.latents is None
         self.pictures = _opened("image", image) if given else []
-        self.masks = _opened("mask_image", mask_image) if mask_image is not None else []
+        self.masks = _opened(MASK, mask_image) if mask_image is not None else []
 
     def size(self, factor: int) -> tuple[int, int] | None:
         """Default height and width: those of the image, rounded down to a multiple of the VAE's scale factor."""
@@ -169,12 +177,11 @@ def _open_one(name: str, given: Picture) -> "Image.Image | Float32":
         raise InputError(f"{name} cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
     if given.mode in _PLAIN_MODES:
         given = given.convert(_PLAIN_MODES[given.mode])
-    picture: Image.Image = given
     try:
-        return ImageOps.exif_transpose(picture)
+        given = ImageOps.exif_transpose(given)
     except Exception as error:
         logger.warning("the EXIF data of %s are damaged and not used: %s", name, str(error)[:200])
-        return picture
+    return _eight_bits(name, given)
 
 
 def _read(path: Path) -> "Image.Image":
@@ -214,15 +221,49 @@ def _from_array(name: str, array: NDArray[Any]) -> "Image.Image | Float32":
         )
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
         raise InputError(f"{name} has shape {array.shape}; expected (H, W), (H, W, 3) or (images, H, W, 3)")
-    if array.dtype == np.bool_:
+    integers = array.dtype.kind in "iu"
+    # Masks that classes or comparisons gave; as levels of 255 they would say that nothing is drawn anew.
+    if array.dtype == np.bool_ or (integers and name == MASK and array.min() >= 0 and array.max() == 1):
         array = array.astype(np.uint8) * np.uint8(255)
     if array.dtype == np.uint8:
         return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
     if array.dtype.kind != "f":
-        raise InputError(f"{name} is an array of {array.dtype}; expected uint8, or floats from 0 to 1")
-    if not (array.min() >= 0 and array.max() <= 1):
-        raise InputError(f"{name} has values from {array.min():g} to {array.max():g}; expected floats from 0 to 1")
+        hint = ": divide it by 65535" if array.dtype == np.uint16 else ""
+        raise InputError(f"{name} is an array of {array.dtype}; expected uint8, or floats from 0 to 1{hint}")
+    least, most = array.min(), array.max()
+    if not (least >= 0 and most <= 1):
+        hint = ""
+        if least >= -1 and most <= 1:
+            hint = ": if they are from -1 to 1, pass array / 2 + 0.5"
+        elif least >= 0 and most <= 255:
+            hint = ": if they are from 0 to 255, pass array / 255"
+        raise InputError(f"{name} has values from {least:g} to {most:g}; expected floats from 0 to 1{hint}")
     return np.asarray(array, np.float32)
+
+
+def _eight_bits(name: str, image: "Image.Image") -> "Image.Image":
+    """Grey images of more than 8 bits scaled to 8, since Pillow would clip them; masks of 0 and 1 as 0 and 255."""
+    from PIL import Image
+
+    deep = image.mode.startswith("I")
+    if image.mode == "F":
+        raise InputError(
+            f"{name} has floats (Pillow's mode F), whose range is not known: convert it to L or RGB, or pass an array "
+            "of floats from 0 to 1"
+        )
+    if not deep and not (name == MASK and image.mode == "L"):
+        return image
+    levels = np.asarray(image)
+    least, most = levels.min(), levels.max()
+    if name == MASK and least >= 0 and most == 1:
+        return Image.fromarray((levels * 255).astype(np.uint8))
+    if not deep:
+        return image
+    if image.mode == "I" and least >= 0 and most <= 255:
+        return Image.fromarray(levels.astype(np.uint8))
+    if least < 0 or most > 65535:
+        raise InputError(f"{name} has levels from {least} to {most}; expected 8 or 16 bits: from 0 to 255 or 65535")
+    return Image.fromarray(np.rint(levels / np.float32(257)).astype(np.uint8))
 
 
 def _size(picture: Any) -> tuple[int, int]:

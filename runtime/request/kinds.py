@@ -13,7 +13,7 @@ import numpy as np
 
 from latentrt.runtime.bundle import Manifest
 from latentrt.runtime.errors import InputError, LatentRTError, shown
-from latentrt.runtime.latents import TorchGenerator, is_npy
+from latentrt.runtime.latents import FileRow, TorchGenerator, is_npy
 from latentrt.runtime.limits import MAX_CHARACTERS, MAX_IMAGES, MAX_SIDE, MAX_STEPS, raised_by
 from latentrt.runtime.scheduler import Plan
 from latentrt.runtime.scheduler.config import plain
@@ -224,6 +224,8 @@ def latents() -> Kind:
     """An array, or the path of one in numpy's format, which `Request` reads."""
 
     def check(name: str, value: Any, _: Manifest) -> Any:
+        if isinstance(value, FileRow):
+            return value
         if not isinstance(value, str | os.PathLike):
             return float_array(name, value)
         if not is_npy(value):

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from latentrt.runtime.arrays import Float32
 from latentrt.runtime.files import sha256_of_file
-from latentrt.runtime.latents import holds_several
+from latentrt.runtime.latents import FileRow, holds_several, is_npy, read_npy
 from latentrt.runtime.text import TextInput
 
 from .options import OPTIONS
@@ -84,22 +84,33 @@ def _one_of(request: Request, name: str, index: int) -> dict[str, Any] | None:
     given = request.options[name]  # type: ignore[literal-required]
     if given is None or request.image is None:
         return None
+    if isinstance(given, FileRow):
+        return dict(given.source)
     row = int(request.image.rows[index])
     if name == "image" and request.image.latents is not None:
         return _row_source(given, request.image.latents, row)
+    if name == "image" and is_npy(given) and holds_several(rows := read_npy(given)):
+        return _row_source(given, rows, row if len(rows) > 1 else 0)
     if holds_several(given):
         given = given[row if len(given) > 1 else 0]
     if not _is_path(given):
         return hashed(given)
     try:
-        return {"path": os.fspath(given), "sha256": sha256_of_file(Path(given))}
+        return {"path": _absolute(given), "sha256": sha256_of_file(Path(given))}
     except OSError:  # it was there when it was read; the picture is drawn by now, and must not be lost
-        return {"path": os.fspath(given), "sha256": None}
+        return {"path": _absolute(given), "sha256": None}
 
 
-def _row_source(given: Any, rows: Float32, index: int) -> dict[str, Any]:
-    """The hash of one row of latents, and its place in the file that they came from."""
-    return {**({"path": os.fspath(given), "index": index} if _is_path(given) else {}), **hashed(rows[index])}
+def _row_source(given: Any, rows: NDArray[Any], index: int) -> dict[str, Any]:
+    """The hash of one row of an array, and its place in the file that it came from."""
+    if isinstance(given, FileRow):
+        return dict(given.source)
+    return {**({"path": _absolute(given), "index": index} if _is_path(given) else {}), **hashed(rows[index])}
+
+
+def _absolute(given: Any) -> str:
+    """The path of an input from everywhere: whoever draws the image again may be in another folder."""
+    return str(Path(given).absolute())
 
 
 def _is_path(given: object) -> bool:
@@ -126,7 +137,7 @@ def _document(values: Mapping[str, Any], source: Source) -> dict[str, Any]:
             options[name] = option.kind.to_json(value)
         elif name.endswith("embeds"):
             options[name] = hashed(value)
-    loras = [{"path": str(lora.path), "sha256": lora.sha256, "weight": lora.weight} for lora in source.loras]
+    loras = [{"path": _absolute(lora.path), "sha256": lora.sha256, "weight": lora.weight} for lora in source.loras]
     return {
         "format": FORMAT,
         "prompt": values["prompt"],

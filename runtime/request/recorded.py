@@ -10,7 +10,7 @@ import numpy as np
 
 from latentrt.runtime.errors import InputError
 from latentrt.runtime.files import sha256_of_file
-from latentrt.runtime.latents import read_npy
+from latentrt.runtime.latents import FileRow, read_npy
 from latentrt.runtime.scheduler.config import options_taken_by
 from latentrt.runtime.scheduler.document import PLAN_FORMAT
 
@@ -118,9 +118,12 @@ def _found(picture: Path, name: str, record: Mapping[str, Any]) -> Any:
     if file is not None:
         problem = "it is not there" if not Path(file).is_file() else "it has changed"
         if Path(file).is_file() and "index" in record:
-            rows = read_npy(file).astype(np.float32)
-            if record["index"] < len(rows) and hashed(rows[record["index"]])["sha256"] == sha256:
-                return rows[record["index"]][None]
+            row = read_npy(file)[record["index"] :][:1]
+            for read in (row, row.astype(np.float32)):  # as images of bytes, or as latents
+                if len(read) and hashed(read[0])["sha256"] == sha256:
+                    found = read.view(FileRow)
+                    found.source = {**record, "path": str(Path(file).absolute())}
+                    return found
         elif Path(file).is_file() and sha256_of_file(Path(file)) == sha256:
             return file
     flag = OPTIONS[name].flag or flag_of(name)

@@ -1,11 +1,14 @@
 """Parses a prompt into sections of weighted pieces. Knows nothing about tokens or how weights are applied."""
 
+import logging
 import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from latentrt.runtime.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 SYNTAXES = ("plain", "web-ui")
 GREATEST_WEIGHT = 1000.0
@@ -21,6 +24,33 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _SPACE = re.compile(r"\s*")
+# What web UIs read and latentrt does not: pattern, the syntaxes that it is told for, what it means, what to do instead.
+_UNREAD = (
+    (
+        re.compile(r"<(?:lora|lyco):[^<>]*>"),
+        SYNTAXES,
+        "a LoRA in web UIs",
+        "remove it, and load the file with --lora FILE:WEIGHT or set_loras",
+    ),
+    (
+        re.compile(r"(?<!\\)\[[^\[\]]*:\s*[0-9.]+\s*\]"),
+        ("web-ui",),
+        "prompt editing in web UIs",
+        "write one prompt for all steps; weights are (word:1.2), or \\[ and \\] for brackets",
+    ),
+    (
+        re.compile(r"(?<!\\)\[[^\[\]]*\|[^\[\]]*\]"),
+        ("web-ui",),
+        "alternation in web UIs",
+        "name one of the words",
+    ),
+    (
+        re.compile(r"\bAND\b"),
+        ("web-ui",),
+        "two prompts at once in web UIs",
+        "write a comma, or 'and' if it is a word; BREAK begins a new section",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +72,13 @@ def parse(prompt: str, syntax: str = "plain") -> tuple[Section, ...]:
             web UI and its forks: `(word)` has weight 1.1, `[word]` 1/1.1, `(word:1.2)` 1.2; nested weights multiply.
             `\(`, `\)`, `\[`, `\]` and `\\` are literal characters. `BREAK`, in capitals and as a separate word,
             starts a new section. An unclosed bracket extends to the end; an unopened one is text. Prompt editing
-            (`[a:b:0.5]`), alternation and `AND` are not supported.
+            (`[a:b:0.5]`), alternation and `AND` are text, with a warning; so is `<lora:name:0.8>`, in both syntaxes.
 
     Two differences from the web UI: `BREAK` also works inside brackets, and a backslash before any other character is
     kept. Raises `InputError` for invalid text (half of a surrogate pair), and for weights beyond ±1000.
     """
     _require_text(prompt)
+    _warn_of_unread(prompt, syntax)
     if syntax == "plain":
         return ((Piece(prompt, 1.0),),)
     texts, weights = _weighed(prompt)
@@ -74,6 +105,17 @@ def _require_text(prompt: str) -> None:
             f"the prompt {prompt[:60]!r} contains half of a surrogate pair ({prompt[error.start]!r}) at character "
             f"{error.start}: it was truncated or decoded wrongly. Decode it as UTF-8, or remove the character"
         ) from None
+
+
+def _warn_of_unread(prompt: str, syntax: str) -> None:
+    told = [
+        f"{found[0]} ({meaning}): {instead}"
+        for pattern, syntaxes, meaning, instead in _UNREAD
+        if syntax in syntaxes and (found := pattern.search(prompt))
+    ]
+    if told:
+        shown = prompt if len(prompt) <= 60 else prompt[:60] + "…"
+        logger.warning("the prompt %r holds what is read as text here: %s", shown, "; ".join(told))
 
 
 def _weighed(prompt: str) -> tuple[list[str | None], list[float]]:
