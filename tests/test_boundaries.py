@@ -90,7 +90,7 @@ LIBRARIES: dict[str, set[str]] = {
     "runtime.image": NUMPY | PICTURES,
     "runtime.pipeline": NUMPY | PICTURES,
     "runtime.goldens": NUMPY | SAFETENSORS,
-    "runtime.cli": NUMPY | {"tqdm", "matplotlib"},
+    "runtime.cli": NUMPY | PICTURES | {"tqdm", "matplotlib"},
     "runtime.arrays": NUMPY,
 }
 # What a room must not import although the table above lets it see a part of it.

@@ -20,6 +20,7 @@ from latentrt.runtime.files import open_regular
 from latentrt.runtime.limits import MAX_IMAGES, MAX_PIXELS, raised_by
 
 from .npy import is_npy, read_npy
+from .resize import resized_image, resized_mask, size_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -91,7 +92,7 @@ class GivenImages:
             return self.latents.shape[2] * factor, self.latents.shape[3] * factor
         if not self.pictures:
             return None
-        height, width = _size(self.pictures[0])
+        height, width = size_of(self.pictures[0])
         if min(height, width) < factor:
             raise InputError(
                 f"the image has {width}x{height} pixels; expected at least {factor}x{factor}: pass height and width "
@@ -113,8 +114,8 @@ class GivenImages:
         if len(self.masks) not in (0, 1, count):
             raise InputError(f"{len(self.masks)} masks for {count} images: pass one, or one per image")
         rows = _rows(count, prompts, per_prompt)
-        pixels = [_pixels(picture, height, width) for picture in self.pictures]
-        masks = [_mask(mask, height, width) for mask in self.masks]
+        pixels = [resized_image(picture, height, width) for picture in self.pictures]
+        masks = [resized_mask(mask, height, width) for mask in self.masks]
         return ImageInput(
             pixels=np.stack(pixels) if pixels else None,
             latents=self.latents,
@@ -264,59 +265,3 @@ def _eight_bits(name: str, image: "Image.Image") -> "Image.Image":
     if least < 0 or most > 65535:
         raise InputError(f"{name} has levels from {least} to {most}; expected 8 or 16 bits: from 0 to 255 or 65535")
     return Image.fromarray(np.rint(levels / np.float32(257)).astype(np.uint8))
-
-
-def _size(picture: Any) -> tuple[int, int]:
-    height, width = picture.shape[:2] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
-    return height, width
-
-
-def _pixels(picture: Any, height: int, width: int) -> Float32:
-    """Resize to (H, W, 3) in [-1, 1]."""
-    if isinstance(picture, np.ndarray):
-        scaled = np.broadcast_to(_nearest(picture, height, width)[:, :, :3], (height, width, 3))
-    else:
-        scaled = _lanczos(_converted(picture, "RGB"), height, width)
-    return scaled * np.float32(2) - np.float32(1)
-
-
-def _mask(picture: Any, height: int, width: int) -> Float32:
-    """Resize to (1, H, W), 0 or 1. PIL images are converted to grey after resizing, as in diffusers."""
-    if isinstance(picture, np.ndarray):
-        if picture.shape[2] != 1:
-            raise InputError(f"mask_image is a float array with {picture.shape[2]} channels; expected shape (H, W)")
-        grey = _nearest(picture, height, width)[:, :, 0]
-    else:
-        grey = _lanczos(picture, height, width, "L")
-    return (grey[None] >= 0.5).astype(np.float32)
-
-
-def _lanczos(picture: "Image.Image", height: int, width: int, mode: str | None = None) -> Float32:
-    """Resize with Lanczos, in [0, 1]."""
-    from PIL import Image
-
-    try:
-        resized = picture.resize((width, height), resample=Image.Resampling.LANCZOS)
-    except ValueError as error:
-        raise InputError(f"a picture of PIL's mode {picture.mode} cannot be resized: convert it to RGB") from error
-    values: Float32 = np.asarray(resized if mode is None else _converted(resized, mode)).astype(np.float32)
-    return values / np.float32(255)
-
-
-def _converted(picture: "Image.Image", mode: str) -> "Image.Image":
-    try:
-        return picture.convert(mode)
-    except (ValueError, OSError) as error:
-        raise InputError(
-            f"a picture of PIL's mode {picture.mode} is not converted to {mode}: convert it first"
-        ) from error
-
-
-def _nearest(array: Float32, height: int, width: int) -> Float32:
-    """Resize like PyTorch's `interpolate` in mode "nearest", which diffusers uses for arrays."""
-    rows, columns = (
-        np.minimum(np.floor(np.arange(new, dtype=np.float32) * np.float32(old / new)).astype(int), old - 1)
-        for new, old in ((height, array.shape[0]), (width, array.shape[1]))
-    )
-    scaled: Float32 = array[rows][:, columns]
-    return scaled

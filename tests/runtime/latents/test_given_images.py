@@ -240,3 +240,15 @@ def test_files_that_hold_no_array_are_refused(pipe: Pipeline, tmp_path: Path) ->
             with pytest.raises(InputError, match=message):
                 pipe.stream("a", **{option: str(tmp_path / f"{name}.npy")})
     assert main(["generate", "a", "--save-latents", str(tmp_path / "x.png")]) == 1
+
+
+def test_a_mask_in_the_alpha_channel_is_refused_with_the_way_out() -> None:
+    """Its grey is the same everywhere, so that everything or nothing would be drawn anew."""
+    shape = np.zeros((16, 24, 4), np.uint8)
+    shape[:, 9:, 3] = 255
+    image = Image.fromarray(np.full((16, 24, 3), 90, np.uint8))
+    with pytest.raises(InputError, match=r"shape in the alpha channel.*getchannel\('A'\)"):
+        prepared(image, Image.fromarray(shape), (16, 24))
+    drawn = shape.copy()
+    drawn[:, 9:, :3] = 255  # white where it is opaque: nothing is doubtful
+    prepared(image, Image.fromarray(drawn), (16, 24))
