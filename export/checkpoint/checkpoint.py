@@ -176,6 +176,9 @@ class Checkpoint:
             self.configs[part] = completed(self._origin(part), part, self.configs[part], sdxl=sdxl)
         self.configs["unet"]["sample_size"] = sample_size_of(self.index, self._contents.configs["unet"])
         check_fit(self.name, self.family, self.configs)  # raises for an unknown family, too
+        for row in self.family.text_encoders:
+            if row.tokenizer not in self._contents.vocabularies:
+                raise CheckpointError(f"{self.name} has no {row.tokenizer}; model_index.json does not name it")
 
     def _check_weights(self) -> None:
         """Every tensor of every file is used, harmless or refused."""
