@@ -149,7 +149,7 @@ class Pipeline:
         """Draw with these LoRAs from now on, and with no others; `{}` goes back to the checkpoint, bit for bit.
 
         Args:
-            loras: safetensors file in kohya's or diffusers' format -> weight, mostly 0 to 1; any number is allowed.
+            loras: safetensors file of any trainer, or folder of PEFT -> weight, mostly 0 to 1; any number is allowed.
             timeout: seconds to wait for pictures that are being drawn, and for streams that are paused.
 
         Returns the milliseconds that it took. Raises `InputError` for a file that does not fit the bundle, and where

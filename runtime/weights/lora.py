@@ -119,9 +119,10 @@ def changed_weights(bundle: Bundle, loras: Mapping[Path, float]) -> NewWeights:
                 )
             base = to_float32(stored_weight(bundle, use), use.stored_dtype)
             whole = with_changes(parameter, base.T if use.transposed else base, changes)
+            whole = np.ascontiguousarray(whole.T if use.transposed else whole)  # as backends take them
             try:
                 with np.errstate(over="raise"):
-                    rounded = from_float32(whole.T if use.transposed else whole, use.stored_dtype)
+                    rounded = from_float32(whole, use.stored_dtype)
             except FloatingPointError as error:
                 raise InputError(
                     f"with {' and '.join(str(change.path) for change in changes)}, {parameter} is too large for "

@@ -1,6 +1,7 @@
 """The files behind the path of a LoRA: one file, or one with PEFT's settings beside it. Knows no content."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class LoraPaths:
 def lora_paths(path: Path) -> LoraPaths:
     """The files of a LoRA, given as a file or as the folder that PEFT or diffusers saved. Raises `InputError`."""
     tensors = path
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  `Path.is_dir` raises for names that are too long
         tensors = next((path / name for name in (_PEFT, _DIFFUSERS) if (path / name).exists()), path)
         if tensors == path:
             raise InputError(f"{path} is a folder without {_PEFT} or {_DIFFUSERS}: pass a file")

@@ -1,7 +1,6 @@
 """PEFT's settings of a LoRA, from adapter_config.json or from a file's metadata. Knows no tensors."""
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -132,7 +131,7 @@ def _pattern(where: str, name: str, settings: Mapping[str, Any]) -> dict[str, fl
 
 
 def _number(where: str, name: str, value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e30:
         raise InputError(f"{where}: {name} is {str(value)[:60]!r}; expected a number")
     return float(value)
 

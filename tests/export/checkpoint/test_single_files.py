@@ -205,6 +205,6 @@ def test_loras_may_have_the_original_names(tmp_path: Path, row: str) -> None:
         tensors = {f"{key}.{part}": torch.tensor([float(i)]) for i, key in enumerate(keys.values())}
         save_file(tensors, tmp_path / "x.safetensors")
         found = read_lora(tmp_path / "x.safetensors", parameters)
-        assert {parameter: float(change.parts["diff"]) for parameter, change in found.items()} == {
+        assert {parameter: change.parts["diff"].item() for parameter, change in found.items()} == {
             parameter: float(i) for i, parameter in enumerate(keys)
         }
