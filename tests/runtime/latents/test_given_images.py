@@ -95,6 +95,34 @@ def test_masks_are_prepared_as_by_diffusers(name: str) -> None:
     assert np.array_equal(prepared(BYTES, bits).mask, prepared(BYTES, Image.fromarray(np.uint8(bits) * 255)).mask)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+def test_masks_of_zeros_and_ones_are_taken_as_such(dtype: type, tmp_path: Path) -> None:
+    """Such as labels and comparisons give; diffusers takes such arrays so."""
+    mask = (BYTES[:, :, 0] > 150).astype(dtype)
+    processor = VaeImageProcessor(vae_scale_factor=8, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+    expected = processor.preprocess(mask.astype(np.uint8), height=40, width=72)[:, 0].numpy()
+    image = Image.new("RGB", (72, 40))
+    got = prepared(image, mask.astype(dtype)).mask
+    floats = prepared(image, mask.astype(np.float32)).mask
+    assert got is not None
+    assert floats is not None
+    assert np.array_equal(floats[:, 0], expected)
+    assert 0.2 < got.mean() < 0.6
+    assert np.array_equal(got, prepared(image, Image.fromarray((mask > 0).astype(np.uint8) * 255)).mask)
+    Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "labels.png")
+    assert np.array_equal(got, prepared(image, tmp_path / "labels.png").mask)
+
+
+def test_grey_of_16_bits_is_scaled_and_not_clipped(tmp_path: Path) -> None:
+    deep = RANDOM.integers(0, 65536, (40, 72), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert Image.open(tmp_path / "deep.png").mode.startswith("I")
+    pixels, mask = (getattr(prepared(tmp_path / "deep.png", tmp_path / "deep.png"), n) for n in ("pixels", "mask"))
+    expected = np.repeat(deep[:, :, None], 3, 2) / 65535
+    assert np.abs((pixels[0] + 1) / 2 - expected).max() < 0.51 / 255
+    assert np.array_equal(mask[0, 0] == 1, np.rint(deep / 257) >= 128)
+
+
 def test_each_prompt_may_have_its_picture() -> None:
     two = [PICTURES["RGB"], PICTURES["L"]]
     assert prepared(two, prompts=2, each=3).rows.tolist() == [0, 0, 0, 1, 1, 1]
@@ -139,7 +167,11 @@ def test_a_single_pixel_needs_a_size() -> None:
         (Path(__file__), "is not an image that Pillow can read"),
         (7, "image has type int"),
         ([], "image has 0 pictures: expected 1 to"),
-        (BYTES.astype(np.float32), "values from 0 to 255; expected floats from 0 to 1"),
+        (BYTES.astype(np.float32), "values from 0 to 255; expected floats from 0 to 1.* pass array / 255"),
+        (BYTES / np.float32(127.5) - 1, r"expected floats from 0 to 1.* pass array / 2 \+ 0.5"),
+        (BYTES.astype(np.uint16), "array of uint16; .* divide it by 65535"),
+        (Image.fromarray(BYTES[:, :, 0].astype(np.float32)), "Pillow's mode F"),
+        (Image.fromarray(BYTES[:, :, 0].astype(np.int32) * 1000), "expected 8 or 16 bits"),
         (BYTES.astype(np.int64), "array of int64"),
         (BYTES[:, :, :2], r"shape \(50, 67, 2\)"),
         (np.zeros((1, 4, 8, 16)) + np.nan, "latents with NaN or infinity"),

@@ -151,7 +151,7 @@ def test_loras_of_one_name_are_told_apart(capsys: pytest.CaptureFixture[str]) ->
     shutil.copy("a/style.safetensors", "b/style.safetensors")
     assert main(["generate", "--like", "a.png", "--device", "cpu", "-o", "again.png"]) == 1
     error = capsys.readouterr().err
-    assert "was drawn with b/style.safetensors (sha256 " in error
+    assert f"was drawn with {Path('b/style.safetensors').absolute()} (sha256 " in error
     assert "which is another file now: pass it with --lora FILE:-0.25" in error
 
 
@@ -232,3 +232,28 @@ def test_web_uis_get_the_settings_that_they_know() -> None:
     assert labels == [
         *("Steps", "Sampler", "CFG scale", "Seed", "RNG", "Emphasis", "Eta", "Clip skip", "Denoising strength")
     ]
+
+
+def test_files_are_found_from_other_folders_and_stay_recorded(
+    shapes: Pipeline, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths are absolute; an image drawn again records the file and the row of the first."""
+    rows = np.random.default_rng(4).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    np.save("stack.npy", rows)
+    calls: dict[str, dict[str, Any]] = {
+        "latents": {"latents": "noise.npy"},
+        "image": {"image": "stack.npy", "strength": 0.7, "num_images_per_prompt": 1},
+    }
+    (folder / "elsewhere").mkdir()
+    for name, call in calls.items():
+        prompts = ["a star"] * 3 if name == "image" else "a star"
+        last = shapes(prompts, seed=5, **{"num_images_per_prompt": 2, **SIZE, **call}).images[-1]
+        last.save(folder / "last.png")
+        record = json.loads(last.info["latentrt"])[name]
+        assert record["path"] == str(folder / call[name])
+        assert record["index"] == (2 if name == "image" else 1)
+        with monkeypatch.context() as other:
+            other.chdir(folder / "elsewhere")
+            again = drawn_again(SHAPES.bundle, str(folder / "last.png"))
+            assert np.array_equal(again, np.asarray(last))
+            assert json.loads(Image.open("again.png").info["latentrt"])[name] == record

@@ -96,3 +96,50 @@ def test_hostile_prompts_take_no_time(piece: str) -> None:
     with contextlib.suppress(InputError):  # too many brackets
         parse("(x:" + piece * 20_000, "web-ui")
     assert time.process_time() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "syntax", "told"),
+    [
+        ("a red star <lora:ink:0.8>", "web-ui", "<lora:ink:0.8>"),
+        ("a red star <lora:ink:0.8>", "plain", "<lora:ink:0.8>"),
+        ("a [red:blue:0.5] star", "web-ui", "[red:blue:0.5]"),
+        ("a [(red:1.2)::8] star", "web-ui", "[(red:1.2)::8]"),
+        ("a [cat|dog|fox]", "web-ui", "[cat|dog|fox]"),
+        ("a red star AND a blue circle :1.2", "web-ui", "AND"),
+    ],
+)
+def test_syntax_that_is_not_read_is_told(prompt: str, syntax: str, told: str, caplog: pytest.LogCaptureFixture) -> None:
+    parse(prompt, syntax)
+    (record,) = caplog.records
+    assert record.name.startswith("latentrt.")
+    assert f"here: {told} (" in record.getMessage()
+
+
+@pytest.mark.parametrize("syntax", ["plain", "web-ui"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a cat and a dog, black | white, 16:9, at 12:30",
+        "a [cat] (dog:1.2) [a (b:1.3)] BREAK [[sand]] ANDROMEDA, a <3 b, <b>bold</b>",
+        r"a \[red:blue:0.5\] and \[cat|dog\]",
+        "[unclosed: 0.5, (a|b)",
+    ],
+)
+def test_plain_prompts_are_not_warned_about(prompt: str, syntax: str, caplog: pytest.LogCaptureFixture) -> None:
+    parse(prompt, syntax)
+    assert not caplog.records
+
+
+def test_other_syntax_is_text_without_the_syntax(caplog: pytest.LogCaptureFixture) -> None:
+    parse("a [red:blue:0.5] star AND [cat|dog]", "plain")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("piece", ["[", "[:", "[a: 1", "[|", ":1", "<lora:", "1.", " "])
+def test_looking_for_other_syntax_takes_no_time(piece: str) -> None:
+    import time
+
+    began = time.perf_counter()
+    parse("[" + piece * 20_000, "web-ui")
+    assert time.perf_counter() - began < 5
