@@ -1,7 +1,6 @@
 """Prompt to picture: text encoder, denoising loop, VAE decoder, on any backend. Never imports PyTorch."""
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -22,7 +21,7 @@ from latentrt.runtime.request import OUT_OF_MEMORY, CallOptions, LoraFile, Reque
 from latentrt.runtime.scheduler import REGISTERS
 from latentrt.runtime.text import Tokenizer, conditioning_from_texts, encode, tokenize
 from latentrt.runtime.text.conditioning import Conditioning
-from latentrt.runtime.weights import changed_weights, sha256_of_lora
+from latentrt.runtime.weights import changed_weights, checked_factors, sha256_of_lora
 
 from .arrays import Float32, Layers
 from .errors import BackendError, BundleError, InputError, NonFiniteError, unknown
@@ -158,9 +157,7 @@ class Pipeline:
         """
         self._require_open()
         start = time.perf_counter()
-        wanted = {Path(path): float(weight) for path, weight in loras.items()}
-        if bad := [weight for weight in wanted.values() if not math.isfinite(weight)]:
-            raise InputError(f"a LoRA has the weight {bad[0]}: expected a finite number")
+        wanted = checked_factors(loras)
         weights = changed_weights(self.bundle, wanted)
         in_use = tuple(LoraFile(path, sha256_of_lora(path), weight) for path, weight in wanted.items())
         busy = (

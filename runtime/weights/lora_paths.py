@@ -1,11 +1,14 @@
-"""The files behind the path of a LoRA: one file, or one with PEFT's settings beside it. Knows no content."""
+"""Paths and factors of LoRAs, and the files behind a path: one, or one with PEFT's settings. Knows no content."""
 
 import hashlib
+import math
+import numbers
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentrt.runtime.errors import InputError
+from latentrt.runtime.errors import InputError, shown
 from latentrt.runtime.files import sha256_of_file
 
 from .peft_config import CONFIG
@@ -41,3 +44,19 @@ def sha256_of_lora(path: Path) -> str:
     if files.config is None:
         return sha256
     return hashlib.sha256(f"{sha256} {sha256_of_file(files.config)}\n".encode()).hexdigest()
+
+
+def checked_factors(loras: Mapping[Path | str, float]) -> dict[Path, float]:
+    """File -> factor. Raises `InputError` for anything but a mapping of paths to finite numbers."""
+    if not isinstance(loras, Mapping):
+        raise InputError(
+            f"loras={shown(loras)}: expected a mapping of files to weights, such as {{'a.safetensors': 1}}"
+        )
+    checked: dict[Path, float] = {}
+    for path, factor in loras.items():
+        if not isinstance(path, str | os.PathLike):
+            raise InputError(f"loras has the key {shown(path)}: expected the path of a file")
+        if isinstance(factor, bool) or not isinstance(factor, numbers.Real) or not math.isfinite(factor):
+            raise InputError(f"the LoRA {path} has the weight {shown(factor)}: expected a finite number")
+        checked[Path(path)] = float(factor)
+    return checked

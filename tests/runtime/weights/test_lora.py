@@ -422,3 +422,9 @@ def test_the_command_line_takes_loras(tmp_path: Path, capsys: pytest.CaptureFixt
     assert text["parameters"].startswith(f"{PROMPT} <lora:odd:0.75>\n")
     assert main([*command, "--lora", str(tmp_path / "no:such.safetensors")]) == 1
     assert re.search(r"latentrt: .*no:such\.safetensors does not exist", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("loras", [None, ["a"], {3: 1.0}, {"a": "b"}, {"a": None}, {"a": True}, {"a": float("inf")}])
+def test_other_values_than_files_and_factors_are_refused(loras: Any) -> None:
+    with Pipeline.load(device="cpu") as pipe, pytest.raises(InputError, match="expected"):
+        pipe.set_loras(loras)
