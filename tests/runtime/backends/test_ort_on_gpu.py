@@ -197,9 +197,10 @@ def test_a_closed_pipeline_says_so(gpu: Machine) -> None:
     next(stream)
     pipe.close()
     assert gpu.cuda.held["streams"] == 1  # of the running call
-    list(stream)
+    with pytest.raises(BackendError, match="is closed"):
+        next(stream)
     assert not any(gpu.cuda.held.values())
-    with pytest.raises(BackendError, match="is closed: load it again"):
+    with pytest.raises(BackendError, match="is closed: load the bundle again"):
         pipe(PROMPT, **FEW)
 
 
