@@ -50,6 +50,21 @@ def save_png(image: "Image.Image", path: Path) -> None:
         image.save(temporary)
 
 
+def save_or_keep(image: "Image.Image", path: Path) -> None:
+    """Save a finished image; where that fails, keep it in the folder for temporary files, and say so in the error."""
+    import tempfile  # imported here because it is rarely needed
+
+    try:
+        save_png(image, path)
+    except InputError as error:
+        try:
+            kept = Path(tempfile.mkdtemp(prefix="latentrt-")) / path.name
+            save_png(image, kept)
+        except (InputError, OSError):
+            raise error from None
+        raise InputError(f"{error}. The image is kept as {kept}") from error
+
+
 def save_npy(array: NDArray[np.float32], path: Path) -> None:
     """Save a .npy file atomically. Raises `InputError` if it cannot be written."""
     with _told(path), written_whole(path) as temporary:

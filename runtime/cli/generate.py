@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentrt.runtime.errors import InputError, unknown
-from latentrt.runtime.image import require_place, require_png, save_npy, save_png
+from latentrt.runtime.image import require_place, require_png, save_npy, save_or_keep, save_png
 from latentrt.runtime.latents import PREVIEWS
 from latentrt.runtime.request.recorded import Recorded, recorded_in, require_unchanged
 from latentrt.runtime.weights import file_and_weight, sha256_of_lora
 
 from .flags import add_bundle_flags, add_option_flags, given_options, load_pipeline
-from .jobs import lines_of_file, numbered, run_jobs, save_or_keep
+from .jobs import lines_of_file, numbered, run_jobs
 
 if TYPE_CHECKING:
     from latentrt.runtime.pipeline import Pipeline, Result

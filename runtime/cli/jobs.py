@@ -5,18 +5,15 @@ Knows lines, options and file names; knows nothing about flags.
 
 import json
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentrt.runtime.errors import InputError, LatentRTError, unknown
-from latentrt.runtime.image import require_place, require_png, save_png
+from latentrt.runtime.image import require_place, require_png, save_or_keep
 from latentrt.runtime.request.options import json_options
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from latentrt.runtime.pipeline import Pipeline
 
 JOB_KEYS = ("prompt", "out", *json_options())
@@ -37,19 +34,6 @@ def lines_of_file(path: Path) -> Iterable[bytes]:
         return path.read_bytes().splitlines()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def save_or_keep(image: "Image.Image", file: Path) -> None:
-    """Save a finished image; where that fails, keep it in the folder for temporary files, and say so in the error."""
-    try:
-        save_png(image, file)
-    except InputError as error:
-        try:
-            kept = Path(tempfile.mkdtemp(prefix="latentrt-")) / file.name
-            save_png(image, kept)
-        except (InputError, OSError):
-            raise error from None
-        raise InputError(f"{error}. The image is kept as {kept}") from error
 
 
 def run_jobs(pipe: "Pipeline", lines: Iterable[bytes], defaults: Mapping[str, Any], out: Path) -> int:

@@ -163,7 +163,8 @@ def test_a_signal_ends_a_command_with_its_status(number: int) -> None:
 
     time.sleep(4)
     child.send_signal(number)
-    _, errors = child.communicate(timeout=60)
+    child.wait(60)  # with its stdin open
+    _, errors = child.communicate()
     assert child.returncode in (128 + number, -number), errors
     assert b"Traceback" not in errors
 
