@@ -182,7 +182,7 @@ def test_timings_name_every_stage(pipe: Pipeline) -> None:
         ({"height": 70}, InputError, r"height=70: expected a multiple of 4; the nearest are 68 and 72"),
         ({"width": 0}, InputError, r"width=0: expected an integer from 4 to 16384"),
         ({"height": 64.0}, InputError, r"height=64.0: expected an integer"),
-        ({"num_inference_steps": 0}, InputError, r"num_inference_steps=0: expected an integer >= 1"),
+        ({"num_inference_steps": 0}, InputError, r"num_inference_steps=0: expected an integer from 1 to"),
         ({"num_inference_steps": 1001}, SchedulerError, r"from 1 to 1000"),
         ({"scheduler": "euler_b"}, SchedulerError, r"(?s)euler_b.*euler_a"),
         ({"scheduler": {"beta_strat": 1}}, SchedulerError, r"(?s)beta_strat.*beta_start"),

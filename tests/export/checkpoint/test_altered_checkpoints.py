@@ -16,7 +16,7 @@ from latentrt.runtime.errors import LatentRTError
 CONFIGS = ("model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json")
 CONFIGS += ("scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json")
 OTHERS = ("tokenizer/vocab.json", "tokenizer/merges.txt", "unet/diffusion_pytorch_model.safetensors")
-VALUES = (None, True, -1, 0, 3, 10**49, 1e308, -0.5, "", "x", [], [1, "a"], {}, {"a": []}, [[[]]], "\udcff")
+VALUES = (None, True, -1, 0, 3, 10**49, 1e308, -0.5, "", "x", [], [1, "a"], {}, {"a": []}, [[[]]], "\x00é")
 
 
 def change_value(file: Path, draw: random.Random) -> None:
