@@ -86,6 +86,7 @@ def copied(bundle: Path, out: Path, exchange: Callable[[Path, Path], bool]) -> N
     with (
         mock.patch.object(write, "gc"),  # takes most of the time
         mock.patch.object(write, "Checkpoint"),
+        mock.patch.object(write, "golden_scheduler", return_value=({}, "")),
         mock.patch.object(write, "_Writer", Copier),
         mock.patch.object(in_place, "exchange", exchange),
     ):
