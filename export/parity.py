@@ -7,7 +7,6 @@ last line of stderr says what failed; exit status 3 means that a graph is wrong,
 
 import gc
 import json
-import logging
 import sys
 import tempfile
 import traceback
@@ -217,7 +216,6 @@ def _check_vae(check: _Check, vae: Any, model: Model) -> None:
 
 def main(read: Callable[[], str] = sys.stdin.read) -> int:
     """Entry point of the child process; returns the exit status."""
-    logging.disable(logging.WARNING)
     quiet_libraries()
     try:
         findings = check_and_make_golden(json.loads(read()))
