@@ -87,13 +87,15 @@ def _numbers(manifest: Manifest) -> Iterator[str]:
         sizes = {len(row) for row in colours}
         if len(colours) != manifest.model.latent_channels + 1 or sizes != {3}:
             yield f"model.latent_rgb is not {manifest.model.latent_channels + 1} rows of 3 numbers"
-        elif not all(math.isfinite(value) and abs(value) < 1e6 for row in colours for value in row):
-            yield "model.latent_rgb holds numbers that are not finite"
+        elif not all(abs(value) < 1e6 for row in colours for value in row):
+            yield "model.latent_rgb holds numbers that are not finite, or too large"
 
 
 def _outside(path: str, value: Any, least: float, most: float) -> Iterator[str]:
     if not least <= value <= most:
-        yield f"{path} is {value:.6g}: expected {least:g} to {most:g}"
+        # An integer of a JSON file may be too large for a float.
+        given = f"{value:.6g}" if abs(value) < 1e300 else "out of range"
+        yield f"{path} is {given}: expected {least:g} to {most:g}"
 
 
 def _files(manifest: Manifest) -> Iterator[str]:

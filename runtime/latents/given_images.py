@@ -207,7 +207,7 @@ def _read(path: Path) -> "Image.Image":
     except LatentRTError:
         raise
     except Exception as error:  # of any type: Pillow's plugins raise what their parsers do
-        raise InputError(f"{path} cannot be read: {str(error)[:300] or type(error).__name__}") from error
+        raise InputError(f"{str(path)[:300]} cannot be read: {str(error)[:300] or type(error).__name__}") from error
 
 
 def _from_array(name: str, array: NDArray[Any]) -> "Image.Image | Float32":

@@ -35,7 +35,7 @@ def read_npy(path: str | os.PathLike[str]) -> NDArray[Any]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (OSError, ValueError, OverflowError) as error:
-        raise InputError(f"{path} is not a valid .npy file: {str(error)[:300]}") from error
+        raise InputError(f"{str(path)[:300]} is not a valid .npy file: {str(error)[:300]}") from error
 
 
 def _header(file: BinaryIO) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:

@@ -129,7 +129,8 @@ def _session(
     options = _session_options(device, weights, data_folder)
     # A model file may refer only to data in its own folder; for a model from bytes, this folder can be set.
     model = path if data_folder is None else path.read_bytes()
-    return onnxruntime.InferenceSession(model, options, providers=providers)
+    # With its fallback, the library prints each error to stdout and tries the same again.
+    return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
 
 
 def _found(node: "onnxruntime.NodeArg") -> Found:

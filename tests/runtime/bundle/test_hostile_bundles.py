@@ -46,6 +46,8 @@ def _first_weight(manifest: dict[str, Any]) -> dict[str, Any]:
         (lambda m: m["defaults"].update(strength=8), "defaults.strength is 8"),
         (lambda m: m["golden"].update(latents_tolerance=1e30), "golden.latents_tolerance is 1e.30"),
         (lambda m: m["defaults"].update(guidance_scale=10**400), "guidance_scale: expected float"),
+        (lambda m: m["defaults"].update(height=10**400), "defaults.height is out of range: expected"),
+        (lambda m: m["model"]["latent_rgb"][0].__setitem__(0, 10**400), "latent_rgb"),
         (lambda m: m["graphs"].pop("time"), "graphs.time is missing"),
         (lambda m: m["model"].update(text_encoders=[]), "text_encoders has 0 entries"),
         (lambda m: _first_weight(m).update(offset=2**40), "are not in"),
@@ -100,6 +102,20 @@ def test_a_graph_that_is_not_the_manifests_is_refused(copy: Path, backend: str) 
         Pipeline.load(copy, device="cpu", backend=backend) as pipe,
     ):
         pipe("a", **SMALL)
+
+
+def test_a_damaged_graph_prints_nothing(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where stdout is a protocol, the library's own report would break it."""
+    data = (copy / "denoise.onnx").read_bytes().replace(b"Conv", b"Co\xd0v")
+    (copy / "denoise.onnx").write_bytes(data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    changed(copy, lambda m: m["files"].update({"denoise.onnx": {"size": len(data), "sha256": sha256}}))
+    with (
+        pytest.raises(BackendError, match=r"cannot load .*denoise\.onnx"),
+        Pipeline.load(copy, device="cpu", backend="onnxruntime") as pipe,
+    ):
+        pipe("a", **SMALL)
+    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize("kept", [(), ("vae_decoder.onnx",), ("denoise.onnx.data",)])
