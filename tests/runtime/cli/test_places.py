@@ -153,7 +153,13 @@ def test_streams_that_are_closed_full_or_of_few_letters(command: str, status: in
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_command_with_its_status(number: int) -> None:
-    child = subprocess.Popen([*LATENTRT, "generate", "--jobs", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        [*LATENTRT, "generate", "--jobs", "-"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # where tests run in the background, children would inherit that it is ignored
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     assert child.stdin is not None
     assert child.stderr is not None
     child.stdin.write(b'{"prompt": 5}\nno\n')

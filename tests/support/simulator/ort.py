@@ -43,9 +43,9 @@ def simulated_onnxruntime(
     found: list[bool] = []
     module.preload_dlls = lambda: found.append(True)
 
-    def session(model: Path | bytes, options: Any, providers: list[Any]) -> Any:
+    def session(model: Path | bytes, options: Any, providers: list[Any], enable_fallback: int = 1) -> Any:
         if providers[0][0] != PROVIDERS[0]:
-            return real.InferenceSession(model, options, providers=providers)
+            return real.InferenceSession(model, options, providers=providers, enable_fallback=enable_fallback)
         facts = providers[0][1]
         if not found:
             raise RuntimeError("libcublasLt.so.13: cannot open shared object file")
