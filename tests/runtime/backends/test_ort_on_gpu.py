@@ -221,9 +221,9 @@ def test_options_of_the_cuda_provider(gibibytes: int, strategy: str | None) -> N
     with machine(onnxruntime={}, memory=gibibytes << 30) as gpu:
         seen, new = {}, gpu.libraries["onnxruntime"].InferenceSession
 
-        def session(model: Any, options: Any, providers: Any) -> Any:
+        def session(model: Any, options: Any, providers: Any, **others: Any) -> Any:
             seen[Path(str(model)).stem] = providers[0][1]
-            return new(model, options, providers)
+            return new(model, options, providers, **others)
 
         gpu.libraries["onnxruntime"].InferenceSession = session
         for recipe, tf32 in (("fp32", "0"), ("fp16", "1")):
