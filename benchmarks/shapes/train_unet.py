@@ -4,9 +4,9 @@
 
 v-prediction on a schedule with zero terminal SNR. Latents are encoded once with the finished autoencoder; a tenth of
 the captions is replaced by "" for guidance; the result is the moving average of both networks. Muon updates the UNet's
-matrices, AdamW everything else. As for the autoencoder, the budget is in minutes, and the learning rate reaches zero at
-its end. `--warm` starts from the checkpoint's networks at half the learning rate; `--export` writes a checkpoint from
-the saved state of a training that is still running.
+matrices, AdamW everything else. The learning rate reaches zero at the last step; an interrupted run continues from its
+state. `--warm` starts from the checkpoint's networks at half the learning rate, and may be repeated with other seeds;
+`--export` writes a checkpoint from the saved state of a training that is still running.
 """
 
 from __future__ import annotations
@@ -196,14 +196,16 @@ def write_checkpoint(model: Captioned, folder: Path) -> None:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Train the text encoder and the UNet of the model `shapes`.")
-    parser.add_argument("--minutes", type=float, default=88, help="total time of all runs; default: 88")
+    parser.add_argument("--steps", type=int, default=9000, help="default: 9000; about 0.6 s each on one core")
+    parser.add_argument("--pool", type=int, default=POOL, help=f"training pictures; default: {POOL}")
+    parser.add_argument("--seed", type=int, default=7, help="of the training pictures and the noise; default: 7")
     parser.add_argument("--state", type=Path, default=STATE, help="default: ~/.cache/latentrt/shapes-unet.pt")
     parser.add_argument("--out", type=Path, default=SHAPES_CHECKPOINT, help="must have vae; default: tests/data/shapes")
     parser.add_argument("--warm", action="store_true", help="start from the checkpoint's networks, at half the rate")
     parser.add_argument("--export", action="store_true", help="only write a checkpoint from the state")
     options = parser.parse_args()
 
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     state: dict[str, Any] = torch.load(options.state) if options.state.exists() else {}
     write_tokenizer(options.out / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(options.out / "tokenizer")
@@ -216,9 +218,9 @@ def main() -> None:
         return
 
     known = len(state.setdefault("captions", []))
-    if known < POOL:
+    if known < options.pool:
         vae = AutoencoderKL.from_pretrained(options.out / "vae", torch_dtype=torch.float32).eval()
-        latents, captions = encoded_pool(vae, POOL - known, seed=7 + known)
+        latents, captions = encoded_pool(vae, options.pool - known, seed=options.seed + known)
         state["latents"] = torch.cat((state["latents"], latents)) if known else latents
         state["captions"] += captions
         print(f"latents: mean {state['latents'].mean():.3f}, deviation {state['latents'].std():.3f}", flush=True)
@@ -249,13 +251,13 @@ def main() -> None:
         partial.replace(options.state)  # so that --export never reads a partial file
 
     save_state()
-    noise = torch.Generator().manual_seed(step)
+    noise = torch.Generator().manual_seed(options.seed * 1_000_000 + step)
     peaks = {name: rate * (0.5 if options.warm else 1) for name, rate in RATES.items()}
-    budget, last = options.minutes * 60, time.monotonic()
-    while spent < budget:
+    last = time.monotonic()
+    while step < options.steps:
         for name, optimizer in optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = rate_at(spent / budget, peak=peaks[name], warm_up=0.005, fall=0.3)
+                group["lr"] = rate_at(step / options.steps, peak=peaks[name], warm_up=0.01, fall=0.3)
         batch = BATCHES[options.warm or step >= SMALL_BATCHES]
         chosen = torch.randint(len(latents), (batch,), generator=noise)
         kept = torch.rand(batch, 1, generator=noise) >= DROPPED_CAPTIONS
@@ -272,7 +274,7 @@ def main() -> None:
         now = time.monotonic()
         spent, last = spent + now - last, now
         if step % 100 == 0:
-            left = (budget - spent) / 60
+            left = (options.steps - step) * spent / step / 60
             print(f"{step:6d}  loss {running:.4f}  {step / spent:.2f} it/s  {left:.1f} min left", flush=True)
         if step % 250 == 0:
             save_state()

@@ -20,7 +20,7 @@ from latentrt.runtime.scheduler.config import checked_options
 from latentrt.runtime.text import TextInput, text_inputs_from_call
 
 from . import kinds
-from .guidance import check_interval, guidance_weights
+from .guidance import PLUS_PLUS, check_interval, check_plus_plus, guidance_weights, is_plus_plus
 from .options import CallOptions, checked, checked_value
 from .time_inputs import time_ids_from_call
 
@@ -65,7 +65,7 @@ class Request:
     @property
     def guided(self) -> bool:
         """Whether the negative prompt is computed too: diffusers' rule."""
-        return _is_guided(self.guidance_scale, distilled=self.distilled)
+        return _is_guided(self.guidance_scale, is_plus_plus(self.plan), distilled=self.distilled)
 
     @property
     def guidance(self) -> Float32:
@@ -75,7 +75,7 @@ class Request:
         start, end = self.options["guidance_start"], self.options["guidance_end"]
         assert start is not None
         assert end is not None
-        return guidance_weights(self.guidance_scale, len(self.plan), start=start, end=end)
+        return guidance_weights(self.guidance_scale, self.plan, start=start, end=end)
 
     @classmethod
     def from_call(
@@ -103,7 +103,13 @@ class Request:
         if prompt is not None:
             prompt = checked_value("prompt", kinds.text(), prompt, manifest)
         distilled = takes(manifest.graphs["time"], "guidance_embedding")
-        guided = _is_guided(values["guidance_scale"], distilled=distilled)
+        chosen = values["scheduler"]
+        chosen = chosen if isinstance(chosen, Plan) else resolve(chosen, scheduler_config)
+        if plus_plus := is_plus_plus(chosen):
+            check_plus_plus(values, distilled=distilled)
+            if options.get("guidance_scale") is None:
+                values["guidance_scale"] /= PLUS_PLUS
+        guided = _is_guided(values["guidance_scale"], plus_plus, distilled=distilled)
         sides = text_inputs_from_call(manifest, prompt, values, syntax=values["prompt_syntax"], guided=guided)
         prompts, per_prompt = len(sides[0]), values["num_images_per_prompt"]
         if prompts * per_prompt > MAX_IMAGES:
@@ -115,7 +121,7 @@ class Request:
         positive, negative = (side.repeated(per_prompt) for side in sides)
         height, width, image = _images(manifest, values, prompts)
         strength = _strength(values, manifest.defaults, image)
-        plan, steps, scheduler = _plan(scheduler_config, manifest.defaults, values, strength, image, distilled)
+        plan, steps, scheduler = _plan(chosen, manifest.defaults, values, strength, image, distilled)
         check_interval(values["guidance_start"], values["guidance_end"])
         _check_noise(plan, len(positive) * height * width)
         factor = manifest.model.vae_scale_factor
@@ -138,8 +144,8 @@ class Request:
         )
 
 
-def _is_guided(guidance_scale: float, *, distilled: bool) -> bool:
-    return guidance_scale > 1 and not distilled
+def _is_guided(guidance_scale: float, plus_plus: bool, *, distilled: bool) -> bool:
+    return guidance_scale > (0 if plus_plus else 1) and not distilled
 
 
 def _images(manifest: Manifest, values: Mapping[str, Any], prompts: int) -> tuple[int, int, ImageInput | None]:
@@ -180,7 +186,7 @@ def _strength(values: Mapping[str, Any], defaults: Defaults, image: ImageInput |
 
 
 def _plan(
-    config: Mapping[str, Any],
+    chosen: Mapping[str, Any] | Plan,
     defaults: Defaults,
     values: Mapping[str, Any],
     strength: float | None,
@@ -190,24 +196,23 @@ def _plan(
     """The plan, its number of steps where they are not custom, and the scheduler's name."""
     scheduler, steps = values["scheduler"], values["num_inference_steps"]
     custom = {name: values[name] for name in ("eta", "timesteps", "sigmas", "denoising_start", "denoising_end")}
-    if isinstance(scheduler, Plan):
+    if isinstance(chosen, Plan):
         if steps is not None or any(v is not None for v in (*custom.values(), values["strength"])):
             raise InputError(
                 f"a compiled plan has its steps: leave out num_inference_steps, strength, {', '.join(custom)}"
             )
-        return scheduler, None, None
+        return chosen, None, None
     if steps is None and custom["timesteps"] is None and custom["sigmas"] is None:
         steps = defaults.num_inference_steps
-    resolved = resolve(scheduler, config)
-    name = scheduler if isinstance(scheduler, str) else str(resolved.get("_class_name"))
+    name = scheduler if isinstance(scheduler, str) else str(chosen.get("_class_name"))
     masked = image is not None and image.mask is not None
     if masked and strength == 1:
         strength = None  # as diffusers' inpainting pipelines: nothing of the picture is left to begin from
-    shortened = steps is not None and strength is not None and resolved.get("_class_name") == "LCMScheduler"
+    shortened = steps is not None and strength is not None and chosen.get("_class_name") == "LCMScheduler"
     if distilled and not masked and shortened:
-        custom["timesteps"] = _lcm_timesteps(resolved, steps, strength or 1.0)
-        return Plan.from_config(resolved, None, strength=1.0, **custom), steps, name
-    return Plan.from_config(resolved, steps, strength=strength, **custom), steps, name
+        custom["timesteps"] = _lcm_timesteps(chosen, steps, strength or 1.0)
+        return Plan.from_config(chosen, None, strength=1.0, **custom), steps, name
+    return Plan.from_config(chosen, steps, strength=strength, **custom), steps, name
 
 
 def _lcm_timesteps(config: Mapping[str, Any], steps: int, strength: float) -> list[float]:

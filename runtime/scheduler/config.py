@@ -4,6 +4,8 @@ Follows `from_config` of diffusers 0.42: a missing key takes the default of the 
 that wrote the file, and keys that only other classes have are ignored. Knows nothing about timesteps or coefficients.
 """
 
+import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,36 +14,39 @@ import numpy as np
 from latentrt.runtime.errors import SchedulerError, shown, unknown
 from latentrt.runtime.scheduler.samplers import SAMPLERS
 
-from .diffusers_options import (
-    ALIASES,
-    CHOICES,
-    CLASS_CHOICES,
-    KNOWN_KEYS,
-    MAX_TRAIN_TIMESTEPS,
-    OPTIONAL,
-    OPTIONS,
-    RANGES,
-    REFUSED,
-    UNPLANNED,
-)
+from .diffusers_options import ALIASES, MAX_TRAIN_TIMESTEPS, OPTIONS, REFUSED, UNPLANNED
+from .own_options import ALL_CHOICES, ALL_CLASS_CHOICES, ALL_OPTIONAL, ALL_OPTIONS, ALL_RANGES, KNOWN_KEYS
+from .sigma_grids import GRIDS
 
+logger = logging.getLogger("latentrt")
 Config = Mapping[str, Any]
 
 _RESPACING_OPTIONS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-_SUFFIXES = {
-    "_karras": "use_karras_sigmas",
-    "_exponential": "use_exponential_sigmas",
-    "_beta": "use_beta_sigmas",
+# Suffixes of names that diffusers' classes have an option for; other schedule types are `schedule_type`.
+_FLAGS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
+# Samplers of checkpoints with EDM preconditioning, which have classes of their own.
+_EDM: Mapping[str, tuple[str, Config]] = {
+    "euler": ("EDMEulerScheduler", {}),
+    "dpm++_2m": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "dpm++_2m_sde": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}),
+    "dpm++_3m": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 3}),
 }
 
 
+def short_names() -> dict[str, str]:
+    """Short names of samplers, without a schedule type, and their classes."""
+    return {name: class_name for class_name, sampler in SAMPLERS.items() for name in sampler.names}
+
+
 def scheduler_names() -> tuple[str, ...]:
-    """Every name that `resolve` accepts: short names, short names with a sigma suffix, and diffusers class names."""
+    """Names that `resolve` accepts: short names, those with the schedule types of diffusers, and class names.
+
+    Short names with other schedule types, such as `euler_sgm_uniform`, are not listed.
+    """
     short = [
         name + suffix
-        for class_name, sampler in SAMPLERS.items()
-        for name in sampler.names
-        for suffix in ("", *(s for s, option in _SUFFIXES.items() if option in OPTIONS[class_name]))
+        for name, class_name in short_names().items()
+        for suffix in ("", *(f"_{kind}" for kind, flag in _FLAGS.items() if flag in ALL_OPTIONS[class_name]))
     ]
     return (*short, *SAMPLERS)
 
@@ -51,15 +56,17 @@ def resolve(scheduler: str | Config | None, checkpoint_config: Config) -> dict[s
 
     Args:
         scheduler: a diffusers class name or a short name keeps the checkpoint's betas, prediction type and every other
-            option that the class has, as diffusers' `from_config` does. A mapping with `_class_name` is a complete
-            config and is used unchanged; one without overrides keys of the checkpoint's config. None is the
-            checkpoint's own scheduler.
+            option that the class has, as diffusers' `from_config` does; options may follow it, as in
+            `euler:timestep_spacing=trailing,s_churn=10`. A mapping with `name` is the same. One with `_class_name` is a
+            complete config and is used unchanged; one with neither overrides keys of the checkpoint's config. None is
+            the checkpoint's own scheduler.
         checkpoint_config: the checkpoint's `scheduler_config.json`.
 
-    The suffixes `_karras`, `_exponential` and `_beta` select those sigmas. `ddim`, `ddpm`, `heun`, `lcm` and `tcd` set
-    `clip_sample` to false if the checkpoint does not set it: many Stable Diffusion checkpoints were saved with a class
-    that lacks the option, and the class default would clip the latents. `pndm` likewise sets `skip_prk_steps` to true,
-    as all Stable Diffusion checkpoints do. `dpm++_...` set the algorithm type and order.
+    A schedule type at the end of a name, such as `_karras` or `_sgm_uniform`, selects its sigmas. `ddim`, `ddpm`,
+    `heun`, `lcm` and `tcd` set `clip_sample` to false if the checkpoint does not set it: many Stable Diffusion
+    checkpoints were saved with a class that lacks the option, and the class default would clip the latents. `pndm`
+    likewise sets `skip_prk_steps` to true, as all Stable Diffusion checkpoints do. `dpm++_...` set the algorithm type
+    and order.
 
     Returns: a new config with `_class_name`. `Plan.from_config` validates it.
 
@@ -69,23 +76,91 @@ def resolve(scheduler: str | Config | None, checkpoint_config: Config) -> dict[s
     if scheduler is None:
         return carried
     if isinstance(scheduler, Mapping):
-        return dict(scheduler) if "_class_name" in scheduler else carried | dict(scheduler)
-    if isinstance(scheduler, str) and scheduler in UNPLANNED:
-        return carried | {"_class_name": scheduler}
-    if not isinstance(scheduler, str) or scheduler not in scheduler_names():
-        raise SchedulerError(unknown("scheduler", scheduler, scheduler_names()))
-    if scheduler in SAMPLERS:
-        return carried | {"_class_name": scheduler}
-    suffix = next((s for s in _SUFFIXES if scheduler.endswith(s)), "")
-    name = scheduler.removesuffix(suffix)
-    class_name = next(c for c, sampler in SAMPLERS.items() if name in sampler.names)
+        if "name" in scheduler:
+            given = plain(scheduler)
+            return _named(given.pop("name"), carried) | given
+        if "_class_name" not in scheduler:
+            return carried | dict(scheduler)
+        _warn_of_default_betas(scheduler)
+        return dict(scheduler)
+    if isinstance(scheduler, str) and ":" in scheduler:
+        name, _, text = scheduler.partition(":")
+        return _named(name, carried) | _options_in(scheduler, text)
+    return _named(scheduler, carried)
+
+
+def _named(name: object, carried: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint's config, changed to a class or a short name."""
+    if isinstance(name, str) and (name in SAMPLERS or name in UNPLANNED):
+        return carried | {"_class_name": name}
+    known = short_names()
+    kind = next((k for k in GRIDS if isinstance(name, str) and name.endswith(f"_{k}") and name not in known), None)
+    base = str(name).removesuffix(f"_{kind}")
+    if not isinstance(name, str) or base not in known:
+        raise SchedulerError(unknown("scheduler", name, (*scheduler_names(), *_unlisted_names())))
+    class_name, fixed = known[base], SAMPLERS[known[base]].names[base]
+    if "sigma_data" in carried or str(carried.get("_class_name")).startswith("EDM"):
+        if base not in _EDM or kind not in (None, "karras", "exponential"):
+            raise SchedulerError(
+                f"{name!r} does not work with a checkpoint of EDM preconditioning; expected one of {', '.join(_EDM)}"
+            )
+        class_name, fixed = _EDM[base]
+        return carried | {"_class_name": class_name, **fixed} | ({"sigma_schedule": kind} if kind else {})
     config = carried | {"_class_name": class_name}
-    for key, value in SAMPLERS[class_name].names[name].items():
+    for key, value in fixed.items():
         if not key.endswith("?") or key[:-1] not in config:
             config[key.removesuffix("?")] = value
-    if suffix:
-        config |= dict.fromkeys(_RESPACING_OPTIONS, False) | {_SUFFIXES[suffix]: True}
-    return config
+    return config | ({} if kind is None else _schedule_type(name, class_name, kind))
+
+
+def _schedule_type(name: str, class_name: str, kind: str) -> dict[str, Any]:
+    options = ALL_OPTIONS[class_name]
+    off: dict[str, Any] = {flag: False for flag in _RESPACING_OPTIONS if flag in options}
+    if (flag := _FLAGS.get(kind)) is not None and flag in options:
+        return off | {flag: True}
+    if "schedule_type" not in options:
+        takers = ", ".join(short for short, other in short_names().items() if "schedule_type" in ALL_OPTIONS[other])
+        raise SchedulerError(f"{name!r}: {class_name} has its own steps and takes no schedule type; these do: {takers}")
+    return off | {"schedule_type": kind}
+
+
+def _unlisted_names() -> tuple[str, ...]:
+    return tuple(
+        f"{name}_{kind}"
+        for name, class_name in short_names().items()
+        for kind in GRIDS
+        if "schedule_type" in ALL_OPTIONS[class_name]
+    )
+
+
+def _options_in(whole: str, text: str) -> dict[str, Any]:
+    """Options in a text such as `timestep_spacing=trailing,s_churn=10`; values are JSON, or else text."""
+    options: dict[str, Any] = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise SchedulerError(f"{shown(whole)}: expected NAME:OPTION=VALUE,OPTION=VALUE, got {shown(part)}")
+        try:
+            options[key.strip()] = json.loads(value)
+        except (ValueError, RecursionError):
+            options[key.strip()] = value.strip()
+    return plain(options)
+
+
+def _warn_of_default_betas(config: Config) -> None:
+    """A complete config without betas takes its class's, which no Stable Diffusion checkpoint was trained with."""
+    defaults = class_defaults(config["_class_name"])
+    if "beta_start" not in defaults or any(key in config for key in ("beta_start", "beta_end", "trained_betas")):
+        return
+    logger.warning(
+        "the scheduler config has no betas, so those of %s are used: %s from %g to %g. For the checkpoint's, pass the "
+        'name, {"name": "%s", …}; for others, set beta_start, beta_end and beta_schedule',
+        config["_class_name"],
+        config.get("beta_schedule", defaults["beta_schedule"]),
+        defaults["beta_start"],
+        defaults["beta_end"],
+        config["_class_name"],
+    )
 
 
 def class_defaults(class_name: object) -> Config:
@@ -122,7 +197,7 @@ def checked_options(config: Config) -> dict[str, Any]:
     for key in config:
         if not key.startswith("_") and key not in KNOWN_KEYS:
             raise SchedulerError(unknown("scheduler config key", key, tuple(KNOWN_KEYS)))
-    options = {key: _checked(class_name, key, default, config) for key, default in OPTIONS[class_name].items()}
+    options = {key: _checked(class_name, key, default, config) for key, default in ALL_OPTIONS[class_name].items()}
     _check_combinations(class_name, options)
     return {"_class_name": class_name} | options
 
@@ -170,7 +245,7 @@ def _checked(class_name: str, key: str, default: Any, config: Config) -> Any:
         return _checked_betas(value)
     if key == "disable_corrector":
         return _checked_indices(value)
-    if key in RANGES:
+    if key in ALL_RANGES:
         return _checked_number(key, value)
     value = ALIASES.get(class_name, {}).get(key, {}).get(value, value) if isinstance(value, str) else value
     if isinstance(default, bool):
@@ -179,7 +254,7 @@ def _checked(class_name: str, key: str, default: Any, config: Config) -> Any:
         value = bool(value)
     elif not isinstance(value, str | None):
         raise SchedulerError(f"{key}={shown(value)} in the scheduler config: expected text or null")
-    choices = CLASS_CHOICES.get(class_name, {}).get(key) or CHOICES.get(key)
+    choices = ALL_CLASS_CHOICES.get(class_name, {}).get(key) or ALL_CHOICES.get(key)
     if choices and value not in choices:
         allowed = ", ".join(repr(choice) for choice in choices)
         raise SchedulerError(f"{key}={shown(value)} in the scheduler config: {class_name} accepts {allowed}")
@@ -190,18 +265,18 @@ def _checked(class_name: str, key: str, default: Any, config: Config) -> Any:
 
 
 def _checked_number(key: str, value: Any) -> int | float | None:
-    """A number within its range; the text "-inf" is what JSON has instead of minus infinity."""
-    if value is None and key in OPTIONAL:
+    """A number within its range; the texts "inf" and "-inf" are what JSON has instead of infinity."""
+    if value is None and key in ALL_OPTIONAL:
         return None
-    least, most = RANGES[key]
+    least, most = ALL_RANGES[key]
     whole = isinstance(least, int)
-    if value == "-inf" and least == -np.inf:
-        return least
+    if (value == "-inf" and least == -np.inf) or (value == "inf" and most == np.inf):
+        return float(value)
     if whole and isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not least <= value <= most:
         kind = "an integer" if whole else "a number"
-        or_null = ", or null" if key in OPTIONAL else ""
+        or_null = ", or null" if key in ALL_OPTIONAL else ""
         raise SchedulerError(
             f"{key}={shown(value)} in the scheduler config: expected {kind} from {least:g} to {most:g}" + or_null
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-_BASE = {
+BASE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
     "beta_end": 0.02,
@@ -18,13 +18,13 @@ _BASE = {
     "prediction_type": "epsilon",
     "steps_offset": 0,
 }
-_LATENT_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+LATENT_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 _LEADING = {"timestep_spacing": "leading"}
 _LINSPACE = {"timestep_spacing": "linspace"}
-_ZERO_SNR = {"rescale_betas_zero_snr": False}
+ZERO_SNR = {"rescale_betas_zero_snr": False}
 _THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
 # Only some constructors take sigma_min and sigma_max, but every class that respaces sigmas reads them from the config.
-_RESPACED = {
+RESPACED = {
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
@@ -48,7 +48,7 @@ _DPM = {
 }
 _CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
 _CONSISTENCY = {
-    **_LATENT_BETAS,
+    **LATENT_BETAS,
     "beta_schedule": "scaled_linear",
     "original_inference_steps": 50,
     "timestep_scaling": 10.0,
@@ -57,6 +57,16 @@ _CONSISTENCY = {
     "set_alpha_to_one": True,
 }
 
+_EDM = {
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "sigma_schedule": "karras",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "rho": 7.0,
+    "final_sigmas_type": "zero",
+}
 _FLOW_MATCHING = {
     "num_train_timesteps": 1000,
     "shift": 1.0,
@@ -74,46 +84,46 @@ _FLOW_MATCHING = {
 # Constructor defaults of the supported classes. A class reads exactly the keys listed here.
 OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "DDIMScheduler": _BASE | _LEADING | _ZERO_SNR | _THRESHOLD | _CLIP | {"set_alpha_to_one": True},
-        "DDPMScheduler": _BASE | _LEADING | _ZERO_SNR | _THRESHOLD | _CLIP | {"variance_type": "fixed_small"},
-        "PNDMScheduler": _BASE | _LEADING | {"skip_prk_steps": False, "set_alpha_to_one": False},
-        "LCMScheduler": _BASE | _LEADING | _ZERO_SNR | _THRESHOLD | _CONSISTENCY,
-        "TCDScheduler": _BASE | _LEADING | _ZERO_SNR | _THRESHOLD | _CONSISTENCY,
-        "LMSDiscreteScheduler": _BASE | _LINSPACE | _RESPACED,
-        "EulerDiscreteScheduler": _BASE
+        "DDIMScheduler": BASE | _LEADING | ZERO_SNR | _THRESHOLD | _CLIP | {"set_alpha_to_one": True},
+        "DDPMScheduler": BASE | _LEADING | ZERO_SNR | _THRESHOLD | _CLIP | {"variance_type": "fixed_small"},
+        "PNDMScheduler": BASE | _LEADING | {"skip_prk_steps": False, "set_alpha_to_one": False},
+        "LCMScheduler": BASE | _LEADING | ZERO_SNR | _THRESHOLD | _CONSISTENCY,
+        "TCDScheduler": BASE | _LEADING | ZERO_SNR | _THRESHOLD | _CONSISTENCY,
+        "LMSDiscreteScheduler": BASE | _LINSPACE | RESPACED,
+        "EulerDiscreteScheduler": BASE
         | _LINSPACE
-        | _ZERO_SNR
-        | _RESPACED
+        | ZERO_SNR
+        | RESPACED
         | {"interpolation_type": "linear", "timestep_type": "discrete", "final_sigmas_type": "zero"},
-        "EulerAncestralDiscreteScheduler": _BASE | _LINSPACE | _ZERO_SNR,
-        "HeunDiscreteScheduler": _BASE | _LATENT_BETAS | _LINSPACE | _RESPACED | _CLIP | {"clip_sample": False},
-        "KDPM2DiscreteScheduler": _BASE | _LATENT_BETAS | _LINSPACE | _RESPACED,
-        "KDPM2AncestralDiscreteScheduler": _BASE | _LATENT_BETAS | _LINSPACE | _RESPACED,
-        "DPMSolverMultistepScheduler": _BASE
+        "EulerAncestralDiscreteScheduler": BASE | _LINSPACE | ZERO_SNR,
+        "HeunDiscreteScheduler": BASE | LATENT_BETAS | _LINSPACE | RESPACED | _CLIP | {"clip_sample": False},
+        "KDPM2DiscreteScheduler": BASE | LATENT_BETAS | _LINSPACE | RESPACED,
+        "KDPM2AncestralDiscreteScheduler": BASE | LATENT_BETAS | _LINSPACE | RESPACED,
+        "DPMSolverMultistepScheduler": BASE
         | _LINSPACE
-        | _ZERO_SNR
+        | ZERO_SNR
         | _THRESHOLD
-        | _RESPACED
+        | RESPACED
         | _FLOW
         | _DPM
         | {"euler_at_final": False, "use_lu_lambdas": False},
-        "DPMSolverSinglestepScheduler": {k: v for k, v in _BASE.items() if k != "steps_offset"}
+        "DPMSolverSinglestepScheduler": {k: v for k, v in BASE.items() if k != "steps_offset"}
         | _THRESHOLD
-        | _RESPACED
+        | RESPACED
         | _FLOW
         | _DPM
         | {"lower_order_final": False},
-        "DEISMultistepScheduler": _BASE
+        "DEISMultistepScheduler": BASE
         | _LINSPACE
         | _THRESHOLD
-        | _RESPACED
+        | RESPACED
         | _FLOW
         | {"solver_order": 2, "algorithm_type": "deis", "solver_type": "logrho", "lower_order_final": True},
-        "UniPCMultistepScheduler": _BASE
+        "UniPCMultistepScheduler": BASE
         | _LINSPACE
-        | _ZERO_SNR
+        | ZERO_SNR
         | _THRESHOLD
-        | _RESPACED
+        | RESPACED
         | _FLOW
         | {
             "solver_order": 2,
@@ -125,14 +135,35 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "final_sigmas_type": "zero",
             "shift_terminal": None,
         },
-        "FlowMatchEulerDiscreteScheduler": _RESPACED | _FLOW_MATCHING,
+        "DPMSolverSDEScheduler": BASE | LATENT_BETAS | _LINSPACE | RESPACED | {"noise_sampler_seed": None},
+        "SASolverScheduler": BASE
+        | _LINSPACE
+        | _THRESHOLD
+        | RESPACED
+        | {
+            "use_flow_sigmas": False,
+            "flow_shift": 1.0,
+            "predictor_order": 2,
+            "corrector_order": 2,
+            "tau_func": None,
+            "algorithm_type": "data_prediction",
+            "lower_order_final": True,
+            "lambda_min_clipped": -np.inf,
+            "variance_type": None,
+        },
+        "EDMEulerScheduler": _EDM,
+        "EDMDPMSolverMultistepScheduler": _EDM
+        | _THRESHOLD
+        | {
+            "solver_order": 2,
+            "algorithm_type": "dpmsolver++",
+            "solver_type": "midpoint",
+            "lower_order_final": True,
+            "euler_at_final": False,
+        },
+        "FlowMatchEulerDiscreteScheduler": RESPACED | _FLOW_MATCHING,
     }
 )
-# Keys of unsupported classes that may remain in a config after the class was changed.
-_OTHER_KEYS = frozenset(
-    {"predictor_order", "corrector_order", "tau_func", "sigma_data", "sigma_schedule", "rho", "noise_sampler_seed"}
-)
-KNOWN_KEYS = frozenset().union(*OPTIONS.values()) | _OTHER_KEYS
 
 CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
@@ -143,6 +174,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "interpolation_type": ("linear", "log_linear"),
         "final_sigmas_type": ("zero", "sigma_min"),
         "time_shift_type": ("exponential", "linear"),
+        "sigma_schedule": ("karras", "exponential"),
     }
 )
 # Numbers from the first to the last value; integers where these are. Tables are as long as `num_train_timesteps`.
@@ -158,7 +190,12 @@ RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
         "sigma_min": (1e-9, 1e6),
         "sigma_max": (1e-9, 1e6),
         "flow_shift": (1e-3, 1e3),
+        "noise_sampler_seed": (0, 2**63),
+        "sigma_data": (1e-3, 1e3),
+        "rho": (0.1, 100.0),
         "solver_order": (1, 3),
+        "predictor_order": (1, 4),
+        "corrector_order": (1, 4),
         "lambda_min_clipped": (-np.inf, 1e3),
         "clip_sample_range": (0.0, 1e6),
         "original_inference_steps": (1, MAX_TRAIN_TIMESTEPS),
@@ -172,7 +209,7 @@ RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
     }
 )
 # Besides a number, these may be null.
-OPTIONAL = frozenset({"sigma_min", "sigma_max", "shift_terminal"})
+OPTIONAL = frozenset({"sigma_min", "sigma_max", "shift_terminal", "noise_sampler_seed"})
 _DPM_CHOICES = {
     "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"),
     "solver_type": ("midpoint", "heun"),
@@ -192,6 +229,13 @@ CLASS_CHOICES: Mapping[str, Mapping[str, tuple[Any, ...]]] = MappingProxyType(
         | {"algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++")},
         "DEISMultistepScheduler": {"algorithm_type": ("deis",), "solver_type": ("logrho",)},
         "UniPCMultistepScheduler": {"solver_type": ("bh1", "bh2"), "solver_p": (None,)},
+        "SASolverScheduler": {"algorithm_type": ("data_prediction", "noise_prediction"), "tau_func": (None,)},
+        "EDMEulerScheduler": {"prediction_type": ("epsilon", "v_prediction")},
+        "EDMDPMSolverMultistepScheduler": {
+            "prediction_type": ("epsilon", "v_prediction"),
+            "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+            "solver_type": ("midpoint", "heun"),
+        },
     }
 )
 _DPM_ALIASES = {
@@ -238,11 +282,7 @@ REFUSED: Mapping[tuple[str, Any], str] = MappingProxyType(
 # Schedulers of diffusers that are not supported: why, and the nearest one that is.
 UNPLANNED: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "DPMSolverSDEScheduler": ("draws noise from a Brownian tree, which only torchsde provides", "dpm++_2m_sde"),
-        "SASolverScheduler": ("is not supported yet", "dpm++_2m_sde"),
-        "IPNDMScheduler": ("is for models on the trigonometric schedule", "pndm"),
-        "EDMEulerScheduler": ("is for models with EDM preconditioning", "euler_karras"),
-        "EDMDPMSolverMultistepScheduler": ("is for models with EDM preconditioning", "dpm++_2m_karras"),
+        "IPNDMScheduler": ("is for models on the trigonometric schedule", "ipndm"),
         "CosineDPMSolverMultistepScheduler": ("is for models with EDM preconditioning", "dpm++_2m_sde"),
         "DDIMInverseScheduler": ("goes from image to noise", "ddim"),
         "DPMSolverMultistepInverseScheduler": ("goes from image to noise", "dpm++_2m"),

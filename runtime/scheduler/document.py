@@ -45,7 +45,7 @@ def plan_to_document(plan: Plan) -> dict[str, Any]:
 
 def plan_from_document(document: Mapping[str, Any]) -> Plan:
     """The plan in a document; other keys are ignored. Raises `SchedulerError` if it is malformed."""
-    names = [field.name for field in fields(Plan)]
+    names = [field.name for field in fields(Plan) if field.name != "guidance" or "guidance" in document]
     try:
         return Plan.from_arrays({name: np.asarray(document[name], np.float32) for name in names})
     except KeyError as error:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.errors import SchedulerError
-from latentrt.runtime.scheduler.samplers import REGISTERS, SAMPLERS, Call, Sampler
+from latentrt.runtime.scheduler.samplers import REGISTERS, SAMPLERS, Call, Sampler, Walk
 
 from .config import checked_options, resolve, scheduler_names
 from .schedules import Options, Schedule, Steps
@@ -46,6 +46,8 @@ class Plan:
             `alpha * clean + sigma * noise`.
         blend: (M, 2) float32, weights of [clean, noise] for the known latents in row 0 after each call, as in
             diffusers' inpainting with an ordinary UNet; clean latents after the last call.
+        guidance: (M, 2) float32, the guidance scale of call k is `guidance[k] @ [1, scale]`: (0, 1) but for CFG++,
+            where row R-1 is guided as strongly as the whole call, and so more than the latents at the end.
 
     Raises: SchedulerError: wrong shape, or a value is not finite.
     """
@@ -56,9 +58,12 @@ class Plan:
     draws: NDArray[np.bool_]
     noise_levels: Float32
     blend: Float32
+    guidance: Float32 = None  # type: ignore[assignment]  # (0, 1) for all calls
 
     def __post_init__(self) -> None:
         calls, rows = len(self.timesteps), REGISTERS
+        if self.guidance is None:
+            object.__setattr__(self, "guidance", np.tile(np.float32([0, 1]), (calls, 1)))
         shapes = {
             "timesteps": (calls,),
             "coefficients": (calls, rows, rows + 2),
@@ -66,6 +71,7 @@ class Plan:
             "draws": (calls,),
             "noise_levels": (calls + 1, 2),
             "blend": (calls, 2),
+            "guidance": (calls, 2),
         }
         for name, shape in shapes.items():
             array = np.array(getattr(self, name), np.bool_ if name == "draws" else np.float32)
@@ -99,9 +105,10 @@ class Plan:
             num_inference_steps: 1 to `num_train_timesteps`; None with custom timesteps or sigmas, which set it.
             strength: in (0, 1], for image-to-image: skip the first steps and start from noised clean latents. None
                 starts from pure noise.
-            eta: noise of DDIM and TCD, 0 (none, the default, as in diffusers' pipelines) to 1.
+            eta: noise of the stochastic samplers, 0 (none) to 1. The default is the config's, else 0 for DDIM and TCD,
+                as in diffusers' pipelines, and 1 for the others.
             timesteps: custom timesteps, strictly decreasing, for classes that accept them.
-            sigmas: custom sigmas, strictly decreasing, including the final one, usually 0 (Euler).
+            sigmas: custom sigmas, strictly decreasing, including the final one, usually 0.
             denoising_start: in [0, 1), continue from the latents of a plan with `denoising_end`; pass them as clean
                 latents.
             denoising_end: in (0, 1], stop after this fraction of the training timesteps; row 0 then holds unfinished
@@ -117,7 +124,8 @@ class Plan:
         steps = _steps(options, num_inference_steps, timesteps, sigmas)
         _check_part(strength, denoising_start, denoising_end)
         part = dict(zip(_PART, (strength, denoising_start, denoising_end), strict=True))
-        request = options | part | {"eta": float(eta or 0), "steps": [steps.count, steps.timesteps, steps.sigmas]}
+        noise = float(options.get("eta", 0) if eta is None else eta)
+        request = options | part | {"eta": noise, "steps": [steps.count, steps.timesteps, steps.sigmas]}
         return _compiled(json.dumps(request, sort_keys=True))
 
     def states(
@@ -172,7 +180,7 @@ class Plan:
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
         """The plan of `to_arrays`. Raises `SchedulerError` if an array is missing, unknown or malformed."""
         names = {field.name for field in fields(cls)}
-        if set(arrays) != names:
+        if {*arrays, "guidance"} != names:  # plans of version 1 may lack it
             raise SchedulerError(f"expected the arrays {sorted(names)} of a plan, got {sorted(arrays)}")
         return cls(**arrays)
 
@@ -191,36 +199,62 @@ def coefficients(calls: Sequence[Call], scales: Float64) -> Float64:
     return table
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Solved:
+    """What a sampler does along a part of a schedule, in float64: the calls, and the schedule's row for each."""
+
+    schedule: Schedule
+    calls: Sequence[Call]
+
+    @property
+    def table(self) -> Float64:
+        """(M, R, R+2), the plan's coefficients before they are rounded."""
+        return coefficients(self.calls, np.append(self.schedule.input_scales[1:], 1.0))
+
+
+def solved(options: Options, steps: Steps) -> Solved:
+    """Run the sampler of checked options that hold `eta` and the part to run."""
+    sampler = SAMPLERS[options["_class_name"]]
+    schedule = sampler.schedule(options, steps)
+    begin, end = _part(options, sampler, schedule, steps.count)
+    if sampler.walk is None:
+        calls = list(itertools.islice(sampler.solve(schedule, options, begin), end - begin))
+        return Solved(schedule.part(begin, end), calls)
+    schedule = schedule.part(begin, end)
+    sigmas = np.append(schedule.levels[:, 1], schedule.targets[-1, 1])
+    calls = list(sampler.walk(Walk(sigmas, schedule.table.astype(np.float64), options)))
+    return Solved(schedule.along(np.array([call.sigma for call in calls])), calls)
+
+
 @lru_cache(maxsize=256)
 def _compiled(request: str) -> Plan:
     """The plan for the canonical JSON of checked options, steps and part."""
     options = json.loads(request)
     steps = Steps(*options["steps"])
-    sampler = SAMPLERS[options["_class_name"]]
     # Divisions by zero show up in the result; `_why_not_finite` then gives the reason.
     with np.errstate(all="ignore"):
-        schedule = sampler.schedule(options, steps)
-        begin, end = _part(options, sampler, schedule, steps.count)
-        calls = list(itertools.islice(sampler.solve(schedule, options, begin), end - begin))
-        scales = schedule.input_scales
-        table = coefficients(calls, np.append(scales[begin + 1 : end], 1.0)).astype(np.float32)
+        result = solved(options, steps)
+        table = result.table.astype(np.float32)
+    schedule, calls = result.schedule, result.calls
     if not np.isfinite(table).all():
         raise SchedulerError(_why_not_finite(options, schedule, steps.count))
-    levels = schedule.levels[begin:end] * scales[begin:end, None]
+    scales = schedule.input_scales
+    levels = schedule.levels * scales[:, None]
     initial = np.zeros((REGISTERS, 2))
     if options["denoising_start"] is not None:
-        initial[0, 1] = scales[begin]
+        initial[0, 1] = scales[0]
     elif options["strength"] is not None:
         initial[0] = levels[0, ::-1]
     else:
         initial[0, 0] = schedule.initial * scales[0]
     return Plan(
-        timesteps=schedule.timesteps[begin:end].astype(np.float32),
+        timesteps=schedule.timesteps.astype(np.float32),
         coefficients=table,
         initial=initial.astype(np.float32),
         draws=_consumed_draws(calls),
-        noise_levels=np.vstack([levels, schedule.targets[end - 1]]).astype(np.float32),
+        noise_levels=np.vstack([levels, schedule.targets[-1]]).astype(np.float32),
         blend=np.vstack([levels[1:], [1.0, 0.0]]).astype(np.float32),
+        guidance=np.array([call.guidance for call in calls], np.float32),
     )
 
 
@@ -234,6 +268,8 @@ def _consumed_draws(calls: Sequence[Call]) -> NDArray[np.bool_]:
 def _part(options: Options, sampler: Sampler, schedule: Schedule, steps: int) -> tuple[int, int]:
     """First call and end (exclusive) of the part to run, counted as in diffusers' image-to-image pipelines."""
     begin, end = 0, len(schedule.timesteps)
+    if options.get("schedule_type") is not None:  # some types give a few steps more or fewer
+        steps = -(-end // sampler.order)
     train_steps, start, stop = (options[key] for key in ("num_train_timesteps", "denoising_start", "denoising_end"))
     if options["strength"] is not None:
         kept = min(int(steps * options["strength"]), steps)

@@ -5,8 +5,9 @@ that `config` has completed and checked.
 """
 
 import itertools
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from .spacings import (
     alphas_above_zero,
     alphas_cumprod,
     distilled_timesteps,
+    grid_line,
     open_timesteps,
     respaced,
     sigma_line,
@@ -46,6 +48,8 @@ class Schedule:
         anchors: (M, 2) an additional level for samplers that need one: the start of a PNDM step, the intermediate
             level of TCD.
         normalised: whether the model's input is divided as above; flow matching passes the sample unchanged.
+        data: standard deviation of clean latents that the model's input is scaled for, other than 1 for EDM.
+        table: (T,) sigmas of the training timesteps, for samplers that lay out their own calls.
     """
 
     timesteps: sg.Float64
@@ -54,12 +58,29 @@ class Schedule:
     initial: float = 1.0
     anchors: sg.Float64 = field(default_factory=lambda: np.empty((0, 2)))
     normalised: bool = True
+    data: float = 1.0
+    table: sg.Floats = field(default_factory=lambda: np.empty(0))
 
     @property
     def input_scales(self) -> sg.Float64:
         """(M,): model input = scale * sample."""
-        sizes = np.hypot(self.levels[:, 0], self.levels[:, 1]) if self.normalised else np.ones(len(self.levels))
+        sizes = (
+            np.hypot(self.levels[:, 0] * self.data, self.levels[:, 1]) if self.normalised else np.ones(len(self.levels))
+        )
         return np.asarray(1 / sizes, np.float64)
+
+    def part(self, begin: int, end: int) -> "Schedule":
+        """The calls from `begin` to before `end`."""
+        rows = slice(begin, end)
+        return replace(self, timesteps=self.timesteps[rows], levels=self.levels[rows], targets=self.targets[rows])
+
+    def along(self, sigmas: sg.Float64) -> "Schedule":
+        """Calls at other `sigmas` (M,) than those of the steps, to the same end, variance exploding."""
+        known = dict(zip(self.levels[:, 1], self.timesteps, strict=True))
+        between = _float32(sg.timestep_from_sigma(sigmas, np.log(self.table)))
+        times = np.array([known.get(sigma, time) for sigma, time in zip(sigmas, between, strict=True)])
+        levels = _exploding(sigmas)
+        return replace(self, timesteps=times, levels=levels, targets=np.vstack([levels[1:], self.targets[-1:]]))
 
 
 def strided(options: Options, steps: Steps) -> Schedule:
@@ -124,27 +145,47 @@ def distilled_strategic(options: Options, steps: Steps) -> Schedule:
 def sigma_steps(options: Options, steps: Steps) -> Schedule:
     """Euler and related samplers: fractional timesteps, variance exploding."""
     table = sg.sigmas_from_alphas(alphas_above_zero(options))
-    times: sg.Floats
-    if steps.sigmas is not None:
-        line = np.asarray(steps.sigmas, np.float32)
-        times = sg.timestep_from_sigma(line[:-1], np.log(table))
-    else:
-        times, line = sigma_line(options, steps, table)
+    times, line = sigma_line(options, steps, table)
     exact = line.astype(np.float64)
     if options.get("timestep_type") == "continuous" and options["prediction_type"] == "v_prediction":
         if steps.timesteps is not None:
             raise SchedulerError("custom timesteps are not possible with timestep_type='continuous': pass sigmas")
         times = 0.25 * np.log(exact[:-1])
+    exact = exact[: len(times) + 1]
+    begins = _churned(options, exact)
+    times = np.where(begins > exact[:-1], sg.timestep_from_sigma(begins, np.log(table)), times)
+    initial = _initial(options, begins)
+    return Schedule(_float32(times), _exploding(begins), _exploding(exact[1:]), initial, table=table)
+
+
+def preconditioned(options: Options, steps: Steps) -> Schedule:
+    """EDM: Karras et al. (2022), arXiv:2206.00364, table 1; the model's timestep is a quarter of log sigma."""
+    n, low, high = steps.count, options["sigma_min"], options["sigma_max"]
+    if steps.sigmas is not None:
+        line = np.asarray(steps.sigmas, np.float32)
+    elif options["sigma_schedule"] == "karras":
+        line = np.append(sg.karras_sigmas(high, low, n, options["rho"]), 0.0).astype(np.float32)
+    else:
+        line = np.append(sg.exponential_sigmas(high, low, n), 0.0).astype(np.float32)
+    exact = line.astype(np.float64)
+    if steps.sigmas is None and options["final_sigmas_type"] == "sigma_min":
+        exact[-1] = low
     levels = _exploding(exact)
-    return Schedule(_float32(times), levels[:-1], levels[1:], _initial(options, exact))
+    times = _float32(0.25 * np.log(exact[:-1]))
+    return Schedule(times, levels[:-1], levels[1:], math.hypot(options["sigma_max"], 1), data=options["sigma_data"])
 
 
 def repeated(options: Options, steps: Steps) -> Schedule:
     """Heun: `sigma_steps` with two calls per step, at its start and at its end."""
     once = sigma_steps(options, steps)
-    twice = np.repeat(np.arange(steps.count), 2)[1:]
-    levels = once.levels[twice]
-    return Schedule(once.timesteps[twice], levels, np.vstack([levels[1:], once.targets[-1:]]), once.initial)
+    calls = 2 * len(once.timesteps) - 1
+    levels = np.stack([once.levels, once.targets], 1).reshape(-1, 2)[:calls]
+    targets = np.repeat(once.targets, 2, 0)[:calls]
+    ends = np.append(once.timesteps[1:], 0.0)
+    if not np.array_equal(once.levels[1:], once.targets[:-1]):  # where noise is added between steps
+        ends[:-1] = _float32(sg.timestep_from_sigma(once.targets[:-1, 1], np.log(once.table)))
+    times = np.stack([once.timesteps, ends], 1).ravel()[:calls]
+    return Schedule(times, levels, targets, once.initial)
 
 
 def interleaved(options: Options, steps: Steps) -> Schedule:
@@ -154,7 +195,10 @@ def interleaved(options: Options, steps: Steps) -> Schedule:
 
 def interleaved_ancestral(options: Options, steps: Steps) -> Schedule:
     """DPM2 ancestral: `interleaved` with the geometric mean of sigma and `s_down`; noise is added after `s_down`."""
-    return _interleaved(options, steps, lambda s, s_next: s_next**2 / s)
+    eta = options["eta"]
+    if eta == 1:
+        return _interleaved(options, steps, lambda s, s_next: s_next**2 / s)
+    return _interleaved(options, steps, lambda s, s_next: s_next * np.sqrt(1 - eta**2 * (1 - (s_next / s) ** 2)))
 
 
 def _interleaved(options: Options, steps: Steps, towards: Callable[[Any, Any], Any]) -> Schedule:
@@ -163,13 +207,17 @@ def _interleaved(options: Options, steps: Steps, towards: Callable[[Any, Any], A
     times, line = sigma_line(options, steps, table)
     if options["use_karras_sigmas"]:
         times = np.round(times)
-    exact = line.astype(np.float64)
-    middles = np.sqrt(exact[:-2] * towards(exact[:-2], exact[1:-1]))
-    sigmas = np.append(np.insert(middles, np.arange(steps.count), exact[:-1])[: 2 * steps.count - 1], 0.0)
+    exact, count = line.astype(np.float64), len(line) - 1
+    begins = _churned(options, exact)
+    times = np.where(begins > exact[:-1], sg.timestep_from_sigma(begins, np.log(table)), times)
+    middles = np.sqrt(begins[:-1] * towards(begins[:-1], exact[1:-1]))
     between = sg.timestep_from_sigma(middles, np.log(table))
-    all_times = np.insert(between, np.arange(steps.count), times)[: 2 * steps.count - 1]
-    levels = _exploding(sigmas)
-    return Schedule(_float32(all_times), levels[:-1], levels[1:], _initial(options, exact))
+    at = np.arange(count)
+    levels = np.insert(middles, at, begins)[: 2 * count - 1]
+    targets = np.insert(exact[1:-1], at, np.append(middles, 0.0))[: 2 * count - 1]
+    all_times = np.insert(between, at, times)[: 2 * count - 1]
+    initial = _initial(options, begins)
+    return Schedule(_float32(all_times), _exploding(levels), _exploding(targets), initial)
 
 
 def log_snr_steps(
@@ -184,6 +232,13 @@ def log_snr_steps(
     """
     alphas = alphas_above_zero(options)
     table = sg.sigmas_from_alphas(alphas)
+    given = grid_line(options, steps, table)
+    if given is not None:
+        times, exact = given[0].astype(np.float64), given[1].astype(np.float64)
+        if exact[-1] == 0 and options.get("final_sigmas_type", final) == "sigma_min":
+            exact[-1] = min(exact[-2], table[0])
+        levels = _preserving(exact)
+        return Schedule(_float32(times), levels[:-1], levels[1:])
     line = respaced(options, steps, table[::-1])
     lowest = table[0] if line is None or not ends_respaced else line[-1]
     if line is not None:
@@ -196,8 +251,7 @@ def log_snr_steps(
         line = np.interp(times, np.arange(len(table)), table)
     end = 0.0 if options.get("final_sigmas_type", final) == "zero" else lowest
     exact = np.append(line, end).astype(np.float32).astype(np.float64)
-    alpha = 1 / np.hypot(exact, 1)
-    levels = np.stack([alpha, exact * alpha], 1)
+    levels = _preserving(exact)
     # The classes truncate timesteps to integers.
     return Schedule(np.trunc(times).astype(np.float64), levels[:-1], levels[1:])
 
@@ -226,6 +280,21 @@ def flow(options: Options, steps: Steps) -> Schedule:
 def _exploding(sigmas: sg.Float64) -> sg.Float64:
     """Levels with alpha 1. Shape (n, 2)."""
     return np.stack([np.ones_like(sigmas), sigmas], 1)
+
+
+def _preserving(sigmas: sg.Float64) -> sg.Float64:
+    """Levels with alpha**2 + sigma**2 at 1. Shape (n, 2)."""
+    alpha = 1 / np.hypot(sigmas, 1)
+    return np.stack([alpha, sigmas * alpha], 1)
+
+
+def _churned(options: Options, sigmas: sg.Float64) -> sg.Float64:
+    """The sigmas (n,) that steps begin at: raised by `s_churn`, as in Karras et al. (2022), Algorithm 2."""
+    begins = sigmas[:-1]
+    if not options.get("s_churn"):
+        return begins
+    inside = (begins >= options["s_tmin"]) & (begins <= options["s_tmax"])
+    return np.asarray(begins * (1 + inside * min(options["s_churn"] / len(begins), math.sqrt(2) - 1)), np.float64)
 
 
 def _float32(times: sg.Floats) -> sg.Float64:

@@ -103,10 +103,10 @@ def timestep_from_sigma(sigmas: Floats, log_table: Float32) -> Float64:
     return np.asarray((1 - weight) * low + weight * (low + 1), np.float64)
 
 
-def karras_sigmas(sigma_max: float, sigma_min: float, n: int) -> Float64:
-    """Karras et al. (2022), equation 5 with rho = 7, from `sigma_max` down to `sigma_min`. Shape (n,)."""
-    low, high = sigma_min ** (1 / KARRAS_RHO), sigma_max ** (1 / KARRAS_RHO)
-    return np.asarray((high + np.linspace(0, 1, n) * (low - high)) ** KARRAS_RHO, np.float64)
+def karras_sigmas(sigma_max: float, sigma_min: float, n: int, rho: float = KARRAS_RHO) -> Float64:
+    """Karras et al. (2022), equation 5, from `sigma_max` down to `sigma_min`. Shape (n,)."""
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return np.asarray((high + np.linspace(0, 1, n) * (low - high)) ** rho, np.float64)
 
 
 def exponential_sigmas(sigma_max: float, sigma_min: float, n: int) -> Float64:
@@ -116,31 +116,36 @@ def exponential_sigmas(sigma_max: float, sigma_min: float, n: int) -> Float64:
 
 def beta_sigmas(sigma_max: float, sigma_min: float, n: int) -> Float64:
     """Quantiles of the Beta(0.6, 0.6) distribution: Lee et al. (2024), arXiv:2407.12173. Shape (n,)."""
-    return np.asarray(sigma_min + beta_quantiles(0.6, 1 - np.linspace(0, 1, n)) * (sigma_max - sigma_min), np.float64)
+    shares = beta_quantiles(0.6, 0.6, 1 - np.linspace(0, 1, n))
+    return np.asarray(sigma_min + shares * (sigma_max - sigma_min), np.float64)
 
 
-def beta_quantiles(a: float, p: Float64) -> Float64:
-    """Quantiles: x with `P(X <= x) = p` for X ~ Beta(a, a), to 1e-12. Shape of p.
+def beta_quantiles(a: float, b: float, p: Float64) -> Float64:
+    """Quantiles: x with `P(X <= x) = p` for X ~ Beta(a, b), to 1e-12 for a and b from 0.1 to 10. Shape of p.
 
-    In u = x**a the density has no pole at 0, so Gauss-Legendre quadrature integrates it up to the median to full
-    precision; symmetry gives the other half. Newton's method inverts the integral.
+    The density is integrated up to 1/2 as a power series; the other half is that of Beta(b, a). Bisection inverts it.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(40)
-    nodes, weights = (nodes + 1) / 2, weights / 2
+    lower, upper = _beta_mass(a, b, np.array([0.5]))[0], _beta_mass(b, a, np.array([0.5]))[0]
+    below = p * (lower + upper) <= lower
+    x = _beta_inverse(a, b, np.where(below, p * (lower + upper), 0.0))
+    rest = _beta_inverse(b, a, np.where(below, 0.0, (1 - p) * (lower + upper)))
+    return np.asarray(np.where(below, x, 1 - rest), np.float64)
 
-    def density(u: Float64) -> Float64:
-        return np.asarray((1 - u ** (1 / a)) ** (a - 1), np.float64)
 
-    def mass(u: Float64) -> Float64:
-        return np.asarray(u * (density(u[:, None] * nodes) @ weights), np.float64)
+def _beta_mass(a: float, b: float, x: Float64) -> Float64:
+    """The integral of `t**(a-1) (1-t)**(b-1)` from 0 to x, at most 1/2. Shape of x."""
+    k = np.arange(1, 70)
+    series = np.append(1.0, np.cumprod((k - b) / k)) / (a + np.append(0, k))
+    return np.asarray(x**a * np.polynomial.polynomial.polyval(x, series), np.float64)
 
-    median = np.array([0.5**a])
-    share = 2 * np.minimum(p, 1 - p)
-    wanted, u = share * mass(median), share * median
-    for _ in range(30):
-        u = np.clip(u - (mass(u) - wanted) / density(u), 0, median)
-    x = u ** (1 / a)
-    return np.asarray(np.where(p <= 0.5, x, 1 - x), np.float64)
+
+def _beta_inverse(a: float, b: float, mass: Float64) -> Float64:
+    low, high = np.zeros_like(mass), np.full_like(mass, 0.5)
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = _beta_mass(a, b, middle) > mass
+        low, high = np.where(above, low, middle), np.where(above, middle, high)
+    return (low + high) / 2
 
 
 def lu_sigmas(log_max: float, log_min: float, n: int) -> Float64:

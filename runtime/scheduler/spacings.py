@@ -12,6 +12,7 @@ import numpy as np
 from latentrt.runtime.errors import SchedulerError
 
 from . import sigmas as sg
+from .sigma_grids import sigma_grid
 
 Options: TypeAlias = Mapping[str, Any]
 
@@ -94,7 +95,13 @@ def alphas_above_zero(options: Options) -> sg.Float32:
 
 
 def sigma_line(options: Options, steps: Steps, table: sg.Float32) -> tuple[sg.Floats, sg.Float32]:
-    """Timesteps (M,) and sigmas (M + 1,) for `sigma_steps`, from a number of steps or custom timesteps."""
+    """Timesteps (M,) and sigmas (M + 1,) for `sigma_steps`, from a number of steps, custom timesteps or sigmas.
+
+    With `log_linear` interpolation there is one sigma more.
+    """
+    given = grid_line(options, steps, table)
+    if given is not None:
+        return given
     train_steps = options["num_train_timesteps"]
     if steps.timesteps is not None:
         times: sg.Floats = np.asarray(steps.timesteps, np.float32)
@@ -103,7 +110,7 @@ def sigma_line(options: Options, steps: Steps, table: sg.Float32) -> tuple[sg.Fl
         times = times.astype(np.float32)
     sigmas: sg.Floats
     if options.get("interpolation_type", "linear") == "log_linear":
-        # One sigma more than timesteps: as in diffusers, the last step ends at the lowest training sigma.
+        # As in diffusers, the last step ends at the lowest training sigma, or is one more with continuous timesteps.
         sigmas = sg.log_linear_sigmas(float(table[-1]), float(table[0]), steps.count + 1)
     else:
         sigmas = np.interp(times, np.arange(len(table)), table)
@@ -111,7 +118,20 @@ def sigma_line(options: Options, steps: Steps, table: sg.Float32) -> tuple[sg.Fl
     if replaced is not None:
         sigmas, times = replaced, sg.timestep_from_sigma(replaced, np.log(table))
     ended = np.append(sigmas, final_sigma(options, table)).astype(np.float32)
-    return times, ended[: len(times) + 1]
+    return times, ended
+
+
+def grid_line(options: Options, steps: Steps, table: sg.Float32) -> tuple[sg.Float32, sg.Float32] | None:
+    """Fractional timesteps (M,) and sigmas (M + 1,) where sigmas are custom or of a `schedule_type`; else None."""
+    if steps.sigmas is not None:
+        line = np.asarray(steps.sigmas, np.float32)
+    elif options.get("schedule_type") is not None:
+        if steps.timesteps is not None:
+            raise SchedulerError(f"custom timesteps are not possible with schedule_type={options['schedule_type']!r}")
+        line = sigma_grid(options, steps.count, table).astype(np.float32)
+    else:
+        return None
+    return sg.timestep_from_sigma(line[:-1], np.log(table)).astype(np.float32), line
 
 
 def open_timesteps(options: Options, steps: Steps, alphas: sg.Float32) -> sg.Float64:

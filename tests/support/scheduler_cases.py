@@ -12,14 +12,17 @@ from latentrt.runtime.scheduler.samplers import SAMPLERS
 STEPS = (1, 2, 4, 10, 20, 50)
 SPACINGS = ("leading", "linspace", "trailing")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PRECONDITIONED = ("epsilon", "v_prediction")
 LATENT_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 DDIM, DDPM, PNDM, LMS = "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler"
 EULER, EULER_A, HEUN = "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"
 DPM2, DPM2_A = "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"
 DPM, DPM_S = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
 DEIS, UNIPC, LCM, TCD = "DEISMultistepScheduler", "UniPCMultistepScheduler", "LCMScheduler", "TCDScheduler"
-FLOW = "FlowMatchEulerDiscreteScheduler"
-CLASSES = tuple(SAMPLERS)
+FLOW, SA = "FlowMatchEulerDiscreteScheduler", "SASolverScheduler"
+EDM, EDM_DPM = "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"
+# DPMSolverSDEScheduler draws from a Brownian motion; it is compared in test_web_ui_samplers.py.
+CLASSES = tuple(name for name, sampler in SAMPLERS.items() if name in OPTIONS and sampler.walk is None)
 RESPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 
 Case = tuple[dict[str, Any], int, float]
@@ -49,8 +52,9 @@ def basic_cases(class_name: str) -> Iterator[Case]:
     for choice in variants(
         class_name,
         timestep_spacing=SPACINGS if class_name not in (LCM, TCD) else ("leading",),
-        prediction_type=PREDICTIONS,
+        prediction_type=PREDICTIONS if class_name not in (EDM, EDM_DPM) else PRECONDITIONED,
         respacing=respacings(class_name),
+        sigma_schedule=("karras", "exponential"),
         steps=STEPS,
         skip_prk_steps=(True, False),
         eta=(0.0, 0.7) if class_name in (DDIM, TCD) else (0.0,),
@@ -63,7 +67,7 @@ def option_cases(class_name: str) -> Iterator[Case]:
     for choice in variants(
         class_name,
         timestep_spacing=SPACINGS if class_name not in (LCM, TCD) else ("leading",),
-        prediction_type=PREDICTIONS,
+        prediction_type=PREDICTIONS if class_name not in (EDM, EDM_DPM) else PRECONDITIONED,
         rescale_betas_zero_snr=(False, True),
         steps_offset=(0, 1) if class_name not in (LCM, TCD) else (0,),
         set_alpha_to_one=(True, False),
@@ -149,6 +153,31 @@ def other_cases(class_name: str) -> Iterator[Case]:
         etas = (0.0, 0.3) if class_name == TCD else (0.0,)
         for original, scaling, eta in itertools.product((20, 33, 100), (1.0, 10.0), etas):
             yield case(class_name, 7, original_inference_steps=original, timestep_scaling=scaling, eta=eta)
+    if class_name == SA:
+        for choice in product(
+            predictor_order=(1, 2, 3, 4),
+            corrector_order=(1, 2, 3, 4),
+            algorithm_type=("data_prediction", "noise_prediction"),
+            lower_order_final=(True, False),
+            respacing=(None, "use_karras_sigmas"),
+            steps=(3, 12),
+        ):
+            yield case(SA, prediction_type="v_prediction", **choice)
+    if class_name in (EDM, EDM_DPM):
+        for choice in product(sigma_min=(0.002, 0.01), sigma_data=(0.5, 1.3), rho=(5.0, 7.0), steps=(3, 9)):
+            yield case(class_name, sigma_max=30.0, **choice)
+    if class_name == EDM_DPM:
+        for choice in product(
+            solver_order=(1, 2, 3),
+            algorithm_type=("dpmsolver++", "sde-dpmsolver++"),
+            solver_type=("midpoint", "heun"),
+            final_sigmas_type=("zero", "sigma_min"),
+            lower_order_final=(True, False),
+            euler_at_final=(True, False),
+            steps=(4, 15),
+        ):
+            if not (choice["algorithm_type"].startswith("sde") and choice["solver_order"] == 3):
+                yield case(EDM_DPM, **choice)
     if class_name == FLOW:
         for choice in product(
             shift=(1.0, 3.0),
@@ -182,7 +211,9 @@ def computed_wide(config: dict[str, Any]) -> bool:
     cosine = config.get("beta_schedule") == "squaredcos_cap_v2"
     # Beta sigmas lie so close to each other at both ends that logarithms of their quotients lose digits.
     close = config["_class_name"] in (DEIS, UNIPC) and config.get("use_beta_sigmas")
-    return bool(config.get("rescale_betas_zero_snr") or cosine or by_slope or close)
+    by_slope |= config["_class_name"] == SA and config.get("algorithm_type") == "noise_prediction"
+    preconditioned = config["_class_name"] in (EDM, EDM_DPM)  # sigma 80 in few steps
+    return bool(config.get("rescale_betas_zero_snr") or cosine or by_slope or close or preconditioned)
 
 
 def tolerance(config: dict[str, Any]) -> float:
@@ -191,12 +222,14 @@ def tolerance(config: dict[str, Any]) -> float:
 
 
 def lost_by_diffusers(config: dict[str, Any], steps: int) -> bool:
-    """Where float32 leaves diffusers no digits.
+    """Where float32 leaves diffusers no digits, or it begins elsewhere than it says.
 
     `sigma_down` of DPM2 ancestral is the root of a difference of squares: wrong by more than 1 %, or NaN, where sigma
     falls by a factor of hundreds in one step. The cosine schedule begins with `1 - abar = 4e-5`, to which PyTorch's
     square root, not rounded correctly, adds errors of 1e-7 when betas are rescaled to zero terminal SNR.
     """
+    if config.get("sigma_schedule") == "exponential" and steps == 1:  # the lowest sigma, with noise for the highest
+        return True
     spacing, cosine = config.get("timestep_spacing"), config.get("beta_schedule") == "squaredcos_cap_v2"
     falls = (cosine and spacing != "leading") or (steps == 2 and spacing == "linspace")
     return (config["_class_name"] == DPM2_A and falls) or bool(cosine and config.get("rescale_betas_zero_snr"))
@@ -206,7 +239,7 @@ def rejected_by_diffusers(config: dict[str, Any], steps: int) -> str:
     """Why diffusers has no result: it raises, or gives NaN. Empty where it has one."""
     name, spacing = config["_class_name"], config.get("timestep_spacing")
     zero_snr, prediction = config.get("rescale_betas_zero_snr"), config.get("prediction_type", "epsilon")
-    if prediction == "sample" and name in (EULER_A, PNDM, DPM2, DPM2_A):
+    if prediction == "sample" and name in (EULER_A, PNDM, DPM2, DPM2_A, EDM, EDM_DPM):
         return "not implemented"
     respaced = any(config.get(key) for key in RESPACINGS)
     order = config.get("solver_order", 2)
@@ -221,6 +254,9 @@ def rejected_by_diffusers(config: dict[str, Any], steps: int) -> str:
         return "multiplies the last step's length, which is infinite, by 0"
     if name == UNIPC and to_zero and not config.get("lower_order_final", True) and order > 1:
         return "divides by the infinite length of the last step"
+    sde = config.get("algorithm_type", "").startswith("sde")
+    if name == EDM_DPM and sde and config.get("final_sigmas_type") == "sigma_min":
+        return "last step has length 0, and its rounding a root"
     if name == FLOW and config.get("shift_terminal") and steps == 1:
         return "stretches a single sigma"
     if name == PNDM and not config.get("skip_prk_steps") and steps < 4:

@@ -147,13 +147,13 @@ def deis(schedule: Schedule, options: Options, begin: int) -> Calls:
         if order > 1 and h != 0:
             r = (lam[i - np.arange(1, order)] - lam[i]) / h
             moments = psi(h, order)[1:] * [math.factorial(k) for k in range(1, order)]
-            for weight, node, past in zip(_exact_weights(r, moments), r, STATE[1:order], strict=True):
+            for weight, node, past in zip(exact_weights(r, moments), r, STATE[1:order], strict=True):
                 change = change + weight * (past - eps) / node
         (a, _), (a_next, s_next) = ends[i], ends[i + 1]
         yield Call(a_next / a * x - s_next * change, x0, kept=(eps, STATE[1]))
 
 
-def _exact_weights(r: Float64, moments: Float64) -> Float64:
+def exact_weights(r: Float64, moments: Float64) -> Float64:
     """Weights w of slopes `(m_k - m) / r_k` that are exact for polynomials: `sum_k w_k r_k**(j-1) = moments_j`."""
     return np.asarray(np.linalg.solve(np.vander(r, increasing=True).T, moments), np.float64)
 
@@ -195,7 +195,7 @@ def _unified_step(
         weights = np.array([(z if options["solver_type"] == "bh1" else np.expm1(z)) / 2])
     else:
         moments = psi(z, len(slopes) + 1)[1:] * [math.factorial(k) for k in range(1, len(slopes) + 1)]
-        weights = _exact_weights(r, moments) if slopes else np.empty(0)
+        weights = exact_weights(r, moments) if slopes else np.empty(0)
     carry, gain = (s_next / s, a_next) if data else (a_next / a, s_next)
     change = psi(z, 1)[0] * outputs[0]
     for weight, slope in zip(weights, slopes, strict=True):

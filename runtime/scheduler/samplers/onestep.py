@@ -1,6 +1,8 @@
 """Samplers that use only the current model call: DDIM, DDPM, Euler, Euler ancestral, LCM, TCD, flow matching."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 from latentrt.runtime.scheduler.schedules import Options, Schedule
 
@@ -15,7 +17,8 @@ def ddim(schedule: Schedule, options: Options, begin: int) -> Calls:
         _, x0, eps = predict(schedule, options, i)
         std = eta * s_next / s * math.sqrt(max(1 - (a / a_next) ** 2, 0.0))
         direction = math.sqrt(max(s_next**2 - std**2, 0.0))
-        yield Call(a_next * x0 + direction * eps + std * NOISE, x0, draws=eta > 0)
+        guidance = _plus_plus(options, (a, s), (a_next, direction))
+        yield Call(a_next * x0 + direction * eps + std * NOISE, x0, draws=eta > 0, guidance=guidance)
 
 
 def ddpm(schedule: Schedule, options: Options, begin: int) -> Calls:
@@ -31,11 +34,12 @@ def ddpm(schedule: Schedule, options: Options, begin: int) -> Calls:
 
 
 def euler(schedule: Schedule, options: Options, begin: int) -> Calls:
-    """Karras et al. (2022), arXiv:2206.00364: Algorithm 2 without churn and without its second-order correction."""
+    """Karras et al. (2022), arXiv:2206.00364: Algorithm 2 without its second-order correction."""
     for i in range(begin, len(schedule.timesteps)):
         s, s_next = schedule.levels[i, 1], schedule.targets[i, 1]
         x, x0, d = predict(schedule, options, i)
-        yield Call(x + (s_next - s) * d, x0)
+        guidance = _plus_plus(options, schedule.levels[i], schedule.targets[i])
+        yield churned(Call(x + (s_next - s) * d, x0, guidance=guidance), schedule, options, i)
 
 
 def euler_ancestral(schedule: Schedule, options: Options, begin: int) -> Calls:
@@ -43,13 +47,36 @@ def euler_ancestral(schedule: Schedule, options: Options, begin: int) -> Calls:
     for i in range(begin, len(schedule.timesteps)):
         s, s_next = schedule.levels[i, 1], schedule.targets[i, 1]
         x, x0, d = predict(schedule, options, i)
-        s_down, s_up = ancestral_split(s, s_next)
-        yield Call(x + (s_down - s) * d + s_up * NOISE, x0, draws=True)
+        s_down, s_up = ancestral_split(s, s_next, options["eta"])
+        fresh = s_up * options["s_noise"] * NOISE
+        guidance = _plus_plus(options, schedule.levels[i], (1.0, s_down))
+        yield Call(x + (s_down - s) * d + fresh, x0, draws=options["eta"] > 0, guidance=guidance)
 
 
-def ancestral_split(s: float, s_next: float) -> tuple[float, float]:
-    """`s_down` and `s_up`, `s_down**2 + s_up**2 = s_next**2`: k-diffusion's `get_ancestral_step` with eta 1."""
-    return s_next**2 / s, s_next * math.sqrt(max(1 - (s_next / s) ** 2, 0.0))
+def ancestral_split(s: float, s_next: float, eta: float = 1.0) -> tuple[float, float]:
+    """`s_down` and `s_up`, `s_down**2 + s_up**2 = s_next**2`: k-diffusion's `get_ancestral_step`."""
+    s_up = min(s_next, eta * s_next * math.sqrt(max(1 - (s_next / s) ** 2, 0.0)))
+    return s_next**2 / s if eta == 1 else math.sqrt(s_next**2 - s_up**2), s_up
+
+
+def churned(call: Call, schedule: Schedule, options: Options, i: int) -> Call:
+    """The call, and fresh noise up to the level of the next one, where that is higher (`s_churn`)."""
+    if i == len(schedule.timesteps) - 1 or schedule.levels[i + 1, 1] <= schedule.targets[i, 1]:
+        return call
+    rise = options["s_noise"] * math.sqrt(schedule.levels[i + 1, 1] ** 2 - schedule.targets[i, 1] ** 2)
+    return replace(call, sample=call.sample + rise * NOISE, draws=True)
+
+
+def _plus_plus(options: Options, level: Sequence[float], target: Sequence[float]) -> tuple[float, float]:
+    """The guidance of CFG++, arXiv:2406.08070: noise is added back as the unguided prediction says.
+
+    A step that is linear in the clean latents and the noise predicted, `a_next x0 + s_next eps`, does so if all of it
+    is guided more strongly.
+    """
+    if not options.get("cfg_pp"):
+        return 0.0, 1.0
+    (a, s), (a_next, s_next) = level, target
+    return 0.0, a_next * s / (a_next * s - s_next * a)
 
 
 def lcm(schedule: Schedule, options: Options, begin: int) -> Calls:

@@ -8,11 +8,11 @@ import numpy as np
 from latentrt.runtime.scheduler.schedules import Options, Schedule
 
 from .basis import NOISE, STATE, Call, Calls, half_log_snr, predict, psi
-from .onestep import ancestral_split
+from .onestep import ancestral_split, churned
 
 
 def heun(schedule: Schedule, options: Options, begin: int) -> Calls:
-    """Karras et al. (2022), arXiv:2206.00364: Algorithm 2 without churn; the last step (to sigma 0) is Euler's."""
+    """Karras et al. (2022), arXiv:2206.00364: Algorithm 2; the last step (to sigma 0) is Euler's."""
     for i in range(begin, len(schedule.timesteps)):
         s, s_next = schedule.levels[i, 1], schedule.targets[i, 1]
         x, x0, d = predict(schedule, options, i)
@@ -20,7 +20,8 @@ def heun(schedule: Schedule, options: Options, begin: int) -> Calls:
             yield Call(x + (s_next - s) * d, x0, kept=(x, d))
         else:
             start, first = STATE[1], STATE[2]
-            yield Call(start + (s - schedule.levels[i - 1, 1]) * (first + d) / 2, x0)
+            step = schedule.targets[i - 1, 1] - schedule.levels[i - 1, 1]
+            yield churned(Call(start + step * (first + d) / 2, x0), schedule, options, i)
 
 
 def dpm2(schedule: Schedule, options: Options, begin: int) -> Calls:
@@ -31,7 +32,8 @@ def dpm2(schedule: Schedule, options: Options, begin: int) -> Calls:
         if i % 2 == 0:  # to the middle, or to the end if the end is sigma 0
             yield Call(x + (s_next - s) * d, x0, kept=(x,))
         else:
-            yield Call(STATE[1] + (s_next - schedule.levels[i - 1, 1]) * d, x0)
+            step = s_next - schedule.levels[i - 1, 1]
+            yield churned(Call(STATE[1] + step * d, x0), schedule, options, i)
 
 
 def dpm2_ancestral(schedule: Schedule, options: Options, begin: int) -> Calls:
@@ -43,8 +45,9 @@ def dpm2_ancestral(schedule: Schedule, options: Options, begin: int) -> Calls:
             yield Call(x + (s_next - s) * d, x0, kept=(x,))
         else:
             start = schedule.levels[i - 1, 1]
-            s_down, s_up = ancestral_split(start, s_next)
-            yield Call(STATE[1] + (s_down - start) * d + s_up * NOISE, x0, draws=True)
+            s_down, s_up = ancestral_split(start, s_next, options["eta"])
+            fresh = s_up * options["s_noise"] * NOISE
+            yield Call(STATE[1] + (s_down - start) * d + fresh, x0, draws=options["eta"] > 0)
 
 
 def dpm_solver_singlestep(schedule: Schedule, options: Options, begin: int) -> Calls:

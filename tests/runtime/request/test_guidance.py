@@ -8,6 +8,7 @@ from latentrt.runtime import InputError, Pipeline
 from latentrt.runtime.goldens import relative_error
 from latentrt.runtime.loop.host import HostSlots
 from latentrt.runtime.request.guidance import guidance_weights
+from latentrt.runtime.scheduler import Plan
 
 CALL = {"num_inference_steps": 6, "seed": 4, "height": 64, "width": 80, "output_type": "latent"}
 PROMPT = "a small green star on a white background"
@@ -21,7 +22,8 @@ def test_the_calls_are_those_of_diffusers(calls: int, start: float, end: float) 
     for k in range(calls):
         guider.set_state(step=k, num_inference_steps=calls, timestep=None)
         expected.append(guider._is_cfg_enabled())
-    got = guidance_weights(3.5, calls, start=start, end=end)
+    plan = Plan.from_config({"_class_name": "EulerDiscreteScheduler"}, calls)
+    got = guidance_weights(3.5, plan, start=start, end=end)
     assert got.dtype == np.float32
     assert got.tolist() == [[-2.5, 3.5] if guided else [0, 1] for guided in expected]
 
@@ -58,3 +60,19 @@ def test_an_empty_interval_is_refused() -> None:
             pipe(PROMPT, guidance_start=0.6, guidance_end=0.5, **CALL)
         with pytest.raises(InputError, match="guidance_start"):
             pipe(PROMPT, guidance_start=1.0, **CALL)
+
+
+def test_plus_plus_has_its_own_scale() -> None:
+    """0 to 1: by default that of the bundle, divided as in AUTOMATIC1111's web UI."""
+    with Pipeline.load(backend="onnxruntime", device="cpu") as pipe:
+        call = {**CALL, "scheduler": "euler_cfg_pp"}
+        usual = pipe.bundle.manifest.defaults.guidance_scale
+        default = pipe(PROMPT, **call).latents
+        assert np.array_equal(default, pipe(PROMPT, guidance_scale=usual / 12.5, **call).latents)
+        assert relative_error(default, pipe(PROMPT, **{**call, "scheduler": "euler"}).latents) > 1e-3
+        # with the prompt on both sides there is nothing to guide
+        same = {"guidance_scale": 0.8, "negative_prompt": PROMPT}
+        alone = pipe(PROMPT, guidance_scale=1.0, **{**call, "scheduler": "euler"}).latents
+        assert relative_error(pipe(PROMPT, **same, **call).latents, alone) < 1e-4
+        with pytest.raises(InputError, match=r"guidance_rescale with CFG\+\+"):
+            pipe(PROMPT, guidance_rescale=0.7, **call)

@@ -18,6 +18,7 @@ DATA_STD = 0.6
 HIGHEST, LOWEST = 10.0, 0.1
 OPTIONS = {
     "eta": 0.0,
+    "s_noise": 1.0,
     "solver_order": 2,
     "algorithm_type": "dpmsolver++",
     "solver_type": "midpoint",
@@ -173,8 +174,9 @@ def test_pndm_is_of_first_order_where_the_model_predicts_the_velocity() -> None:
 @pytest.mark.parametrize(
     ("class_name", "options"),
     [
-        ("EulerAncestralDiscreteScheduler", {}),
-        ("KDPM2AncestralDiscreteScheduler", {}),
+        ("EulerAncestralDiscreteScheduler", {"eta": 1.0}),
+        ("EulerAncestralDiscreteScheduler", {"eta": 0.5}),
+        ("KDPM2AncestralDiscreteScheduler", {"eta": 1.0}),
         ("DDIMScheduler", {"eta": 1.0}),
         ("DDPMScheduler", {}),
         ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),

@@ -25,7 +25,8 @@ from support.scheduler_reference import SHAPE, difference, diffusers_scheduler, 
 from latentrt.runtime.errors import SchedulerError
 from latentrt.runtime.scheduler import Plan
 from latentrt.runtime.scheduler.config import checked_options
-from latentrt.runtime.scheduler.diffusers_options import CHOICES, CLASS_CHOICES, KNOWN_KEYS, OPTIONS, REFUSED
+from latentrt.runtime.scheduler.diffusers_options import CHOICES, CLASS_CHOICES, OPTIONS, REFUSED
+from latentrt.runtime.scheduler.own_options import KNOWN_KEYS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 RANDOM = settings(derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
@@ -106,6 +107,9 @@ def test_a_model_that_knows_the_picture_draws_it(case: tuple[dict[str, Any], int
         alpha, sigma = (float(value) for value in next(levels))
         eps = (x - alpha * picture) / sigma
         kinds = {"epsilon": eps, "sample": picture, "v_prediction": alpha * eps - sigma * picture}
+        if "sigma_schedule" in config:  # EDM, where x is scaled for data of deviation 1/2
+            network = (picture - 0.25 * alpha * x) / (0.5 * sigma)
+            kinds = {"epsilon": network, "v_prediction": -network}
         return kinds[config.get("prediction_type", "epsilon")]
 
     drawn = plan.replay(model, rng.standard_normal(SHAPE), draw=lambda: rng.standard_normal(SHAPE))
