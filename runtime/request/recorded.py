@@ -11,8 +11,8 @@ import numpy as np
 from latentrt.runtime.errors import InputError
 from latentrt.runtime.files import sha256_of_file
 from latentrt.runtime.latents import FileRow, read_npy
-from latentrt.runtime.scheduler.config import options_taken_by
 from latentrt.runtime.scheduler.document import PLAN_FORMAT
+from latentrt.runtime.scheduler.naming import options_taken_by
 
 from .metadata import BY_HASH, FORMAT, LoraFile, hashed
 from .options import OPTIONS, flag_of

@@ -11,9 +11,9 @@ from PIL import Image
 
 from latentrt.runtime import Pipeline
 from latentrt.runtime.request import OPTIONS
-from latentrt.runtime.scheduler import resolve
-from latentrt.runtime.scheduler.config import KNOWN_KEYS, scheduler_names
-from latentrt.runtime.scheduler.config import OPTIONS as SCHEDULERS
+from latentrt.runtime.scheduler import resolve, scheduler_names
+from latentrt.runtime.scheduler.own_options import ALL_OPTIONS as SCHEDULERS
+from latentrt.runtime.scheduler.own_options import KNOWN_KEYS
 
 # Small calls stay possible, and large ones are refused rather than slow.
 LIMITS = {"MAX_PIXELS": "65536", "MAX_IMAGES": "16", "MAX_STEPS": "1000", "MAX_TOKENS": "20000"}

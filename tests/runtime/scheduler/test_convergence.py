@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentrt.runtime.scheduler.plan import coefficients
 from latentrt.runtime.scheduler.samplers import REGISTERS, SAMPLERS, STATE
 from latentrt.runtime.scheduler.schedules import Schedule
+from latentrt.runtime.scheduler.solving import coefficients
 
 DATA_STD = 0.6
 HIGHEST, LOWEST = 10.0, 0.1

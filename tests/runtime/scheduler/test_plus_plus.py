@@ -8,7 +8,7 @@ import pytest
 
 from latentrt.runtime.scheduler import Plan, resolve
 from latentrt.runtime.scheduler.config import checked_options
-from latentrt.runtime.scheduler.plan import solved
+from latentrt.runtime.scheduler.solving import solved
 from latentrt.runtime.scheduler.spacings import Steps
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -18,8 +18,8 @@ from support.k_diffusion import diffusers_sde, sampling
 from latentrt.runtime.scheduler import Plan, resolve
 from latentrt.runtime.scheduler.config import checked_options
 from latentrt.runtime.scheduler.own_options import ALL_OPTIONS
-from latentrt.runtime.scheduler.plan import Solved, solved
 from latentrt.runtime.scheduler.sigma_grids import GRIDS
+from latentrt.runtime.scheduler.solving import Solved, solved
 from latentrt.runtime.scheduler.spacings import Steps
 
 Array = NDArray[np.float64]
