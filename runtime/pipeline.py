@@ -266,13 +266,15 @@ class Pipeline:
                 encode=partial(self._vae.encode, tiling=bool(request.options["vae_tiling"])),
             )
         shape = (model.latent_channels, request.height // factor, request.width // factor)
+        delta, rng = request.options["noise_seed_delta"] or 0, request.options["rng"] or "cpu"
         result = [
             initial_latents(
                 request.plan,
-                TorchGenerator(seed, request.options["rng"] or "cpu"),
+                TorchGenerator(seed, rng),
                 shape,
                 noise=None if request.noise is None else request.noise[i],
                 known=None if known is None else known[i],
+                between=TorchGenerator(seed + delta, rng) if delta else None,
             )
             for i, seed in enumerate(request.seeds)
         ]

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentrt.runtime.errors import InputError, shown
+from latentrt.runtime.files import read_json
 from latentrt.runtime.request.options import OPTIONS, flag_of
 
 if TYPE_CHECKING:
@@ -11,7 +13,8 @@ if TYPE_CHECKING:
 
 # Where the table's text is about more than a flag takes.
 _HELP = {
-    "scheduler": "name such as euler_a or dpm++_2m_karras; see `latentrt schedule`. Default: the bundle's",
+    "scheduler": "such as euler_a, dpm++_2m_karras, euler:timestep_spacing=trailing, a web UI's name, or a file "
+    "FILE.json with a diffusers config or a plan; see `latentrt schedule`. Default: the bundle's",
     "seed": "seed of the first image; the others count up from it. Default: random",
     "negative_prompt": "what to move away from. Default: empty, or zeros for models that were trained so",
     "image": "image to start from: a file, or latents as --save-latents writes them",
@@ -58,4 +61,19 @@ def add_option_flags(parser: argparse.ArgumentParser) -> None:
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options whose flags were given, as arguments of `Pipeline.__call__`."""
     given = {name: getattr(arguments, name) for name, option in OPTIONS.items() if option.flag is not None}
+    if given["scheduler"] is not None:
+        given["scheduler"] = scheduler_of_flag(given["scheduler"])
     return {name: value for name, value in given.items() if value is not None}
+
+
+def scheduler_of_flag(text: str) -> str | dict[str, Any]:
+    """A name, or the content of a JSON file; raises `InputError`."""
+    if not text.endswith(".json") or ":" in Path(text).name:
+        return text
+    try:
+        given = read_json(Path(text))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{text} cannot be read as a scheduler config: {error}") from error
+    if not isinstance(given, dict):
+        raise InputError(f"{text} holds {shown(given)}: expected a scheduler config, a JSON object")
+    return given

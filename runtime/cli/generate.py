@@ -50,7 +50,7 @@ def add_parser(commands: Any) -> None:
         "--like",
         type=Path,
         metavar="FILE.png",
-        help="draw a picture of latentrt again, with the options given beside it",
+        help="draw a picture of latentrt or of a web UI again, with the options given beside it",
     )
     add_bundle_flags(parser)
     parser.add_argument("-o", "--out", type=Path, default=Path("out.png"), help="PNG file; default: out.png")
@@ -135,7 +135,7 @@ def _set_loras(pipe: "Pipeline", arguments: argparse.Namespace, recorded: Record
         return
     if recorded is None:
         return
-    if recorded.model_sha256 != pipe.bundle.manifest.checkpoint.sha256:
+    if not (pipe.bundle.manifest.checkpoint.sha256 or "").startswith(recorded.model_sha256):
         logger.warning(
             "%s was drawn with %s (sha256 %s…), and this bundle holds %s: the picture will be another",
             *(arguments.like, recorded.model, recorded.model_sha256[:16], pipe.bundle.manifest.checkpoint.name),

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from latentrt.runtime.errors import InputError, shown
-from latentrt.runtime.files import not_written, read_json, written_whole
+from latentrt.runtime.errors import InputError
+from latentrt.runtime.files import not_written, written_whole
 from latentrt.runtime.image import require_place, require_png
+from latentrt.runtime.request.options import OPTIONS
 from latentrt.runtime.scheduler import Plan, resolve
 from latentrt.runtime.scheduler.document import noise_ratios, plan_document
+
+from .flags import scheduler_of_flag
 
 EXAMPLES = """examples:
   latentrt schedule dpm++_2m_karras --steps 20
@@ -42,9 +45,10 @@ def add_parser(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", help="name such as euler_a, or a scheduler_config.json")
-    parser.add_argument("--steps", type=int, default=20, help="number of inference steps; default: 20")
-    parser.add_argument("--eta", type=float, help="noise of ddim and tcd, from 0 to 1; default: 0")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="such as euler_a, or a scheduler_config.json")
+    parser.add_argument("--steps", type=int, help="number of inference steps; default: 20")
+    for name in ("eta", "timesteps", "sigmas"):
+        parser.add_argument(f"--{name}", help=OPTIONS[name].text, **{"type": float, **OPTIONS[name].kind.flag})
     parser.add_argument(
         "--strength", type=float, help="image-to-image: how much of the image is redrawn, above 0 up to 1"
     )
@@ -60,13 +64,15 @@ def run(arguments: argparse.Namespace) -> int:
         require_png(arguments.plot)
         require_place(arguments.plot)
     configs = {name: _config(name, arguments.bundle) for name in arguments.names}
-    options = {"eta": arguments.eta, "strength": arguments.strength}
-    plans = {name: Plan.from_config(config, arguments.steps, **options) for name, config in configs.items()}
+    options = {name: getattr(arguments, name) for name in ("eta", "strength", "timesteps", "sigmas")}
+    custom = arguments.timesteps is not None or arguments.sigmas is not None
+    steps = arguments.steps if custom or arguments.steps is not None else 20
+    plans = {name: Plan.from_config(config, steps, **options) for name, config in configs.items()}
     if arguments.json:
         if len(plans) > 1:
             raise InputError(f"--json writes one plan, not {len(plans)}: run it once per scheduler")
         ((name, plan),) = plans.items()
-        print(json.dumps(plan_document(plan, configs[name], arguments.steps)))
+        print(json.dumps(plan_document(plan, configs[name], steps)))
     elif arguments.plot:
         plot(plans, arguments.plot)
         print(f"{arguments.plot}: noise levels of {', '.join(plans)}")
@@ -83,15 +89,7 @@ def _config(name: str, bundle: Path | None) -> dict[str, Any]:
 
         opened = Bundle.open(bundle)
         base = opened.read_json(opened.manifest.scheduler)
-    if name.endswith(".json"):
-        try:
-            given = read_json(Path(name))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{name} cannot be read as a scheduler config: {error}") from error
-        if not isinstance(given, dict):
-            raise InputError(f"{name} holds {shown(given)}: expected a scheduler config, a JSON object")
-        return resolve(given, base)
-    return resolve(name, base)
+    return resolve(scheduler_of_flag(name), base)
 
 
 def table(name: str, plan: Plan) -> str:

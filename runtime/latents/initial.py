@@ -101,6 +101,7 @@ def initial_latents(
     *,
     noise: Float32 | None = None,
     known: KnownImage | None = None,
+    between: TorchGenerator | None = None,
 ) -> InitialLatents:
     """Draw what one image needs before its loop.
 
@@ -110,6 +111,7 @@ def initial_latents(
     Args:
         shape: (C, h, w).
         noise: (C, h, w) to use instead of the generator's initial noise.
+        between: what draws for the stochastic calls instead.
     """
     clean = known.whole.sample(generator) if known and known.whole else None
     first = generator.randn(shape) if noise is None else noise
@@ -120,7 +122,7 @@ def initial_latents(
         else:
             generator.randn(shape)  # diffusers samples the masked picture for other UNets too
             mask = known.mask
-    draws = [generator.randn(shape) for _ in range(int(plan.draws.sum()))]
+    draws = [(between or generator).randn(shape) for _ in range(int(plan.draws.sum()))]
     return InitialLatents(np.stack([first, *draws]), clean, extra, mask)
 
 

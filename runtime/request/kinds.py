@@ -67,9 +67,9 @@ def is_number(value: Any) -> bool:
     return is_integer(value) or (isinstance(value, float | np.floating) and bool(np.isfinite(value)))
 
 
-def integer(least: int, most: int, *, limit: str) -> Kind:
-    """An integer from `least` to `most`, which is a limit of this name."""
-    expected = f"an integer from {least} to {most}; {raised_by(limit)}"
+def integer(least: int, most: int, *, limit: str = "") -> Kind:
+    """An integer from `least` to `most`, which may be a limit of this name."""
+    expected = f"an integer from {least} to {most}" + (f"; {raised_by(limit)}" if limit else "")
 
     def check(name: str, value: Any, _: Manifest) -> int:
         if not is_integer(value) or not least <= value <= most:

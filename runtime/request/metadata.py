@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.files import sha256_of_file
 from latentrt.runtime.latents import FileRow, holds_several, is_npy, read_npy
+from latentrt.runtime.scheduler import Plan
+from latentrt.runtime.scheduler.web_ui_names import to_web_ui
 from latentrt.runtime.text import TextInput
 
 from .options import OPTIONS
@@ -160,6 +162,8 @@ def _web_ui_text(values: Mapping[str, Any], source: Source) -> str:
         if option.web_ui is not None and values[name] is not None:
             label, shown = option.web_ui
             settings[label] = shown(values[name])
+        if name == "scheduler":
+            settings["Sampler"], settings["Schedule type"] = _sampler(values[name])
     settings |= {
         "Size": f"{values['width']}x{values['height']}",
         "Model hash": source.model_sha256[:10],
@@ -168,3 +172,14 @@ def _web_ui_text(values: Mapping[str, Any], source: Source) -> str:
     }
     lines.append(", ".join(f"{label}: {value}" for label, value in settings.items() if value is not None))
     return "\n".join(lines)
+
+
+def _sampler(value: str | Mapping[str, Any] | Plan) -> tuple[str | None, str | None]:
+    """Sampler and schedule type as web UIs write them, where they have them."""
+    if isinstance(value, Plan):
+        return "custom plan", None
+    if isinstance(value, str):
+        return to_web_ui(value.partition(":")[0]) or (value, None)
+    name = value.get("name", value.get("_class_name"))
+    kind = value.get("schedule_type")
+    return to_web_ui(f"{name}_{kind}" if kind else str(name)) or (name, None)

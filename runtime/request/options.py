@@ -49,12 +49,6 @@ def _g(value: float) -> str:
     return f"{value:g}"
 
 
-def _sampler(value: str | Mapping[str, Any] | Plan) -> str | None:
-    if isinstance(value, Plan):
-        return "custom plan"
-    return value if isinstance(value, str) else value.get("_class_name")
-
-
 _OF_ORIGIN = "of the picture's origin, for SDXL"
 
 
@@ -73,10 +67,9 @@ class CallOptions(TypedDict, total=False):
     scheduler: Annotated[
         str | Mapping[str, Any] | Plan | None,
         Option(
-            "such as euler_a or dpm++_2m_karras; in Python and jobs also a diffusers config or a compiled plan. "
-            "Default: the bundle's",
+            "such as euler_a, dpm++_2m_karras or euler:timestep_spacing=trailing; in Python and jobs also "
+            '{"name": "euler", …} with options, a diffusers config, or a compiled plan. Default: the bundle\'s',
             kinds.scheduler(),
-            web_ui=("Sampler", _sampler),
         ),
     ]
     guidance_scale: Annotated[
@@ -103,6 +96,15 @@ class CallOptions(TypedDict, total=False):
             kinds.choice("cpu", "cuda"),
             "cpu",
             web_ui=("RNG", {"cpu": "CPU", "cuda": "NV"}.get),
+        ),
+    ]
+    noise_seed_delta: Annotated[
+        int | None,
+        Option(
+            "added to the seed for the noise between calls (ENSD in web UIs); 0: it continues the seed's",
+            kinds.integer(-(2**32), 2**32),
+            0,
+            web_ui=("ENSD", lambda value: str(value) if value else None),
         ),
     ]
     negative_prompt: Annotated[
@@ -158,7 +160,12 @@ class CallOptions(TypedDict, total=False):
     ]
     width: Annotated[int | None, Option("like height", kinds.side())]
     eta: Annotated[
-        float | None, Option("noise of ddim and tcd, 0 to 1. Default: 0", kinds.number(0, 1), web_ui=("Eta", _g))
+        float | None,
+        Option(
+            "noise of stochastic samplers, 0 to 1. Default: 0 for ddim and tcd, 1 for others",
+            kinds.number(0, 1),
+            web_ui=("Eta", _g),
+        ),
     ]
     timesteps: Annotated[
         Sequence[float] | None,

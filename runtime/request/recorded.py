@@ -16,6 +16,7 @@ from latentrt.runtime.scheduler.naming import options_taken_by
 
 from .metadata import BY_HASH, FORMAT, LoraFile, hashed
 from .options import OPTIONS, flag_of
+from .web_ui_text import is_web_ui_text, options_of_web_ui
 
 # What reading a text with wrong types or values in any place may raise.
 _DAMAGED = (AttributeError, IndexError, KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError)
@@ -42,16 +43,18 @@ class Recorded:
 
 
 def recorded_in(path: Path, changes: Mapping[str, Any]) -> Recorded:
-    """Read the text of a PNG file that latentrt wrote.
+    """Read the text of a PNG file that latentrt wrote, or a web UI.
 
     Args:
         changes: options that replace the recorded ones; files that these no longer need are not looked for.
 
     Raises: InputError: not such a file, or an input of its picture is missing or has changed.
     """
-    document = _read(path)
+    text = _texts(path)
     try:
-        return _recorded(path, document, changes)
+        if "latentrt" not in text and is_web_ui_text(text.get("parameters")):
+            return Recorded(*_of_web_ui(path, text["parameters"], changes))
+        return _recorded(path, _document(path, text), changes)
     except InputError:
         raise
     except _DAMAGED as error:
@@ -91,16 +94,34 @@ def require_unchanged(lora: LoraFile, picture: Path, sha256: Callable[[Path], st
         )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _of_web_ui(
+    path: Path, text: str, changes: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[LoraFile, ...], str, str]:
+    try:
+        options, model, sha256 = options_of_web_ui(text, changes)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return options, (), model, sha256
+
+
+def _texts(path: Path) -> dict[str, Any]:
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            text = getattr(image, "text", {}).get("latentrt")
+            return dict(getattr(image, "text", {}))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as a PNG file: {error}") from error
+
+
+def _document(path: Path, texts: Mapping[str, Any]) -> dict[str, Any]:
+    text = texts.get("latentrt")
     if text is None:
-        raise InputError(f"{path} has no text of latentrt: expected a PNG file that latentrt wrote, not edited since")
+        comfyui = "; the workflows of ComfyUI are not read" if "workflow" in texts else ""
+        raise InputError(
+            f"{path} has no text of latentrt or of a web UI: expected a PNG file as they write it, not edited "
+            f"since{comfyui}"
+        )
     try:
         document = json.loads(text)
         known = document["format"] == FORMAT

@@ -103,8 +103,7 @@ class Request:
         if prompt is not None:
             prompt = checked_value("prompt", kinds.text(), prompt, manifest)
         distilled = takes(manifest.graphs["time"], "guidance_embedding")
-        chosen = values["scheduler"]
-        chosen = chosen if isinstance(chosen, Plan) else resolve(chosen, scheduler_config)
+        chosen = _scheduler(values["scheduler"], scheduler_config, manifest)
         if plus_plus := is_plus_plus(chosen):
             check_plus_plus(values, distilled=distilled)
             if options.get("guidance_scale") is None:
@@ -130,7 +129,7 @@ class Request:
             options=values,
             positive=positive,
             negative=negative,
-            seeds=_seeds(values["seed"], len(positive)),
+            seeds=_seeds(values["seed"], len(positive), values["noise_seed_delta"]),
             height=height,
             width=width,
             plan=plan,
@@ -142,6 +141,18 @@ class Request:
             time_ids=time_ids_from_call(values, manifest.graphs["time"], height, width),
             distilled=distilled,
         )
+
+
+def _scheduler(
+    given: str | Mapping[str, Any] | Plan | None, config: Mapping[str, Any], manifest: Manifest
+) -> dict[str, Any] | Plan:
+    """The resolved config, or the plan; Align Your Steps has other levels for SDXL."""
+    if isinstance(given, Plan):
+        return given
+    resolved = resolve(given, config)
+    if resolved.get("schedule_type") == "align_your_steps" and len(manifest.model.text_encoders) == 2:
+        resolved["schedule_type"] = "align_your_steps_sdxl"
+    return resolved
 
 
 def _is_guided(guidance_scale: float, plus_plus: bool, *, distilled: bool) -> bool:
@@ -226,14 +237,16 @@ def _lcm_timesteps(config: Mapping[str, Any], steps: int, strength: float) -> li
     return [float(left[int(i)]) for i in np.linspace(0, len(left), steps, endpoint=False)]
 
 
-def _seeds(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
+def _seeds(seed: int | Sequence[int] | None, count: int, delta: int) -> tuple[int, ...]:
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "little")
     if isinstance(seed, int):
-        TorchGenerator(seed + count - 1)  # checks the range
-        return tuple(seed + i for i in range(count))
-    if len(seed) != count:
+        seed = range(seed, seed + count)
+    elif len(seed) != count:
         raise InputError(f"{len(seed)} seeds for {count} images: pass one, or one for each")
+    for bound in (min(seed), max(seed)):  # checks the range
+        TorchGenerator(bound)
+        TorchGenerator(bound + delta)
     return tuple(seed)
 
 

@@ -9,11 +9,14 @@ import numpy as np
 from latentrt.runtime.errors import SchedulerError
 
 from .config import checked_options, plain
+from .diffusers_options import OPTIONS
 from .plan import Plan
 
 PLAN_FORMAT = "latentrt.plan/1"
 # The tests compare every model call of every class with this version, to this relative error.
 CHECKED_AGAINST = {"library": "diffusers", "version": "0.42.1", "tolerance": 2e-5}
+# Samplers that diffusers does not have: k-diffusion's functions, or the paper's formula.
+CHECKED_BY_DEFINITION = {"library": "k-diffusion", "version": "0.1.1.post1", "tolerance": 1e-5}
 
 
 def noise_ratios(plan: Plan) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -23,8 +26,10 @@ def noise_ratios(plan: Plan) -> np.ndarray[Any, np.dtype[np.float64]]:
         return np.asarray(sigma / alpha)
 
 
-def plan_document(plan: Plan, config: Mapping[str, Any], steps: int) -> dict[str, Any]:
+def plan_document(plan: Plan, config: Mapping[str, Any], steps: int | None) -> dict[str, Any]:
     """Everything that a runtime in another language needs, and how the plan was verified.
+
+    `num_inference_steps` is null with custom timesteps or sigmas.
 
     `residual` is the largest relative difference over all calls between running the plan in float32 and in float64,
     with a nonlinear model.
@@ -32,7 +37,7 @@ def plan_document(plan: Plan, config: Mapping[str, Any], steps: int) -> dict[str
     return {
         "scheduler_config": plain(checked_options(config)),
         "num_inference_steps": steps,
-        "checked_against": CHECKED_AGAINST,
+        "checked_against": CHECKED_AGAINST if config.get("_class_name") in OPTIONS else CHECKED_BY_DEFINITION,
         "residual": residual(plan),
         **plan_to_document(plan),
     }

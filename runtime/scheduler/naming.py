@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from latentrt.runtime.errors import SchedulerError, nearest_names, shown, unknown
-from latentrt.runtime.scheduler.samplers import SAMPLERS
+from latentrt.runtime.scheduler.samplers import SAMPLERS, accepted
 
 from .config import RESPACING_OPTIONS, Config, class_defaults, explicit_keys, plain
 from .diffusers_options import UNPLANNED
 from .own_options import ALL_OPTIONS
 from .sigma_grids import GRIDS
+from .web_ui_names import from_web_ui, is_web_ui_name
 
 logger = logging.getLogger("latentrt")
 
@@ -58,11 +59,12 @@ def resolve(scheduler: str | Config | None, checkpoint_config: Config) -> dict[s
             the checkpoint's own scheduler.
         checkpoint_config: the checkpoint's `scheduler_config.json`.
 
-    A schedule type at the end of a name, such as `_karras` or `_sgm_uniform`, selects its sigmas. `ddim`, `ddpm`,
-    `heun`, `lcm` and `tcd` set `clip_sample` to false if the checkpoint does not set it: many Stable Diffusion
-    checkpoints were saved with a class that lacks the option, and the class default would clip the latents. `pndm`
-    likewise sets `skip_prk_steps` to true, as all Stable Diffusion checkpoints do. `dpm++_...` set the algorithm type
-    and order.
+    A name of AUTOMATIC1111's web UI or of ComfyUI, such as "DPM++ 2M Karras" or "dpmpp_2m", is looked up in
+    `web_ui_names`; where it is also one of ours, it is ours. A schedule type at the end of a name, such as `_karras` or
+    `_sgm_uniform`, selects its sigmas. `ddim`, `ddpm`, `heun`, `lcm` and `tcd` set `clip_sample` to false if the
+    checkpoint does not set it: many Stable Diffusion checkpoints were saved with a class that lacks the option, and the
+    class default would clip the latents. `pndm` likewise sets `skip_prk_steps` to true, as all Stable Diffusion
+    checkpoints do. `dpm++_...` set the algorithm type and order.
 
     Returns: a new config with `_class_name`. `Plan.from_config` validates it.
 
@@ -92,6 +94,9 @@ def _named(name: object, carried: dict[str, Any]) -> dict[str, Any]:
     known = short_names()
     kind = next((k for k in GRIDS if isinstance(name, str) and name.endswith(f"_{k}") and name not in known), None)
     base = str(name).removesuffix(f"_{kind}")
+    if isinstance(name, str) and base not in known and is_web_ui_name(name):
+        options = from_web_ui(name)
+        return _named(options.pop("name"), carried) | options
     if not isinstance(name, str) or base not in known:
         every = (*scheduler_names(), *_unlisted_names())
         raise SchedulerError(
@@ -165,5 +170,10 @@ def _warn_of_default_betas(config: Config) -> None:
 
 def options_taken_by(scheduler: str | Config) -> frozenset[str]:
     """Which of `eta`, `timesteps` and `sigmas` a scheduler takes; all of them for a config without a class."""
-    sampler = SAMPLERS.get(str(resolve(scheduler, {}).get("_class_name")))
-    return frozenset({"eta", "timesteps", "sigmas"}) if sampler is None else sampler.takes
+    config = resolve(scheduler, {})
+    known = config.get("_class_name") in SAMPLERS
+    return (
+        accepted({**ALL_OPTIONS[config["_class_name"]], **config})
+        if known
+        else frozenset({"eta", "timesteps", "sigmas"})
+    )

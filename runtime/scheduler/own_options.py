@@ -43,12 +43,13 @@ _ADDED: Mapping[str, Mapping[str, Any]] = {
     "HeunDiscreteScheduler": _GRID | _CHURN,
     "KDPM2DiscreteScheduler": _GRID | _CHURN,
     "KDPM2AncestralDiscreteScheduler": _GRID | _NOISE,
-    "DPMSolverMultistepScheduler": _GRID,
+    "DPMSolverMultistepScheduler": _GRID | _NOISE,
     "DPMSolverSinglestepScheduler": _GRID,
     "DEISMultistepScheduler": _GRID,
     "UniPCMultistepScheduler": _GRID,
     "DPMSolverSDEScheduler": _GRID | _NOISE,
     "SASolverScheduler": _GRID,
+    "EDMDPMSolverMultistepScheduler": _NOISE,
 }
 
 _BETAS = BASE | LATENT_BETAS | ZERO_SNR | {"beta_schedule": "scaled_linear", "timestep_spacing": "linspace"}

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.errors import SchedulerError
-from latentrt.runtime.scheduler.samplers import REGISTERS, SAMPLERS, Sampler
+from latentrt.runtime.scheduler.samplers import REGISTERS, SAMPLERS, accepted
 
 from .config import checked_options
 from .schedules import Options, Steps
@@ -114,8 +114,7 @@ class Plan:
         Raises: SchedulerError: an invalid config or argument.
         """
         options = checked_options(config)
-        sampler = SAMPLERS[options["_class_name"]]
-        _refuse_untaken(options["_class_name"], sampler, eta=eta or None, timesteps=timesteps, sigmas=sigmas)
+        _refuse_untaken(options, eta=eta or None, timesteps=timesteps, sigmas=sigmas)
         if eta is not None and not 0 <= eta <= 1:
             raise SchedulerError(f"eta={eta!r}: expected a number from 0 (deterministic) to 1 (as much noise as DDPM)")
         steps = _steps(options, num_inference_steps, timesteps, sigmas)
@@ -200,11 +199,14 @@ def _check_part(strength: float | None, denoising_start: float | None, denoising
         raise SchedulerError(f"denoising_end={denoising_end!r}: expected > denoising_start and <= 1")
 
 
-def _refuse_untaken(class_name: str, sampler: Sampler, **given: object) -> None:
+def _refuse_untaken(options: Options, **given: object) -> None:
+    taken = accepted(options)
     for name, value in given.items():
-        if value is not None and name not in sampler.takes:
+        if value is not None and name not in taken:
             takers = ", ".join(other for other, row in SAMPLERS.items() if name in row.takes)
-            raise SchedulerError(f"{class_name} does not accept {name}; these do: {takers}")
+            kind = options.get("algorithm_type")
+            which = options["_class_name"] + (f" with algorithm_type={kind!r}" if kind else "")
+            raise SchedulerError(f"{which} does not accept {name}; these do: {takers}")
 
 
 def _steps(options: Options, count: object, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Steps:

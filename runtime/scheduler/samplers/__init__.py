@@ -16,7 +16,7 @@ from latentrt.runtime.scheduler.schedules import Options, Schedule
 from . import adams, multistep, onestep, singlestep, slopes, stochastic
 from .basis import MODEL, NOISE, REGISTERS, STATE, Call, Calls, Walk
 
-__all__ = ["MODEL", "NOISE", "REGISTERS", "SAMPLERS", "STATE", "Call", "Sampler", "Walk"]
+__all__ = ["MODEL", "NOISE", "REGISTERS", "SAMPLERS", "STATE", "Call", "Sampler", "Walk", "accepted"]
 
 Names = Mapping[str, Mapping[str, Any]]
 
@@ -45,6 +45,12 @@ class Sampler:
 
 def _no_solve(schedule: Schedule, options: Options, begin: int) -> Calls:
     raise NotImplementedError("this sampler walks")
+
+
+def accepted(options: Options) -> frozenset[str]:
+    """Which of `eta`, `timesteps`, `sigmas` a sampler accepts with these options: DPM-Solver's SDE alone takes eta."""
+    takes = SAMPLERS[options["_class_name"]].takes
+    return takes if options.get("algorithm_type", "sde-dpmsolver++") == "sde-dpmsolver++" else takes - _ETA
 
 
 _ETA, _TIMESTEPS, _SIGMAS = frozenset({"eta"}), frozenset({"timesteps"}), frozenset({"sigmas"})
@@ -101,7 +107,7 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
                 "dpm++_2m_sde_heun": {**_SDE, "solver_type": "heun"},
                 "dpm++_3m": {"algorithm_type": "dpmsolver++", "solver_order": 3},
             },
-            _STEPS,
+            _ETA | _STEPS,
         ),
         "DPMSolverSinglestepScheduler": Sampler(
             partial(schedules.log_snr_steps, rounds_cosine=True, ends_respaced=False),
@@ -133,7 +139,7 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "LCMScheduler": Sampler(schedules.distilled, onestep.lcm, {"lcm": _UNCLIPPED}, _TIMESTEPS),
         "TCDScheduler": Sampler(schedules.distilled_strategic, onestep.tcd, {"tcd": _UNCLIPPED}, _ETA | _TIMESTEPS),
         "EDMEulerScheduler": Sampler(schedules.preconditioned, onestep.euler, {}, _SIGMAS),
-        "EDMDPMSolverMultistepScheduler": Sampler(schedules.preconditioned, multistep.dpm_solver, {}, _SIGMAS),
+        "EDMDPMSolverMultistepScheduler": Sampler(schedules.preconditioned, multistep.dpm_solver, {}, _ETA | _SIGMAS),
         "FlowMatchEulerDiscreteScheduler": Sampler(schedules.flow, onestep.flow_euler, {"flow_euler": {}}),
         "DPMSolverSDEScheduler": _walks(stochastic.dpmpp_sde, {"dpm++_sde": {}}, _ETA | _STEPS),
         "DPMFastSampler": _walks(slopes.dpm_fast, {"dpm_fast": {}}, _ETA),

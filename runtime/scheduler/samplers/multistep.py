@@ -78,11 +78,13 @@ def dpm_solver(schedule: Schedule, options: Options, begin: int) -> Calls:
     """Lu et al. (2022): DPM-Solver, arXiv:2206.00927, and DPM-Solver++, arXiv:2211.01095; multistep, orders 1 to 3.
 
     DPM-Solver++ (its Algorithm 2) expands the predicted clean latents in half log-SNR, DPM-Solver the predicted
-    noise: `x_next = carry x - gain (psi_0 D_0 + psi_1 D_1 + psi_2 D_2)`. The `sde-` types add noise. Registers 1 and 2
-    hold the two previous predictions. Order 3 follows the authors' code, where D_2 is half of h**2 times the second
+    noise: `x_next = carry x - gain (psi_0 D_0 + psi_1 D_1 + psi_2 D_2)`. The `sde-` types add noise,
+    `sde-dpmsolver++` as much as `eta` says, as in k-diffusion. Registers 1 and 2 hold the two previous predictions.
+    Order 3 follows the authors' code, where D_2 is half of h**2 times the second
     derivative, so it converges only at order 2.
     """
     data, sde = options["algorithm_type"].endswith("++"), options["algorithm_type"].startswith("sde-")
+    eta, s_noise = (options.get("eta", 1.0), options.get("s_noise", 1.0)) if sde and data else (float(sde), 1.0)
     ends = np.concatenate([schedule.levels, schedule.targets[-1:]])
     lam = half_log_snr(ends)
     ends_low = options["euler_at_final"] or options["final_sigmas_type"] == "zero"
@@ -91,7 +93,7 @@ def dpm_solver(schedule: Schedule, options: Options, begin: int) -> Calls:
         x, x0, eps = predict(schedule, options, i)
         h = lam[i + 1] - lam[i]
         if data:
-            m, z, gain, carry = x0, -h * (1 + sde), a_next, s_next / s * (np.exp(-h) if sde else 1)
+            m, z, gain, carry = x0, -h * (1 + eta), a_next, s_next / s * np.exp(-h * eta if eta else 0.0)
         else:
             m, z, gain, carry = eps, h, s_next * (1 + sde), a_next / a
         order = _order(options, len(schedule.timesteps), i, begin, ends_low=ends_low)
@@ -101,8 +103,8 @@ def dpm_solver(schedule: Schedule, options: Options, begin: int) -> Calls:
         x_next = carry * x
         for weight, difference in zip(weights, _differences(lam, i, m, order), strict=False):
             x_next = x_next - gain * weight * difference
-        fresh = s_next * np.sqrt(abs(np.expm1(-2 * h if data else 2 * h))) if sde else 0.0
-        yield Call(x_next + fresh * NOISE, x0, kept=(m, STATE[1]), draws=sde)
+        fresh = s_noise * s_next * np.sqrt(abs(np.expm1(-2 * h * eta if data else 2 * h))) if eta else 0.0
+        yield Call(x_next + fresh * NOISE, x0, kept=(m, STATE[1]), draws=eta > 0)
 
 
 def _order(options: Options, calls: int, i: int, begin: int, *, ends_low: bool = False) -> int:

@@ -27,6 +27,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "scheduler": {"scheduler": "euler_a"},
     "guidance_scale": {"guidance_scale": 2.5},
     "rng": {"rng": "cuda"},
+    "noise_seed_delta": {"scheduler": "euler_a", "noise_seed_delta": 31337},
     "negative_prompt": {"negative_prompt": "a green heart"},
     "prompt_syntax": {"prompt_syntax": "web-ui"},
     "long_prompt": {"long_prompt": "chunk"},
@@ -53,6 +54,10 @@ CALLS: dict[str, dict[str, Any]] = {
     "latents": {"latents": "noise.npy"},
     "vae_tiling": {"vae_tiling": True, "height": 160, "width": 176},
     "a config": {"scheduler": DDIM},
+    "a name with options": {"scheduler": {"name": "heun", "s_churn": 3.0, "schedule_type": "karras"}},
+    "a name with options as text": {"scheduler": "dpm++_sde:schedule_type=sgm_uniform,s_noise=1.1"},
+    "a web UI's name": {"scheduler": "DPM++ 3M SDE Karras"},
+    "CFG++": {"scheduler": "euler_a_cfg_pp", "guidance_scale": 0.7},
     "a plan": {"scheduler": Plan.from_config(DDIM, 3, eta=0.4), "num_inference_steps": None},
 }
 NEGATIVE_SIZES = {"negative_original_size": (32, 40), "negative_target_size": (48, 32)}
@@ -88,7 +93,9 @@ def drawn_again(bundle: Path, picture: str, *flags: str) -> np.ndarray[Any, Any]
 
 
 def test_every_option_is_drawn_again_by_a_test() -> None:
-    assert {*CALLS, *SDXL, *OF_THE_CALL} - {"a config", "a plan"} == set(json_options())
+    assert {*CALLS, *SDXL, *OF_THE_CALL} - {name for name in CALLS if " " in name or name == "CFG++"} == set(
+        json_options()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +237,7 @@ def test_another_model_is_warned_about(sd1: Exported, caplog: pytest.LogCaptureF
 def test_web_uis_get_the_settings_that_they_know() -> None:
     labels = [option.web_ui[0] for option in OPTIONS.values() if option.web_ui is not None]
     assert labels == [
-        *("Steps", "Sampler", "CFG scale", "Seed", "RNG", "Emphasis", "Eta", "Clip skip", "Denoising strength")
+        *("Steps", "CFG scale", "Seed", "RNG", "ENSD", "Emphasis", "Eta", "Clip skip", "Denoising strength")
     ]
 
 

@@ -29,6 +29,7 @@ EXAMPLES: dict[str, Any] = {
     "guidance_scale": 2.5,
     "seed": 7,
     "rng": "cuda",
+    "noise_seed_delta": 3,
     "negative_prompt": "a square",
     "prompt_2": "a red circle",
     "negative_prompt_2": "blue",

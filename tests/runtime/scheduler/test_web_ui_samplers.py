@@ -49,7 +49,8 @@ class Denoiser:
     """The predicted clean latents of a nonlinear model, for a reference that makes the same calls as the plan."""
 
     def __init__(self, result: Solved) -> None:
-        self.calls = iter(zip(result.schedule.levels[:, 1], result.schedule.timesteps, strict=True))
+        alphas, sigmas = result.schedule.levels.T
+        self.calls = iter(zip(sigmas / alphas, result.schedule.timesteps, strict=True))
 
     @staticmethod
     def output(x: Any, t: Any) -> Array:
@@ -65,9 +66,9 @@ class Denoiser:
 
 def rows_applied(result: Solved, noise: Array, draw: Draw) -> Array:
     """The plan before it is rounded, run in float64."""
-    scales = result.schedule.input_scales
+    alpha, sigma = result.schedule.levels[0]
     state = np.zeros((7, *SHAPE))
-    state[0] = noise * scales[0]
+    state[0] = noise / math.hypot(1, sigma / alpha)
     for table, call, time in zip(result.table, result.calls, result.schedule.timesteps, strict=True):
         fresh = draw() if call.draws else np.zeros(SHAPE)
         output = Denoiser.output(state[0], time)
@@ -83,8 +84,9 @@ def draws_of(seed: int) -> Draw:
 def of_k_diffusion(function: str, *, brownian: bool = False, **fixed: Any) -> Reference:
     def run(model: Model, x: Array, sigmas: Array, draw: Draw, options: dict[str, Any]) -> Array:
         path = Path(draw, middle=brownian)
-        given = {key: options[key] for key in ("s_noise", "s_churn") if key in options}
-        if "noise_sampler" in inspect.signature(getattr(K, function)).parameters:
+        takes = inspect.signature(getattr(K, function)).parameters
+        given = {key: options[key] for key in ("s_noise", "s_churn") if key in options and key in takes}
+        if "noise_sampler" in takes:
             given["noise_sampler"] = lambda a, b: torch.from_numpy(path(float(a), float(b)))
             given["eta"] = options["eta"]
         with pytest.MonkeyPatch.context() as patch:
@@ -384,6 +386,9 @@ REFERENCES: dict[str, Reference] = {
     "dpm2": of_k_diffusion("sample_dpm_2"),
     "dpm2_a": of_k_diffusion("sample_dpm_2_ancestral"),
     "lms": of_k_diffusion("sample_lms"),
+    "dpm++_2m": of_k_diffusion("sample_dpmpp_2m"),
+    "dpm++_2m_sde": of_k_diffusion("sample_dpmpp_2m_sde"),
+    "dpm++_2m_sde_heun": of_k_diffusion("sample_dpmpp_2m_sde", solver_type="heun"),
     "dpm++_2s_a": of_k_diffusion("sample_dpmpp_2s_ancestral"),
     "dpm++_sde": of_k_diffusion("sample_dpmpp_sde", brownian=True),
     "dpm++_3m_sde": of_k_diffusion("sample_dpmpp_3m_sde"),
@@ -406,9 +411,10 @@ REFERENCES: dict[str, Reference] = {
 
 def between_steps(name: str, steps: int, **changes: Any) -> Array:
     """The sigmas between steps: those of Euler's method in the same config, but for classes with steps of their own."""
-    own = {"lms": 1, "dpm2": 2, "dpm2_a": 2}
+    own = {"lms": 1, "dpm2": 2, "dpm2_a": 2, "dpm++_2m": 1, "dpm++_2m_sde": 1, "dpm++_2m_sde_heun": 1}
     result, _ = solution(name if name in own else "euler", steps, **changes)
-    return np.append(result.schedule.levels[:: own.get(name, 1), 1], result.schedule.targets[-1, 1])
+    alphas, sigmas = result.schedule.levels[:: own.get(name, 1)].T
+    return np.append(sigmas / alphas, result.schedule.targets[-1, 1])
 
 
 def compare(name: str, steps: int, seed: int, **changes: Any) -> None:
@@ -425,7 +431,8 @@ def compare(name: str, steps: int, seed: int, **changes: Any) -> None:
     assert np.abs(ours - theirs).max() <= 1e-9 * np.abs(theirs).max()
 
     plan = Plan.from_config({**resolve(name, CHECKPOINT), **changes}, steps)
-    unit = (noise / sigmas[0]).astype(np.float32)
+    alpha, sigma = result.schedule.levels[0]
+    unit = (noise / math.hypot(1, sigma / alpha) / plan.initial[0, 0]).astype(np.float32)
     replayed = plan.replay(Denoiser.output, unit, draw=draws_of(seed))
     assert replayed.dtype == np.float32
     np.testing.assert_allclose(replayed, theirs, atol=1e-5 * np.abs(theirs).max())
@@ -434,7 +441,7 @@ def compare(name: str, steps: int, seed: int, **changes: Any) -> None:
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("name", REFERENCES)
 def test_rows_are_what_the_reference_computes(name: str, steps: int) -> None:
-    if name == "dpm++_3m_sde" and steps == 1:  # k-diffusion's raises there
+    if name in ("dpm++_3m_sde", "dpm++_2m_sde", "dpm++_2m_sde_heun") and steps == 1:  # k-diffusion's raise there
         result, _ = solution(name, 1)
         assert np.array_equal(result.calls[0].sample, result.calls[0].clean)
         return
