@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw
 
 from benchmarks.common.paths import PROMPTS, ROOT
 from latentrt.runtime import Pipeline, Plan, SchedulerError
-from latentrt.runtime.scheduler import resolve, scheduler_names
+from latentrt.runtime.scheduler import resolve
+from latentrt.runtime.scheduler.naming import short_names
 
 from .judge import accuracies
 from .shapes_quality import Pictures, draw
@@ -29,8 +30,7 @@ COMPILE_LIMIT_MS = 50.0
 
 def names_to_draw() -> list[str]:
     """Short names without a suffix for sigmas, and the two schedulers that are most used with Karras sigmas."""
-    short = [name for name in scheduler_names() if not name.endswith(("Scheduler", "_karras", "_exponential", "_beta"))]
-    return [*(name for name in short if not name.startswith("flow")), "dpm++_2m_karras", "dpm2_a_karras"]
+    return [*(name for name in short_names() if not name.startswith("flow")), "dpm++_2m_karras", "dpm2_a_karras"]
 
 
 def compile_ms(name: str, config: dict[str, object], steps: int) -> float:
