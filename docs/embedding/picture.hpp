@@ -14,7 +14,7 @@ struct Request {
     std::vector<std::vector<std::int64_t>> ids;  // of the negative text and the text, framed
     Plan plan;
     std::uint64_t seed = 0;
-    float guidance_scale = 1;  // up to 1: no guidance, the negative text is not used
+    float guidance_scale = 1;  // up to 1 (CFG++: 0): no guidance, the negative text is not used
     std::int64_t height = 0, width = 0;
 };
 
@@ -113,8 +113,8 @@ class Pipeline {
         const std::vector<std::int64_t> state_shape{1, registers, shape[1], shape[2], shape[3]};
 
         // No guidance is one group of weight 1; guidance is a weighted sum of [negative, positive].
-        std::vector<float> guidance{1.0f};
-        if (request.guidance_scale > 1) guidance = {1.0f - request.guidance_scale, request.guidance_scale};
+        const bool guided = plan.guides(request.guidance_scale);
+        std::vector<float> guidance(guided ? 2 : 1, 1.0f);
         const std::int64_t groups = std::int64_t(guidance.size());
         const float rescale = 0;
         const std::vector<Ort::Value> context = encode(request, groups);
@@ -129,7 +129,6 @@ class Pipeline {
         Ort::IoBinding binding = denoise_.binding();
         for (std::size_t i = 0; i < context.size(); ++i)
             binding.BindInput(context_.graph().outputs[i].c_str(), context[i]);
-        binding.BindInput("guidance", view(guidance.data(), {1, groups}));
         binding.BindInput("guidance_rescale", view(&rescale, {1}));
 
         // A call reads every row of the state for each row that it writes: two buffers take turns. The first state
@@ -141,6 +140,9 @@ class Pipeline {
         const Ort::Value finished = view(result.data(), state_shape);
         for (std::size_t k = 0; k < plan.calls(); ++k) {
             if (plan.draws[k]) noise = generator.randn(size);
+            const float scale = plan.scale_of(k, request.guidance_scale);
+            if (guided) guidance = {1.0f - scale, scale};
+            binding.BindInput("guidance", view(guidance.data(), {1, groups}));
             binding.BindInput("state", k == 0 ? host : turns[k % 2]);
             binding.BindInput("coefficients",
                               view(&plan.coefficients[k * std::size_t(registers * columns)], {1, registers, columns}));

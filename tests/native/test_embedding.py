@@ -93,6 +93,9 @@ def test_it_draws_with_another_precision(draw: Draw, exported: Callable[[str], E
         ("euler_a", 6, 2**40 + 5, 4.0, 72, 88),
         # No guidance, two calls per step.
         ("heun", 4, 11, 1.0, 64, 128),
+        # A draw that a register keeps; guidance of each call.
+        ("dpm++_sde", 3, 5, 2.0, 64, 64),
+        ("euler_a_cfg_pp", 5, 6, 0.7, 64, 64),
     ],
 )
 def test_it_draws_the_same_pictures_as_python(
