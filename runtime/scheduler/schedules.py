@@ -130,7 +130,7 @@ def distilled(options: Options, steps: Steps) -> Schedule:
     """LCM: evenly spaced choices from the `original_inference_steps` timesteps that the model was distilled on."""
     levels = LevelTable(options, final=1.0)
     times = distilled_timesteps(options, steps)
-    return Schedule(times, levels[times], levels[np.append(times[1:], times[-1])])
+    return Schedule(times, levels[times], levels[np.append(times[1:], -1)])
 
 
 def distilled_strategic(options: Options, steps: Steps) -> Schedule:
