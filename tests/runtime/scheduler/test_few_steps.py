@@ -244,11 +244,14 @@ def test_timesteps_in_the_text_are_those_of_plans() -> None:
     assert 0.5 < np.abs(trailing.timesteps - uniform.timesteps).max() < 1
 
 
-def test_tcd_and_ddim_leave_three_percent_of_the_noise() -> None:
+def test_what_the_text_says_of_tcd_and_ddim() -> None:
     assert "where 3 % of the predicted noise remain" in " ".join(DOC.split())
     for scheduler in ("tcd", "ddim:timestep_spacing=trailing"):
         output = Plan.from_config(resolve(scheduler, CHECKPOINTS["SDXL"]), 1).noise_levels[-1]
         np.testing.assert_allclose(output, [1, 0.03], atol=1e-3)
+    one = [Plan.from_config(resolve("tcd", CHECKPOINTS["SDXL"]), 1, eta=eta).to_arrays() for eta in (0, 1)]
+    assert "Without effect on one step" in DOC
+    assert all(np.array_equal(one[0][name], one[1][name]) for name in one[0])
     assert "`ddim` takes no timesteps" in " ".join(DOC.split())
     assert {name: "timesteps" in options_taken_by(name) for name in ("ddim", "lcm", "tcd")} == {
         "ddim": False,
