@@ -117,6 +117,7 @@ def _only(plan: Plan, k: int) -> Plan:
         draws=plan.draws[k : k + 1],
         noise_levels=plan.noise_levels[k : k + 2],
         blend=plan.blend[k : k + 1],
+        guidance=plan.guidance[k : k + 1],
     )
 
 

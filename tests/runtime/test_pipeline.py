@@ -305,7 +305,7 @@ def test_png_text_tells_how_the_picture_was_made(pipe: Pipeline, tmp_path: Path)
         settings
         == {
             "Steps": "3",
-            "Sampler": "euler_a",
+            "Sampler": "Euler a",
             "CFG scale": "3.5",
             "Seed": "77",
             "RNG": "CPU",

@@ -137,7 +137,7 @@ def test_classes_of_the_slow_kind_are_drawn() -> None:
     drawn = set()
 
     @given(valid_configs())
-    @settings(RANDOM, max_examples=300, database=None)
+    @settings(RANDOM, max_examples=500, database=None)
     def collect(case: tuple[dict[str, Any], int, float | None]) -> None:
         drawn.add(case[0]["_class_name"])
 
