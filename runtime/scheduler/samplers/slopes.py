@@ -15,18 +15,22 @@ from latentrt.runtime.scheduler.sigmas import Float64, karras_sigmas
 from .basis import NOISE, STATE, Call, Calls, Walk
 from .onestep import ancestral_split
 
+# With zero terminal SNR the first sigma is 4096. A slope there says nothing of the slopes after it, so their mean over
+# so long a step draws noise; Euler's step from pure noise is exact.
+BLIND = 1000.0
+
 
 def heunpp2(walk: Walk) -> Calls:
     """Heun's rule over two steps ahead, with weights by sigma; ComfyUI's `sample_heunpp2`, which cites Carzit.
 
-    The last step is Euler's, the last but one has two calls, the others three.
+    The last step is Euler's, and one from `BLIND`; the last but one has two calls, the others three.
     """
-    highest = float(walk.sigmas[0])
     ends = [*map(float, walk.sigmas)]
+    highest = next((sigma for sigma in ends if sigma < BLIND), BLIND)
     for i, (s, s_next) in enumerate(walk.steps()):
         x, x0, d = walk.predict(s)
         euler = x + (s_next - s) * d
-        if i == len(ends) - 2:
+        if i == len(ends) - 2 or s > BLIND:
             yield Call(euler, x0, sigma=s)
             continue
         yield Call(euler, x0, kept=(x, d), sigma=s)
@@ -108,13 +112,13 @@ def restart(walk: Walk) -> Calls:
     """Xu et al. (2023), arXiv:2306.14878: Heun steps; from 20 steps on the low part is drawn again from more noise.
 
     The defaults are AUTOMATIC1111's: from 20 steps on, Karras sigmas, and once back from 0.1 to 2 in 9 steps; from 36
-    steps on twice, in a quarter of the steps.
+    steps on twice, in a quarter of the steps. A step from `BLIND` is Euler's.
     """
     steps = restart_steps(walk.sigmas)
     for (s, s_next), (s_after, _) in itertools.pairwise([*steps, (0.0, 0.0)]):
         x, x0, d = walk.predict(s)
         euler = x + (s_next - s) * d
-        if s_next == 0:
+        if s_next == 0 or s > BLIND:
             yield Call(euler, x0, sigma=s)
             continue
         yield Call(euler, x0, kept=(x, d), sigma=s)

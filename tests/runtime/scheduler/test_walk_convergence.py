@@ -95,3 +95,18 @@ def test_noise_keeps_the_distribution(name: str, eta: float) -> None:
         errors.append(abs(covariance[0, 0] / end - 1))
     assert errors[1] < 0.02, errors
     assert errors[1] < errors[0] or errors[0] < 1e-3, errors
+
+
+@pytest.mark.parametrize("name", [n for n, row in SAMPLERS.items() if row.walk is not None and n != "DPMFastSampler"])
+def test_a_step_from_pure_noise_does_not_spoil_the_rest(name: str) -> None:
+    """With zero terminal SNR the first sigma is 4096, and the next one 12. dpm_fast has steps of its own."""
+    sigmas = np.append(4096.0, np.geomspace(12.0, 0.1, 60))
+    calls, levels = calls_of(name, sigmas, variable_steps=False)
+    state = STATE[0][:REGISTERS] / math.hypot(1, sigmas[0])
+    covariance = np.zeros((REGISTERS, REGISTERS))
+    for matrix, fresh in zip(*matrices(calls, levels), strict=True):
+        state = matrix @ state
+        covariance = matrix @ covariance @ matrix.T + np.outer(fresh, fresh)
+    # the first sample is the initial noise, to 4096
+    spread = math.sqrt((4096 * math.hypot(1, 1 / 4096) * state[0]) ** 2 + covariance[0, 0])
+    assert spread == pytest.approx(math.hypot(STD, 0.1), rel=0.1)
