@@ -15,6 +15,8 @@ from .schedules import Options, Schedule, Steps
 from .sigmas import Float64
 
 PART = ("strength", "denoising_start", "denoising_end")
+# Classes whose steps are not those of the training timesteps, so that no share of these can be cut off.
+_UNCUT = ("RestartSampler", "DPMFastSampler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 
 
 def coefficients(calls: Sequence[Call], scales: Float64) -> Float64:
@@ -100,6 +102,11 @@ def _part(options: Options, sampler: Sampler, schedule: Schedule, steps: int) ->
     if options.get("schedule_type") is not None:  # some types give a few steps more or fewer
         steps = -(-end // sampler.order)
     train_steps, start, stop = (options[key] for key in ("num_train_timesteps", "denoising_start", "denoising_end"))
+    if options["_class_name"] in _UNCUT and (start is not None or stop is not None):
+        raise SchedulerError(
+            f"{options['_class_name']} has steps of its own, so denoising_start and denoising_end have no meaning: "
+            "choose another sampler, or strength"
+        )
     if options["strength"] is not None:
         kept = min(int(steps * options["strength"]), steps)
         begin = (steps - kept) * sampler.order if kept else end

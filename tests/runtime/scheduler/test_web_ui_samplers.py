@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from support.k_diffusion import diffusers_sde, sampling
 
+from latentrt.runtime.errors import SchedulerError
 from latentrt.runtime.scheduler import Plan, resolve
 from latentrt.runtime.scheduler.config import checked_options
 from latentrt.runtime.scheduler.own_options import ALL_OPTIONS
@@ -513,6 +514,24 @@ def test_a_part_begins_as_web_uis_do() -> None:
         np.testing.assert_allclose(plan.coefficients, alone.coefficients, rtol=1e-5, atol=1e-6)
         level = plan.noise_levels[0]
         np.testing.assert_allclose(plan.initial[0], level[::-1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["restart", "dpm_fast"])
+def test_steps_of_their_own_are_not_cut_by_timesteps(name: str) -> None:
+    with pytest.raises(SchedulerError, match="steps of its own, so denoising_start and denoising_end"):
+        Plan.from_config(resolve(name, CHECKPOINT), 20, denoising_end=0.5)
+
+
+def test_two_halves_hand_over() -> None:
+    """A plan with denoising_end leaves what one with denoising_start goes on from."""
+    config = resolve("dpm++_2s_a", CHECKPOINT)
+    first, rest = (Plan.from_config(config, 12, eta=0.0, **{key: 0.5}) for key in ("denoising_end", "denoising_start"))
+    whole = Plan.from_config(config, 12, eta=0.0)
+    noise = draws_of(3)()
+    half = first.replay(Denoiser.output, noise)
+    expected = whole.replay(Denoiser.output, noise)
+    assert len(first) + len(rest) == len(whole)
+    np.testing.assert_allclose(rest.replay(Denoiser.output, noise, clean=half), expected, rtol=1e-4)
 
 
 def test_diffusers_own_dpm_solver_sde() -> None:
