@@ -123,3 +123,45 @@ def test_errors_are_one_line(words: list[str], message: str, capsys: pytest.Capt
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert not captured.out
+
+
+def test_names_may_have_options_and_steps_may_be_given(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["schedule", "euler:timestep_spacing=trailing,s_noise=1.01", "--steps", "4"]) == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[2:6]] == ["999", "749", "499", "249"]
+    assert main(["schedule", "lcm", "--timesteps", "999,749,499,249"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[2:6]] == ["999", "749", "499", "249"]
+    assert lines[6].split() == ["end", "0"]
+    assert main(["schedule", "dpm++_2m", "--sigmas", "14.6,3,0.5,0", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["num_inference_steps"] is None
+    assert len(document["timesteps"]) == 3
+    assert document["guidance"] == [[0, 1]] * 3
+    assert main(["schedule", "er_sde", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["checked_against"]["library"] == "k-diffusion"
+    assert main(["schedule", "DPM++ 2M SDE Karras", "--steps", "3"]) == 0
+    assert "DPM++ 2M SDE Karras: 3 model calls" in capsys.readouterr().out
+
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"_class_name": "EulerDiscreteScheduler"}))
+    assert main(["schedule", str(file), "--steps", "3"]) == 0
+    assert "has no betas, so those of EulerDiscreteScheduler are used: linear from 0.0001 to 0.02" in caplog.text
+    assert '{"name": "EulerDiscreteScheduler", …}' in caplog.text
+
+
+def test_a_picture_is_drawn_with_the_scheduler_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw = ["generate", "a star", "--steps", "2", "--height", "32", "--width", "32", "--seed", "1"]
+    Path("own.json").write_text(json.dumps({"name": "euler", "schedule_type": "karras"}))
+    assert main([*draw, "--scheduler", "own.json", "-o", "a.png"]) == 0
+    assert main([*draw, "--scheduler", "euler:schedule_type=karras", "-o", "b.png"]) == 0
+    assert main([*draw, "--scheduler", "euler", "-o", "c.png"]) == 0
+    pixels = [np.asarray(Image.open(f"{name}.png")) for name in "abc"]
+    assert np.array_equal(pixels[0], pixels[1])
+    assert not np.array_equal(pixels[0], pixels[2])
+    assert main(["schedule", "euler", "--steps", "3", "--json"]) == 0
+    Path("list.json").write_text("[]")
+    assert main([*draw, "--scheduler", "list.json", "-o", "d.png"]) == 1
+    assert main([*draw, "--scheduler", "missing.json", "-o", "d.png"]) == 1
