@@ -97,7 +97,7 @@ def _checked(class_name: str, key: str, default: Any, config: Config) -> Any:
     if key == "disable_corrector":
         return _checked_indices(value)
     if key in ALL_RANGES:
-        return _checked_number(key, value)
+        return _checked_number(key, value, optional=default is None)
     value = ALIASES.get(class_name, {}).get(key, {}).get(value, value) if isinstance(value, str) else value
     if isinstance(default, bool):
         if not isinstance(value, bool | None):
@@ -115,9 +115,10 @@ def _checked(class_name: str, key: str, default: Any, config: Config) -> Any:
     return value
 
 
-def _checked_number(key: str, value: Any) -> int | float | None:
+def _checked_number(key: str, value: Any, *, optional: bool) -> int | float | None:
     """A number within its range; the texts "inf" and "-inf" are what JSON has instead of infinity."""
-    if value is None and key in ALL_OPTIONAL:
+    optional = optional and key in ALL_OPTIONAL
+    if value is None and optional:
         return None
     least, most = ALL_RANGES[key]
     whole = isinstance(least, int)
@@ -125,9 +126,10 @@ def _checked_number(key: str, value: Any) -> int | float | None:
         return float(value)
     if whole and isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not least <= value <= most:
+    odd = isinstance(value, bool) or not isinstance(value, int if whole else int | float)
+    if odd or not least <= value <= most or (isinstance(value, int) and value > 2**63):  # beyond floats
         kind = "an integer" if whole else "a number"
-        or_null = ", or null" if key in ALL_OPTIONAL else ""
+        or_null = ", or null" if optional else ""
         raise SchedulerError(
             f"{key}={shown(value)} in the scheduler config: expected {kind} from {least:g} to {most:g}" + or_null
         )

@@ -56,7 +56,10 @@ def solved(options: Options, steps: Steps) -> Solved:
         return Solved(schedule.part(begin, end), calls)
     schedule = schedule.part(begin, end)
     sigmas = np.append(schedule.levels[:, 1], schedule.targets[-1, 1])
-    calls = list(sampler.walk(Walk(sigmas, schedule.table.astype(np.float64), options)))
+    try:
+        calls = list(sampler.walk(Walk(sigmas, schedule.table.astype(np.float64), options)))
+    except (ValueError, ZeroDivisionError, OverflowError) as error:  # of the logarithm or a quotient of sigmas
+        raise SchedulerError(_why_not_finite(options, schedule, steps.count)) from error
     return Solved(schedule.along(np.array([call.sigma for call in calls])), calls)
 
 
@@ -129,4 +132,6 @@ def _why_not_finite(options: Options, schedule: Schedule, steps: int) -> str:
             '"epsilon" cannot predict clean latents there: use a v_prediction model, or '
             '"timestep_spacing": "leading"'
         )
+    if not np.isfinite(schedule.levels).all():
+        return "these betas leave no signal at a timestep, so its noise level is infinite: lower beta_end"
     return f"{steps} steps repeat a timestep, which gives a step of length 0: lower num_inference_steps"

@@ -14,6 +14,10 @@ from latentrt.runtime.request import OPTIONS
 from latentrt.runtime.scheduler import resolve, scheduler_names
 from latentrt.runtime.scheduler.own_options import ALL_OPTIONS as SCHEDULERS
 from latentrt.runtime.scheduler.own_options import KNOWN_KEYS
+from latentrt.runtime.scheduler.sigma_grids import GRIDS
+from latentrt.runtime.scheduler.web_ui_names import WEB_UI_SAMPLERS
+
+WEB_UI = [name for row in WEB_UI_SAMPLERS for name in (row.automatic1111, row.comfyui) if name]
 
 # Small calls stay possible, and large ones are refused rather than slow.
 LIMITS = {"MAX_PIXELS": "65536", "MAX_IMAGES": "16", "MAX_STEPS": "1000", "MAX_TOKENS": "20000"}
@@ -116,7 +120,17 @@ def odd(rng: random.Random) -> Any:
 def config(rng: random.Random) -> Any:
     """A scheduler's name, or a config with some values changed."""
     if rng.random() < 0.3:
-        return rng.choice([*scheduler_names(), "euler_z", "", "x" * 10_000])
+        name = rng.choice([*scheduler_names(), *WEB_UI, "euler_z", "", "x" * 10_000])
+        form = rng.randrange(4)
+        key, value = (
+            rng.choice(sorted(KNOWN_KEYS)),
+            rng.choice(["karras", "1", "0", "-3", "1e400", "true", "[", "", "nan"]),
+        )
+        if form == 0:
+            return f"{name}:{key}={value}"
+        if form == 1:
+            return {"name": rng.choice([name, 5, None, [name]]), key: value}
+        return f"{name}_{rng.choice(sorted(GRIDS))}" if form == 2 else name
     class_name = rng.choice(sorted(SCHEDULERS))
     result: dict[Any, Any] = {"_class_name": class_name, "clip_sample": False, "skip_prk_steps": True}
     for _ in range(rng.randrange(4)):
