@@ -41,7 +41,7 @@ embedding:
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
-	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps k-diffusion==0.1.1.post1  # a reference, alone
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps k-diffusion==0.1.1.post1 open-clip-torch  # for tests, without what they need
 	touch $@
 
 clean:

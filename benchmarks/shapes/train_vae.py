@@ -256,6 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the autoencoder of the model `shapes`.")
     parser.add_argument("--minutes", type=float, default=26, help="total time for both networks; default: 26")
     parser.add_argument("--decoder-minutes", type=float, default=12, help="then for the decoder alone; default: 12")
+    parser.add_argument("--pool", type=int, default=POOL, help=f"training pictures; default: {POOL}")
     parser.add_argument("--state", type=Path, default=STATE, help="prefix; default: ~/.cache/latentrt/shapes-vae")
     parser.add_argument("--out", type=Path, default=SHAPES_CHECKPOINT / "vae", help="default: tests/data/shapes/vae")
     options = parser.parse_args()
@@ -263,7 +264,7 @@ def main() -> None:
     torch.manual_seed(0)
     vae = new_vae()
     start_as_thumbnail(vae)
-    pool = pictures(POOL, seed=1)
+    pool = pictures(options.pool, seed=1)
     stages = (("all", vae_loss, options.minutes), ("decoder", decoder_loss, options.decoder_minutes))
     for name, loss_of, minutes in stages:
         if name == "decoder":

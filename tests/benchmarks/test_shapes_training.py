@@ -1,0 +1,53 @@
+"""The recipe of the model `shapes` from scratch, a few steps of each stage; the long run's log is committed."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.common.paths import ROOT
+
+LOGS = ROOT / "benchmarks" / "shapes" / "logs"
+
+
+def stage(name: str, *arguments: object) -> str:
+    command = [sys.executable, "-m", f"benchmarks.shapes.{name}", *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
+
+
+@pytest.mark.slow
+def test_every_stage_runs_and_resumes(tmp_path: Path) -> None:
+    folder, states = tmp_path / "shapes", tmp_path / "states"
+    vae = stage(
+        *("train_vae", "--minutes", 0.03, "--decoder-minutes", 0.03, "--pool", 60),
+        *("--state", states / "vae", "--out", folder / "vae"),
+    )
+    assert re.search(r"all: \d+ steps .*\ndecoder: \d+ steps .*\nmean absolute error 0\.\d+", vae)
+
+    unet = ["train_unet", "--pool", 40, "--state", states / "unet.pt", "--out", folder]
+    assert "2 steps in" in stage(*unet, "--steps", 2)
+    assert "4 steps in" in stage(*unet, "--steps", 4)
+    before = (folder / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+    stage("train_decoder", "--steps", 3, "--pool", 20, "--state", states / "decoder.pt", "--out", folder)
+    assert (folder / "vae" / "diffusion_pytorch_model.safetensors").read_bytes() != before
+
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    picture = pipe("a red star", num_inference_steps=2, output_type="np").images[0]
+    assert picture.shape == (128, 128, 3)
+    assert np.isfinite(picture).all()
+
+
+def test_the_logs_are_those_of_what_ships() -> None:
+    unet, decoder = ((LOGS / f"{name}.log").read_text().splitlines() for name in ("unet", "decoder"))
+    assert unet[-1].startswith("5000 steps in")
+    assert decoder[-1].startswith("1800 steps in")
+    told = json.loads((ROOT / "benchmarks" / "results" / "shapes.json").read_text())
+    assert f"{100 * told['double/all']:.3g} %" in (ROOT / "benchmarks" / "shapes" / "README.md").read_text()
