@@ -100,6 +100,7 @@ def main() -> None:
             print(
                 f"{name:22} {found[name]['calls']:3} calls, {sum(found[name]['right'])} of {len(prompts)}", flush=True
             )
+        (options.out / "samplers.md").write_text(report(found, kinds, pipe.backend))
     print(json.dumps({name: sum(row["right"]) for name, row in found.items()}))
 
 
