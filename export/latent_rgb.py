@@ -18,7 +18,7 @@ def fit_latent_rgb(vae: Any, *, factor: int, scaling: float) -> tuple[tuple[floa
     Args:
         vae: the VAE in float32.
         factor: image pixels per latent pixel.
-        scaling: the scaling factor from the VAE's latents to the UNet's.
+        scaling: the scaling factor from the encoder graph's moments to the UNet's latents.
     """
     mean, _ = VAEEncoderGraph(vae)(_smooth_images(SIDE * factor))
     latents = mean * scaling

@@ -38,12 +38,14 @@ class Family:
     Attributes:
         text_encoders: in the order in which their hidden states are concatenated.
         vae_overflows: the VAE overflows in fp16, unless its config has `force_upcast: false`.
+        latent_statistics: the pipelines use `latents_mean` and `latents_std` of the VAE's config.
         zeros_for_empty_prompt: an empty negative prompt becomes zeros, unless model_index.json specifies otherwise.
     """
 
     name: str
     text_encoders: tuple[TextEncoderRow, ...]
     vae_overflows: bool = False
+    latent_statistics: bool = False
     zeros_for_empty_prompt: bool = False
 
 
@@ -57,6 +59,7 @@ FAMILIES = (
             TextEncoderRow("text_encoder_2", "tokenizer_2", "gelu", final_norm=False, pooled=True),
         ),
         vae_overflows=True,
+        latent_statistics=True,
         zeros_for_empty_prompt=True,
     ),
 )

@@ -96,9 +96,7 @@ def check_fit(path: object, family: Family, configs: Mapping[str, Config]) -> No
         )
     if (vae["in_channels"], vae["out_channels"]) != (3, 3):
         raise CheckpointError(f"{path} has a VAE of {vae['in_channels']} and {vae['out_channels']} channels, not 3")
-    for key in ("latents_mean", "latents_std"):
-        if vae[key] is not None:
-            raise CheckpointError(f"{path} has a VAE with {key}, which is not supported")
+    _check_statistics(path, family, vae)
     for key in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "encoder_hid_dim"):
         if unet[key] is not None:
             raise CheckpointError(f"{path} has a UNet with {key} = {unet[key]!r}, which is not supported")
@@ -109,6 +107,24 @@ def check_fit(path: object, family: Family, configs: Mapping[str, Config]) -> No
             f"{width} features together"
         )
     _check_addition(path, family, configs)
+
+
+def _check_statistics(path: object, family: Family, vae: Config) -> None:
+    """Mean and deviation of the VAE's latents, which SDXL's pipelines use where there are both, and no others."""
+    keys = ("latents_mean", "latents_std")
+    given = [key for key in keys if vae[key] is not None]
+    if given and not family.latent_statistics:
+        raise CheckpointError(f"{path} has a VAE with {given[0]}, which is not supported for {family.name}")
+    if len(given) == 1:
+        raise CheckpointError(f"{path} has a VAE with {given[0]} alone; expected both or none of {' and '.join(keys)}")
+    for key in given:
+        values, low = vae[key], 0 if key == "latents_std" else -_LARGEST
+        numbers = _numbers(values, depth=1) if isinstance(values, list) else []
+        if len(numbers) != vae["latent_channels"] or len(values) != len(numbers) or min(numbers) <= low:
+            above = " above 0" if key == "latents_std" else ""
+            raise CheckpointError(
+                f"{path} has a VAE with {key} = {_cut(values)}; expected {vae['latent_channels']} numbers{above}"
+            )
 
 
 def _check_addition(path: object, family: Family, configs: Mapping[str, Config]) -> None:

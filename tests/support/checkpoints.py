@@ -22,6 +22,30 @@ _LCM = {
     "clip_sample": False,
     "original_inference_steps": 50,
 }
+# As in Playground 2.5.
+_EDM = {
+    "_class_name": "EDMDPMSolverMultistepScheduler",
+    "algorithm_type": "dpmsolver++",
+    "dynamic_thresholding_ratio": 0.995,
+    "euler_at_final": False,
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "rho": 7.0,
+    "sample_max_value": 1.0,
+    "sigma_data": 0.5,
+    "sigma_max": 80.0,
+    "sigma_min": 0.002,
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "thresholding": False,
+}
+_EDM_VAE = {
+    "latents_mean": [-1.6574, 1.886, -1.383, 2.5155],
+    "latents_std": [8.4927, 5.9022, 6.5498, 5.2299],
+    "scaling_factor": 0.5,
+}
 _CLIP_L = {"hidden_act": "quick_gelu", "pad_token_id": 49407}
 # As in the real config: with this eos, transformers pools the token with the largest id.
 _CLIP_G = {"hidden_act": "gelu", "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "projection_dim": 24}
@@ -70,6 +94,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "unet": _SDXL_UNET,
         "scheduler": _TURBO,
     },
+    "sdxl-edm": {
+        "class": "StableDiffusionXLPipeline",
+        "text": _CLIP_L,
+        "text_2": _CLIP_G,
+        "unet": _SDXL_UNET,
+        "vae": _EDM_VAE,
+        "scheduler": _EDM,
+        "betas": {},
+    },
     "sdxl-inpaint": {
         "class": "StableDiffusionXLInpaintPipeline",
         "text": _CLIP_L,
@@ -115,8 +148,8 @@ def tiny_checkpoint(folder: Path, family: str = "sd1", seed: int = 0, *, tinier:
         layers_per_block=1,
         norm_num_groups=8,
         latent_channels=4,
-        scaling_factor=0.13025 if "text_2" in facts else 0.18215,
         sample_size=32 if tinier else 64,
+        **{"scaling_factor": 0.13025 if "text_2" in facts else 0.18215, **facts.get("vae", {})},
     )
     modules = [text, unet, vae]
     index: dict[str, Any] = {}
@@ -137,7 +170,7 @@ def tiny_checkpoint(folder: Path, family: str = "sd1", seed: int = 0, *, tinier:
     unet.save_pretrained(folder / "unet")
     vae.save_pretrained(folder / "vae")
     _write_tokenizer(folder / "tokenizer", pad="<|endoftext|>" if facts["text"]["pad_token_id"] == 49407 else "!")
-    scheduler = {**facts["scheduler"], **_BETAS, **_OFFSETS}
+    scheduler = {**facts["scheduler"], **facts.get("betas", {**_BETAS, **_OFFSETS})}
     _write(folder / "scheduler" / "scheduler_config.json", scheduler)
     if "text_2" not in facts:
         index |= {"feature_extractor": [None, None], "safety_checker": [None, None], "requires_safety_checker": False}

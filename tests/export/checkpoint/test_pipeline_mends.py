@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 from diffusers import UNet2DConditionModel
+from support.checkpoints import tiny_checkpoint
 
 from latentrt.export.checkpoint.checkpoint import Checkpoint
 from latentrt.export.checkpoint.pipeline_mends import sample_size_of, scheduler_of
@@ -107,7 +108,7 @@ def test_the_scheduler_is_of_the_class_in_the_index(folder: Path) -> None:
         ("unet/config.json", {"_class_name": "UNetMotionModel"}, "unet is of class 'UNetMotionModel'"),
         ("unet/config.json", {"sample_size": "big"}, "sample_size = 'big'; expected one or two integers >= 1"),
         ("vae/config.json", {"latent_channels": 16}, "the VAE has 16 latent channels and the UNet 4"),
-        ("vae/config.json", {"latents_mean": [0.0] * 4}, "VAE with latents_mean, which is not supported"),
+        ("vae/config.json", {"latents_mean": [0.0] * 4}, "VAE with latents_mean, which is not supported for sd1"),
         ("tokenizer/tokenizer_config.json", {"model_max_length": "long"}, r"model_max_length = 'long'"),
     ],
 )
@@ -115,6 +116,23 @@ def test_what_is_not_followed_is_refused_by_name(
     folder: Path, file: str, changes: dict[str, Any], message: str
 ) -> None:
     edit(folder / file, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latents_std": None}, "a VAE with latents_mean alone; expected both or none of latents_mean and latents_std"),
+        ({"latents_mean": [1.0] * 3}, r"latents_mean = \[1.0, 1.0, 1.0\]; expected 4 numbers$"),
+        ({"latents_mean": 1.0}, "latents_mean = 1.0; expected 4 numbers$"),
+        ({"latents_std": [1, 1, 0, 1]}, r"latents_std = \[1, 1, 0, 1\]; expected 4 numbers above 0"),
+        ({"latents_std": [1, 1, True, 1]}, "expected 4 numbers above 0"),
+    ],
+)
+def test_mean_and_deviation_of_latents_are_numbers(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    folder = tiny_checkpoint(tmp_path / "edm", "sdxl-edm", tinier=True)
+    edit(folder / "vae" / "config.json", **changes)
     with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(folder)
 
