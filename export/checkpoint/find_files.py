@@ -4,7 +4,8 @@ Knows file names and components. All forms of checkpoints give the same `Content
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,12 @@ from latentrt.runtime.errors import CheckpointError
 
 from .families import PIPELINES
 from .hub import folder_from_hub, is_hub_id
+from .marks import Marks, marks_of, with_marks
 from .part_configs import check_classes
 from .part_weights import traced
 from .pipeline_mends import scheduler_of
 from .scaled_weights import unscaled
-from .single_file import Weights, configs_of_file, noted_in_file, weights_of_part
+from .single_file import Weights, configs_of_file, weights_of_part
 from .source import Source
 from .tokenizer_files import Vocabulary
 from .weight_files import TensorFiles, consistent, find_variants, read_json, weights_from_file
@@ -114,8 +116,7 @@ def contents_of(source: Source) -> Contents:
 
 
 def _contents_of_folder(path: Path, source: Source) -> Contents:
-    changes = {} if source.prediction_type is None else {"prediction_type": source.prediction_type}
-    contents = _configs_of_folder(path, changes)
+    contents = _marked(_configs_of_folder(path), Marks(), source.prediction_type)
     parts = [part for part in WEIGHTS if part in contents.configs]
     pickles = source.allow_pickle
     found = consistent({part: find_variants(path / part, WEIGHTS[part], allow_pickle=pickles) for part in parts})
@@ -126,8 +127,8 @@ def _contents_of_folder(path: Path, source: Source) -> Contents:
     return contents
 
 
-def _configs_of_folder(path: Path, changes: Mapping[str, Any]) -> Contents:
-    """All contents except the weights; `changes` replace values of the scheduler's config."""
+def _configs_of_folder(path: Path) -> Contents:
+    """All contents except the weights."""
     index = read_json(path / "model_index.json", _FOLDER_HINT)
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in PIPELINES:
@@ -140,7 +141,7 @@ def _configs_of_folder(path: Path, changes: Mapping[str, Any]) -> Contents:
     vocabularies = {name: Vocabulary(path / name) for name in ("tokenizer", "tokenizer_2") if name not in absent}
     read = [path / "model_index.json", *files.values(), *(file for v in vocabularies.values() for file in v.files())]
     content, given = scheduler.read_bytes(), configs["scheduler"]
-    configs["scheduler"] = scheduler_of(index, {**given, **changes})
+    configs["scheduler"] = scheduler_of(index, given)
     if configs["scheduler"] != given:
         content = _scheduler_json(configs["scheduler"])
     named = {file.relative_to(path).as_posix(): file for file in read}
@@ -151,16 +152,13 @@ def _contents_of_file(path: Path, source: Source) -> Contents:
     tensors = weights_from_file(path, allow_pickle=source.allow_pickle)
     metadata = tensors.metadata if isinstance(tensors, TensorFiles) else {}
     if source.config is not None:
-        changes = noted_in_file(tensors, metadata)
-        if source.prediction_type is not None:
-            changes["prediction_type"] = source.prediction_type
-        folder = _configs_of_folder(Path(source.config), changes)
+        folder = _configs_of_folder(Path(source.config))
+        with _named(path):
+            folder = _marked(folder, marks_of(tensors, metadata), source.prediction_type)
         contents = replace(folder, files={path.name: path, **folder.files})
     else:
-        try:
-            row = configs_of_file(traced(tensors), metadata, source.prediction_type)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+        with _named(path):
+            row = configs_of_file(tensors, metadata, source.prediction_type)
         configs = {part: row[part] for part in (*WEIGHTS, "scheduler") if part in row}
         pads = {part: config["pad_token"] for part, config in row.items() if part.startswith("tokenizer")}
         vocabularies = {part: Vocabulary.of_clip(pad) for part, pad in pads.items()}
@@ -172,6 +170,23 @@ def _contents_of_file(path: Path, source: Source) -> Contents:
             rename = partial(weights_of_part, part, config=contents.configs[part])
             contents.weights[part] = PartWeights(lambda: tensors, rename)
     return replace(contents, single=tuple(unscaled(tensors)))
+
+
+def _marked(contents: Contents, marks: Marks, prediction_type: str | None) -> Contents:
+    """The contents with what marks and the user's `prediction_type` change."""
+    configs = with_marks(contents.configs, contents.index, marks, prediction_type)
+    same = configs["scheduler"] == contents.configs["scheduler"]
+    scheduler = contents.scheduler if same else _scheduler_json(configs["scheduler"])
+    return replace(contents, configs=configs, scheduler=scheduler)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the file's name before what is wrong with it."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _scheduler_json(config: Mapping[str, Any]) -> bytes:

@@ -28,7 +28,7 @@ _HARMLESS = {
     r"embedding_manager\..+": "the state of a textual inversion's training",
     r"(model\.)?(log_|sqrt_)?(one_minus_|recip_|recipm1_)?(alphas|betas)\w*": _SCHEDULE,
     r"posterior_\w+|lvlb_weights|logvar|denoiser\.sigmas": _SCHEDULE,
-    r"v_pred|ztsnr": "marks, which are read",
+    r"v_pred|ztsnr|edm_(mean|std)|edm_vpred\.sigma_(min|max)": "marks, which are read",
     r"global_step|epoch|dummy": "notes of a training",
 }
 _PATTERN = re.compile("|".join(_HARMLESS))

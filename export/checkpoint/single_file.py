@@ -11,6 +11,7 @@ import torch
 
 from latentrt.runtime.errors import CheckpointError
 
+from .marks import marks_of, with_marks
 from .public_configs import PUBLIC_CONFIGS, Config
 from .weight_files import RenamedTensors
 
@@ -43,13 +44,14 @@ def configs_of_file(weights: Weights, metadata: Mapping[str, str], prediction_ty
     """The configs of a file's family, detected by tensor names and shapes; raises `CheckpointError` for other models.
 
     Args:
+        weights: the file's tensors; only those of marks are read, and one of the UNet's.
         metadata: the safetensors file's metadata.
         prediction_type: the user's choice, which weights do not determine. None takes the file's metadata (ModelSpec)
             or marker tensor, else the most common one: v_prediction for Stable Diffusion 2, else epsilon.
     """
     family = _family(weights)
-    noted = noted_in_file(weights, metadata)
-    predicts = prediction_type or noted.get("prediction_type")
+    marks = marks_of(weights, metadata)
+    predicts = prediction_type or marks.prediction_type
     if family == "sd2":
         family = "sd2-base" if predicts == "epsilon" else "sd2-v"
     configs = dict(PUBLIC_CONFIGS[family])
@@ -58,11 +60,7 @@ def configs_of_file(weights: Weights, metadata: Mapping[str, str], prediction_ty
     if channels == 9:  # latents, mask, latents of the masked image
         pipeline = configs["index"]["_class_name"].replace("Pipeline", "InpaintPipeline")
         configs["index"] = {"_class_name": pipeline}
-    if predicts is not None and predicts != configs["scheduler"].get("prediction_type", "epsilon"):
-        configs["scheduler"] = {**configs["scheduler"], "prediction_type": predicts}
-    if "rescale_betas_zero_snr" in noted:
-        configs["scheduler"] = {**configs["scheduler"], "rescale_betas_zero_snr": True}
-    return configs
+    return with_marks(configs, configs["index"], marks, prediction_type)
 
 
 def weights_of_part(part: str, weights: Weights, config: Mapping[str, Any]) -> Weights:
@@ -106,16 +104,3 @@ def _family(weights: Weights) -> str:
         f"the file is {other or 'of an unknown kind'}. Single files of Stable Diffusion 1, 2 and XL contain tensors "
         "named model.diffusion_model.*, first_stage_model.*, and cond_stage_model.* or conditioner.*"
     )
-
-
-def noted_in_file(weights: Weights, metadata: Mapping[str, str]) -> Config:
-    """Values of the scheduler's config that a file notes: by marks among its tensors, or by ModelSpec's metadata."""
-    noted: Config = {}
-    known = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}
-    if "v_pred" in weights:
-        noted["prediction_type"] = "v_prediction"
-    elif metadata.get("modelspec.prediction_type", "") in known:
-        noted["prediction_type"] = known[metadata["modelspec.prediction_type"]]
-    if "ztsnr" in weights:
-        noted["rescale_betas_zero_snr"] = True
-    return noted

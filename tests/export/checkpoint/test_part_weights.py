@@ -78,7 +78,7 @@ def changed(file: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> 
     [
         ({f"{PREFIX}time_embed.0.absmax": torch.ones(4)}, r"1 tensors that nothing would use.*time_embed\.0\.absmax"),
         ({f"{PREFIX}nothing.scale_weight": torch.ones(())}, r"nothing\.scale_weight"),
-        ({"edm_vpred.sigma_max": torch.ones(())}, r"edm_vpred\.sigma_max"),
+        ({"edm_vpred.sigma_max": torch.ones(())}, r"whole\.safetensors: the file has edm_vpred\.sigma_max"),
         ({"first_stage_model.decoder.conv_in.lora": torch.ones(2)}, r"decoder\.conv_in\.lora"),
         ({f"{PREFIX}time_embed.0.weight_scale": torch.ones(3, 2)}, "supported are one scale for a tensor and one for"),
         (
@@ -149,7 +149,7 @@ def test_marks_of_a_file_count_beside_configs(whole: Path, folders: dict[str, Pa
     config = json.loads(opened(whole, folders).scheduler)
     assert (config["prediction_type"], config["rescale_betas_zero_snr"]) == ("v_prediction", True)
     config = json.loads(opened(whole, folders, prediction_type="epsilon").scheduler)
-    assert config["prediction_type"] == "epsilon"
+    assert (config["prediction_type"], "rescale_betas_zero_snr" in config) == ("epsilon", False)
 
 
 # --- variants ---------------------------------------------------------------------------------------------------------

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoint_forms import assert_equal, meta_parts, modules, through_json
+from support.checkpoints import tiny_checkpoint
 from support.original_layout import original_layout, single_file, unet_tensors
 
 from latentrt.export.checkpoint.checkpoint import Checkpoint
@@ -16,6 +19,7 @@ from latentrt.export.checkpoint.single_file import configs_of_file, weights_of_p
 from latentrt.export.checkpoint.source import LoraFile, Source, embedding_from_text
 from latentrt.export.checkpoint.torch_modules import bare_name, empty_module
 from latentrt.runtime import CheckpointError
+from latentrt.runtime.scheduler import Plan
 from latentrt.runtime.weights.lora import read_lora
 
 
@@ -161,10 +165,93 @@ def test_what_the_unet_predicts() -> None:
     assert predicts() == ("epsilon", 64)
     assert predicts(None, {"modelspec.prediction_type": "v"}) == ("v_prediction", 64)
     assert predicts(None, {}, "v_pred") == ("v_prediction", 64)
-    configs = configs_of_file(weights | {"ztsnr": torch.ones(1)}, {}, None)
-    assert configs["scheduler"]["rescale_betas_zero_snr"] is True
+    assert predicts(None, {"modelspec.predict_key": "v"}) == ("v_prediction", 64)
     with pytest.raises(CheckpointError, match="unknown prediction type 'velocity'"):
         Source("x", prediction_type="velocity")
+
+
+ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
+@pytest.mark.parametrize(
+    ("row", "marks", "said", "changes"),
+    [
+        ("sdxl", ("v_pred",), None, {"prediction_type": "v_prediction"}),
+        ("sdxl", ("v_pred", "ztsnr"), None, ZERO_SNR),
+        ("sdxl", ("ztsnr",), "v_prediction", ZERO_SNR),
+        # Without a prediction of v, zero terminal SNR has no meaning; ComfyUI leaves it out, too.
+        ("sdxl", ("ztsnr",), None, {}),
+        ("sdxl", ("v_pred", "ztsnr"), "epsilon", {}),
+        ("sd2-v", ("ztsnr",), None, ZERO_SNR),
+        # PNDM knows nothing of it.
+        ("sd1", ("v_pred", "ztsnr"), None, {**ZERO_SNR, "_class_name": "DDIMScheduler", "clip_sample": False}),
+    ],
+)
+def test_marks_of_zero_terminal_snr(
+    row: str, marks: tuple[str, ...], said: str | None, changes: dict[str, Any]
+) -> None:
+    weights = original_layout(meta_parts(row), row.partition("-")[0])
+    configs = configs_of_file(weights | dict.fromkeys(marks, torch.tensor([])), {}, said)
+    assert configs == {**PUBLIC_CONFIGS[row], "scheduler": PUBLIC_CONFIGS[row]["scheduler"] | changes}
+    Plan.from_config(configs["scheduler"], 5)
+
+
+MEAN, STD = torch.tensor([-1.5, 1.75, -1.25, 2.5]), torch.tensor([8.5, 6.0, 6.5, 5.25])
+
+
+def test_marks_of_edm_models() -> None:
+    """As ComfyUI reads them: Playground 2.5 before CosXL before v-prediction."""
+    weights = original_layout(meta_parts("sdxl"), "sdxl")
+    cosxl = {"edm_vpred.sigma_max": torch.tensor(80.0), "v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
+    scheduler = configs_of_file(weights | cosxl, {}, None)["scheduler"]
+    assert scheduler["_class_name"] == "EDMEulerScheduler"
+    assert [scheduler[key] for key in ("prediction_type", "sigma_data")] == ["v_prediction", 1.0]
+    assert [scheduler[key] for key in ("sigma_min", "sigma_max")] == [0.002, 80.0]
+    assert "rescale_betas_zero_snr" not in scheduler
+    scheduler = configs_of_file(weights | cosxl | {"edm_vpred.sigma_min": torch.tensor(0.5)}, {}, None)["scheduler"]
+    assert Plan.from_config(scheduler, 4).timesteps[[0, -1]] == pytest.approx(0.25 * np.log([80, 0.5]))
+    configs = configs_of_file(weights | cosxl | {"edm_mean": MEAN, "edm_std": STD}, {}, None)
+    theirs = diffusers.EDMDPMSolverMultistepScheduler().config
+    assert configs["scheduler"].pop("_class_name") == "EDMDPMSolverMultistepScheduler"
+    assert configs["scheduler"] == {key: theirs[key] for key in configs["scheduler"]}
+    assert configs["vae"] == PUBLIC_CONFIGS["sdxl"]["vae"] | {
+        "latents_mean": MEAN.tolist(),
+        "latents_std": STD.tolist(),
+        "scaling_factor": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "marks", "message"),
+    [
+        ("sdxl", {"edm_mean": MEAN}, "edm_mean without edm_std"),
+        ("sdxl", {"edm_vpred.sigma_min": torch.ones(())}, r"edm_vpred\.sigma_min without edm_vpred\.sigma_max"),
+        ("sdxl", {"edm_mean": MEAN, "edm_std": -STD}, "expected numbers above 0"),
+        ("sdxl", {"edm_mean": MEAN[:3], "edm_std": STD}, r"edm_mean of shape \(3,\).*expected 4 numbers"),
+        ("sdxl", {"edm_vpred.sigma_max": torch.tensor(torch.inf)}, "expected a number"),
+        ("sdxl", {"edm_vpred.sigma_max": torch.tensor(0.001)}, "expected 0 < min < max"),
+        ("sd1", {"edm_vpred.sigma_max": torch.tensor(80.0)}, r"edm_vpred\.sigma_max, the marks of an EDM.*SDXL alone"),
+        ("sd1", {"edm_mean": MEAN, "edm_std": STD}, r"edm_mean and edm_std, the marks of an EDM.*SDXL alone"),
+    ],
+)
+def test_marks_that_cannot_be_are_refused(row: str, marks: dict[str, torch.Tensor], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        configs_of_file(original_layout(meta_parts(row), row) | marks, {}, None)
+
+
+def test_a_marked_file_is_what_the_folder_of_the_model_is(tmp_path: Path) -> None:
+    """The weights and configs of a folder with an EDM scheduler, from a file with marks and the configs of SDXL."""
+    plain = tiny_checkpoint(tmp_path / "plain", "sdxl", seed=5, tinier=True)
+    folder = Checkpoint.open(tiny_checkpoint(tmp_path / "edm", "sdxl-edm", seed=5, tinier=True))
+    marks = {"edm_mean": torch.tensor(folder.configs["vae"]["latents_mean"], dtype=torch.float64)}
+    marks["edm_std"] = torch.tensor(folder.configs["vae"]["latents_std"], dtype=torch.float64)
+    file = single_file(plain, tmp_path / "one.safetensors", "sdxl", marks=marks)
+    checkpoint = Checkpoint.open(Source(str(file), config=str(plain)))
+    own, theirs = checkpoint.configs.pop("scheduler"), folder.configs.pop("scheduler")
+    assert checkpoint.configs == folder.configs
+    assert json.loads(checkpoint.scheduler) == own
+    plans = [Plan.from_config(config, 7).to_arrays() for config in (own, theirs)]
+    assert all(np.array_equal(plans[0][name], plans[1][name]) for name in plans[0])
 
 
 def test_inpainting_is_seen_in_a_single_file() -> None:
