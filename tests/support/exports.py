@@ -22,6 +22,8 @@ EXPORTS = {
     "sd2-fp32-opset18": ("sd2", "fp32", 18, True),
     "sd1-bf16": ("sd1", "bf16", 23, True),
     "sdxl-fp32": ("sdxl", "fp32", 23, True),
+    "sdxl-v-fp32": ("sdxl", "fp32", 23, True),
+    "sdxl-edm-fp32": ("sdxl-edm", "fp32", 23, True),
     "sd1-inpaint-fp32": ("sd1-inpaint", "fp32", 23, True),
     "lcm-fp32": ("lcm", "fp32", 23, True),
 }
@@ -34,7 +36,9 @@ CLASSES = (
     "transformers.models.clip.modeling_clip",
 )
 # Exported from a single file in the original layout; tests compare with the folder that the file was made from.
-SINGLE_FILES = ("sd2-fp32-opset18",)
+SINGLE_FILES = ("sd2-fp32-opset18", "sdxl-v-fp32")
+# Empty tensors that say what the UNet predicts, as in files of fine-tunes.
+MARKED = {"sdxl-v-fp32": ("v_pred", "ztsnr")}
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def export(folder: Path, name: str, family: str, precision: str, opset: int, tin
         if not result.bundle.exists():
             log = folder / f"{name}.log"
             options = ["--precision", precision, "--opset", str(opset), "--steps", "6"]
-            arguments = (result, log, family, tinier, name in SINGLE_FILES, options)
+            arguments = (result, log, family, tinier, name in SINGLE_FILES, MARKED.get(name, ()), options)
             child = _context().Process(target=_export_here, args=arguments)
             child.start()
             child.join()
@@ -73,12 +77,15 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _export_here(result: Exported, log: Path, family: str, tinier: bool, single: bool, options: list[str]) -> None:
+def _export_here(
+    result: Exported, log: Path, family: str, tinier: bool, single: bool, marks: tuple[str, ...], options: list[str]
+) -> None:
     """Entry point of the child. Runs the parity check in this process: a separate one only helps large models."""
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
     with log.open("w", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
+    import torch
     from support.checkpoints import tiny_checkpoint
     from support.original_layout import single_file
 
@@ -96,6 +103,8 @@ def _export_here(result: Exported, log: Path, family: str, tinier: bool, single:
         tiny_checkpoint(checkpoint, family, seed=11, tinier=tinier)
     if single:
         options = [*options, "--config", str(checkpoint)]
-        checkpoint = single_file(checkpoint, checkpoint.with_name(f"{checkpoint.name}.safetensors"), family)
+        empty = {mark: torch.tensor([]) for mark in marks}
+        file = checkpoint.with_name(f"{checkpoint.name}.safetensors")
+        checkpoint = single_file(checkpoint, file, family, marks=empty)
     with mock.patch.object(write.subprocess, "run", checked):
         sys.exit(main(["export", str(checkpoint), str(result.bundle), *options]))

@@ -57,11 +57,19 @@ _OPENCLIP = {
 }
 
 
-def single_file(folder: Path, path: Path, family: str, metadata: dict[str, str] | None = None) -> Path:
-    """Write the weights of a diffusers folder to a single file in the original layout; returns `path`."""
+def single_file(
+    folder: Path, path: Path, family: str, metadata: dict[str, str] | None = None, marks: Weights | None = None
+) -> Path:
+    """Write the weights of a diffusers folder to a single file in the original layout; returns `path`.
+
+    Args:
+        marks: further tensors.
+    """
     stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    if family == "sdxl":
+        stems["text_encoder_2"] = "model"
     parts = {part: load_file(folder / part / f"{stem}.safetensors") for part, stem in stems.items()}
-    save_file(original_layout(parts, family), path, metadata)
+    save_file({**original_layout(parts, family), **(marks or {})}, path, metadata)
     return path
 
 
