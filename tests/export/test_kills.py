@@ -27,7 +27,9 @@ from latentrt.runtime import Bundle, ExportError, files
 
 # Where a kill can do harm: each line of these files is a moment.
 WRITERS = {module.__file__ for module in (in_place, store, files)}
-KILLS = [pytest.param(3, id="3"), pytest.param(40, id="40", marks=pytest.mark.slow)]
+# LATENTRT_KILLS=40 takes some ten minutes.
+MANY = int(os.environ.get("LATENTRT_KILLS", "10"))
+KILLS = [pytest.param(3, id="3"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
 
 
 def names(folder: Path) -> list[str]:
