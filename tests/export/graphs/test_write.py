@@ -61,8 +61,8 @@ def test_every_graph_is_there_and_follows_the_contract(exported: Callable[[str],
     }  # fmt: skip
     assert ("extra" in denoise) == ("inpaint" in name)
     of_time = {t.name for t in bundle.graph("time").inputs}
-    more = {"sdxl-fp32": {"pooled", "time_ids"}, "lcm-fp32": {"guidance_embedding"}}
-    assert of_time == {"timesteps"} | more.get(name, set())
+    more = {"sdxl": {"pooled", "time_ids"}, "lcm": {"guidance_embedding"}}
+    assert of_time == {"timesteps"} | more.get(name.partition("-")[0], set())
     assert {k: v.dtype for k, v in context.items()} == {k: denoise[k].dtype for k in context}
     assert all(t.dtype == "float32" for k, t in denoise.items() if k not in context and k != "time_features")
 
