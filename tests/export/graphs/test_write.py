@@ -295,7 +295,14 @@ def test_a_full_disk_leaves_nothing_behind(checkpoint: Path, tmp_path: Path, mon
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_middle_leaves_nothing_behind(checkpoint: Path, tmp_path: Path, number: int) -> None:
     command = [sys.executable, "-m", "latentrt.runtime.cli", "export", str(checkpoint), str(tmp_path / "out")]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    child = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # where tests run in the background, children would inherit that it is ignored
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".out.*/text_encoder.onnx")) and time.monotonic() < deadline and child.poll() is None:
         time.sleep(0.05)
