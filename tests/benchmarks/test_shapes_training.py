@@ -37,9 +37,10 @@ def test_every_stage_runs_and_resumes(tmp_path: Path) -> None:
     stage("train_decoder", "--steps", 3, "--pool", 20, "--state", states / "decoder.pt", "--out", folder)
     assert (folder / "vae" / "diffusion_pytorch_model.safetensors").read_bytes() != before
 
+    import torch
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
     picture = pipe("a red star", num_inference_steps=2, output_type="np").images[0]
     assert picture.shape == (128, 128, 3)
     assert np.isfinite(picture).all()
