@@ -51,13 +51,13 @@ def solved(options: Options, steps: Steps) -> Solved:
     sampler = SAMPLERS[options["_class_name"]]
     schedule = sampler.schedule(options, steps)
     begin, end = _part(options, sampler, schedule, steps.count)
-    if sampler.walk is None:
+    if not sampler.walks:
         calls = list(itertools.islice(sampler.solve(schedule, options, begin), end - begin))
         return Solved(schedule.part(begin, end), calls)
     schedule = schedule.part(begin, end)
     sigmas = np.append(schedule.levels[:, 1], schedule.targets[-1, 1])
     try:
-        calls = list(sampler.walk(Walk(sigmas, schedule.table.astype(np.float64), options)))
+        calls = list(sampler.solve(Walk(sigmas, schedule.table.astype(np.float64), options)))
     except (ValueError, ZeroDivisionError, OverflowError) as error:  # of the logarithm or a quotient of sigmas
         raise SchedulerError(_why_not_finite(options, schedule, steps.count)) from error
     return Solved(schedule.along(np.array([call.sigma for call in calls])), calls)

@@ -22,7 +22,7 @@ DEIS, UNIPC, LCM, TCD = "DEISMultistepScheduler", "UniPCMultistepScheduler", "LC
 FLOW, SA = "FlowMatchEulerDiscreteScheduler", "SASolverScheduler"
 EDM, EDM_DPM = "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"
 # DPMSolverSDEScheduler draws from a Brownian motion; it is compared in test_web_ui_samplers.py.
-CLASSES = tuple(name for name, sampler in SAMPLERS.items() if name in OPTIONS and sampler.walk is None)
+CLASSES = tuple(name for name, sampler in SAMPLERS.items() if name in OPTIONS and not sampler.walks)
 RESPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 
 Case = tuple[dict[str, Any], int, float]

@@ -28,23 +28,19 @@ class Sampler:
     Attributes:
         schedule: lays out the steps.
         solve: `(schedule, options, begin)`, yields one `Call` per model call from index `begin` on. Options include
-            `eta`.
+            `eta`. A sampler that walks is given a `Walk` alone.
         names: short name -> options that it sets; a key ending in `?` is set only if the config lacks it.
         takes: which of `eta`, `timesteps`, `sigmas` the class accepts.
         order: model calls per step, as diffusers counts them.
-        walk: instead of `solve`, for samplers that lay out their own calls along the sigmas of `schedule`.
+        walks: whether the sampler lays out its own calls along the sigmas of `schedule`.
     """
 
     schedule: Callable[..., Schedule]
-    solve: Callable[[Schedule, Options, int], Calls]
+    solve: Callable[..., Calls]
     names: Names
     takes: frozenset[str] = field(default=frozenset())
     order: int = 1
-    walk: Callable[[Walk], Calls] | None = None
-
-
-def _no_solve(schedule: Schedule, options: Options, begin: int) -> Calls:
-    raise NotImplementedError("this sampler walks")
+    walks: bool = False
 
 
 def accepted(options: Options) -> frozenset[str]:
@@ -54,13 +50,11 @@ def accepted(options: Options) -> frozenset[str]:
 
 
 _ETA, _TIMESTEPS, _SIGMAS = frozenset({"eta"}), frozenset({"timesteps"}), frozenset({"sigmas"})
-
-
 _STEPS = _TIMESTEPS | _SIGMAS
 
 
 def _walks(walk: Callable[[Walk], Calls], names: Names, takes: frozenset[str] = _STEPS) -> Sampler:
-    return Sampler(schedules.sigma_steps, _no_solve, names, takes, walk=walk)
+    return Sampler(schedules.sigma_steps, walk, names, takes, walks=True)
 
 
 _UNCLIPPED = {"clip_sample?": False}

@@ -19,10 +19,10 @@ TABLE = np.geomspace(0.1, 10, 1000)
 def calls_of(name: str, sigmas: np.ndarray, **options: Any) -> tuple[list[Call], np.ndarray]:
     """The calls, and the sigmas between which each steps."""
     config = resolve(name, CHECKPOINT)
-    walk = SAMPLERS[config["_class_name"]].walk
-    assert walk is not None
+    sampler = SAMPLERS[config["_class_name"]]
+    assert sampler.walks
     given = checked_options(config) | {"eta": 0.0} | options
-    calls = list(walk(Walk(sigmas, TABLE, given)))
+    calls = list(sampler.solve(Walk(sigmas, TABLE, given)))
     return calls, np.array([call.sigma for call in calls] + [float(sigmas[-1])])
 
 
@@ -97,7 +97,7 @@ def test_noise_keeps_the_distribution(name: str, eta: float) -> None:
     assert errors[1] < errors[0] or errors[0] < 1e-3, errors
 
 
-@pytest.mark.parametrize("name", [n for n, row in SAMPLERS.items() if row.walk is not None and n != "DPMFastSampler"])
+@pytest.mark.parametrize("name", [n for n, row in SAMPLERS.items() if row.walks and n != "DPMFastSampler"])
 def test_a_step_from_pure_noise_does_not_spoil_the_rest(name: str) -> None:
     """With zero terminal SNR the first sigma is 4096, and the next one 12. dpm_fast has steps of its own."""
     sigmas = np.append(4096.0, np.geomspace(12.0, 0.1, 16))
