@@ -1,0 +1,1 @@
+"""Decides and runs what a device does next. Knows no HTTP."""

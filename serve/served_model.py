@@ -1,0 +1,155 @@
+"""A model as the front end knows it: which calls it takes, which sizes, which LoRAs. Loads no graph.
+
+What a client sends is checked here before any work; no path is ever taken from it.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.errors import InputError, unknown
+from latentrt.runtime.request import CallOptions, Request
+from latentrt.runtime.request.metadata import BY_HASH
+from latentrt.runtime.text import Tokenizer, tokenize
+
+from .messages import LoraSet
+
+RATIOS = (1.0, 5 / 4, 3 / 2, 16 / 9)
+LORA_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one call may ask for.
+
+    Attributes:
+        images: in one call.
+        steps: UNet calls of one image.
+        chunks: of 75 tokens, of one text.
+        loras: in one set.
+    """
+
+    images: int = 10
+    steps: int = 150
+    chunks: int = 3
+    loras: int = 8
+
+
+class ServedModel:
+    """One bundle at the server."""
+
+    def __init__(
+        self,
+        name: str,
+        bundle: Bundle,
+        *,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        lora_folder: Path | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        """`sizes`: (width, height) that clients may ask for; None is `usual_sizes`."""
+        self.name, self.bundle, self.limits = name, bundle, limits or Limits()
+        defaults = bundle.manifest.defaults
+        self.default_size = (defaults.width, defaults.height)
+        self.sizes = tuple(sizes) if sizes else usual_sizes(*self.default_size)
+        self._lora_folder = lora_folder
+        self._scheduler_config = bundle.read_json(bundle.manifest.scheduler)
+
+    @cached_property
+    def _tokenizers(self) -> tuple[Tokenizer, ...]:
+        encoders = self.bundle.manifest.model.text_encoders
+        return tuple(Tokenizer.from_file(self.bundle.file(facts.tokenizer), facts) for facts in encoders)
+
+    def request(self, prompt: str | Sequence[str] | None, options: Mapping[str, Any]) -> Request:
+        """Check a call. Raises `InputError` or `SchedulerError`, which say what is allowed.
+
+        Args:
+            options: as for `Pipeline.__call__`; pictures are PIL images or arrays, never paths. A size that is not
+                given is the model's, also with a picture to begin from.
+        """
+        for name in BY_HASH:
+            if isinstance(options.get(name), str | bytes | os.PathLike):
+                raise InputError(f"{name}: expected the picture itself, not a path or an address")
+        given = {"width": self.default_size[0], "height": self.default_size[1]} | {
+            name: value for name, value in options.items() if value is not None
+        }
+        request = Request.from_call(self.bundle.manifest, self._scheduler_config, prompt, cast(CallOptions, given))
+        self._check_limits(request)
+        return request
+
+    def _check_limits(self, request: Request) -> None:
+        size, limits = (request.width, request.height), self.limits
+        if size not in self.sizes:
+            raise InputError(f"size {shown_size(size)}: {self.name} draws {self.sizes_text}; {self._nearest(size)}")
+        if len(request.seeds) > limits.images:
+            raise InputError(f"{len(request.seeds)} images: expected at most {limits.images} in one call")
+        if len(request.plan) > limits.steps:
+            raise InputError(
+                f"this call needs {len(request.plan)} UNet calls an image: expected at most {limits.steps}"
+            )
+        tokens = self.tokens(request)
+        most = limits.chunks * self._tokenizers[0].capacity
+        if tokens > limits.chunks * 77:
+            raise InputError(f"a text has more than {most} tokens: expected at most {limits.chunks} chunks")
+
+    def tokens(self, request: Request) -> int:
+        """The length of the texts' hidden states, padded to the longest: S of the bucket."""
+        sides = [request.negative, request.positive] if request.guided else [request.positive]
+        lengths: list[int] = [side.embeds.shape[1] for side in sides if side.embeds is not None]
+        split = request.options["long_prompt"] == "chunk"
+        for of_encoder in tokenize(sides, self._tokenizers, split=split):
+            lengths += [chunks.ids.size for chunks in of_encoder.values()]
+        return max(lengths)
+
+    @property
+    def sizes_text(self) -> str:
+        """The sizes, for messages."""
+        return ", ".join(map(shown_size, self.sizes))
+
+    def _nearest(self, size: tuple[int, int]) -> str:
+        nearest = min(self.sizes, key=lambda s: abs(s[0] - size[0]) + abs(s[1] - size[1]))
+        return f"the nearest is {shown_size(nearest)}"
+
+    def lora_names(self) -> list[str]:
+        """The LoRAs of the operator's folder, by the names of their files."""
+        if self._lora_folder is None:
+            return []
+        return sorted(file.stem for file in self._lora_folder.glob(f"*{LORA_SUFFIX}"))
+
+    def loras(self, given: Mapping[str, float]) -> LoraSet:
+        """The set that a call asks for; raises `InputError` for unknown names and weights that are no numbers."""
+        known = self.lora_names()
+        for name, weight in given.items():
+            if name not in known:
+                if not known:
+                    raise InputError(f"unknown LoRA {name[:80]!r}: this server has none for {self.name}")
+                raise InputError(unknown("LoRA", name, known))
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) <= 100:
+                raise InputError(f"the LoRA {name} has the weight {weight!r}: expected a number from -100 to 100")
+        if len(given) > self.limits.loras:
+            raise InputError(f"{len(given)} LoRAs: expected at most {self.limits.loras}")
+        return tuple(sorted((name, float(weight)) for name, weight in given.items() if weight))
+
+    def lora_file(self, name: str) -> Path:
+        """The file of a LoRA that `loras` has accepted."""
+        assert self._lora_folder is not None
+        return self._lora_folder / f"{name}{LORA_SUFFIX}"
+
+
+def shown_size(size: tuple[int, int]) -> str:
+    """Such as 512x768: width, height."""
+    return f"{size[0]}x{size[1]}"
+
+
+def usual_sizes(width: int, height: int) -> tuple[tuple[int, int], ...]:
+    """The model's size, and the usual aspect ratios at about its area, in steps of 64 pixels."""
+    side = (width * height) ** 0.5
+    result = {(width, height): None}
+    for ratio in RATIOS:
+        long, short = (max(64, int(side * factor / 64 + 0.5) * 64) for factor in (ratio**0.5, ratio**-0.5))
+        result |= {(long, short): None, (short, long): None}
+    return tuple(result)

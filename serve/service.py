@@ -1,0 +1,69 @@
+"""What the faces (HTTP, later Ray and Triton) know of the machinery behind them: submit a job, follow it, cancel it."""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from .messages import Admitted, Event, Job
+from .served_model import ServedModel
+
+
+class Ticket(Protocol):
+    """An accepted job."""
+
+    @property
+    def job(self) -> Job:
+        """What was submitted."""
+
+    @property
+    def admitted(self) -> Admitted:
+        """Its place and expected times."""
+
+    def events(self) -> AsyncIterator[Event]:
+        """Events from the first on; ends after `Done` or `Failed`. To be called once.
+
+        A slow reader loses old progress and old previews, and never a picture or the end.
+        """
+
+    def cancel(self) -> None:
+        """Stop drawing; the job's slots are free for the next UNet call, and its events end with `Failed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a device does now, for metrics and for placing work.
+
+    Attributes:
+        device: its name, such as "cuda:0".
+        ready: whether its models are loaded and its process is alive.
+        waiting, running: images.
+        work: milliseconds of device time that were accepted and are not done.
+        memory: bytes of device memory in use; None where it cannot be told.
+    """
+
+    device: str
+    ready: bool
+    waiting: int
+    running: int
+    work: float
+    memory: int | None = None
+
+
+class Service(Protocol):
+    """All devices and models of a server. Used from one event loop."""
+
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """The models by name, the default one first."""
+
+    async def submit(self, job: Job) -> Ticket:
+        """Accept a job and start it as soon as its turn comes; raises `RefusedError`."""
+
+    def loads(self) -> list[Load]:
+        """Of every device."""
+
+    def ready(self, model: str | None = None) -> bool:
+        """Whether work (for this model) can be drawn now: loaded, and not stopping."""
+
+    def live(self) -> bool:
+        """Whether the process can go on; False asks to be restarted."""
