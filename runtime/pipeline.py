@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -13,21 +12,18 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.bundle import Bundle, takes
-from latentrt.runtime.latents import PREVIEWS, TorchGenerator, Vae, initial_latents, known_images, rgb_from_latents
-from latentrt.runtime.latents.initial import InitialLatents
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.loop.resident import Passed, run
-from latentrt.runtime.request import OUT_OF_MEMORY, CallOptions, LoraFile, Request, Source, png_text, time_inputs
+from latentrt.runtime.request import OUT_OF_MEMORY, CallOptions, Request
 from latentrt.runtime.scheduler import REGISTERS
-from latentrt.runtime.text import Tokenizer, conditioning_from_texts, encode, tokenize
-from latentrt.runtime.text.conditioning import Conditioning
-from latentrt.runtime.weights import changed_weights, checked_factors, sha256_of_lora
+from latentrt.runtime.text import Tokenizer
 
 from .arrays import Float32, Layers
-from .errors import BackendError, BundleError, InputError, NonFiniteError, unknown
+from .errors import BundleError, InputError
 from .image import pil_from_arrays
 from .locks import SharedLock
-from .protocols import Backend, Bucket, Slots, Trajectory
+from .protocols import Backend, Bucket, Slots
+from .stages import Stages
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,7 +60,7 @@ class Step:
     index: int
     total: int
     result: Result | None
-    _pipeline: "Pipeline"
+    _stages: Stages
     _images: Sequence[Passed]
     _tiling: bool
 
@@ -81,7 +77,7 @@ class Step:
 
         Raises: InputError: an unknown method, or "rgb" on a bundle without `latent_rgb`.
         """
-        images = self._pipeline._preview(_register(self._images, REGISTERS - 1), method, tiling=self._tiling)
+        images = self._stages.preview(_register(self._images, REGISTERS - 1), method, tiling=self._tiling)
         return pil_from_arrays(images, [{}] * len(images))
 
 
@@ -91,11 +87,10 @@ class Pipeline:
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         """For backends of your own; otherwise use `Pipeline.load`."""
         self.bundle, self._backend = bundle, backend
+        self._stages = Stages(bundle, backend)
         self._scheduler_config = bundle.read_json(bundle.manifest.scheduler)
-        self._loras: tuple[LoraFile, ...] = ()
         self._weights_in_use = SharedLock()
-        self._closed = False
-        self._vae = Vae(bundle.manifest.model, self.run)
+        self._lent = False
 
     @classmethod
     def load(
@@ -142,7 +137,7 @@ class Pipeline:
     @property
     def loras(self) -> dict[Path, float]:
         """LoRA files in use and their weights."""
-        return {lora.path: lora.weight for lora in self._loras}
+        return {lora.path: lora.weight for lora in self._stages.loras}
 
     def set_loras(self, loras: Mapping[Path | str, float], *, timeout: float = 60.0) -> float:
         """Draw with these LoRAs from now on, and with no others; `{}` goes back to the checkpoint, bit for bit.
@@ -155,20 +150,16 @@ class Pipeline:
         the pictures are not finished in time; `BackendError` for engines that were built without `--refittable`. Then
         everything stays as it was.
         """
-        self._require_open()
+        self._require_own()
         start = time.perf_counter()
-        wanted = checked_factors(loras)
-        weights = changed_weights(self.bundle, wanted)
-        in_use = tuple(LoraFile(path, sha256_of_lora(path), weight) for path, weight in wanted.items())
+        put_in = self._stages.loras_of(loras)
         busy = (
             f"pictures are still being drawn after {timeout:g} s: finish or close all streams before you change LoRAs"
         )
         with self._weights_in_use.alone(busy, timeout):
-            self._backend.set_weights(weights)
-            self._loras = in_use
+            count = put_in()
         took = 1000 * (time.perf_counter() - start)
-        count = sum(map(len, weights.values()))
-        logger.info("%d LoRAs change %d weights on %s; swapped in %.0f ms", len(wanted), count, self.backend, took)
+        logger.info("%d LoRAs change %d weights on %s; swapped in %.0f ms", len(loras), count, self.backend, took)
         return took
 
     def __call__(self, prompt: str | Sequence[str] | None = None, **options: Unpack[CallOptions]) -> Result:
@@ -187,7 +178,7 @@ class Pipeline:
     def stream(self, prompt: str | Sequence[str] | None = None, **options: Unpack[CallOptions]) -> Iterator[Step]:
         """The same call as a generator of steps, for progress, previews and cancelling (stop asking for steps)."""
         manifest = self.bundle.manifest
-        self._require_open()
+        self._require_own()
         # Checked here, not at the first step, so that the error is raised by the call itself.
         request = Request.from_call(manifest, self._scheduler_config, prompt, options)
         return self._checked_steps(request)
@@ -199,10 +190,10 @@ class Pipeline:
             raise InputError(OUT_OF_MEMORY) from None
 
     def _steps(self, request: Request) -> Iterator[Step]:
-        self._require_open()
+        self._stages.require_open()
         with self._weights_in_use.shared():
             clock = _Clock()
-            trajectories = self._trajectories(request, clock)
+            trajectories = self._stages.trajectories(request, lap=clock.lap)
             with closing(self.slots(trajectories[0].bucket, len(trajectories))) as slots:
                 for images in run(slots, trajectories):
                     index, total, result = images[0].index, images[0].total, None
@@ -210,108 +201,22 @@ class Pipeline:
                         latents = _register(images, 0)
                         clock.lap("denoise")
                         result = self._result(request, latents, clock)
-                    yield Step(index, total, result, self, images, bool(request.options["vae_tiling"]))
-                    self._require_open()
-
-    def _trajectories(self, request: Request, clock: "_Clock") -> list[Trajectory]:
-        conditioning = self._conditioning(request, clock)
-        initial = self._initial_latents(request, clock)
-        groups, graph = conditioning.context.shape[1], self.bundle.graph("time")
-        scale, rescale = request.guidance_scale, request.options["guidance_rescale"] or 0.0
-        return [
-            Trajectory(
-                request.plan,
-                conditioning.context[i],
-                request.guidance,
-                start.noise,
-                rescale,
-                start.clean,
-                start.mask,
-                start.extra,
-                time_inputs(
-                    graph,
-                    pooled=None if conditioning.pooled is None else conditioning.pooled[i],
-                    time_ids=request.time_ids,
-                    guidance_scale=scale,
-                    groups=groups,
-                ),
-            )
-            for i, start in enumerate(initial)
-        ]
-
-    def _conditioning(self, request: Request, clock: "_Clock") -> Conditioning:
-        encoders = self.bundle.manifest.model.text_encoders
-        negative = request.negative if request.guided else None
-        sides = [request.positive] if negative is None else [negative, request.positive]
-        tokens = tokenize(sides, self.tokenizers, split=request.options["long_prompt"] == "chunk")
-        if tokens:
-            clock.lap("tokenize")
-        skip = request.options["clip_skip"] or 0
-        encoded = encode(tokens, encoders, self.run, clip_skip=skip)
-        if encoded:
-            clock.lap("text_encoder")
-        return conditioning_from_texts(request.positive, negative, encoded, encoders, clip_skip=skip)
-
-    def _initial_latents(self, request: Request, clock: "_Clock") -> list[InitialLatents]:
-        """What each image starts from; each has a generator of its own, so it does not depend on its batch."""
-        model, factor = self.bundle.manifest.model, self.bundle.manifest.model.vae_scale_factor
-        known = None
-        if request.image is not None:
-            known = known_images(
-                request.image,
-                request.plan,
-                scaling=model.scaling_factor,
-                factor=factor,
-                inpaints=takes(self.bundle.graph("denoise"), "extra"),
-                encode=partial(self._vae.encode, tiling=bool(request.options["vae_tiling"])),
-            )
-        shape = (model.latent_channels, request.height // factor, request.width // factor)
-        delta, rng = request.options["noise_seed_delta"] or 0, request.options["rng"] or "cpu"
-        result = [
-            initial_latents(
-                request.plan,
-                TorchGenerator(seed, rng),
-                shape,
-                noise=None if request.noise is None else request.noise[i],
-                known=None if known is None else known[i],
-                between=TorchGenerator(seed + delta, rng) if delta else None,
-            )
-            for i, seed in enumerate(request.seeds)
-        ]
-        if known is not None:
-            clock.lap("vae_encoder")
-        return result
+                    yield Step(index, total, result, self._stages, images, bool(request.options["vae_tiling"]))
+                    self._stages.require_open()
 
     def _result(self, request: Request, latents: Float32, clock: "_Clock") -> Result:
         images: list[Image.Image] | NDArray[np.uint8] = []
         if request.options["output_type"] == "latent":
             bad = np.flatnonzero(~np.isfinite(latents).all(axis=(1, 2, 3)))
         else:
-            images, nonfinite = self._vae.decode(latents, tiling=bool(request.options["vae_tiling"]))
+            images, nonfinite = self._stages.decode(latents, tiling=bool(request.options["vae_tiling"]))
             bad = np.flatnonzero(nonfinite)
             clock.lap("vae_decoder")
         if bad.size:
-            recipe = self.bundle.manifest.recipe
-            raise NonFiniteError(
-                f"image {', '.join(map(str, bad))} of {len(latents)} holds NaN or infinity. The model overflowed: "
-                f"this bundle is {recipe.precision}, its VAE {recipe.vae_precision}; export it with "
-                "--vae-precision fp32 or --precision fp32, or lower the guidance scale"
-            )
+            raise self._stages.overflowed(bad.tolist(), len(latents))
         if request.options["output_type"] == "pil":
-            source = self._source()
-            texts = [png_text(request, i, source) for i in range(len(latents))]
-            images = pil_from_arrays(np.asarray(images), texts)
+            images = self._stages.pil_images(request, np.asarray(images))
         return Result(images, latents, request.seeds, clock.done())
-
-    def _preview(self, latents: Float32, method: str, *, tiling: bool) -> NDArray[np.uint8]:
-        model = self.bundle.manifest.model
-        if method not in PREVIEWS:
-            raise InputError(unknown("preview method", method, PREVIEWS))
-        if method == "vae" or (method == "auto" and model.latent_rgb is None):
-            return self._vae.decode(latents, tiling=tiling)[0]
-        if model.latent_rgb is None:
-            raise InputError(f"{self.bundle.path} has no latent_rgb: use method='vae', or export the checkpoint again")
-        return rgb_from_latents(latents, model.latent_rgb, factor=model.vae_scale_factor)
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]], layers: Layers = None) -> dict[str, NDArray[Any]]:
         """Run one of the bundle's graphs on host arrays; `bundle.graph(name)` has the inputs and outputs.
@@ -319,30 +224,27 @@ class Pipeline:
         Args:
             layers: return only these of the output `hidden_states`; None is all.
         """
-        self._require_open()
-        return self._backend.engine(graph).run(inputs, layers)
+        return self._stages.run(graph, inputs, layers)
 
     def slots(self, bucket: Bucket, count: int) -> Slots:
         """Slots for a loop of your own, for this many images of these sizes. Close them."""
-        self._require_open()
-        return self._backend.slots(bucket, count)
-
-    def _source(self) -> Source:
-        from importlib.metadata import version  # imported here because it is slow to import
-
-        checkpoint = self.bundle.manifest.checkpoint
-        return Source(checkpoint.name, checkpoint.sha256, self._loras, version("latentrt"))
+        return self._stages.slots(bucket, count)
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the first text encoder."""
         return self.tokenizers[0]
 
-    @cached_property
+    @property
     def tokenizers(self) -> tuple[Tokenizer, ...]:
         """The bundle's tokenizers, one for each text encoder."""
-        encoders = self.bundle.manifest.model.text_encoders
-        return tuple(Tokenizer.from_file(self.bundle.file(facts.tokenizer), facts) for facts in encoders)
+        return self._stages.tokenizers
+
+    def lend(self) -> Stages:
+        """Hand the stages to a dispatcher. From now on calls and LoRAs go through it; here they raise `InputError`."""
+        self._require_own()
+        self._lent = True
+        return self._stages
 
     def warm_up(self, **options: Unpack[CallOptions]) -> None:
         """Load everything and draw one step at the given sizes, so that the first real call is as fast as the next."""
@@ -352,12 +254,12 @@ class Pipeline:
 
     def close(self) -> None:
         """Free all memory. The pipeline cannot draw after this; streams that are under way raise at their next step."""
-        self._closed = True
-        self._backend.close()
+        self._stages.close()
 
-    def _require_open(self) -> None:
-        if self._closed:
-            raise BackendError(f"this pipeline of {self.bundle.path} is closed: load the bundle again")
+    def _require_own(self) -> None:
+        self._stages.require_open()
+        if self._lent:
+            raise InputError("this pipeline belongs to a dispatcher: submit calls and LoRAs to it")
 
     def __enter__(self) -> Self:
         return self

@@ -28,9 +28,13 @@ ROOMS: dict[str, set[str]] = {
     "runtime.loop": {"runtime.bundle", "runtime.scheduler", "runtime.gpu", "runtime.protocols"},
     "runtime.backends": {"runtime.bundle", "runtime.weights", "runtime.gpu", "runtime.loop", "runtime.protocols"},
     "runtime.image": set(),
+    "runtime.stages": {
+        *("runtime.bundle", "runtime.image", "runtime.latents", "runtime.protocols", "runtime.request"),
+        *("runtime.text", "runtime.weights"),
+    },
     "runtime.pipeline": {
-        *("runtime.backends", "runtime.bundle", "runtime.image", "runtime.latents", "runtime.loop"),
-        *("runtime.protocols", "runtime.request", "runtime.scheduler", "runtime.text", "runtime.weights", "engines"),
+        *("runtime.backends", "runtime.bundle", "runtime.image", "runtime.loop", "runtime.protocols"),
+        *("runtime.request", "runtime.scheduler", "runtime.stages", "runtime.text", "engines"),
     },
     "runtime.goldens": {
         *("runtime.bundle", "runtime.loop", "runtime.pipeline", "runtime.protocols", "runtime.scheduler"),
@@ -88,6 +92,7 @@ LIBRARIES: dict[str, set[str]] = {
     "runtime.backends.ort": NUMPY | {"onnxruntime"},
     "runtime.backends.trt": NUMPY,  # TensorRT is imported by name, in library.py alone
     "runtime.image": NUMPY | PICTURES,
+    "runtime.stages": NUMPY | PICTURES,
     "runtime.pipeline": NUMPY | PICTURES,
     "runtime.goldens": NUMPY | SAFETENSORS,
     "runtime.cli": NUMPY | PICTURES | {"tqdm", "matplotlib"},

@@ -37,7 +37,7 @@ def latents(pipe: Pipeline) -> NDArray[np.float32]:
 
 
 def decoded(pipe: Pipeline, latents: NDArray[np.float32], **options: Any) -> NDArray[np.uint8]:
-    return pipe._vae.decode(latents, **options)[0][0]
+    return pipe._stages.vae.decode(latents, **options)[0][0]
 
 
 def test_tiles_are_those_of_diffusers(pipe: Pipeline, vae: Any, latents: NDArray[np.float32]) -> None:
@@ -56,10 +56,10 @@ def test_encoded_tiles_are_those_of_diffusers(pipe: Pipeline, vae: Any) -> None:
     pixels = TorchGenerator(3).randn((1, 152, 264, 3)).clip(-1, 1)
     with torch.no_grad():
         posterior = vae.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2)).latent_dist
-    mean, logvar = pipe._vae.encode(pixels, tiling=True)
+    mean, logvar = pipe._stages.vae.encode(pixels, tiling=True)
     assert relative_error(mean, posterior.mean.numpy()) < 1e-4
     assert relative_error(logvar, posterior.logvar.numpy()) < 1e-4
-    assert relative_error(pipe._vae.encode(pixels, tiling=False)[0], posterior.mean.numpy()) > 1e-3
+    assert relative_error(pipe._stages.vae.encode(pixels, tiling=False)[0], posterior.mean.numpy()) > 1e-3
 
 
 def test_no_seams_where_tiles_meet(pipe: Pipeline, latents: NDArray[np.float32]) -> None:
