@@ -1,4 +1,4 @@
-"""Deficit round robin (Shreedhar and Varghese, 1995): turns in proportion to weights, whatever a piece of work costs."""
+"""Deficit round robin (Shreedhar and Varghese, 1995): device time in proportion to weights, whatever work costs."""
 
 from collections.abc import Hashable, Mapping
 from typing import Generic, TypeVar
