@@ -45,9 +45,11 @@ class DispatcherOptions:
         max_wait: seconds that a job may be promised to wait for its first call.
         max_queue: images that may wait.
         max_batch: images of one UNet call, at most.
+        batch: images of one UNet call at every size, instead of the most that are worth it, which is measured.
         client_jobs: jobs of one client that may be under way.
         lazy: sizes are prepared and measured at first use, not before the device is ready.
         deterministic: each size runs at one count, so that pictures do not depend on load.
+        call_limit: seconds that a UNet call may take before the device counts as hung; longer where calls are slow.
         filter: "module:function" that sees each finished picture.
         loader: "module:function" that makes the `Pipeline` of a `ModelSpec` on a device; for tests.
     """
@@ -56,9 +58,11 @@ class DispatcherOptions:
     max_wait: float = 30.0
     max_queue: int = 1000
     max_batch: int = 8
+    batch: int | None = None
     client_jobs: int = 64
     lazy: bool = False
     deterministic: bool = False
+    call_limit: float = 30.0
     filter: str | None = None
     loader: str = "latentrt.serve.dispatcher.models:load_pipeline"
 
@@ -236,3 +240,16 @@ class Failed:
 
 
 Event = Started | Progress | Preview | Picture | Done | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A UNet call, for metrics: not an event of one job. Seconds of the call, and of the host since the one before."""
+
+    model: str
+    width: int
+    height: int
+    count: int
+    cap: int
+    seconds: float
+    gap: float

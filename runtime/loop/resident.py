@@ -55,8 +55,9 @@ class Resident:
     Slots stay dense: at a join or step, the last one moves into a hole, so that a call needs the fewest rows.
     """
 
-    def __init__(self, slots: Slots) -> None:
-        self._slots = slots
+    def __init__(self, slots: Slots, *, padded: bool = False) -> None:
+        """`padded`: every call runs all rows, so that no image depends on how many are there."""
+        self._slots, self._padded = slots, padded
         self._tickets: list[Ticket] = []  # by slot; those that have left stay until the next change
         self._moment = 0  # counts everything that changes a slot
 
@@ -96,7 +97,9 @@ class Resident:
         if not self._tickets:
             return ()
         self._moment += 1
-        self._slots.call(np.array([ticket.calls for ticket in self._tickets], np.int32))
+        at = [ticket.calls for ticket in self._tickets]
+        resting = self._slots.counts[-1] - len(at) if self._padded else 0
+        self._slots.call(np.array(at + [-1] * resting, np.int32))
         passed = []
         for slot, ticket in enumerate(self._tickets):
             index, total = ticket.calls, len(ticket.trajectory.plan)

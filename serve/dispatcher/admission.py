@@ -101,7 +101,7 @@ class Admission:
     def _waits(self, now: float, new: QueuedJob) -> dict[str, tuple[float, float]]:
         """For each job that has not started, and a new one: the seconds until it does, and the time when it must."""
         flows, waiting = self._flows(new)
-        starts = _fluid_starts(flows, waiting)
+        starts = _fluid_starts(flows, waiting).tolist()
         sets = _Sets(self._policy, new, now)
         turns = {flow.group.weights: sets.turn(flow.group.weights) for flow in flows}
         first_slots = {group: self._first_slot(group) for group in {flow.group for flow in flows}}

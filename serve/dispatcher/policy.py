@@ -117,7 +117,7 @@ class Policy:
         return running
 
     def restart(self, images: Iterable[Image]) -> None:
-        """Images begin again from their first call, before all others of their client."""
+        """Images in slots begin again from their first call, before all others of their client."""
         for image in sorted(images, key=lambda image: -image.index):
             self._line(image.job.group).remove(image)
             image.calls = 0

@@ -69,6 +69,7 @@ class QueuedJob:
         expires: when it must have finished, on the policy's clock in seconds; None is never.
         promised: when its first image must start.
         alone: no other job runs beside it.
+        has_pictures: whether it begins from given pictures.
         encoded: whether its images can start.
         restarted: whether its images have started anew once.
     """
@@ -83,6 +84,7 @@ class QueuedJob:
     expires: float | None = None
     promised: float = float("inf")
     alone: bool = False
+    has_pictures: bool = False
     encoded: bool = False
     started: bool = False
     restarted: bool = False

@@ -1,0 +1,268 @@
+"""The dispatcher of one device: takes jobs from any thread, runs them on its own, tells what happens to them.
+
+Knows threads and clocks; what comes next is the policy's decision, how it is done the executor's.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from latentrt.runtime.errors import BackendError, InputError, LatentRTError, NonFiniteError, OutOfMemoryError
+from latentrt.serve.messages import (
+    Admitted,
+    Called,
+    DispatcherOptions,
+    Event,
+    Failed,
+    FailedKind,
+    Job,
+    ModelSpec,
+    RefusedError,
+)
+from latentrt.serve.service import Load
+
+from .admission import Admission
+from .costs import MeasuredCosts
+from .executor import Executor
+from .models import LoadedModel, load_model, named
+from .pictures import PictureSender
+from .policy import Action, Call, CloseSlots, Decode, Encode, Idle, Policy, Swap
+from .queue import Client, QueuedJob, State
+from .warm_up import warm_up
+
+logger = logging.getLogger(__name__)
+BATCH_SHARE = 0.1  # of a client's weight, for its work of priority "batch"
+LIMIT = 20.0  # times its expected time that an action may take, and at least `call_limit` seconds
+FIRST_LIMIT = 900.0  # seconds, for what may compile an engine
+
+
+class Dispatcher:
+    """One device and its models. Thread-safe."""
+
+    def __init__(
+        self, models: Sequence[ModelSpec], options: DispatcherOptions, listen: Callable[[Event | Called], None]
+    ) -> None:
+        """`listen` is called by the dispatcher's threads, and must return at once."""
+        self._specs, self._options, self._listen = models, options, listen
+        self._costs = MeasuredCosts(
+            max_batch=options.max_batch, batch=options.batch, deterministic=options.deterministic
+        )
+        self._policy = Policy([spec.name for spec in models], self._costs)
+        self._admission = Admission(
+            self._policy, max_wait=options.max_wait, max_queue=options.max_queue, client_jobs=options.client_jobs
+        )
+        picture_filter = named(options.filter) if options.filter else None
+        self._sender = PictureSender(listen, self._not_sent, picture_filter)
+        self._executor: Executor | None = None
+        self._changed = threading.Condition()
+        self._cancelled: dict[str, FailedKind] = {}
+        self._acting_until = float("inf")
+        self._stopping = False
+        self._loaded = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+
+    # --- from any thread ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Load the models and time them; returns when the device takes work. Raises `LatentRTError`."""
+        self._thread.start()
+        self._loaded.wait()
+        if isinstance(self._failure, LatentRTError):
+            raise self._failure
+        if self._failure is not None:
+            raise BackendError(f"the device cannot start: {self._failure}") from self._failure
+
+    def submit(self, job: Job) -> Admitted:
+        """Accept a job, or raise `RefusedError`. Its events may begin before this returns."""
+        executor = self._executor
+        if executor is None or self._failure is not None:
+            raise RefusedError("starting", "the device is starting: try again", 5)
+        if job.model not in executor.models:
+            raise RefusedError("unknown_model", f"this device does not serve {job.model!r}")
+        queued = self._queued(job, executor.models[job.model])
+        with self._changed:
+            if self._stopping:
+                raise RefusedError("stopping", "the server is stopping", 10)
+            executor.add(job)
+            try:
+                admitted = self._admission.admit(queued, time.monotonic())
+            except RefusedError:
+                executor.forget(job.id)
+                raise
+            self._changed.notify()
+        return admitted
+
+    def cancel(self, job: str, kind: FailedKind = "cancelled") -> None:
+        """Stop a job before the next UNet call. Does nothing for jobs that are over."""
+        with self._changed:
+            if job in self._policy.jobs:
+                self._cancelled.setdefault(job, kind)
+                self._changed.notify()
+
+    def load(self) -> Load:
+        """What the device does now."""
+        with self._changed:
+            ready = self._executor is not None and self._failure is None and not self._stopping
+            waiting, running, work = self._policy.waiting(), self._policy.running(), self._admission.work()
+        return Load(self._options.device or "auto", ready, waiting, running, work)
+
+    def overdue(self) -> float:
+        """Seconds by which the present action exceeds its limit; at most 0 while all is well."""
+        return time.monotonic() - self._acting_until
+
+    def broken(self) -> str | None:
+        """Why the process cannot go on; None while all is well."""
+        return None if self._failure is None else f"{type(self._failure).__name__}: {self._failure}"
+
+    def close(self) -> None:
+        """Cancel what is left, and free the device."""
+        with self._changed:
+            self._stopping = True
+            for job in self._policy.jobs:
+                self._cancelled.setdefault(job, "stopped")
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._sender.close()
+
+    def _queued(self, job: Job, model: LoadedModel) -> QueuedJob:
+        weight = job.weight * (BATCH_SHARE if job.priority == "batch" else 1.0)
+        calls, group = len(job.request.plan), model.group(job)
+        queued = QueuedJob(
+            job.id,
+            group,
+            Client(job.client, job.priority),
+            weight,
+            calls,
+            self._costs.image(group, calls),
+            expires=None if job.deadline is None else time.monotonic() + job.deadline,
+            alone=job.alone,
+            has_pictures=job.request.image is not None,
+        )
+        queued.cost += self._costs.encode(queued) / job.images
+        return queued.with_images(job.images)
+
+    # --- the device's thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """Everything that the device does, as captured graphs belong to the thread that captured them."""
+        executor = None
+        try:
+            executor = self._load()
+            self._executor = executor
+            self._loaded.set()
+            while (action := self._next()) is not None:
+                self._act(executor, action)
+            executor.close()
+        except BaseException as error:
+            logger.critical("the device cannot go on", exc_info=error)
+            self._failure = error
+            self._loaded.set()
+            for drawing in list(executor.drawings.values()) if executor is not None else ():
+                self._sender.fail(drawing, Failed(drawing.job.id, "crashed", "the device stopped working"))
+
+    def _load(self) -> Executor:
+        models = {spec.name: load_model(spec, self._options) for spec in self._specs}
+        warm_up(models, self._costs, self._options)
+        deterministic = self._options.deterministic
+        return Executor(models, self._costs, self._sender, self._listen, deterministic=deterministic)
+
+    def _next(self) -> Action | None:
+        """The next action; waits for one. None at the end."""
+        with self._changed:
+            while True:
+                self._drop()
+                if self._stopping and not self._policy.jobs:
+                    return None
+                action = self._policy.next(time.monotonic())
+                if not isinstance(action, Idle):
+                    return action
+                self._changed.wait(timeout=1.0)  # deadlines pass, and turns of LoRA sets end
+
+    def _drop(self) -> None:
+        """Take out what was cancelled, and what cannot meet its deadline any more."""
+        for identity, kind in self._cancelled.items():
+            if (job := self._policy.jobs.get(identity)) is not None:
+                self._fail(job, kind, "the server stopped" if kind == "stopped" else "cancelled by the client")
+        self._cancelled.clear()
+        for job in self._policy.expired(time.monotonic()):
+            self._fail(job, "deadline", "the deadline cannot be met any more")
+
+    def _act(self, executor: Executor, action: Action) -> None:
+        self._acting_until = time.monotonic() + self._limit(action)
+        start = time.perf_counter()
+        try:
+            failures = executor.run(action)
+        except Exception as error:
+            self._acting_until = float("inf")
+            self._recover(executor, action, error)
+            return
+        self._acting_until = float("inf")
+        took = 1000 * (time.perf_counter() - start)
+        with self._changed:
+            self._policy.done(action, time.monotonic(), took)
+            for job, failure in failures.items():
+                self._fail(job, kind_of(failure), str(failure))
+            if isinstance(action, Decode):
+                for identity in {image.job.id for image in action.images} - self._policy.jobs.keys():
+                    executor.forget(identity)
+        if any(kind_of(failure) == "internal" for failure in failures.values()):
+            executor.probe()
+
+    def _limit(self, action: Action) -> float:
+        match action:
+            case Call(group, _, images) if self._costs.measured(group, len(images)):
+                return max(self._options.call_limit, LIMIT * self._costs.call(group, len(images)) / 1000)
+        return FIRST_LIMIT
+
+    # --- what goes wrong ----------------------------------------------------------------------------------------------
+
+    def _recover(self, executor: Executor, action: Action, error: Exception) -> None:
+        """An action failed for all of its images. A UNet call is made again once, smaller if memory ran out."""
+        logger.warning("%s failed: %s", type(action).__name__, error, exc_info=error)
+        with self._changed:
+            match action:
+                case Call(group, _, images):
+                    executor.close_slots(group)
+                    if isinstance(error, OutOfMemoryError):
+                        self._costs.limit(group, len(images) // 2)
+                    for job in {image.job for image in images if image.job.restarted}:
+                        self._fail(job, kind_of(error), str(error))
+                    again = [image for image in images if image.state is not State.GONE]
+                    executor.begin_again(again)
+                    self._policy.restart(again)
+                case Swap(weights):
+                    for job in [job for job in self._policy.jobs.values() if job.group.weights == weights]:
+                        self._fail(job, kind_of(error), str(error))
+                case Encode(_, jobs):
+                    for job in jobs:
+                        self._fail(job, kind_of(error), str(error))
+                case Decode(_, images):
+                    for job in {image.job for image in images}:
+                        self._fail(job, kind_of(error), str(error))
+                case CloseSlots():
+                    self._policy.done(action, time.monotonic(), 0.0)
+        if kind_of(error) == "internal":
+            executor.probe()  # raises where the device does not work any more
+
+    def _fail(self, job: QueuedJob, kind: FailedKind, message: str) -> None:
+        assert self._executor is not None
+        self._executor.leave(self._policy.remove(job))
+        if (drawing := self._executor.drawings.get(job.id)) is not None:
+            self._executor.forget(job.id)
+            self._sender.fail(drawing, Failed(job.id, kind, message))
+
+    def _not_sent(self, job: str) -> None:
+        """A picture could not be sent, and its job has failed: what is left of it need not be drawn."""
+        self.cancel(job)
+
+
+def kind_of(error: Exception) -> FailedKind:
+    """The kind of a failure."""
+    if isinstance(error, OutOfMemoryError | MemoryError):
+        return "out_of_memory"
+    if isinstance(error, NonFiniteError):
+        return "non_finite"
+    return "input" if isinstance(error, InputError) else "internal"

@@ -1,0 +1,79 @@
+"""A model on a device: its pipeline, lent to the dispatcher, and the cache of its prompts."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from latentrt.runtime import Pipeline
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.errors import BackendError
+from latentrt.runtime.pipeline import embedded_bundle
+from latentrt.runtime.protocols import Bucket, Trajectory
+from latentrt.runtime.request import Request
+from latentrt.runtime.text.cache import EncoderCache
+from latentrt.serve.messages import DispatcherOptions, Job, LoraSet, ModelSpec
+from latentrt.serve.served_model import ServedModel
+
+from .queue import Group, Weights
+
+
+class LoadedModel:
+    """A model that is ready to draw."""
+
+    def __init__(self, spec: ModelSpec, pipeline: Pipeline) -> None:
+        """The pipeline is the dispatcher's from now on."""
+        self.name, self.backend = spec.name, pipeline.backend
+        self.served = served_model(spec, pipeline.bundle)
+        self.stages = pipeline.lend()
+        self._texts = EncoderCache(self.stages.run)
+
+    def group(self, job: Job) -> Group:
+        """The group of a job's images."""
+        request, model = job.request, self.served.bundle.manifest.model
+        factor, groups = model.vae_scale_factor, 2 if request.guided else 1
+        tokens = self.served.tokens(request)
+        bucket = Bucket(groups, request.height // factor, request.width // factor, tokens)
+        return Group(Weights(self.name, job.loras), bucket)
+
+    def trajectories(self, request: Request) -> list[Trajectory]:
+        """Texts and pictures, encoded under the weights that are in."""
+        return self.stages.trajectories(request, run_encoder=self._texts)
+
+    def put_in(self, loras: LoraSet) -> None:
+        """Change the weights."""
+        files: dict[Path | str, float] = {self.served.lora_file(name): weight for name, weight in loras}
+        self.stages.loras_of(files)()
+        self._texts.weights = loras
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(width, height) that clients may ask for."""
+        return list(self.served.sizes)
+
+
+def served_model(spec: ModelSpec, bundle: Bundle | None = None) -> ServedModel:
+    """The model as the front end knows it; opens the bundle where it is not given."""
+    bundle = bundle or Bundle.open(embedded_bundle() if spec.path is None else spec.path)
+    return ServedModel(spec.name, bundle, sizes=spec.sizes, lora_folder=spec.loras)
+
+
+def load_pipeline(spec: ModelSpec, device: str | None) -> Pipeline:
+    """The pipeline of a model on a device."""
+    return Pipeline.load(
+        spec.path, backend=spec.backend, device=device, engines=spec.engines, trust_engines=spec.trust_engines
+    )
+
+
+def load_model(spec: ModelSpec, options: DispatcherOptions) -> LoadedModel:
+    """Load a model with the loader of the options."""
+    loader: Callable[[ModelSpec, str | None], Pipeline] = named(options.loader)
+    return LoadedModel(spec, loader(spec, options.device))
+
+
+def named(path: str) -> Any:
+    """What "module:name" names. Raises `BackendError` if it is not there."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BackendError(f"{path!r} cannot be imported: {error}; expected module:function") from error
