@@ -20,19 +20,19 @@ class FixedCosts:
     swap: float = 0.4
     caps: int = 8
 
-    def cap(self, group: Group) -> int:
+    def cap(self, _group: Group) -> int:
         return self.caps
 
     def call(self, group: Group, count: int) -> float:
         return (self.base + self.per_image * count) * group.bucket.height * group.bucket.width / 4096
 
-    def encode(self, job: QueuedJob) -> float:
+    def encode(self, _job: QueuedJob) -> float:
         return 5.0
 
     def decode(self, group: Group, count: int) -> float:
         return 8.0 * count * group.bucket.height * group.bucket.width / 4096
 
-    def swap_seconds(self, model: str) -> float:
+    def swap_seconds(self, _model: str) -> float:
         return self.swap
 
     def image(self, group: Group, calls: int) -> float:
