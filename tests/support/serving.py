@@ -19,6 +19,7 @@ from latentrt.runtime.pipeline import embedded_bundle
 from latentrt.runtime.protocols import Bucket
 from latentrt.serve.dispatcher.dispatcher import Dispatcher
 from latentrt.serve.dispatcher.models import served_model
+from latentrt.serve.dispatcher.pictures import FilteredPicture
 from latentrt.serve.messages import (
     Called,
     DispatcherOptions,
@@ -157,3 +158,10 @@ def load_delayed(spec: ModelSpec, _device: str | None) -> Pipeline:
         milliseconds = float(spec.name.rpartition("-")[2])
     bundle = Bundle.open(embedded_bundle() if spec.path is None else spec.path)
     return Pipeline(bundle, DelayedBackend(bundle, milliseconds / 1000))
+
+
+def turned_if_even(picture: FilteredPicture) -> Any:
+    """A filter: pictures of even seeds pass, turned; others are refused, and 13 makes it fail."""
+    if picture.seed == 13:
+        raise ValueError("the filter is broken")
+    return None if picture.seed % 2 else picture.image.rotate(180)
