@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import InputError, unknown
+from latentrt.runtime.protocols import Bucket
 from latentrt.runtime.request import CallOptions, Request
 from latentrt.runtime.request.metadata import BY_HASH
 from latentrt.runtime.text import Tokenizer, tokenize
@@ -104,6 +105,12 @@ class ServedModel:
         for of_encoder in tokenize(sides, self._tokenizers, split=split):
             lengths += [chunks.ids.size for chunks in of_encoder.values()]
         return max(lengths)
+
+    def bucket(self, request: Request) -> Bucket:
+        """The sizes of a call's images in UNet calls."""
+        factor = self.bundle.manifest.model.vae_scale_factor
+        groups = 2 if request.guided else 1
+        return Bucket(groups, request.height // factor, request.width // factor, self.tokens(request))
 
     @property
     def sizes_text(self) -> str:

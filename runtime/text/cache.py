@@ -27,9 +27,7 @@ class EncoderCache:
         """See `RunEncoder`; all inputs have a row for each text."""
         count = len(next(iter(inputs.values())))
         chosen = None if layers is None else tuple(layers)
-        keys = [
-            (self.weights, graph, chosen, *(array[i].tobytes() for array in inputs.values())) for i in range(count)
-        ]
+        keys = [(self.weights, graph, chosen, *(array[i].tobytes() for array in inputs.values())) for i in range(count)]
         found = {key: self._rows[key] for key in keys if key in self._rows}
         for key in found:
             self._rows.move_to_end(key)

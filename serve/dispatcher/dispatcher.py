@@ -41,14 +41,19 @@ class Dispatcher:
     """One device and its models. Thread-safe."""
 
     def __init__(
-        self, models: Sequence[ModelSpec], options: DispatcherOptions, listen: Callable[[Event | Called], None]
+        self,
+        models: Sequence[ModelSpec],
+        options: DispatcherOptions,
+        listen: Callable[[Event | Called], None],
+        *,
+        policy: type[Policy] = Policy,
     ) -> None:
-        """`listen` is called by the dispatcher's threads, and must return at once."""
+        """`listen` is called by the dispatcher's threads, and must return at once; `policy` is for comparisons."""
         self._specs, self._options, self._listen = models, options, listen
         self._costs = MeasuredCosts(
             max_batch=options.max_batch, batch=options.batch, deterministic=options.deterministic
         )
-        self._policy = Policy([spec.name for spec in models], self._costs)
+        self._policy = policy([spec.name for spec in models], self._costs)
         self._admission = Admission(
             self._policy, max_wait=options.max_wait, max_queue=options.max_queue, client_jobs=options.client_jobs
         )
@@ -111,6 +116,10 @@ class Dispatcher:
     def overdue(self) -> float:
         """Seconds by which the present action exceeds its limit; at most 0 while all is well."""
         return time.monotonic() - self._acting_until
+
+    def costs(self) -> MeasuredCosts:
+        """What work costs here."""
+        return self._costs
 
     def broken(self) -> str | None:
         """Why the process cannot go on; None while all is well."""

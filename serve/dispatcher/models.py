@@ -9,7 +9,7 @@ from latentrt.runtime import Pipeline
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.pipeline import embedded_bundle
-from latentrt.runtime.protocols import Bucket, Trajectory
+from latentrt.runtime.protocols import Trajectory
 from latentrt.runtime.request import Request
 from latentrt.runtime.text.cache import EncoderCache
 from latentrt.serve.messages import DispatcherOptions, Job, LoraSet, ModelSpec
@@ -30,11 +30,7 @@ class LoadedModel:
 
     def group(self, job: Job) -> Group:
         """The group of a job's images."""
-        request, model = job.request, self.served.bundle.manifest.model
-        factor, groups = model.vae_scale_factor, 2 if request.guided else 1
-        tokens = self.served.tokens(request)
-        bucket = Bucket(groups, request.height // factor, request.width // factor, tokens)
-        return Group(Weights(self.name, job.loras), bucket)
+        return Group(Weights(self.name, job.loras), self.served.bucket(job.request))
 
     def trajectories(self, request: Request) -> list[Trajectory]:
         """Texts and pictures, encoded under the weights that are in."""
