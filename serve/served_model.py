@@ -85,7 +85,7 @@ class ServedModel:
     def _check_limits(self, request: Request) -> None:
         size, limits = (request.width, request.height), self.limits
         if size not in self.sizes:
-            raise InputError(f"size {shown_size(size)}: {self.name} draws {self.sizes_text}; {self._nearest(size)}")
+            raise InputError(self.wrong_size(size))
         if len(request.seeds) > limits.images:
             raise InputError(f"{len(request.seeds)} images: expected at most {limits.images} in one call")
         if len(request.plan) > limits.steps:
@@ -117,9 +117,10 @@ class ServedModel:
         """The sizes, for messages."""
         return ", ".join(map(shown_size, self.sizes))
 
-    def _nearest(self, size: tuple[int, int]) -> str:
+    def wrong_size(self, size: tuple[int, int]) -> str:
+        """The message for a size that the model does not draw here."""
         nearest = min(self.sizes, key=lambda s: abs(s[0] - size[0]) + abs(s[1] - size[1]))
-        return f"the nearest is {shown_size(nearest)}"
+        return f"size {shown_size(size)}: {self.name} draws {self.sizes_text}; the nearest is {shown_size(nearest)}"
 
     def lora_names(self) -> list[str]:
         """The LoRAs of the operator's folder, by the names of their files."""

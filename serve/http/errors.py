@@ -1,0 +1,158 @@
+"""Every error of the server as an answer, in OpenAI's form: one table from what went wrong to status and headers."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from latentrt.runtime.errors import InputError, LatentRTError, SchedulerError
+from latentrt.serve.messages import Failed, FailedKind, RefusedError, RefusedReason
+
+LONGEST_RETRY = 120  # seconds; clients ignore a longer Retry-After
+
+
+class ErrorFields(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorAnswer(BaseModel):
+    """An error in OpenAI's form."""
+
+    error: ErrorFields
+
+
+class ApiError(HTTPException):
+    """An answer that is an error. `retry`: whether the same request may succeed later."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        *,
+        param: str | None = None,
+        retry: bool | None = None,
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        own = dict(headers or {})
+        if retry is not None:
+            own["x-should-retry"] = "true" if retry else "false"
+        if retry_after is not None:
+            own["Retry-After"] = str(min(max(1, math.ceil(retry_after)), LONGEST_RETRY))
+        super().__init__(status, message, own or None)
+        self.code, self.param = code, param
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """How a failure is answered; `retry`: None leaves it to the client's own rule."""
+
+    status: int
+    code: str
+    retry: bool | None = None
+    retry_after: float | None = None
+
+
+_REFUSED: Mapping[RefusedReason, _Row] = {
+    "busy": _Row(429, "server_busy", True),
+    "client_busy": _Row(429, "too_many_jobs", True),
+    "deadline": _Row(504, "deadline_exceeded", False),
+    "stopping": _Row(503, "server_stopping", True, 10),
+    "starting": _Row(503, "server_starting", True, 5),
+    "unknown_model": _Row(404, "model_not_found"),
+}
+_FAILED: Mapping[FailedKind, _Row] = {
+    "cancelled": _Row(409, "cancelled", False),
+    "deadline": _Row(504, "deadline_exceeded", False),
+    "non_finite": _Row(500, "non_finite_picture", False),
+    "filtered": _Row(400, "content_policy_violation"),
+    "input": _Row(400, "invalid_request"),
+    "out_of_memory": _Row(503, "out_of_memory", True, 10),
+    "crashed": _Row(503, "device_restarted", True, 5),
+    "poison": _Row(500, "job_kills_its_process", False),
+    "model_changed": _Row(409, "model_changed", False),
+    "stopped": _Row(503, "server_stopping", True, 10),
+    "internal": _Row(500, "internal_error", False),
+}
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def refused(error: RefusedError) -> ApiError:
+    """The answer to a job that is not accepted."""
+    row = _REFUSED[error.reason]
+    after = error.retry_after if error.retry_after is not None else row.retry_after
+    return ApiError(row.status, error.message, row.code, retry=row.retry, retry_after=after)
+
+
+def failed(event: Failed) -> ApiError:
+    """The answer where a job has failed."""
+    row = _FAILED[event.kind]
+    return ApiError(row.status, event.message, row.code, retry=row.retry, retry_after=row.retry_after)
+
+
+def body_of(error: StarletteHTTPException) -> dict[str, Any]:
+    """The body of an error's answer, as OpenAI's clients read it."""
+    kind = _TYPES.get(error.status_code, "server_error" if error.status_code >= 500 else "invalid_request_error")
+    code, param = getattr(error, "code", None), getattr(error, "param", None)
+    return {"error": {"message": str(error.detail), "type": kind, "param": param, "code": code}}
+
+
+def as_api_error(error: Exception) -> StarletteHTTPException:
+    """Any exception as an answer. What the library says of a call is told, everything else stays in the log."""
+    if isinstance(error, StarletteHTTPException):
+        return error
+    if isinstance(error, RefusedError):
+        return refused(error)
+    if isinstance(error, InputError | SchedulerError):
+        return ApiError(400, str(error), "invalid_request")
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        return ApiError(400, f"{place}: {first['msg']}", "invalid_request", param=str(first["loc"][-1]))
+    return ApiError(500, "the server failed; its log says more", "internal_error", retry=False)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Answer every exception of a route in OpenAI's form."""
+
+    async def answer(_: Request, error: Exception) -> JSONResponse:
+        told = as_api_error(error)
+        return JSONResponse(body_of(told), told.status_code, told.headers)
+
+    for kind in (StarletteHTTPException, RefusedError, LatentRTError, RequestValidationError, Exception):
+        app.add_exception_handler(kind, answer)
+
+
+# Answers that every route may give, and those of routes that take work.
+EVERYWHERE = {
+    400: "the request is not valid",
+    401: "no valid key was given",
+    404: "there is no such thing",
+    405: "the method is not allowed here",
+    500: "the server failed",
+}
+OF_WORK = {
+    408: "the body came too slowly",
+    409: "the idempotency key is in use for another request",
+    413: "the body is too large",
+    429: "too much work waits; Retry-After says when to ask again",
+    503: "the server starts or stops, or a device starts again",
+    504: "the deadline cannot be met",
+}
+
+
+def errors(statuses: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    """The answers that are errors, for OpenAPI."""
+    return {status: {"model": ErrorAnswer, "description": text} for status, text in statuses.items()}

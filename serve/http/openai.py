@@ -1,0 +1,260 @@
+"""OpenAI's Images API: models, generations, edits, and both as streams of partial images."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, Field
+
+from latentrt.serve.messages import Done, Event, Failed, Job, Picture, Preview
+from latentrt.serve.metrics import Metrics
+from latentrt.serve.served_model import ServedModel, shown_size
+from latentrt.serve.service import Service
+
+from .bodies import CallReader, now
+from .errors import EVERYWHERE, OF_WORK, body_of, errors, failed
+from .following import Drawn, drawn, streamed, submitted, unless_gone
+from .forms import EditForm, edit_schema
+from .idempotency import Idempotency
+from .keys import Key
+from .openai_fields import Asked, body_schema, translated
+
+STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+class ModelAnswer(BaseModel):
+    """A model of the server."""
+
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = "latentrt"
+    sizes: list[str] = Field(description="the sizes that it draws, its own first")
+    loras: list[str] = Field(description="the LoRAs that may be named")
+    ready: bool
+
+
+class ModelList(BaseModel):
+    """The models of the server, the default one first."""
+
+    object: str = "list"
+    data: list[ModelAnswer]
+
+
+class ImageAnswer(BaseModel):
+    """A picture."""
+
+    b64_json: str
+    seed: int
+    revised_prompt: str | None = None
+
+
+class Usage(BaseModel):
+    """What was used: tokens of the texts; `output_tokens` counts UNet calls."""
+
+    input_tokens: int
+    input_tokens_details: dict[str, int]
+    output_tokens: int
+    total_tokens: int
+
+
+class ImagesAnswer(BaseModel):
+    """The pictures of a request."""
+
+    created: int
+    background: str
+    output_format: str
+    quality: str
+    size: str
+    data: list[ImageAnswer]
+    usage: Usage
+
+
+class OpenAIRoutes:
+    """The routes; FastAPI reads their annotations."""
+
+    def __init__(
+        self, service: Service, reader: CallReader, metrics: Metrics, idempotency: Idempotency, picture_pixels: int
+    ) -> None:
+        self._service, self._reader, self._metrics, self._idempotency = service, reader, metrics, idempotency
+        self._picture_pixels = picture_pixels
+
+    async def models(self) -> ModelList:
+        """The models, their sizes and LoRAs."""
+        return ModelList(data=[self._model(model) for model in self._service.models.values()])
+
+    async def model(self, model: str) -> ModelAnswer:
+        """One model; aliases are known, too."""
+        return self._model(self._reader.model(model))
+
+    def _model(self, model: ServedModel) -> ModelAnswer:
+        sizes = [shown_size(size) for size in model.sizes]
+        return ModelAnswer(id=model.name, sizes=sizes, loras=model.lora_names(), ready=self._service.ready(model.name))
+
+    async def generations(self, request: Request, key: Key, idempotency_key: str | None) -> Response:
+        """Draw pictures from a text."""
+
+        def read(body: dict[str, Any]) -> tuple[Asked, Job]:
+            asked = translated(body, self._reader.model(body.get("model")))
+            return asked, self._reader.job(asked.call, key, previews=asked.previews)
+
+        body = await self._reader.json_object(request)
+        asked, job = await self._reader.in_thread(lambda: read(body))
+        return await self._answer(request, job, asked, "image_generation", idempotency_key)
+
+    async def edits(self, request: Request, key: Key, idempotency_key: str | None) -> Response:
+        """Draw a picture anew, or the part of it where a mask is transparent."""
+
+        def read(form: EditForm) -> tuple[Asked, Job]:
+            image, mask = form.pictures(self._picture_pixels)
+            model = self._reader.model(form.fields.get("model"))
+            asked = translated(form.fields, model, picture_size=image.size)
+            return asked, self._reader.job(asked.call, key, previews=asked.previews, pictures=(image, mask))
+
+        form = await EditForm.read(request)
+        asked, job = await self._reader.in_thread(lambda: read(form))
+        return await self._answer(request, job, asked, "image_edit", idempotency_key)
+
+    async def _answer(
+        self, request: Request, job: Job, asked: Asked, kind: str, idempotency_key: str | None
+    ) -> Response:
+        if asked.stream:
+            ticket = await submitted(self._service, job, self._metrics)
+            stream = _Stream(kind, job, asked)
+            return StreamingResponse(
+                streamed(ticket, stream.event, stream.failure), media_type="text/event-stream", headers=STREAM_HEADERS
+            )
+
+        async def draw() -> Response:
+            ticket = await submitted(self._service, job, self._metrics)
+            work = drawn(ticket)
+            return await self._drawn(await (work if idempotency_key else unless_gone(request, work)), asked)
+
+        if idempotency_key is None:
+            return await draw()
+        digest = hashlib.sha256(await request.body()).digest() if kind == "image_generation" else _form_hash(job)
+        return await self._idempotency.answer(job.client, idempotency_key, digest, draw)
+
+    async def _drawn(self, result: Drawn, asked: Asked) -> Response:
+        def write() -> Response:
+            data = [{"b64_json": base64_text(p.data), "seed": p.seed, "revised_prompt": None} for p in result.pictures]
+            content = {
+                "created": now(),
+                **_facts(result.job, asked),
+                "data": data,
+                "usage": _usage(result.job, self._tokens(result.job)),
+            }
+            return JSONResponse(content, headers={"Server-Timing": result.server_timing()})
+
+        return await self._reader.in_thread(write)
+
+    def _tokens(self, job: Job) -> int:
+        return self._service.models[job.model].tokens(job.request)
+
+
+def _form_hash(job: Job) -> bytes:
+    """Of what a form asks for; its bytes differ each time, by their boundary."""
+    import pickle
+
+    request = job.request
+    image = request.image
+    arrays = () if image is None else (image.pixels, image.mask)
+    facts = (job.model, job.loras, job.output, request.seeds, request.height, request.width, repr(request.options))
+    return hashlib.sha256(pickle.dumps((facts, arrays))).digest()
+
+
+class _Stream:
+    """The events of a job as server-sent events of OpenAI's API."""
+
+    def __init__(self, kind: str, job: Job, asked: Asked) -> None:
+        self._kind, self._job, self._asked = kind, job, asked
+        self._facts = _facts(job, asked)
+        self._partial = 0
+
+    def event(self, event: Event) -> str | None:
+        """An event, or None for those that this API does not have."""
+        match event:
+            case Preview():
+                number, self._partial = self._partial, self._partial + 1
+                fields = {"partial_image_index": number, **self._facts, "output_format": event.format}
+                return self._sent("partial_image", event.data, fields)
+            case Picture():
+                usage = _usage(self._job, 0)
+                return self._sent("completed", event.data, {**self._facts, "usage": usage, "seed": event.seed})
+            case Done():
+                return "data: [DONE]\n\n"
+        return None
+
+    def failure(self, event: Failed) -> str:
+        """An error in the stream, which clients raise."""
+        return f"event: error\ndata: {json.dumps(body_of(failed(event)))}\n\n"
+
+    def _sent(self, name: str, data: bytes, fields: dict[str, Any]) -> str:
+        kind = f"{self._kind}.{name}"
+        content = {"type": kind, "b64_json": base64_text(data), "created_at": now(), **fields}
+        return f"event: {kind}\ndata: {json.dumps(content)}\n\n"
+
+
+def _facts(job: Job, asked: Asked) -> dict[str, Any]:
+    size = shown_size((job.request.width, job.request.height))
+    return {"background": "opaque", "output_format": job.output.format, "quality": asked.quality, "size": size}
+
+
+def _usage(job: Job, tokens: int) -> dict[str, Any]:
+    calls = len(job.request.plan) * job.images
+    details = {"image_tokens": 0, "text_tokens": tokens}
+    return {
+        "input_tokens": tokens,
+        "input_tokens_details": details,
+        "output_tokens": calls,
+        "total_tokens": tokens + calls,
+    }
+
+
+def base64_text(data: bytes) -> str:
+    """Base64 of bytes."""
+    return base64.b64encode(data).decode()
+
+
+def openai_router(routes: OpenAIRoutes, key: Callable[..., Any]) -> APIRouter:
+    """The routes under /v1. `key`: the dependency that says who sends a request."""
+    router = APIRouter(prefix="/v1", tags=["OpenAI Images"])
+    sender = Annotated[Key, Depends(key)]
+    once = Annotated[str | None, Header(max_length=256, description="the same answer for the same key")]
+    stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    answers: dict[int | str, dict[str, Any]] = {
+        200: {"model": ImagesAnswer, "content": stream, "description": "the pictures, or with `stream` their events"},
+        **errors({**EVERYWHERE, **OF_WORK}),
+    }
+
+    @router.get("/models", responses=errors(EVERYWHERE), name="list_models")
+    async def models(_: sender) -> ModelList:
+        """The models of the server, their sizes and LoRAs; the first one is the default."""
+        return await routes.models()
+
+    @router.get("/models/{model}", responses=errors(EVERYWHERE), name="get_model")
+    async def model(model: str, _: sender) -> ModelAnswer:
+        """One model, by its name or alias."""
+        return await routes.model(model)
+
+    json_body = {"required": True, "content": {"application/json": {"schema": body_schema()}}}
+
+    @router.post(
+        "/images/generations", responses=answers, openapi_extra={"requestBody": json_body}, name="generate_images"
+    )
+    async def generations(request: Request, key: sender, idempotency_key: once = None) -> Response:
+        """Draw pictures from a text. Besides OpenAI's fields, all options of latentrt are allowed."""
+        return await routes.generations(request, key, idempotency_key)
+
+    form_body = {"required": True, "content": {"multipart/form-data": {"schema": edit_schema()}}}
+
+    @router.post("/images/edits", responses=answers, openapi_extra={"requestBody": form_body}, name="edit_images")
+    async def edits(request: Request, key: sender, idempotency_key: once = None) -> Response:
+        """Draw a picture anew, or the part of it where the mask is transparent (without transparency: light)."""
+        return await routes.edits(request, key, idempotency_key)
+
+    return router
