@@ -6,10 +6,11 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 
+from latentrt.runtime.errors import unknown
 from latentrt.serve.metrics import Metrics
 from latentrt.serve.service import Service
 
-from .errors import EVERYWHERE, errors
+from .errors import EVERYWHERE, ApiError, errors
 
 RETRY_AFTER = {"Retry-After": "5"}
 
@@ -39,7 +40,9 @@ def operations_router(service: Service, metrics: Metrics) -> APIRouter:
     @router.get("/ready", response_model=Health, responses={**errors(EVERYWHERE), **unhealthy}, name="ready")
     async def ready(model: Annotated[str | None, Query(max_length=128)] = None) -> Response:
         """503 while models load, and from the moment when the server is told to stop."""
-        return health(service.ready(model) if model is None or model in service.models else False, "ready")
+        if model is not None and model not in service.models:
+            raise ApiError(404, unknown("model", model, service.models), "model_not_found", param="model")
+        return health(service.ready(model), "ready")
 
     @router.get(
         "/metrics",

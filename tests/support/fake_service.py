@@ -48,11 +48,9 @@ class FakeTicket:
     over: bool = False
 
     async def events(self) -> AsyncIterator[Event]:
-        try:
-            async for event in self._events():
-                yield event
-        finally:
-            self.over = True
+        async for event in self._events():
+            self.over = isinstance(event, Done | Failed)
+            yield event
 
     async def _events(self) -> AsyncIterator[Event]:
         job, request = self.job, self.job.request
