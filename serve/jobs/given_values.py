@@ -36,6 +36,8 @@ def kept(value: Any, inputs: Inputs) -> Any:
         return {FORM: "picture", **_picture_form(value), "sha256": _added(value.tobytes(), inputs)}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [kept(entry, inputs) for entry in value]
+    if isinstance(value, Mapping):  # a client's own object may look like a note
+        return {FORM: "object", "value": dict(value)}
     return value
 
 
@@ -45,12 +47,25 @@ def restored(value: Any, read: Read) -> Any:
         return [restored(entry, read) for entry in value]
     if not isinstance(value, Mapping) or FORM not in value:
         return value
+    if value[FORM] == "object":
+        return value["value"]
     data = read(value["sha256"])
     if value[FORM] == "plan":
         return plan_from_document(json.loads(data))
     if value[FORM] == "array":
         return np.frombuffer(data, np.dtype(value["dtype"])).reshape(value["shape"]).copy()
     return _picture(value, data)
+
+
+def hashes_in(document: Any) -> set[str]:
+    """The hashes of all values that are noted anywhere in a document."""
+    if isinstance(document, Mapping):
+        if FORM in document:
+            return {document["sha256"]} if "sha256" in document else set()
+        document = list(document.values())
+    if isinstance(document, list):
+        return set().union(*map(hashes_in, document))
+    return set()
 
 
 def _added(data: bytes, inputs: Inputs) -> str:

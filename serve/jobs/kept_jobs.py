@@ -213,7 +213,10 @@ class KeptJobs:
     def sweep(self) -> int:
         """See `JobStore.sweep`. Rows go before files, so that no row names a file that is not there."""
         now = self._clock()
+        late = Failure("deadline", "its deadline passed while it waited")
         with self._database.transaction():
+            for (job,) in self._database.rows("SELECT id FROM jobs WHERE state = 'waiting' AND deadline <= ?", now):
+                self._end(job, "failed", late)
             expired = self._database.change(
                 "UPDATE jobs SET document = '', pictures = '[]', bytes = ? WHERE expires <= ? AND document <> ''",
                 *(ROW, now),

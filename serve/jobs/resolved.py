@@ -17,7 +17,7 @@ from latentrt.runtime.request import OPTIONS, Request
 from latentrt.serve.messages import Job, Output, Previews
 from latentrt.serve.served_model import ServedModel
 
-from .given_values import FORM, Inputs, Read, kept, restored
+from .given_values import Inputs, Read, hashes_in, kept, restored
 from .store import KeptJob, NewJob
 
 JOB_FORMAT = "latentrt.job/1"
@@ -118,6 +118,10 @@ class Resolver:
             alone=kept_job.alone,
         )
 
+    def inputs_of(self, kept_job: KeptJob) -> set[str]:
+        """The hashes of all that `job` will read."""
+        return hashes_in(json.loads(kept_job.document))
+
     def _unchanged(self, name: str, document: Mapping[str, Any]) -> ServedModel:
         model = self._models().get(name)
         if model is None:
@@ -158,8 +162,7 @@ def shown_request(document: str) -> dict[str, Any] | None:
     if not document:
         return None
     values = json.loads(document)
-    options = {
-        name: value for name, value in values["options"].items() if not (isinstance(value, Mapping) and FORM in value)
-    }
+    options = {name: value for name, value in values["options"].items() if not hashes_in(value)}
+    options |= {name: value["value"] for name, value in options.items() if isinstance(value, Mapping)}
     loras = {lora["name"]: lora["weight"] for lora in values["loras"]}
     return {"prompt": values["prompt"], **options, "loras": loras}

@@ -1,0 +1,245 @@
+"""Draws the jobs of a store with a service: in order, a bounded number at a time, each at most once at a time.
+
+Knows stores and services. Which of the submitted jobs is drawn first is the dispatcher's business.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+from latentrt.serve.messages import Job, RefusedError
+from latentrt.serve.service import Service
+
+from .drawing import Drawing, draw
+from .events import EventLogs
+from .outlook import Outlook, Pace
+from .resolved import ModelChangedError, Resolver
+from .store import Failure, JobStore, KeptJob, StorageError
+
+logger = logging.getLogger(__name__)
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOptions:
+    """How a runner works.
+
+    Attributes:
+        window: jobs that are submitted at a time.
+        client_window: those of one client, so that the long queue of one does not hold up others.
+        poll: seconds until the store is asked again, where nobody has said that there is work.
+        sweep: seconds between two sweeps of the store.
+        longest_pause: seconds between two tries, where the service is busy or the store cannot be written.
+    """
+
+    window: int = 64
+    client_window: int = 16
+    poll: float = 5.0
+    sweep: float = 60.0
+    longest_pause: float = 30.0
+
+
+class Runner:
+    """Accepts jobs, keeps them, and draws them. Used from one event loop."""
+
+    def __init__(
+        self,
+        service: Service,
+        store: JobStore,
+        *,
+        options: RunnerOptions | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.store, self.logs = store, EventLogs()
+        self._service, self._options, self._clock = service, options or RunnerOptions(), clock
+        self._resolver = Resolver(lambda: service.models)
+        self._pace = Pace()
+        self._under_way: dict[str, Drawing] = {}
+        self._followers: set[asyncio.Task[None]] = set()
+        self._submits: asyncio.Task[None] | None = None
+        self._sweeps: asyncio.Task[None] | None = None
+        self._woken = asyncio.Event()
+        self._stopping = False
+        # When the service may be asked again, and when for jobs of these clients.
+        self._rest, self._refusals = 0.0, 0
+        self._resting_clients: dict[str, float] = {}
+
+    # --- for the faces
+
+    async def accept(self, job: Job) -> KeptJob:
+        """Keep a job to draw it later; on return it is committed. Raises `FullError` or `StorageError`."""
+        new = await asyncio.to_thread(self._resolver.new_job, job, now=self._clock())
+        kept = await self.store.add(new)
+        self._woken.set()
+        return kept
+
+    async def cancel(self, job: str) -> KeptJob | None:
+        """Cancel a job that has not ended; the job as it is now. Raises `StorageError`."""
+        kept = await self.store.cancel(job)
+        if kept is not None and kept.has_ended:
+            if (drawing := self._under_way.get(job)) is not None:
+                drawing.cancel()
+            if (log := self.logs.find(job)) is not None:
+                log.end(kept)
+        return kept
+
+    async def outlook(self, job: KeptJob) -> Outlook:
+        """How long a job may take from now on. Raises `StorageError`."""
+        if job.has_ended:
+            return Outlook(None, None)
+        drawing = self._under_way.get(job.id)
+        if drawing is not None and drawing.admitted is not None:
+            return drawing.outlook(self._clock())
+        ahead = await self.store.ahead(job.id)
+        return self._pace.outlook(self._service.loads(), ahead, job.images)
+
+    def is_started(self, job: KeptJob) -> bool:
+        """Whether an image of a job has been begun, rather than that it waits in the store or at the service."""
+        drawing = self._under_way.get(job.id)
+        return job.state == "running" and (drawing is None or drawing.started)
+
+    # --- the loop
+
+    def start(self) -> None:
+        """Begin to draw what waits in the store."""
+        self._submits = asyncio.create_task(self._submit_for_ever())
+        self._sweeps = asyncio.create_task(self._sweep_for_ever())
+
+    async def stop(self, seconds: float) -> None:
+        """Submit nothing more and wait for what is under way; what is not finished in time waits for the next start."""
+        self._stopping = True
+        self._woken.set()
+        until = asyncio.get_running_loop().time() + seconds
+        if self._submits is not None:  # what it submits last is followed, too
+            await asyncio.wait([self._submits], timeout=seconds)
+        if self._followers:
+            await asyncio.wait(self._followers, timeout=max(0.0, until - asyncio.get_running_loop().time()))
+        left = [task for task in (self._submits, self._sweeps, *self._followers) if task is not None]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        for drawing in list(self._under_way.values()):
+            drawing.abandon()
+            with suppress(StorageError):  # then it counts as under way when the process ended
+                await self.store.give_back(drawing.kept.claim, counted=False)
+        self._under_way.clear()
+
+    async def _submit_for_ever(self) -> None:
+        while not self._stopping:
+            self._woken.clear()
+            try:
+                pause = await self._top_up()
+            except StorageError as error:
+                logger.warning("%s", error)
+                pause = self._options.poll
+            except Exception:
+                logger.exception("jobs cannot be submitted")
+                pause = self._options.poll
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), pause)
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.sweep)
+            try:
+                if expired := await self.store.sweep():
+                    logger.info("%d jobs have expired", expired)
+            except StorageError as error:
+                logger.warning("%s", error)
+
+    async def _top_up(self) -> float:
+        """Submit jobs while there are some and the service takes them; seconds until it is worth trying again."""
+        while not self._stopping and len(self._under_way) < self._options.window:
+            if (rest := self._rest - self._clock()) > 0:
+                return rest
+            if any(drawing.kept.alone for drawing in self._under_way.values()):
+                break
+            kept = await self.store.claim(alone=not self._under_way, without=self._left_out())
+            if kept is None:
+                break
+            await self._submit(kept)
+        rests = [until - self._clock() for until in self._resting_clients.values()]
+        return max(0.01, min([self._options.poll, *rests]))
+
+    def _left_out(self) -> set[str]:
+        """Clients that have enough under way, or that the service has refused a moment ago."""
+        now = self._clock()
+        self._resting_clients = {client: until for client, until in self._resting_clients.items() if until > now}
+        clients = [drawing.kept.client for drawing in self._under_way.values()]
+        full = {client for client in clients if clients.count(client) >= self._options.client_window}
+        return full | set(self._resting_clients)
+
+    async def _submit(self, kept: KeptJob) -> None:
+        drawing = Drawing(kept, self.store, self.logs.of(kept.id), self._insist)
+        self._under_way[kept.id] = drawing
+        try:
+            job = await self._loaded(kept)
+            if job.deadline is not None and job.deadline <= 0:
+                raise RefusedError("deadline", "its deadline passed while it waited")
+            drawing.admit(await self._service.submit(job), self._clock())
+            self._refusals = 0
+        except RefusedError as error:
+            await self._refused(drawing, error)
+        except ModelChangedError as error:
+            await drawing.fail(Failure("model_changed", str(error)))
+        except StorageError as error:
+            await drawing.fail(Failure("internal", str(error)))
+        except Exception as error:
+            logger.exception("job %s cannot be submitted", kept.id)
+            await drawing.fail(Failure("internal", f"it cannot be submitted: {type(error).__name__}"))
+        if drawing.admitted is None:
+            self._left(drawing)
+            return
+        task = asyncio.create_task(self._follow(drawing))
+        self._followers.add(task)
+        task.add_done_callback(self._followers.discard)
+
+    async def _loaded(self, kept: KeptJob) -> Job:
+        inputs = {sha256: await self.store.input(sha256) for sha256 in self._resolver.inputs_of(kept)}
+        return await asyncio.to_thread(self._resolver.job, kept, inputs.__getitem__, now=self._clock())
+
+    async def _refused(self, drawing: Drawing, error: RefusedError) -> None:
+        """The job waits on where trying again may help, and its attempt does not count."""
+        kept = drawing.kept
+        if error.reason == "deadline":
+            return await drawing.fail(Failure("deadline", error.message))
+        if error.reason == "unknown_model":
+            return await drawing.fail(Failure("model_changed", error.message))
+        if error.retry_after is None and error.reason in ("busy", "client_busy"):
+            return await drawing.fail(Failure("input", error.message))
+        await drawing.give_back(counted=False)
+        self._refusals += 1
+        pause = error.retry_after or 0.1 * 2 ** min(self._refusals, 10)
+        until = self._clock() + min(max(pause, 0.01), self._options.longest_pause)
+        if error.reason == "client_busy":
+            self._resting_clients[kept.client] = until
+        else:
+            self._rest = until
+        return None
+
+    async def _follow(self, drawing: Drawing) -> None:
+        done = await draw(drawing)
+        if done is not None:
+            self._pace.note(done, drawing.kept.images)
+        self._left(drawing)
+
+    def _left(self, drawing: Drawing) -> None:
+        if self._under_way.get(drawing.kept.id) is drawing:  # else it has been claimed again by now
+            drawing.log.is_drawn_here = False
+            del self._under_way[drawing.kept.id]
+        self._woken.set()
+
+    async def _insist(self, write: Callable[[], Awaitable[R]]) -> R:
+        """Try to write until it works; a job is not ended before that is committed."""
+        pause = 0.1
+        while True:
+            try:
+                return await write()
+            except StorageError as error:
+                logger.warning("%s; trying again in %.1f s", error, pause)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, self._options.longest_pause)
