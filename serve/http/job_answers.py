@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -107,7 +108,7 @@ def job_answer(job: KeptJob, *, started: bool, outlook: Outlook, url: str, now: 
         deadline=job.deadline,
         attempts=job.attempts,
         images=[] if expired else pictures,
-        error=failure and JobError(kind=failure.kind, message=failure.message, image=failure.image),
+        error=None if failure is None else JobError(**asdict(failure)),
         timings=dict(job.timings),
         request=shown_request(job.document),
         urls=JobUrls(self=url, events=f"{url}/events"),
