@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from support.exports import SHAPES
@@ -37,6 +38,11 @@ def job_for(model: ServedModel, id_: str = "job", **values: Any) -> Job:
     options = SIZE | values.pop("options", {})
     request = model.request(values.pop("prompt", "a red star"), options)
     return Job(id_, model.name, request, **{"client": "me", **values})
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of the files in a folder, hidden ones too."""
+    return [file.name for file in folder.iterdir()]
 
 
 def picture_of(job: Job, image: int) -> bytes:

@@ -29,7 +29,9 @@ def job_number(number: int) -> Job:
 async def serve(folder: Path, accepted: Path, first: int, seed: int) -> None:
     """Accept jobs and draw them until killed."""
     rng = random.Random(seed)
-    runner = Runner(FakeService(MODEL, pause=0.002), store_in_folder(folder), options=RunnerOptions(window=3, sweep=0.01))
+    runner = Runner(
+        FakeService(MODEL, pause=0.002), store_in_folder(folder), options=RunnerOptions(window=3, sweep=0.01)
+    )
     runner.start()
     with accepted.open("a") as file:
         for number in range(first, first + 1000):

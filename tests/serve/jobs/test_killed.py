@@ -17,7 +17,7 @@ from latentrt.serve.jobs.runner import Runner, RunnerOptions
 from latentrt.serve.jobs.sqlite import store_in_folder
 from latentrt.serve.jobs.store import MAX_ATTEMPTS, KeptJob
 
-from .fakes import FakeService, picture_of
+from .fakes import FakeService, names_in, picture_of
 from .killed_server import MODEL, job_number
 
 
@@ -96,6 +96,6 @@ async def all_are_drawn(folder: Path, accepted: list[str]) -> None:
         assert await store.picture(job.pictures[0]) == picture_of(job_number(int(job.id[3:])), 0)
         named.append(job.pictures[0].name)
     assert len(named) >= 0.8 * len(accepted)
-    assert sorted(os.listdir(folder / "results")) == sorted(named)
-    assert os.listdir(folder / "inputs") == []
+    assert sorted(names_in(folder / "results")) == sorted(named)
+    assert names_in(folder / "inputs") == []
     await store.close()

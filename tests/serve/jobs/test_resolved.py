@@ -21,7 +21,7 @@ from latentrt.serve.jobs.store import KeptJob, NewJob
 from latentrt.serve.messages import Job, Output, Previews
 from latentrt.serve.served_model import ServedModel
 
-from .fakes import SIZE, job_for, shapes_model
+from .fakes import job_for, shapes_model
 
 RNG = np.random.default_rng(5)
 PICTURE = Image.fromarray(RNG.integers(0, 256, (37, 53, 3), np.uint8))
@@ -40,7 +40,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "seeds": {"seed": [2**63 + 5, 0], "num_images_per_prompt": 2},
     "images": {"num_images_per_prompt": 3},
     "prompts": {"prompt": ["a", "b"], "num_images_per_prompt": 2, "negative_prompt": ["c", ""]},
-    "unusual": {"prompt": "\U0001f308 ☃ \x00\\\"", "negative_prompt": "\u2028"},
+    "unusual": {"prompt": '\U0001f308 ☃ \x00\\"', "negative_prompt": "\u2028"},
     "long": {"prompt": LONG, "long_prompt": "chunk"},
     "web-ui": {"prompt": LONG.replace("BREAK", "AND", 11), "prompt_syntax": "web-ui", "clip_skip": 1},
     "scheduler": {"scheduler": "euler_a", "noise_seed_delta": 31337, "rng": "cuda"},

@@ -156,7 +156,7 @@ def test_refused_jobs_wait_and_do_not_count(reason: Any) -> None:
     [("deadline", None, "deadline"), ("unknown_model", None, "model_changed"), ("busy", None, "input")],
 )
 def test_refusals_that_last_end_the_job(reason: Any, after: float | None, kind: str) -> None:
-    def refuse(job: Job) -> None:
+    def refuse(_: Job) -> None:
         raise RefusedError(reason, "never", after)
 
     async def check() -> None:

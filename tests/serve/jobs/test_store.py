@@ -38,6 +38,8 @@ from latentrt.serve.jobs.store import (
 )
 from latentrt.serve.messages import Picture
 
+from .fakes import names_in
+
 TTL = 100.0
 INPUTS = [b"first", b"second", b"third"]
 
@@ -315,8 +317,8 @@ def test_files_that_belong_to_no_job_are_removed(tmp_path: Path) -> None:
         (tmp_path / "results" / ".x.partial.png").write_bytes(b"half")
         (tmp_path / "inputs" / sha256(b"orphan")).write_bytes(b"orphan")
         await store.sweep()
-        assert os.listdir(tmp_path / "results") == [running.name]
-        assert os.listdir(tmp_path / "inputs") == []
+        assert names_in(tmp_path / "results") == [running.name]
+        assert names_in(tmp_path / "inputs") == []
         assert kept.state == "waiting"
         await store.close()
 
@@ -355,7 +357,7 @@ def test_a_full_disk_keeps_nothing_half_written(tmp_path: Path, monkeypatch: pyt
             assert raised.value.full
             with pytest.raises(StorageError):
                 await store.add(new_job("second", inputs={sha256(b"x"): b"x"}))
-        assert os.listdir(tmp_path / "results") == os.listdir(tmp_path / "inputs") == []
+        assert names_in(tmp_path / "results") == names_in(tmp_path / "inputs") == []
         assert await store.get("second") is None
         result = await store.keep_picture(kept.claim, picture("first"))
         assert await store.end(kept.claim, "done", pictures=[result])
