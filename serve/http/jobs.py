@@ -20,7 +20,7 @@ from latentrt.runtime.request.options import request_schema
 from latentrt.serve.jobs.events import HEARTBEAT, LAST, Entry
 from latentrt.serve.jobs.runner import Runner
 from latentrt.serve.jobs.store import FullError, KeptJob, StorageError
-from latentrt.serve.messages import Job
+from latentrt.serve.messages import Job, RefusedError
 
 from .job_answers import BYTES, MEDIA_TYPES, PATH, JobAnswer, JobList, errors, job_answer, server_sent
 
@@ -122,6 +122,8 @@ def _storing() -> Iterator[None]:
         yield
     except FullError as error:
         raise HTTPException(507, str(error)) from error
+    except RefusedError as error:  # only for the number of a client's jobs
+        raise HTTPException(429, error.message, {"Retry-After": f"{error.retry_after or RETRY_AFTER:.0f}"}) from error
     except StorageError as error:
         if error.full:
             raise HTTPException(507, str(error)) from error

@@ -5,10 +5,11 @@ Used from one thread; blocks. Knows no event loop.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from latentrt.serve.messages import Picture
+from latentrt.serve.messages import Picture, RefusedError
 
 from .database import PRIORITIES, Database, job_of, json_of
 from .files import Files
@@ -26,6 +27,7 @@ from .store import (
     StorageError,
 )
 
+RETRY_AFTER = 30.0  # seconds
 ROW = 1024  # bytes that a row takes besides its document
 _HELD = "id = ? AND number = ? AND state = 'running'"
 _ENDED = "state IN ('done', 'failed', 'cancelled')"
@@ -36,11 +38,13 @@ class Bounds:
     """How much a store keeps.
 
     Attributes:
+        client_jobs: jobs of one client that wait or are drawn.
         bytes: of documents, inputs and results, with what accepted jobs may still need.
         result_ttl: seconds that results are kept after the end of their job. For as long again, the store knows that
             they have been there.
     """
 
+    client_jobs: int = 10_000
     bytes: int = 10 << 30
     result_ttl: float = 24 * 3600.0
 
@@ -65,6 +69,9 @@ class KeptJobs:
 
     def add(self, job: NewJob) -> KeptJob:
         """See `JobStore.add`."""
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", job.id):  # it becomes the name of a file
+            raise ValueError(f"the id of a job is {job.id[:80]!r}")
+        self._require_few(job.client)
         size = ROW + len(job.document) + job.reserve
         if self._used(job.inputs) + size > self._bounds.bytes:
             self.sweep()
@@ -86,6 +93,11 @@ class KeptJobs:
                 self._database.change("INSERT INTO inputs VALUES (?, ?, ?)", job.id, sha256, len(data))
         assert row is not None
         return job_of(row)
+
+    def _require_few(self, client: str) -> None:
+        most = self._bounds.client_jobs
+        if self._database.value(f"SELECT count(*) FROM jobs WHERE client = ? AND NOT {_ENDED}", client) >= most:
+            raise RefusedError("client_busy", f"you have {most} jobs that have not ended", RETRY_AFTER)
 
     def _used(self, new: Mapping[str, bytes]) -> int:
         """Bytes in use or reserved, with new inputs that are not there yet."""

@@ -64,14 +64,14 @@ class Runner:
         self._sweeps: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
         self._stopping = False
-        # When the service may be asked again, and when for jobs of these clients.
+        # In time that does not jump: when the service may be asked again, and when for jobs of these clients.
         self._rest, self._refusals = 0.0, 0
         self._resting_clients: dict[str, float] = {}
 
     # --- for the faces
 
     async def accept(self, job: Job) -> KeptJob:
-        """Keep a job to draw it later; on return it is committed. Raises `FullError` or `StorageError`."""
+        """Keep a job to draw it later; on return it is committed. Raises what `JobStore.add` raises."""
         new = await asyncio.to_thread(self._resolver.new_job, job, now=self._clock())
         kept = await self.store.add(new)
         self._woken.set()
@@ -110,14 +110,19 @@ class Runner:
         self._sweeps = asyncio.create_task(self._sweep_for_ever())
 
     async def stop(self, seconds: float) -> None:
-        """Submit nothing more and wait for what is under way; what is not finished in time waits for the next start."""
+        """Wait for what is under way, and then submit nothing more; what is not finished waits for the next start.
+
+        Without a next start, as jobs in memory have none, those that wait are drawn as well while there is time.
+        """
+        until = time.monotonic() + seconds
+        while not self.store.durable and time.monotonic() < until and await self._has_work():
+            await asyncio.sleep(min(0.05, seconds))
         self._stopping = True
         self._woken.set()
-        until = asyncio.get_running_loop().time() + seconds
         if self._submits is not None:  # what it submits last is followed, too
-            await asyncio.wait([self._submits], timeout=seconds)
+            await asyncio.wait([self._submits], timeout=max(0.0, until - time.monotonic()))
         if self._followers:
-            await asyncio.wait(self._followers, timeout=max(0.0, until - asyncio.get_running_loop().time()))
+            await asyncio.wait(self._followers, timeout=max(0.0, until - time.monotonic()))
         left = [task for task in (self._submits, self._sweeps, *self._followers) if task is not None]
         for task in left:
             task.cancel()
@@ -127,6 +132,9 @@ class Runner:
             with suppress(StorageError):  # then it counts as under way when the process ended
                 await self.store.give_back(drawing.kept.claim, counted=False)
         self._under_way.clear()
+
+    async def _has_work(self) -> bool:
+        return bool(self._under_way) or (await self.store.counts()).waiting_images > 0
 
     async def _submit_for_ever(self) -> None:
         while not self._stopping:
@@ -154,7 +162,7 @@ class Runner:
     async def _top_up(self) -> float:
         """Submit jobs while there are some and the service takes them; seconds until it is worth trying again."""
         while not self._stopping and len(self._under_way) < self._options.window:
-            if (rest := self._rest - self._clock()) > 0:
+            if (rest := self._rest - time.monotonic()) > 0:
                 return rest
             if any(drawing.kept.alone for drawing in self._under_way.values()):
                 break
@@ -162,12 +170,12 @@ class Runner:
             if kept is None:
                 break
             await self._submit(kept)
-        rests = [until - self._clock() for until in self._resting_clients.values()]
+        rests = [until - time.monotonic() for until in self._resting_clients.values()]
         return max(0.01, min([self._options.poll, *rests]))
 
     def _left_out(self) -> set[str]:
         """Clients that have enough under way, or that the service has refused a moment ago."""
-        now = self._clock()
+        now = time.monotonic()
         self._resting_clients = {client: until for client, until in self._resting_clients.items() if until > now}
         clients = [drawing.kept.client for drawing in self._under_way.values()]
         full = {client for client in clients if clients.count(client) >= self._options.client_window}
@@ -214,7 +222,7 @@ class Runner:
         await drawing.give_back(counted=False)
         self._refusals += 1
         pause = error.retry_after or 0.1 * 2 ** min(self._refusals, 10)
-        until = self._clock() + min(max(pause, 0.01), self._options.longest_pause)
+        until = time.monotonic() + min(max(pause, 0.01), self._options.longest_pause)
         if error.reason == "client_busy":
             self._resting_clients[kept.client] = until
         else:

@@ -127,6 +127,7 @@ def store_in_folder(
         held = _locked(folder)
         try:
             _require_database_of_files(folder)
+            (folder / DATABASE).touch(mode=0o600)  # it holds what clients have asked for
             database = Database(folder / DATABASE)
         except BaseException:
             os.close(held)

@@ -39,6 +39,7 @@ class NewJob:
     """A job to keep.
 
     Attributes:
+        id: at most 64 letters, digits, - and _.
         document: the resolved request as JSON.
         inputs: given pictures and arrays by their hex sha256.
         images: how many it draws.
@@ -153,7 +154,7 @@ class JobStore(Protocol):
         """Whether its jobs are there after a restart."""
 
     async def add(self, job: NewJob) -> KeptJob:
-        """Keep a new job; on return it is committed. Raises `FullError`."""
+        """Keep a new job; on return it is committed. Raises `FullError`, or `RefusedError` for too many of a client."""
 
     async def get(self, job: str) -> KeptJob | None:
         """A job by its id."""

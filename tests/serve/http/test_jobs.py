@@ -273,6 +273,20 @@ def test_a_full_store_says_507() -> None:
     asyncio.run(check())
 
 
+def test_too_many_jobs_of_a_client_are_refused() -> None:
+    async def check() -> None:
+        async with serving(client_jobs=1) as server:
+            server.service.gate = asyncio.Event()
+            job = await server.create()
+            answer = await server("POST", "/v1/jobs", json={"prompt": "a star"})
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "30")
+            assert (await server("POST", "/v1/jobs", who="you", json={"prompt": "a star"})).status_code == 202
+            await server("DELETE", job["urls"]["self"].removeprefix("/root"))
+            await server.create()
+
+    asyncio.run(check())
+
+
 @pytest.mark.parametrize(("full", "status"), [(True, 507), (False, 503)])
 def test_a_store_that_fails(monkeypatch: pytest.MonkeyPatch, full: bool, status: int) -> None:
     async def check() -> None:

@@ -244,6 +244,19 @@ async def test_a_stop_keeps_jobs_for_the_next_start(tmp_path: Path) -> None:
 
 
 @checked
+async def test_a_stop_draws_what_is_only_in_memory() -> None:
+    service = FakeService(MODEL, pause=0.01)
+    store = store_in_memory()
+    runner = Runner(service, store, options=RunnerOptions(window=1, poll=0.01))
+    runner.start()
+    for name in "abc":
+        await runner.accept(make(name))
+    await runner.stop(10)
+    assert [job.state for job in await store.of_client("me", limit=9)] == ["done"] * 3
+    await store.close()
+
+
+@checked
 async def test_jobs_of_a_killed_server_are_drawn_alone(tmp_path: Path) -> None:
     service = FakeService(MODEL, gate=asyncio.Event())
     store = store_in_folder(tmp_path)

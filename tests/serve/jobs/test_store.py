@@ -36,7 +36,7 @@ from latentrt.serve.jobs.store import (
     StateError,
     StorageError,
 )
-from latentrt.serve.messages import Picture
+from latentrt.serve.messages import Picture, RefusedError
 
 from .fakes import names_in
 
@@ -278,6 +278,23 @@ def test_a_full_store_takes_no_jobs_until_results_expire(opened: Open) -> None:
         await store.cancel("second")
         clock_of(store).now += TTL + 1
         await store.add(new_job("third", reserve=2000))  # sweeps by itself
+
+    asyncio.run(check())
+
+
+def test_a_client_has_a_bounded_number_of_jobs(opened: Open) -> None:
+    async def check() -> None:
+        store = opened(client_jobs=2)
+        await drawn(store, "ended")
+        for name in ("first", "second"):
+            await store.add(new_job(name))
+        with pytest.raises(RefusedError, match="2 jobs"):
+            await store.add(new_job("third"))
+        await store.add(new_job("third", client="other"))
+        await store.cancel("first")
+        await store.add(new_job("fourth"))
+        with pytest.raises(ValueError, match="id of a job"):
+            await store.add(new_job("../fifth", client="new"))
 
     asyncio.run(check())
 
