@@ -1,6 +1,7 @@
 """A runner with a fake service: order, crashes, refusals, cancelling, stopping, and disks that fail."""
 
 import asyncio
+import inspect
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -28,7 +29,7 @@ def checked(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         asyncio.run(asyncio.wait_for(test(**fixtures), 60))
 
     run.__name__, run.__doc__ = test.__name__, test.__doc__
-    run.__signature__ = __import__("inspect").signature(test)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.signature(test)  # type: ignore[attr-defined]
     return run
 
 
