@@ -55,8 +55,9 @@ class ServedModel:
         """`sizes`: (width, height) that clients may ask for; None is `usual_sizes`."""
         self.name, self.bundle, self.limits = name, bundle, limits or Limits()
         defaults = bundle.manifest.defaults
-        self.default_size = (defaults.width, defaults.height)
-        self.sizes = tuple(sizes) if sizes else usual_sizes(*self.default_size)
+        own = (defaults.width, defaults.height)
+        self.sizes = tuple(sizes) if sizes else usual_sizes(*own)
+        self.default_size = own if own in self.sizes else self.sizes[0]
         self._lora_folder = lora_folder
         self._scheduler_config = bundle.read_json(bundle.manifest.scheduler)
 

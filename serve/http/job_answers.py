@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +14,6 @@ from latentrt.serve.jobs.outlook import Outlook
 from latentrt.serve.jobs.resolved import shown_request
 from latentrt.serve.jobs.store import KeptJob, State
 
-MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 BYTES = "application/octet-stream"
 PATH = "/v1/jobs"
 
@@ -132,23 +131,3 @@ def _server_sent(entry: Entry, url: str) -> str:
 
 def _text(value: Any) -> Any:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value
-
-
-def errors(statuses: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
-    """The answers that are errors, for OpenAPI."""
-    return {status: {"model": ErrorAnswer, "description": text} for status, text in statuses.items()}
-
-
-class ErrorFields(BaseModel):
-    """An error in OpenAI's form."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class ErrorAnswer(BaseModel):
-    """An error in OpenAI's form."""
-
-    error: ErrorFields

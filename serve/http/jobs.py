@@ -1,31 +1,29 @@
 """Native jobs: `POST /v1/jobs` and what follows. A job goes on when its client is gone, and may outlive the server.
 
-A job of another client is as unknown as one that never was. What a body may say is for the parser that is passed in.
+A job of another client is as unknown as one that never was.
 """
 
-import asyncio
-import json
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Annotated, Any
-from uuid import uuid4
 
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from latentrt.runtime.request.metadata import BY_HASH
+from latentrt.runtime.errors import InputError
+from latentrt.runtime.limits import MAX_STEPS
 from latentrt.runtime.request.options import request_schema
 from latentrt.serve.jobs.events import HEARTBEAT, LAST, Entry
 from latentrt.serve.jobs.runner import Runner
 from latentrt.serve.jobs.store import FullError, KeptJob, StorageError
-from latentrt.serve.messages import Job, RefusedError
+from latentrt.serve.messages import Job, Previews, RefusedError
 
-from .job_answers import BYTES, MEDIA_TYPES, PATH, JobAnswer, JobList, errors, job_answer, server_sent
+from .bodies import MEDIA_TYPES, CallReader, call_properties
+from .errors import ApiError, errors
+from .job_answers import BYTES, PATH, JobAnswer, JobList, job_answer, server_sent
+from .keys import Key
 
-# A JSON body and the client that sent it -> a checked job; raises what the app's handlers of errors know.
-Parse = Callable[[Mapping[str, Any], str], Job]
 RETRY_AFTER = 5  # seconds, while the store cannot be used
 
 _UNKNOWN = "there is no such job"
@@ -43,20 +41,19 @@ JobId = Annotated[str, Path(max_length=64, description="as the job's answer has 
 def jobs_router(
     runner: Runner,
     *,
-    parse: Parse,
-    client: Callable[[Request], str],
+    reader: CallReader,
+    sender: Callable[[Request], Key],
     clock: Callable[[], float] = time.time,
     heartbeat: float = HEARTBEAT,
 ) -> APIRouter:
     """The routes of native jobs.
 
     Args:
-        parse: makes the job of a body, in a thread; the id that it gives is replaced.
-        client: the name of whoever sent a request, as the check of keys has found it.
+        sender: who sends a request.
         clock: the store's.
         heartbeat: seconds between the comments that keep a stream of events open.
     """
-    routes = _Routes(runner, parse, client, clock, heartbeat)
+    routes = _Routes(runner, reader, sender, clock, heartbeat)
     router = APIRouter(prefix=PATH, tags=["jobs"])
     body = {"required": True, "content": {"application/json": {"schema": job_schema()}}}
     stream = {"description": "the events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
@@ -85,32 +82,17 @@ def jobs_router(
 
 def job_schema() -> dict[str, Any]:
     """JSON schema of the body of a new job: a prompt, the options of the table, and how it is treated."""
-    schema = request_schema()
-    options = {name: value for name, value in schema["properties"].items() if name not in BY_HASH}
-    base64_text = {"type": "string", "description": "base64, or a data URL"}
-    one_or_more = {"anyOf": [base64_text, {"type": "array", "items": base64_text, "minItems": 1}]}
-    given = {
-        name: {"description": schema["properties"][name]["description"].partition(":")[0], **one_or_more}
-        for name in BY_HASH
-        if name in schema["properties"]
-    }
-    own = {
-        "model": {"type": "string", "description": "Default: the first model of the server"},
-        "loras": {"type": "object", "additionalProperties": {"type": "number"}, "description": "name -> weight"},
-        "deadline_ms": {"type": "integer", "minimum": 1, "description": "it fails if it takes longer than this"},
-        "priority": {"enum": ["interactive", "batch"], "default": "interactive"},
-        "output_format": {"enum": ["png", "jpeg", "webp"], "default": "png"},
-        "output_compression": {"type": "integer", "minimum": 0, "maximum": 100, "description": "of JPEG and WebP"},
-        "previews": {
-            "type": "integer",
-            "minimum": 0,
-            "description": "how many unfinished pictures of each image the events hold; 0: one after every call",
-        },
+    one_or_more = request_schema()["properties"]["prompt"]
+    previews = {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": MAX_STEPS,
+        "description": "how many unfinished pictures of each image the events hold; 0: one after every call",
     }
     return {
         "type": "object",
-        "properties": {**own, **options, **given},
-        "required": schema["required"],
+        "properties": {"prompt": one_or_more, **call_properties(), "previews": previews},
+        "required": ["prompt"],
         "additionalProperties": False,
     }
 
@@ -136,29 +118,35 @@ class _Routes:
     def __init__(
         self,
         runner: Runner,
-        parse: Parse,
-        client: Callable[[Request], str],
+        reader: CallReader,
+        sender: Callable[[Request], Key],
         clock: Callable[[], float],
         heartbeat: float,
     ) -> None:
-        self._runner, self._parse, self._client = runner, parse, client
+        self._runner, self._reader, self._sender = runner, reader, sender
         self._clock, self._heartbeat = clock, heartbeat
 
     async def create(self, request: Request, response: Response) -> JobAnswer:
         """Keep a job and answer at once: it is drawn also when the client is gone."""
-        who = self._client(request)
-        try:
-            body = json.loads(await request.body())
-        except (ValueError, RecursionError) as error:
-            raise HTTPException(400, f"the body is not JSON: {str(error)[:200]}") from error
-        if not isinstance(body, dict):
-            raise HTTPException(400, "the body is not a JSON object")
-        job = await asyncio.to_thread(self._parse, body, who)
+        key = self._sender(request)
+        body = await self._reader.json_object(request)
+        job = await self._reader.in_thread(lambda: self._job(body, key))
         with _storing():
-            kept = await self._runner.accept(replace(job, id=uuid4().hex, client=who))
+            kept = await self._runner.accept(job)
             answer = await self._answer(request, kept)
         response.headers["Location"] = answer.urls.self
         return answer
+
+    def _job(self, body: dict[str, Any], key: Key) -> Job:
+        """The job of a body. Raises `InputError`, `ApiError`."""
+        previews = None
+        if (count := body.pop("previews", None)) is not None:
+            if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_STEPS:
+                raise InputError(f"previews={str(count)[:40]}: expected an integer from 0 to {MAX_STEPS}")
+            previews = Previews("auto", count)
+        if body.get("prompt") is None:
+            raise ApiError(400, "prompt: expected a text, or a list of texts", "invalid_request", param="prompt")
+        return self._reader.job(body, key, previews=previews)
 
     async def list_jobs(
         self,
@@ -168,7 +156,7 @@ class _Routes:
     ) -> JobList:
         """The client's own jobs, newest first."""
         with _storing():
-            jobs = await self._runner.store.of_client(self._client(request), limit=limit + 1, before=after)
+            jobs = await self._runner.store.of_client(self._sender(request).name, limit=limit + 1, before=after)
             data = [await self._answer(request, job) for job in jobs[:limit]]
         return JobList(data=data, has_more=len(jobs) > limit, last_id=data[-1].id if data else None)
 
@@ -233,7 +221,7 @@ class _Routes:
         return self._found(request, await self._runner.store.get(job))
 
     def _found(self, request: Request, kept: KeptJob | None) -> KeptJob:
-        if kept is None or kept.client != self._client(request):
+        if kept is None or kept.client != self._sender(request).name:
             raise HTTPException(404, _UNKNOWN)
         return kept
 
