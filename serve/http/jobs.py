@@ -20,19 +20,18 @@ from latentrt.serve.jobs.store import FullError, KeptJob, StorageError
 from latentrt.serve.messages import Job, Previews, RefusedError
 
 from .bodies import MEDIA_TYPES, CallReader, call_properties
-from .errors import ApiError, errors
+from .errors import EVERYWHERE, OF_WORK, ApiError, errors
 from .job_answers import BYTES, PATH, JobAnswer, JobList, job_answer, server_sent
 from .keys import Key
 
 RETRY_AFTER = 5  # seconds, while the store cannot be used
 
 _UNKNOWN = "there is no such job"
-_READ = {404: "this client has no such job", 503: "the store of jobs cannot be used now"}
+_READ = {**EVERYWHERE, 404: "this client has no such job", 503: "the store of jobs cannot be used now"}
 _POST = {
-    400: "the body is not JSON, or the model does not take the call",
-    413: "the body is too large",
-    429: "too much work waits",
-    503: "the server starts or stops, or the store of jobs cannot be used now",
+    **EVERYWHERE,
+    **{status: text for status, text in OF_WORK.items() if status not in (409, 504)},
+    503: "the server stops, or the store of jobs cannot be used now",
     507: "the server keeps as many jobs and results as it may",
 }
 JobId = Annotated[str, Path(max_length=64, description="as the job's answer has it")]
@@ -61,7 +60,7 @@ def jobs_router(
     router.post("", status_code=202, responses=errors(_POST), openapi_extra={"requestBody": body}, name="create_job")(
         routes.create
     )
-    router.get("", responses=errors({503: _READ[503]}), name="list_jobs")(routes.list_jobs)
+    router.get("", responses=errors(_READ), name="list_jobs")(routes.list_jobs)
     router.get("/{job}", responses=errors(_READ), name="get_job")(routes.get)
     router.delete("/{job}", responses=errors(_READ), name="cancel_job")(routes.cancel)
     router.get(
