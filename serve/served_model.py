@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle import Bundle, EngineRecord
 from latentrt.runtime.errors import InputError, unknown
 from latentrt.runtime.protocols import Bucket
 from latentrt.runtime.request import CallOptions, Request
@@ -162,3 +162,21 @@ def usual_sizes(width: int, height: int) -> tuple[tuple[int, int], ...]:
         long, short = (max(64, int(side * factor / 64 + 0.5) * 64) for factor in (ratio**0.5, ratio**-0.5))
         result |= {(long, short): None, (short, long): None}
     return tuple(result)
+
+
+def sizes_of_engines(bundle: Bundle, engines: Sequence[EngineRecord]) -> tuple[tuple[int, int], ...] | None:
+    """The sizes (width, height) that compiled engines of the UNet are for; None where no engine has sizes of its own.
+
+    Of a range, these are the usual sizes in it, and the one that it was tuned for.
+    """
+    defaults, factor = bundle.manifest.defaults, bundle.manifest.model.vae_scale_factor
+    result: dict[tuple[int, int], None] = {}
+    for record in engines:
+        if record.graph != "denoise" or not {"h", "w"} <= record.profile.keys():
+            continue
+        (low_h, tuned_h, high_h), (low_w, tuned_w, high_w) = record.profile["h"], record.profile["w"]
+        candidates = [(tuned_w * factor, tuned_h * factor), *usual_sizes(defaults.width, defaults.height)]
+        for width, height in candidates:
+            if low_w * factor <= width <= high_w * factor and low_h * factor <= height <= high_h * factor:
+                result[width, height] = None
+    return tuple(result) or None

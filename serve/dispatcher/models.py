@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.runtime import Pipeline
-from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle import Bundle, EngineList
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.pipeline import embedded_bundle
 from latentrt.runtime.protocols import Trajectory
 from latentrt.runtime.request import Request
 from latentrt.runtime.text.cache import EncoderCache
 from latentrt.serve.messages import DispatcherOptions, Job, LoraSet, ModelSpec
-from latentrt.serve.served_model import ServedModel
+from latentrt.serve.served_model import ServedModel, sizes_of_engines
 
 from .queue import Group, Weights
 
@@ -50,7 +50,10 @@ class LoadedModel:
 def served_model(spec: ModelSpec, bundle: Bundle | None = None) -> ServedModel:
     """The model as the front end knows it; opens the bundle where it is not given."""
     bundle = bundle or Bundle.open(embedded_bundle() if spec.path is None else spec.path)
-    return ServedModel(spec.name, bundle, sizes=spec.sizes, lora_folder=spec.loras)
+    sizes = spec.sizes
+    if sizes is None and spec.backend in ("auto", "tensorrt", "tensorrt_rtx"):
+        sizes = sizes_of_engines(bundle, EngineList.of_bundle(bundle, spec.engines).engines)
+    return ServedModel(spec.name, bundle, sizes=sizes, lora_folder=spec.loras)
 
 
 def load_pipeline(spec: ModelSpec, device: str | None) -> Pipeline:
