@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.serving import PATIENCE, DelayedBackend, Device
+from support.serving import PATIENCE, Device
 
+from benchmarks.serving.delayed import DelayedBackend
 from latentrt.runtime import Pipeline
 from latentrt.runtime.errors import BackendError, InputError, OutOfMemoryError
 from latentrt.runtime.loop.host import HostSlots
@@ -40,7 +41,7 @@ def start() -> Iterator[Start]:
     def started(*, delay: float | None = 5, **options: Any) -> Device:
         name = "shapes" if delay is None else f"delay-{delay:g}"
         if delay is not None:
-            options["loader"] = "support.serving:load_delayed"
+            options["loader"] = "benchmarks.serving.delayed:load_delayed"
         spec = ModelSpec(name, backend="onnxruntime")
         devices.append(Device(spec, DispatcherOptions(device="cpu", batch=4, lazy=True, **options)))
         return devices[-1]
