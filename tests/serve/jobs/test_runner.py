@@ -245,6 +245,40 @@ async def test_a_stop_keeps_jobs_for_the_next_start(tmp_path: Path) -> None:
 
 
 @checked
+async def test_a_stop_of_the_service_does_not_count(tmp_path: Path) -> None:
+    service = FakeService(MODEL, ends={"job": ["stopped"]})
+    async with running(service, store_in_folder(tmp_path)) as runner:
+        await runner.accept(make("job"))
+        (kept,) = await ended(runner, "job")
+    assert (kept.state, kept.attempts, kept.number, kept.alone) == ("done", 1, 2, False)
+
+
+@checked
+async def test_a_job_that_is_cancelled_while_it_is_submitted_is_not_drawn() -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(FakeService):
+        async def submit(self, job: Job) -> Any:
+            begun.set()
+            await go_on.wait()
+            self.ticket = await super().submit(job)
+            return self.ticket
+
+    service = Slow(MODEL, gate=asyncio.Event())
+    async with running(service) as runner:
+        await runner.accept(make("job"))
+        await begun.wait()
+        kept = await runner.cancel("job")
+        assert kept is not None
+        assert kept.state == "cancelled"
+        go_on.set()
+        await until(lambda: bool(service.submitted) and not service.open)  # the slot is free, without the gate
+        assert service.ticket.cancelled.is_set()
+        (kept,) = await ended(runner, "job")
+        assert kept.state == "cancelled"
+
+
+@checked
 async def test_a_stop_draws_what_is_only_in_memory() -> None:
     service = FakeService(MODEL, pause=0.01)
     store = store_in_memory()
