@@ -1,0 +1,20 @@
+"""Settings of the server: their table, and where their values come from. Knows nothing of what uses them."""
+
+from .flags import add_flags, given_flags
+from .sources import Resolved, resolve
+from .table import SETTINGS, Setting, Settings, default_text, flag_of, settings_table, shown_value, variable_of
+
+__all__ = [
+    "SETTINGS",
+    "Resolved",
+    "Setting",
+    "Settings",
+    "add_flags",
+    "default_text",
+    "flag_of",
+    "given_flags",
+    "resolve",
+    "settings_table",
+    "shown_value",
+    "variable_of",
+]
