@@ -1,0 +1,39 @@
+"""The log of the server: lines of text or of JSON on stderr. Knows nothing of what is logged."""
+
+import json
+import logging
+import sys
+import time
+
+_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and what was given as `extra`."""
+
+    def __init__(self, prefix: str = "") -> None:
+        """`prefix` goes before each message."""
+        super().__init__()
+        self._prefix = prefix
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, object] = {
+            "time": f"{when}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": self._prefix + record.getMessage(),
+        }
+        line |= {key: value for key, value in vars(record).items() if key not in _PLAIN}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def configure(log_format: str, level: int, prefix: str = "") -> None:
+    """Log to stderr as "text" or "json", and nowhere else."""
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter(f"%(asctime)s %(levelname)s: {prefix}%(message)s")
+    handler.setFormatter(JsonFormatter(prefix) if log_format == "json" else text)
+    logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -1,0 +1,48 @@
+"""A device, as the fleet knows it: what takes jobs and draws them, in another process or in this one."""
+
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+from latentrt.serve.messages import Admitted, Event, Job
+from latentrt.serve.service import Load
+
+
+class Worker(Protocol):
+    """One device. Used from one event loop, which its methods never block."""
+
+    @property
+    def models(self) -> Collection[str]:
+        """Names of the models that it serves."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes jobs now."""
+
+    @property
+    def live(self) -> bool:
+        """Whether it can become ready by itself; False asks for a new server."""
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds until it may be ready, where it is not."""
+
+    async def start(self) -> None:
+        """Load the models; returns when it is ready. Raises `LatentRTError` where trying again does not help."""
+
+    async def submit(self, job: Job, listen: Callable[[Event], None]) -> Admitted:
+        """Accept a job; its events go to `listen`, in the event loop, the first ones before this returns.
+
+        Raises `RefusedError`. When this is cancelled the job is too.
+        """
+
+    def cancel(self, job: str) -> None:
+        """Stop drawing a job; unknown ones are ignored."""
+
+    def load(self) -> Load:
+        """What it did a moment ago."""
+
+    async def close(self) -> None:
+        """End it, its jobs with it."""
+
+    def kill(self) -> None:
+        """End it now, as far as that is possible, without waiting."""
