@@ -13,7 +13,7 @@ from latentrt.runtime.protocols import Trajectory
 from latentrt.runtime.request import Request
 from latentrt.runtime.text.cache import EncoderCache
 from latentrt.serve.messages import DispatcherOptions, Job, LoraSet, ModelSpec
-from latentrt.serve.served_model import ServedModel, sizes_of_engines
+from latentrt.serve.served_model import Limits, ServedModel, sizes_of_engines
 
 from .queue import Group, Weights
 
@@ -47,13 +47,13 @@ class LoadedModel:
         return list(self.served.sizes)
 
 
-def served_model(spec: ModelSpec, bundle: Bundle | None = None) -> ServedModel:
+def served_model(spec: ModelSpec, bundle: Bundle | None = None, limits: Limits | None = None) -> ServedModel:
     """The model as the front end knows it; opens the bundle where it is not given."""
     bundle = bundle or Bundle.open(embedded_bundle() if spec.path is None else spec.path)
     sizes = spec.sizes
     if sizes is None and spec.backend in ("auto", "tensorrt", "tensorrt_rtx"):
         sizes = sizes_of_engines(bundle, EngineList.of_bundle(bundle, spec.engines).engines)
-    return ServedModel(spec.name, bundle, sizes=sizes, lora_folder=spec.loras)
+    return ServedModel(spec.name, bundle, sizes=sizes, lora_folder=spec.loras, limits=limits)
 
 
 def load_pipeline(spec: ModelSpec, device: str | None) -> Pipeline:

@@ -59,7 +59,7 @@ class Settings:
         Setting("refuse to listen beyond this machine without keys; --no-auth serves everybody", kinds.switch()),
     ] = True
     body_bytes: Annotated[int, Setting("of one request's body, at most", kinds.size_in_bytes())] = 64 * 2**20
-    prompt_bytes: Annotated[int, Setting("of one text, at most", kinds.integer(1, 10**6))] = 32_000
+    prompt_bytes: Annotated[int, Setting("of all texts of one call, at most", kinds.integer(1, 10**6))] = 32_000
     picture_pixels: Annotated[int, Setting("of a picture that a client sends, at most", kinds.integer(64, 2**30))] = (
         2**24
     )
@@ -73,7 +73,7 @@ class Settings:
     max_batch: Annotated[int, Setting("images of one UNet call, at most", kinds.integer(1, 64))] = 8
     client_jobs: Annotated[int, Setting("jobs of one client that may be under way", kinds.integer(1, 10**6))] = 64
     request_timeout: Annotated[
-        float, Setting("a request's headers, and each further piece of its body, come in this time", kinds.duration(1))
+        float, Setting("a request's headers come in this time, and then its body too", kinds.duration(1))
     ] = 30.0
     keep_alive: Annotated[float, Setting("an idle connection is closed after this time", kinds.duration(1))] = 75.0
     drain_seconds: Annotated[
@@ -124,9 +124,9 @@ class Settings:
     ] = None
     state_bytes: Annotated[int, Setting("of kept results, at most", kinds.size_in_bytes())] = 10 * 2**30
     result_ttl: Annotated[float, Setting("results are kept this long", kinds.duration(1))] = 24 * 3600.0
-    idempotency_seconds: Annotated[float, Setting("an Idempotency-Key is remembered this long", kinds.duration())] = (
-        24 * 3600.0
-    )
+    idempotency_seconds: Annotated[
+        float, Setting("an Idempotency-Key and its answer are remembered this long", kinds.duration())
+    ] = 600.0
     filter: Annotated[
         str | None,
         Setting(

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from latentrt.runtime.errors import LatentRTError
 from latentrt.serve.logs import configure
-from latentrt.serve.messages import Event, Preview, Progress, RefusedError
+from latentrt.serve.messages import Called, Event, Preview, Progress, RefusedError
 
 from .wire import (
     Accepted,
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 CANNOT_GO_ON = 70
 _WATCH_EVERY = 0.2  # seconds
 _FLUSH = 5.0  # seconds for the last messages
-# Messages that wait while the parent does not read; then progress and previews are left out.
+# Messages that wait while the parent does not read; then progress, previews and times are left out.
 _MOST_WAITING = 1000
 _PR_SET_PDEATHSIG = 1
 
@@ -98,15 +98,15 @@ class _Child:
         self._ready = True
         self._outbox.put(Ready(self._dispatcher.load()))
 
-    def _listen(self, event: Event) -> None:
-        if not isinstance(event, Progress | Preview) or self._outbox.waiting() < _MOST_WAITING:
+    def _listen(self, event: Event | Called) -> None:
+        if not isinstance(event, Progress | Preview | Called) or self._outbox.waiting() < _MOST_WAITING:
             self._outbox.put(Happened(event))
 
     def _watch(self) -> None:
         next_beat = 0.0
         while True:
             if (dispatcher := self._dispatcher) is not None:
-                reason = dispatcher.broken()
+                reason = dispatcher.broken() if self._ready else None  # until then `_load` says why
                 if reason is None and (late := dispatcher.overdue()) > 0:
                     reason = f"a call of the device takes {late:.1f} s longer than its limit"
                 if reason is not None:

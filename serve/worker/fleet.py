@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from latentrt.serve.messages import Admitted, Done, Event, Failed, Job, Progress, RefusedError
 from latentrt.serve.served_model import ServedModel
-from latentrt.serve.service import Load
+from latentrt.serve.service import Load, Service
 
 from .stream import EventStream
 from .worker import Worker
@@ -69,7 +69,7 @@ class Fleet:
         self._models, self._workers, self._client_jobs = models, workers, client_jobs
         self._tickets: dict[str, FleetTicket] = {}
         self._speeds: dict[Worker, float] = {}  # milliseconds for each unit of `FleetTicket.work`
-        self._stopping = False
+        self._stopping = self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -87,9 +87,9 @@ class Fleet:
             for start in starts:
                 start.cancel()
 
-    async def submit(self, job: Job) -> FleetTicket:
-        """See `Service`."""
-        self._check(job)
+    async def submit(self, job: Job, *, accepted: bool = False) -> FleetTicket:
+        """See `Service`. `accepted`: it was before the server was told to stop, so it may still start."""
+        self._check(job, accepted)
         refused: list[RefusedError] = []
         for worker in self._by_load(job.model):
             try:
@@ -98,14 +98,14 @@ class Fleet:
                 if error.reason not in _ELSEWHERE:
                     raise
                 refused.append(error)
-                self._check(job)
+                self._check(job, accepted)
         if refused:
             raise min(refused, key=lambda error: float("inf") if error.retry_after is None else error.retry_after)
         wait = min(worker.retry_after for worker in self._workers if job.model in worker.models)
         raise RefusedError("starting", "the models are being loaded", wait)
 
-    def _check(self, job: Job) -> None:
-        if self._stopping:
+    def _check(self, job: Job, accepted: bool) -> None:
+        if self._closed or (self._stopping and not accepted):
             raise RefusedError("stopping", "the server stops", _STOPPING_RETRY)
         if not any(job.model in worker.models for worker in self._workers):
             raise RefusedError("unknown_model", f"no device serves the model {job.model!r}")
@@ -177,6 +177,11 @@ class Fleet:
         return all(worker.live for worker in self._workers)
 
     @property
+    def for_accepted_work(self) -> Service:
+        """The same service for work that was accepted before, such as kept jobs: it may start while stopping."""
+        return _ForAcceptedWork(self)
+
+    @property
     def stopping(self) -> bool:
         """Whether it takes no work any more."""
         return self._stopping
@@ -200,6 +205,7 @@ class Fleet:
             await asyncio.wait_for(self._idle.wait(), drain_seconds)
         except TimeoutError:
             logger.warning("%d jobs were not finished in %g s and are stopped", len(self._tickets), drain_seconds)
+        self._closed = True
         left = list(self._tickets.values())
         for ticket in left:
             ticket.cancel()
@@ -213,3 +219,26 @@ class Fleet:
         self.refuse()
         for worker in self._workers:
             worker.kill()
+
+
+@dataclass(frozen=True, slots=True)
+class _ForAcceptedWork:
+    """A fleet's `for_accepted_work`."""
+
+    fleet: Fleet
+
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        return self.fleet.models
+
+    async def submit(self, job: Job) -> FleetTicket:
+        return await self.fleet.submit(job, accepted=True)
+
+    def loads(self) -> list[Load]:
+        return self.fleet.loads()
+
+    def ready(self, model: str | None = None) -> bool:
+        return self.fleet.ready(model)
+
+    def live(self) -> bool:
+        return self.fleet.live()

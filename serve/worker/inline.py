@@ -7,18 +7,35 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Sequence
 
-from latentrt.serve.messages import Admitted, DispatcherOptions, Done, Event, Failed, Job, ModelSpec, RefusedError
+from latentrt.serve.messages import (
+    Admitted,
+    Called,
+    DispatcherOptions,
+    Done,
+    Event,
+    Failed,
+    Job,
+    ModelSpec,
+    RefusedError,
+)
 from latentrt.serve.service import Load
 
 from .wire import DISPATCHER, dispatcher_named
+from .worker import Watchers
 
 
 class InlineWorker:
     """One device; see `Worker`. It is not started anew: when it cannot go on it is not live any more."""
 
-    def __init__(self, models: Sequence[ModelSpec], options: DispatcherOptions, dispatcher: str = DISPATCHER) -> None:
+    def __init__(
+        self,
+        models: Sequence[ModelSpec],
+        options: DispatcherOptions,
+        dispatcher: str = DISPATCHER,
+        watchers: Watchers | None = None,
+    ) -> None:
         """Loads nothing yet. `dispatcher`: "module:name" of its class. Raises `BackendError`."""
-        self._models = models
+        self._models, self._watchers = models, watchers or Watchers()
         self._name = options.device or "auto"
         self._dispatcher = dispatcher_named(dispatcher)(models, options, self._listen)
         self._listeners: dict[str, Callable[[Event], None]] = {}
@@ -93,13 +110,15 @@ class InlineWorker:
         """Threads cannot be killed."""
         self._closing = True
 
-    def _listen(self, event: Event) -> None:
+    def _listen(self, event: Event | Called) -> None:
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 self._loop.call_soon_threadsafe(self._happened, event)
 
-    def _happened(self, event: Event) -> None:
-        if (listen := self._listeners.get(event.job)) is not None:
+    def _happened(self, event: Event | Called) -> None:
+        if isinstance(event, Called):
+            self._watchers.called(event)
+        elif (listen := self._listeners.get(event.job)) is not None:
             if isinstance(event, Done | Failed):
                 del self._listeners[event.job]
             listen(event)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from latentrt.runtime.errors import BackendError
-from latentrt.serve.messages import Admitted, Done, Event, Failed, FailedKind, Job, RefusedError
+from latentrt.serve.messages import Admitted, Called, Done, Event, Failed, FailedKind, Job, RefusedError
 from latentrt.serve.service import Load
 
 from .child_process import ChildProcess
@@ -29,6 +29,7 @@ from .wire import (
     SubmitFailed,
     ToParent,
 )
+from .worker import Watchers
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,9 @@ class Timing:
 class WorkerProcess:
     """One device; see `Worker`."""
 
-    def __init__(self, config: ChildConfig, timing: Timing | None = None) -> None:
+    def __init__(self, config: ChildConfig, timing: Timing | None = None, watchers: Watchers | None = None) -> None:
         """Starts nothing yet."""
+        self._watchers = watchers or Watchers()
         self._config, self._timing = config, timing or Timing()
         self._name = config.options.device or "auto"
         self._child: ChildProcess | None = None
@@ -176,6 +178,7 @@ class WorkerProcess:
             self._gone(how)
             logger.error("%s: its process %s; starting it anew in %g s", self._name, self._why(how), delay)
             await asyncio.sleep(delay)
+            self._watchers.restarted(self._name)
 
     async def _run(self) -> tuple[str, float | None]:
         """One run of the process: how it ended, and for how many seconds it was ready, if it was."""
@@ -220,8 +223,10 @@ class WorkerProcess:
             case Broken(reason):
                 self._reason = reason
 
-    def _happened(self, event: Event) -> None:
-        if (listen := self._listeners.get(event.job)) is not None:
+    def _happened(self, event: Event | Called) -> None:
+        if isinstance(event, Called):
+            self._watchers.called(event)
+        elif (listen := self._listeners.get(event.job)) is not None:
             if isinstance(event, Done | Failed):
                 del self._listeners[event.job]
             listen(event)

@@ -10,7 +10,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Protocol, cast
 
 from latentrt.runtime.errors import BackendError
-from latentrt.serve.messages import Admitted, DispatcherOptions, Event, Job, ModelSpec, RefusedError
+from latentrt.serve.messages import Admitted, Called, DispatcherOptions, Event, Job, ModelSpec, RefusedError
 from latentrt.serve.service import Load
 
 DISPATCHER = "latentrt.serve.dispatcher.dispatcher:Dispatcher"
@@ -45,7 +45,7 @@ class MakeDispatcher(Protocol):
     """The class of a dispatcher. `listen` is called from its threads and does not block."""
 
     def __call__(
-        self, models: Sequence[ModelSpec], options: DispatcherOptions, listen: Callable[[Event], None]
+        self, models: Sequence[ModelSpec], options: DispatcherOptions, listen: Callable[[Event | Called], None]
     ) -> DispatcherLike:
         """A dispatcher that has not started."""
 
@@ -145,9 +145,9 @@ class SubmitFailed:
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """An event of a job."""
+    """An event of a job, or a UNet call."""
 
-    event: Event
+    event: Event | Called
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,28 @@
 """A device, as the fleet knows it: what takes jobs and draws them, in another process or in this one."""
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Protocol
 
-from latentrt.serve.messages import Admitted, Event, Job
+from latentrt.serve.messages import Admitted, Called, Event, Job
 from latentrt.serve.service import Load
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Watchers:
+    """Who hears of what is not about one job, in the event loop.
+
+    Attributes:
+        called: a UNet call was made.
+        restarted: the process of this device is started anew.
+    """
+
+    called: Callable[[Called], None] = _ignore
+    restarted: Callable[[str], None] = _ignore
 
 
 class Worker(Protocol):

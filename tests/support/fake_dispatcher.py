@@ -17,6 +17,7 @@ from latentrt.runtime.errors import BundleError
 from latentrt.runtime.pipeline import embedded_bundle
 from latentrt.serve.messages import (
     Admitted,
+    Called,
     DispatcherOptions,
     Done,
     Event,
@@ -53,7 +54,7 @@ class FakeDispatcher:
     """One thread that draws one job after the other: each call takes `delay` seconds."""
 
     def __init__(
-        self, models: Sequence[ModelSpec], options: DispatcherOptions, listen: Callable[[Event], None]
+        self, models: Sequence[ModelSpec], options: DispatcherOptions, listen: Callable[[Event | Called], None]
     ) -> None:
         self._models, self._options, self._listen = models, options, listen
         self._does = dict(word.split("=") for word in options.loader.split() if "=" in word)
@@ -132,6 +133,7 @@ class FakeDispatcher:
             if job.id in self._cancelled:
                 self._listen(Failed(job.id, "cancelled", "cancelled"))
                 return
+            self._listen(Called(job.model, job.request.width, job.request.height, job.images, 8, 0.1, 0.001))
             for image in range(job.images):
                 self._listen(Progress(job.id, image, call, calls))
                 if job.previews is not None:

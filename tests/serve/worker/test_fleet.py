@@ -223,6 +223,21 @@ def test_stopping_finishes_what_was_accepted_and_refuses_the_rest() -> None:
     run(test)
 
 
+def test_kept_work_may_start_while_the_rest_is_refused() -> None:
+    async def test() -> None:
+        async with running(inline("delay=0.005")) as fleet:
+            kept: Service = fleet.for_accepted_work
+            fleet.refuse()
+            assert not kept.ready()
+            ticket = await kept.submit(a_job("kept"))
+            assert [event async for event in ticket.events()][-1] == Done("kept", {"total": 1.0})
+            await fleet.stop(1)
+            with pytest.raises(RefusedError):
+                await kept.submit(a_job("late"))
+
+    run(test)
+
+
 def test_stopping_fails_what_takes_too_long() -> None:
     async def test() -> None:
         async with running(inline("delay=0.02")) as fleet:

@@ -20,6 +20,7 @@ from support.fake_dispatcher import NAME, a_job
 
 from latentrt.runtime.errors import BackendError
 from latentrt.serve.messages import (
+    Called,
     DispatcherOptions,
     Done,
     Event,
@@ -33,6 +34,7 @@ from latentrt.serve.messages import (
 )
 from latentrt.serve.worker.process import Timing, WorkerProcess
 from latentrt.serve.worker.wire import ChildConfig
+from latentrt.serve.worker.worker import Watchers
 
 QUICK = Timing(shortest=0.1, longest=0.4, healthy=100, silent=60, closing=5, starts=3)
 
@@ -43,8 +45,10 @@ def config(does: str = "", *models: str, heartbeat: float = 0.1, max_queue: int 
 
 
 @asynccontextmanager
-async def running(given: ChildConfig, timing: Timing = QUICK) -> AsyncIterator[WorkerProcess]:
-    worker = WorkerProcess(given, timing)
+async def running(
+    given: ChildConfig, timing: Timing = QUICK, watchers: Watchers | None = None
+) -> AsyncIterator[WorkerProcess]:
+    worker = WorkerProcess(given, timing, watchers)
     try:
         await worker.start()
         yield worker
@@ -362,5 +366,20 @@ def test_signals_of_the_terminal_are_the_parents() -> None:
             events: list[Event] = []
             await worker.submit(replace(a_job("a"), previews=Previews()), events.append)
             await until(lambda: events and isinstance(events[-1], Done))
+
+    run(test)
+
+
+def test_calls_and_restarts_are_told() -> None:
+    async def test() -> None:
+        calls: list[Called] = []
+        restarts: list[str] = []
+        async with running(config(), watchers=Watchers(calls.append, restarts.append)) as worker:
+            await worker.submit(a_job("a", images=2, steps=3), lambda _: None)
+            await until(lambda: len(calls) == 3)
+            assert calls[0] == Called("shapes", 128, 128, 2, 8, 0.1, 0.001)
+            with suppress(RefusedError):
+                await worker.submit(a_job("crash"), lambda _: None)
+            await until(lambda: restarts == ["cpu"])
 
     run(test)
