@@ -31,9 +31,11 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
-def configure(log_format: str, level: int, prefix: str = "") -> None:
-    """Log to stderr as "text" or "json", and nowhere else."""
+def configure(log_format: str, *, verbose: bool = False, prefix: str = "") -> None:
+    """Log to stderr as "text" or "json", and nowhere else. `verbose`: also what is loaded and where it runs."""
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter(f"%(asctime)s %(levelname)s: {prefix}%(message)s")
     handler.setFormatter(JsonFormatter(prefix) if log_format == "json" else text)
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("latentrt.runtime").setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

@@ -22,6 +22,7 @@ _COMMANDS = {
     "schedule": ("latentrt.runtime.cli.schedule", "show timesteps and noise levels of schedulers"),
     "verify": ("latentrt.runtime.cli.verify", "check a bundle's hashes and its outputs"),
     "info": ("latentrt.runtime.cli.info", "show the contents of a bundle"),
+    "serve": ("latentrt.serve.cli", "serve pictures over HTTP (needs the extra `serve`)"),
     "export": ("latentrt.export.cli", "convert a checkpoint to a bundle (needs the extra `export`)"),
     "build": ("latentrt.export.build.cli", "build engines for a bundle (TensorRT needs an extra `tensorrt…`)"),
 }

@@ -53,6 +53,13 @@ class Settings:
             kinds.items("ORIGINS", r"\*|https?://[^\s/,]+", "origins such as https://example.com, or *"),
         ),
     ] = ()
+    proxies: Annotated[
+        tuple[str, ...],
+        Setting(
+            "addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed",
+            kinds.items("ADDRESSES", r"\*|[\w.:/-]+", "addresses or networks such as 10.0.0.0/8, or *"),
+        ),
+    ] = ()
     keys: Annotated[Path | None, Setting("file of API keys; see --new-key", kinds.path(), "no key is asked for")] = None
     auth: Annotated[
         bool,

@@ -90,7 +90,7 @@ class _Child:
             self._dispatcher = make(self._config.models, self._config.options, self._listen)
             self._dispatcher.start()
         except LatentRTError as error:
-            logger.info("where it was raised:", exc_info=error)
+            logger.debug("where it was raised:", exc_info=error)
             self._leave(1, StartFailed(str(error), final=True))
         except BaseException as error:
             logger.exception("the models could not be loaded")
@@ -151,7 +151,7 @@ def main() -> None:
     _die_with(int(sys.argv[2]))
     connection = Connection(int(sys.argv[1]))
     config: ChildConfig = connection.recv()
-    configure(config.log_format, config.log_level, f"[{config.options.device or 'device'}] ")
+    configure(config.log_format, verbose=config.verbose, prefix=f"[{config.options.device or 'device'}] ")
     threading.excepthook = _died
     try:
         _Child(connection, config).run()

@@ -69,15 +69,15 @@ class ChildConfig:
     Attributes:
         dispatcher: "module:name" of its class.
         heartbeat: seconds between two `Beat`.
-        log_level, log_format: as for `logs.configure`.
+        log_format, verbose: as for `logs.configure`.
     """
 
     models: tuple[ModelSpec, ...]
     options: DispatcherOptions
     dispatcher: str = DISPATCHER
     heartbeat: float = 1.0
-    log_level: int = 30
     log_format: str = "text"
+    verbose: bool = False
 
 
 @dataclass(frozen=True, slots=True)

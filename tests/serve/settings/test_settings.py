@@ -19,6 +19,7 @@ _TEXTS: Mapping[str, tuple[str, str, str]] = {
     "host": ("localhost", "127.0.0.2", "::1"),
     "root_path": ("/a", "/b", "/a/b"),
     "cors": ("https://a.example", "*", "http://localhost:3000,https://b.example"),
+    "proxies": ("127.0.0.1", "*", "10.0.0.0/8,::1"),
     "backend": ("onnxruntime", "openvino", "tensorrt"),
     "devices": ("cpu", "cuda:0,cuda:1", "cpu,cpu"),
     "sizes": ("512x512", "64x64,128x64", "8x8"),
@@ -39,7 +40,8 @@ _BY_METAVAR: Mapping[str, tuple[str, str, str]] = {
 # What no setting of this metavar takes.
 _WRONG: Mapping[str, str] = {
     "": "maybe", "N": "-1", "BYTES": "3 apples", "TIME": "soon", "NAME": "nothing", "HOST": "a b", "PATH": "draw",
-    "ORIGINS": "example.com", "DEVICES": "toaster", "SIZES": "512", "NAME=MODEL": "a", "MODULE:FUNCTION": "a",
+    "ORIGINS": "example.com", "ADDRESSES": "a b",
+    "DEVICES": "toaster", "SIZES": "512", "NAME=MODEL": "a", "MODULE:FUNCTION": "a",
 }  # fmt: skip
 
 

@@ -221,56 +221,6 @@ def test_a_submission_that_is_given_up_is_cancelled() -> None:
     run(test)
 
 
-def test_a_process_that_gives_no_sign_of_life_is_killed(caplog: pytest.LogCaptureFixture) -> None:
-    async def test() -> None:
-        async with running(config(), replace(QUICK, silent=1.5)) as worker:
-            pid = worker.pid
-            assert pid is not None
-            await asyncio.sleep(2)  # longer than that: it does live
-            assert worker.pid == pid
-            os.kill(pid, signal.SIGSTOP)
-            await until(lambda: worker.ready and worker.pid != pid)
-            assert is_gone(pid)
-
-    run(test)
-    assert "no sign of life" in caplog.text
-
-
-def test_delays_between_starts_grow_to_a_limit_and_then_it_is_not_live(tmp_path: Path) -> None:
-    async def test() -> None:
-        worker = WorkerProcess(config(f"count={tmp_path}/starts", "dies"), replace(QUICK, longest=0.3))
-        starting = asyncio.create_task(worker.start())
-        await until(lambda: not worker.live)
-        assert not starting.done()
-        await worker.close()
-        with pytest.raises(BackendError):
-            await starting
-
-    run(test)
-    assert len(starts(tmp_path / "starts")) == 3
-
-
-def test_the_delay_is_short_again_after_health() -> None:
-    async def delays(crashes: int, timing: Timing) -> list[float]:
-        found = []
-        async with running(config(), timing) as worker:
-            for number in range(crashes):
-                await asyncio.sleep(0.1)
-                with suppress(RefusedError):  # where it crashed before it answered
-                    await worker.submit(a_job(f"crash-{number}"), lambda _: None)
-                await until(lambda: not worker.ready)
-                found.append(worker._retry_at - asyncio.get_running_loop().time())
-                await until(lambda: worker.ready)
-        return found
-
-    async def test() -> None:
-        ill = await delays(3, replace(QUICK, shortest=0.2, longest=0.4))
-        assert ill == pytest.approx([0.2, 0.4, 0.4], abs=0.05)
-        assert await delays(2, replace(QUICK, shortest=0.2, healthy=0.05)) == pytest.approx([0.2, 0.2], abs=0.05)
-
-    run(test)
-
-
 def test_a_model_that_cannot_be_loaded_is_told_at_once(tmp_path: Path) -> None:
     async def test() -> None:
         worker = WorkerProcess(config(f"count={tmp_path}/starts", "unloadable"), QUICK)

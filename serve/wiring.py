@@ -1,0 +1,71 @@
+"""Makes the parts of a server from its settings: models, processes, the app. The one place that knows all of them."""
+
+from collections.abc import Mapping, Sequence
+
+from latentrt.serve.dispatcher.models import served_model
+from latentrt.serve.http.app import make_app
+from latentrt.serve.http.config import HttpConfig
+from latentrt.serve.worker.fleet import Fleet
+from latentrt.serve.worker.process import WorkerProcess
+from latentrt.serve.worker.wire import ChildConfig
+from latentrt.serve.worker.worker import Watchers
+
+from .messages import DispatcherOptions
+from .metrics import Metrics
+from .served_model import Limits, ServedModel
+from .server import App
+from .settings import Settings
+
+
+def app_of(fleet: Fleet, settings: Settings, metrics: Metrics) -> App:
+    """The app over the devices."""
+    config = HttpConfig(
+        keys=settings.keys,
+        body_bytes=settings.body_bytes,
+        body_seconds=settings.request_timeout,
+        prompt_bytes=settings.prompt_bytes,
+        picture_pixels=settings.picture_pixels,
+        root_path=settings.root_path,
+        cors=settings.cors,
+        aliases=settings.alias,
+        log_prompts=settings.log_prompts,
+        idempotency_seconds=settings.idempotency_seconds,
+    )
+    return App(make_app(fleet, config, metrics=metrics))
+
+
+def models_of(settings: Settings) -> Mapping[str, ServedModel]:
+    """The models by name; raises `BundleError`."""
+    limits = Limits(images=settings.max_images, steps=settings.max_steps, chunks=settings.max_chunks)
+    return {spec.name: served_model(spec, limits=limits) for spec in settings.models}
+
+
+def children_of(settings: Settings, *, verbose: bool = False) -> list[ChildConfig]:
+    """What each device's process runs."""
+    return [
+        ChildConfig(
+            settings.models,
+            DispatcherOptions(
+                device=device,
+                max_wait=settings.max_wait,
+                max_queue=settings.max_queue,
+                max_batch=settings.max_batch,
+                client_jobs=settings.client_jobs,
+                lazy=settings.lazy,
+                deterministic=settings.deterministic,
+                filter=settings.filter,
+            ),
+            log_format=settings.log_format,
+            verbose=verbose,
+        )
+        for device in settings.devices or (None,)
+    ]
+
+
+def fleet_of(
+    models: Mapping[str, ServedModel], children: Sequence[ChildConfig], settings: Settings, metrics: Metrics
+) -> Fleet:
+    """The devices, which are not started."""
+    watchers = Watchers(metrics.observe_call, lambda device: metrics.restarts.labels(device).inc())
+    workers = [WorkerProcess(child, watchers=watchers) for child in children]
+    return Fleet(models, workers, client_jobs=settings.client_jobs)

@@ -1,0 +1,64 @@
+"""A server over the fake dispatcher, in a process of its own: `python -m support.fake_server DOES [flags of serve]`."""
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from support.exports import ROOT
+
+
+def started(does: str, *flags: str) -> "subprocess.Popen[str]":
+    """The server; DOES is as in `fake_dispatcher`."""
+    path = os.pathsep.join(map(str, (ROOT / "typings", ROOT, ROOT / "tests")))
+    command = [sys.executable, "-m", "support.fake_server", does, *flags]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+
+
+def main() -> int:
+    from latentrt.serve import wiring
+    from latentrt.serve.cli import _tell
+    from latentrt.serve.logs import configure
+    from latentrt.serve.metrics import Metrics
+    from latentrt.serve.server import Server
+    from latentrt.serve.settings import add_flags, given_flags, resolve
+    from latentrt.serve.worker.fleet import Fleet
+    from latentrt.serve.worker.process import Timing, WorkerProcess
+    from support.fake_dispatcher import NAME, served_model
+
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    settings = resolve(given_flags(parser.parse_args(sys.argv[2:])), {}).settings
+    configure("text")
+
+    async def run() -> int:
+        metrics = Metrics()
+        children = [
+            replace(child, dispatcher=NAME, options=replace(child.options, loader=sys.argv[1]))
+            for child in wiring.children_of(settings)
+        ]
+        models = {spec.name: served_model() for spec in settings.models}
+        timing = Timing(shortest=0.1, longest=0.1, starts=2)
+        workers = [WorkerProcess(child, timing) for child in children]
+        fleet = Fleet(models, workers)
+        return await Server(settings, fleet, wiring.app_of(fleet, settings, metrics), _tell).run()
+
+    try:
+        return asyncio.run(run())
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
