@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import os
 from importlib.util import find_spec
 from typing import Any
@@ -83,6 +84,8 @@ def _serve(resolved: Resolved, *, verbose: bool) -> int:
 
     settings = resolved.settings
     configure(settings.log_format, verbose=verbose)
+    if not settings.access_log:
+        logging.getLogger("latentrt.serve.http.middleware").setLevel(logging.WARNING)
 
     async def run() -> int:
         metrics = Metrics()

@@ -159,7 +159,7 @@ def _config(settings: Settings, app: App) -> uvicorn.Config:
         ws="none",
         interface="asgi3",
         log_config=None,
-        access_log=settings.access_log,
+        access_log=False,  # the app has one, with the ids of requests
         proxy_headers=bool(settings.proxies),
         forwarded_allow_ips=list(settings.proxies),
         server_header=False,

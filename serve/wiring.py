@@ -68,4 +68,4 @@ def fleet_of(
     """The devices, which are not started."""
     watchers = Watchers(metrics.observe_call, lambda device: metrics.restarts.labels(device).inc())
     workers = [WorkerProcess(child, watchers=watchers) for child in children]
-    return Fleet(models, workers, client_jobs=settings.client_jobs)
+    return Fleet(models, workers, client_jobs=settings.client_jobs, happened=metrics.observe_event)

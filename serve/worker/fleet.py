@@ -5,7 +5,7 @@ Knows neither processes nor HTTP.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from latentrt.serve.messages import Admitted, Done, Event, Failed, Job, Progress, RefusedError
@@ -64,8 +64,21 @@ class FleetTicket:
 class Fleet:
     """Workers with the same models. Used from one event loop."""
 
-    def __init__(self, models: Mapping[str, ServedModel], workers: Sequence[Worker], *, client_jobs: int = 64) -> None:
-        """Starts nothing yet. `client_jobs`: of one client, on all devices."""
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        workers: Sequence[Worker],
+        *,
+        client_jobs: int = 64,
+        happened: Callable[[str, Event], None] | None = None,
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+            client_jobs: of one client, on all devices.
+            happened: hears every event, with the name of its job's model; for metrics.
+        """
+        self._happened = happened
         self._models, self._workers, self._client_jobs = models, workers, client_jobs
         self._tickets: dict[str, FleetTicket] = {}
         self._speeds: dict[Worker, float] = {}  # milliseconds for each unit of `FleetTicket.work`
@@ -143,9 +156,7 @@ class Fleet:
         self._idle.clear()
 
         def listen(event: Event) -> None:
-            ticket.heard(event)
-            if isinstance(event, Done | Failed):
-                self._forget(ticket)
+            self._hear(ticket, event)
 
         try:
             ticket.answer = await worker.submit(job, listen)
@@ -154,6 +165,15 @@ class Fleet:
             raise
         self._measure(worker)
         return ticket
+
+    def _hear(self, ticket: FleetTicket, event: Event) -> None:
+        if ticket.stream.ended:  # what a device still says of a job that was stopped
+            return
+        ticket.heard(event)
+        if self._happened is not None:
+            self._happened(ticket.job.model, event)
+        if isinstance(event, Done | Failed):
+            self._forget(ticket)
 
     def _forget(self, ticket: FleetTicket) -> None:
         if self._tickets.get(ticket.job.id) is ticket:
@@ -209,8 +229,7 @@ class Fleet:
         left = list(self._tickets.values())
         for ticket in left:
             ticket.cancel()
-            ticket.heard(Failed(ticket.job.id, "stopped", "the server stopped before it was finished"))
-            self._forget(ticket)
+            self._hear(ticket, Failed(ticket.job.id, "stopped", "the server stopped before it was finished"))
         await asyncio.gather(*(worker.close() for worker in self._workers))
         return len(left)
 

@@ -295,3 +295,24 @@ def test_a_stream_keeps_the_order_and_ends_once() -> None:
         assert found == [picture, Progress("a", 0, 2, 9), Done("a", {})]
 
     run(test)
+
+
+def test_every_event_is_told_once_even_where_the_reader_is_slow() -> None:
+    async def test() -> None:
+        told: list[tuple[str, Event]] = []
+        fleet = Fleet(
+            {"shapes": served_model()},
+            [inline("delay=0.01")],
+            happened=lambda model, event: told.append((model, event)),
+        )
+        await fleet.start()
+        await fleet.submit(a_job("a", steps=5))
+        await fleet._idle.wait()
+        assert {model for model, _ in told} == {"shapes"}
+        assert [type(event) for _, event in told] == [Started, *[Progress] * 5, Picture, Done]
+        await fleet.submit(a_job("b", steps=100))
+        await fleet.stop(0)
+        ends = [event for _, event in told if isinstance(event, Failed) and event.job == "b"]
+        assert [event.kind for event in ends] == ["stopped"]
+
+    run(test)
