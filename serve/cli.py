@@ -91,7 +91,9 @@ def _serve(resolved: Resolved, *, verbose: bool) -> int:
         metrics = Metrics()
         children = wiring.children_of(settings, verbose=verbose)
         fleet = wiring.fleet_of(wiring.models_of(settings), children, settings, metrics)
-        return await Server(settings, fleet, wiring.app_of(fleet, settings, metrics), _tell).run()
+        return await Server(
+            settings, fleet, wiring.app_of(fleet, settings, metrics, wiring.store_of(settings)), _tell
+        ).run()
 
     return asyncio.run(run())
 

@@ -6,7 +6,14 @@ All names begin with `latentrt_`; docs/serving.md lists them.
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from .messages import Called, Done, Event, Failed, Picture, Progress, RefusedError
 from .service import Load
@@ -21,6 +28,7 @@ class Metrics:
     """All metrics of one server."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:

@@ -1,10 +1,22 @@
 """Makes the parts of a server from its settings: models, processes, the app. The one place that knows all of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import APIRouter, FastAPI, Request
 
 from latentrt.serve.dispatcher.models import served_model
 from latentrt.serve.http.app import make_app
+from latentrt.serve.http.bodies import CallReader
 from latentrt.serve.http.config import HttpConfig
+from latentrt.serve.http.jobs import jobs_router
+from latentrt.serve.http.keys import Key
+from latentrt.serve.jobs.kept_jobs import Bounds
+from latentrt.serve.jobs.memory import store_in_memory
+from latentrt.serve.jobs.runner import Runner
+from latentrt.serve.jobs.sqlite import store_in_folder
+from latentrt.serve.jobs.store import JobStore
 from latentrt.serve.worker.fleet import Fleet
 from latentrt.serve.worker.process import WorkerProcess
 from latentrt.serve.worker.wire import ChildConfig
@@ -16,9 +28,33 @@ from .served_model import Limits, ServedModel
 from .server import App
 from .settings import Settings
 
+MEMORY_BYTES, MEMORY_TTL = 512 << 20, 3600.0  # of results that are kept without a folder, at most
 
-def app_of(fleet: Fleet, settings: Settings, metrics: Metrics) -> App:
-    """The app over the devices."""
+
+def store_of(settings: Settings) -> JobStore:
+    """Where native jobs are kept; raises `StateError`."""
+    if settings.state is not None:
+        return store_in_folder(Path(settings.state), Bounds(bytes=settings.state_bytes, result_ttl=settings.result_ttl))
+    kept, seconds = min(settings.state_bytes, MEMORY_BYTES), min(settings.result_ttl, MEMORY_TTL)
+    return store_in_memory(Bounds(bytes=kept, result_ttl=seconds))
+
+
+def app_of(fleet: Fleet, settings: Settings, metrics: Metrics, store: JobStore) -> App:
+    """The app over the devices; it closes the store when it ends."""
+    runner = Runner(fleet.for_accepted_work, store)
+
+    def jobs(sender: Callable[[Request], Key], reader: CallReader) -> APIRouter:
+        return jobs_router(runner, reader=reader, sender=sender)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        runner.start()
+        try:
+            yield
+        finally:
+            await runner.stop(0)
+            await store.close()
+
     config = HttpConfig(
         keys=settings.keys,
         body_bytes=settings.body_bytes,
@@ -31,7 +67,7 @@ def app_of(fleet: Fleet, settings: Settings, metrics: Metrics) -> App:
         log_prompts=settings.log_prompts,
         idempotency_seconds=settings.idempotency_seconds,
     )
-    return App(make_app(fleet, config, metrics=metrics))
+    return App(make_app(fleet, config, metrics=metrics, faces=[jobs], lifespan=lifespan), [runner.stop])
 
 
 def models_of(settings: Settings) -> Mapping[str, ServedModel]:
@@ -50,6 +86,8 @@ def children_of(settings: Settings, *, verbose: bool = False) -> list[ChildConfi
                 max_wait=settings.max_wait,
                 max_queue=settings.max_queue,
                 max_batch=settings.max_batch,
+                batch=settings.batch,
+                call_limit=settings.call_limit,
                 client_jobs=settings.client_jobs,
                 lazy=settings.lazy,
                 deterministic=settings.deterministic,

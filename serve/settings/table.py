@@ -78,6 +78,16 @@ class Settings:
     ] = 30.0
     max_queue: Annotated[int, Setting("images that may wait, on each device", kinds.integer(1, 10**6))] = 1000
     max_batch: Annotated[int, Setting("images of one UNet call, at most", kinds.integer(1, 64))] = 8
+    batch: Annotated[
+        int | None,
+        Setting(
+            "images of one UNet call at every size, measured or not", kinds.integer(1, 64), "the most that are worth it"
+        ),
+    ] = None
+    call_limit: Annotated[
+        float,
+        Setting("a UNet call that takes longer counts as hung; 20 times the usual time is allowed", kinds.duration(1)),
+    ] = 30.0
     client_jobs: Annotated[int, Setting("jobs of one client that may be under way", kinds.integer(1, 10**6))] = 64
     request_timeout: Annotated[
         float, Setting("a request's headers come in this time, and then its body too", kinds.duration(1))

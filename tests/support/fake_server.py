@@ -26,6 +26,8 @@ def started(does: str, *flags: str) -> "subprocess.Popen[str]":
 
 
 def main() -> int:
+    from support.fake_dispatcher import NAME, served_model
+
     from latentrt.serve import wiring
     from latentrt.serve.cli import _tell
     from latentrt.serve.logs import configure
@@ -34,7 +36,6 @@ def main() -> int:
     from latentrt.serve.settings import add_flags, given_flags, resolve
     from latentrt.serve.worker.fleet import Fleet
     from latentrt.serve.worker.process import Timing, WorkerProcess
-    from support.fake_dispatcher import NAME, served_model
 
     parser = argparse.ArgumentParser()
     add_flags(parser)
@@ -51,7 +52,9 @@ def main() -> int:
         timing = Timing(shortest=0.1, longest=0.1, starts=2)
         workers = [WorkerProcess(child, timing) for child in children]
         fleet = Fleet(models, workers)
-        return await Server(settings, fleet, wiring.app_of(fleet, settings, metrics), _tell).run()
+        return await Server(
+            settings, fleet, wiring.app_of(fleet, settings, metrics, wiring.store_of(settings)), _tell
+        ).run()
 
     try:
         return asyncio.run(run())
