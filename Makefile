@@ -1,4 +1,5 @@
 # make demo       draw a picture: installs the runtime into .venv-demo, no PyTorch
+# make serve      an HTTP server with the small model on http://127.0.0.1:8000: installs it into .venv-serve, no PyTorch
 # make test       the quick tests, in .venv: about five minutes on two cores
 # make test-all   these and the slow ones: more exports, real engine builds, diffusers beside every plan
 # make check      ruff and mypy, in .venv
@@ -9,10 +10,13 @@ PYTHON ?= python3
 DEVICE ?= cpu
 MODELS ?= shapes medium sd15
 
-.PHONY: demo test test-all check bench embedding clean
+.PHONY: demo serve test test-all check bench embedding clean
 
 demo: .venv-demo/installed
 	.venv-demo/bin/latentrt generate "a large red star on a blue background" --seed 1 -o out/demo.png
+
+serve: .venv-serve/installed
+	.venv-serve/bin/latentrt serve
 
 test: .venv/installed
 	.venv/bin/pytest -n 2 --dist loadfile -m "not slow"
@@ -38,6 +42,11 @@ embedding:
 	.venv-demo/bin/pip install --quiet --disable-pip-version-check -e '.[cpu]'
 	touch $@
 
+.venv-serve/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-serve
+	.venv-serve/bin/pip install --quiet --disable-pip-version-check -e '.[cpu,serve]'
+	touch $@
+
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
@@ -45,4 +54,4 @@ embedding:
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo out build dist *.egg-info
+	rm -rf .venv .venv-demo .venv-serve out build dist *.egg-info

@@ -77,10 +77,10 @@ def _print_new_key(resolved: Resolved, name: str) -> int:
 
 
 def _serve(resolved: Resolved, *, verbose: bool) -> int:
-    from latentrt.serve import wiring
-    from latentrt.serve.logs import configure
-    from latentrt.serve.metrics import Metrics
-    from latentrt.serve.server import Server
+    from . import wiring
+    from .logs import configure
+    from .metrics import Metrics
+    from .server import Server
 
     settings = resolved.settings
     configure(settings.log_format, verbose=verbose)
@@ -91,9 +91,8 @@ def _serve(resolved: Resolved, *, verbose: bool) -> int:
         metrics = Metrics()
         children = wiring.children_of(settings, verbose=verbose)
         fleet = wiring.fleet_of(wiring.models_of(settings), children, settings, metrics)
-        return await Server(
-            settings, fleet, wiring.app_of(fleet, settings, metrics, wiring.store_of(settings)), _tell
-        ).run()
+        app = wiring.app_of(fleet, settings, metrics, wiring.store_of(settings))
+        return await Server(settings, fleet, app, _tell).run()
 
     return asyncio.run(run())
 

@@ -103,6 +103,7 @@ class Job:
         model: name of the model at the server.
         client: whom its device time is charged to.
         weight: the client's share, in proportion to those of others.
+        client_jobs: jobs of the client that may be under way; None is what the server allows everyone.
         deadline: seconds from submission until it must have finished; None is without.
         previews: None for none.
         alone: no other work runs beside it, as it was under way when a process died.
@@ -114,6 +115,7 @@ class Job:
     loras: LoraSet = ()
     client: str = ""
     weight: float = 1.0
+    client_jobs: int | None = None
     priority: Priority = "interactive"
     deadline: float | None = None
     output: Output = field(default_factory=Output)

@@ -21,6 +21,7 @@ from .service import Load
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 GAP_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1)
+_APIS = {"/v1/images": "images", "/v1/models": "models", "/v1/jobs": "jobs", "/live": "live", "/ready": "ready"}
 IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
@@ -40,7 +41,7 @@ class Metrics:
         def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
             return Histogram(f"latentrt_{name}", text, labels, buckets=buckets, registry=registry)
 
-        self.requests = counter("requests_total", "Answers, by API, model and HTTP status.", "api", "model", "status")
+        self.requests = counter("requests_total", "Answers, by API and HTTP status.", "api", "status")
         self.jobs = counter("jobs_total", "Jobs that have ended, by how they ended.", "model", "outcome")
         self.refused = counter("refused_total", "Jobs that were not accepted, by reason.", "reason")
         self.images = counter("images_total", "Finished pictures.", "model")
@@ -64,6 +65,11 @@ class Metrics:
         )
         build = gauge("build_info", "1; the version is a label.", "version")
         build.labels(version("latentrt")).set(1)
+
+    def observe_answer(self, path: str, status: int) -> None:
+        """A request was answered; 499 where the client had left."""
+        api = next((name for prefix, name in _APIS.items() if path.startswith(prefix)), "other")
+        self.requests.labels(api, str(status or 499)).inc()
 
     def observe_event(self, model: str, event: Event) -> None:
         """An event of a job of a model."""
@@ -103,3 +109,15 @@ class Metrics:
             if load.memory is not None:
                 self.memory.labels(load.device).set(load.memory)
         return generate_latest(self.registry)
+
+
+def metrics_table() -> str:
+    """The table of `docs/serving.md`."""
+    metrics = [m for m in vars(Metrics()).values() if isinstance(m, Counter | Gauge | Histogram)]
+    lines = ["| metric | type | labels | what it is |", "|---|---|---|---|"]
+    for metric in metrics:
+        (family,) = metric.describe()
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in metric._labelnames)
+        lines.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Who may import whom. A room is a folder, or a file at the top of `runtime/` or `export/`."""
+"""Who may import whom. A room is a folder, or a file at the top of `runtime/`, `export/` or `serve/`."""
 
 import ast
 import sys
@@ -76,6 +76,38 @@ ROOMS: dict[str, set[str]] = {
     "export.cli": {"export.checkpoint", "export.write", "runtime.bundle", "runtime.weights"},
     "export": set(),
     "engines": set(),
+    "serve": set(),
+    "serve.messages": {"runtime.request"},
+    "serve.served_model": {
+        *("runtime.bundle", "runtime.protocols", "runtime.request", "runtime.text", "serve.messages"),
+    },
+    "serve.service": {"serve.messages", "serve.served_model"},
+    "serve.metrics": {"serve.messages", "serve.service"},
+    "serve.dispatcher": {
+        *("runtime", "runtime.bundle", "runtime.loop", "runtime.pipeline", "runtime.protocols", "runtime.request"),
+        *("runtime.scheduler", "runtime.stages", "runtime.text", "serve.messages", "serve.served_model"),
+        "serve.service",
+    },
+    "serve.jobs": {
+        *("runtime.bundle", "runtime.request", "runtime.scheduler", "serve.messages", "serve.served_model"),
+        "serve.service",
+    },
+    "serve.http": {
+        *("runtime.latents", "runtime.request", "serve.jobs", "serve.messages", "serve.metrics"),
+        *("serve.served_model", "serve.service"),
+    },
+    "serve.logs": set(),
+    "serve.sockets": set(),
+    "serve.settings": {"serve.messages"},
+    "serve.worker": {"serve.logs", "serve.messages", "serve.served_model", "serve.service"},
+    "serve.server": {"serve.settings", "serve.sockets", "serve.worker"},
+    "serve.wiring": {
+        *("serve.dispatcher", "serve.http", "serve.jobs", "serve.messages", "serve.metrics", "serve.served_model"),
+        *("serve.server", "serve.settings", "serve.worker"),
+    },
+    "serve.cli": {
+        *("serve.http", "serve.logs", "serve.metrics", "serve.server", "serve.settings", "serve.wiring"),
+    },
 }
 # Room -> libraries that it may import, besides the standard library; imports inside of functions count too.
 LIBRARIES: dict[str, set[str]] = {
@@ -97,6 +129,13 @@ LIBRARIES: dict[str, set[str]] = {
     "runtime.goldens": NUMPY | SAFETENSORS,
     "runtime.cli": NUMPY | PICTURES | {"tqdm", "matplotlib"},
     "runtime.arrays": NUMPY,
+    "serve.dispatcher": NUMPY | PICTURES,
+    "serve.jobs": NUMPY | PICTURES,
+    "serve.http": NUMPY | PICTURES | {"fastapi", "starlette", "pydantic"},
+    "serve.metrics": {"prometheus_client"},
+    "serve.wiring": {"fastapi"},
+    "serve.server": {"uvicorn"},
+    "serve.sockets": {"h11", "uvicorn"},
 }
 # What a room must not import although the table above lets it see a part of it.
 NEVER: dict[str, set[str]] = {
@@ -119,7 +158,7 @@ def room_of(module: str, rooms: Iterable[str] = ROOMS) -> str:
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Full names of what a file imports; those of ours begin with runtime, export or engines."""
+    """Full names of what a file imports; those of ours begin with runtime, export, engines or serve."""
     package = module_of(file) if file.name == "__init__.py" else module_of(file).rpartition(".")[0]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -135,10 +174,10 @@ def imports(file: Path) -> Iterator[str]:
 
 
 def is_ours(name: str) -> bool:
-    return name.split(".")[0] in ("runtime", "export", "engines")
+    return name.split(".")[0] in ("runtime", "export", "engines", "serve")
 
 
-@pytest.mark.parametrize("file", files("runtime", "export"), ids=module_of)
+@pytest.mark.parametrize("file", files("runtime", "export", "serve"), ids=module_of)
 def test_imports_follow_the_table(file: Path) -> None:
     room = room_of(module_of(file))
     assert room in ROOMS, f"{file} is in no room: add it to ROOMS"
@@ -149,7 +188,7 @@ def test_imports_follow_the_table(file: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("file", files("runtime", "export"), ids=module_of)
+@pytest.mark.parametrize("file", files("runtime", "export", "serve"), ids=module_of)
 def test_imports_are_relative_within_a_folder_and_absolute_across(file: Path) -> None:
     folder = module_of(file) if file.name == "__init__.py" else module_of(file).rpartition(".")[0]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -161,7 +200,7 @@ def test_imports_are_relative_within_a_folder_and_absolute_across(file: Path) ->
             ), f"{module_of(file)}: write `from .{target.rpartition('.')[2]}`"
 
 
-@pytest.mark.parametrize("file", files("runtime"), ids=module_of)
+@pytest.mark.parametrize("file", files("runtime", "serve"), ids=module_of)
 def test_libraries_of_the_runtime_stay_in_their_rooms(file: Path) -> None:
     allowed = LIBRARIES.get(room_of(module_of(file), LIBRARIES), set())
     names = {name.split(".")[0] for name in imports(file) if not is_ours(name)}
@@ -195,8 +234,12 @@ def test_imports_of_every_form_are_found() -> None:
 
 def test_every_folder_is_a_package_that_is_installed() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = {f"latentrt.{module_of(file)}" for file in files("runtime", "export", "engines") if file.stem == "__init__"}
+    found = {
+        f"latentrt.{module_of(file)}"
+        for file in files("runtime", "export", "engines", "serve")
+        if file.stem == "__init__"
+    }
     assert sorted(config) == config
     assert set(config) == found
-    folders = {file.parent for file in files("runtime", "export")}
+    folders = {file.parent for file in files("runtime", "export", "serve")}
     assert all((folder / "__init__.py").is_file() for folder in folders)

@@ -76,10 +76,11 @@ class Admission:
 
     def _require_room(self, job: QueuedJob) -> None:
         own = [other for other in self._policy.jobs.values() if other.client.name == job.client.name]
-        if len(own) >= self._client_jobs:
+        most = job.client_jobs or self._client_jobs
+        if len(own) >= most:
             raise RefusedError(
                 "client_busy",
-                f"{len(own)} of your jobs are under way: expected at most {self._client_jobs}",
+                f"{len(own)} of your jobs are under way: expected at most {most}",
                 _retry(min(self._seconds_in_slots(other) for other in own)),
             )
         if (waiting := self._policy.waiting()) + len(job.images) > self._max_queue:

@@ -147,6 +147,7 @@ class Dispatcher:
             calls,
             self._costs.image(group, calls),
             expires=None if job.deadline is None else time.monotonic() + job.deadline,
+            client_jobs=job.client_jobs,
             alone=job.alone,
             has_pictures=job.request.image is not None,
         )

@@ -67,6 +67,7 @@ class QueuedJob:
         cost: milliseconds of device time of one image, from text to picture.
         weight: its client's share of the device, in proportion to others'.
         expires: when it must have finished, on the policy's clock in seconds; None is never.
+        client_jobs: jobs of its client that may be under way; None is the server's limit.
         promised: when its first image must start.
         alone: no other job runs beside it.
         has_pictures: whether it begins from given pictures.
@@ -82,6 +83,7 @@ class QueuedJob:
     cost: float
     images: list[Image] = field(default_factory=list)
     expires: float | None = None
+    client_jobs: int | None = None
     promised: float = float("inf")
     alone: bool = False
     has_pictures: bool = False

@@ -68,7 +68,7 @@ def make_app(
         app.add_middleware(
             CORSMiddleware, allow_origins=config.cors, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
         )
-    app.add_middleware(RequestIds)
+    app.add_middleware(RequestIds, answered=metrics.observe_answer)
     app.state.reader = reader
     app.openapi = partial(_document, app, app.openapi)  # type: ignore[method-assign]
     return app

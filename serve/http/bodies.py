@@ -5,6 +5,7 @@ Faces translate their own fields first, and hand the rest on. Knows no routes.
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from .keys import Key
 if TYPE_CHECKING:
     from PIL import Image
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 PARSERS = 2  # threads that read bodies and check calls
 PARSING = 64  # requests that may be read and checked at a time
@@ -126,18 +128,22 @@ class CallReader:
         if pictures is not None:
             options |= dict(zip(BY_HASH, pictures, strict=False))
         request = model.request(prompt, options)
-        return Job(
+        job = Job(
             uuid4().hex,
             model.name,
             request,
             loras,
             key.name,
             key.weight,
+            key.jobs,
             priority,
             deadline,
             output,
             previews,
         )
+        if self._config.log_prompts:
+            logger.info("job %s of %s: %r, %r", job.id, job.client, prompt, options.get("negative_prompt"))
+        return job
 
     def _options(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         known = {*json_options()}

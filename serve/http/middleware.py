@@ -7,6 +7,7 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Callable
 from uuid import uuid4
 
 from starlette.responses import JSONResponse
@@ -69,8 +70,9 @@ class BodyLimit:
 class RequestIds:
     """Gives each request an id, its own if it has a sane one, and passes `traceparent` on; logs what was answered."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, *, answered: Callable[[str, int], None]) -> None:
+        """`answered` is told path and status of each request, 0 where nothing was sent."""
+        self._app, self._answered = app, answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -97,6 +99,7 @@ class RequestIds:
             await self._app(scope, receive, with_ids)
         finally:
             seconds = time.monotonic() - start
+            self._answered(scope["path"], status)
             logger.info(
                 "%s %s %d in %.3f s",
                 scope["method"],

@@ -125,9 +125,10 @@ class Fleet:
         if job.id in self._tickets:
             raise ValueError(f"the job {job.id} is under way")
         own = [ticket for ticket in self._tickets.values() if ticket.job.client == job.client]
-        if len(own) >= self._client_jobs:
+        most = job.client_jobs or self._client_jobs
+        if len(own) >= most:
             first = min((t.answer.estimate for t in own if t.answer is not None), default=1.0)
-            text = f"{len(own)} of your jobs are under way: expected at most {self._client_jobs}"
+            text = f"{len(own)} of your jobs are under way: expected at most {most}"
             raise RefusedError("client_busy", text, max(1.0, first))
 
     def _by_load(self, model: str) -> list[Worker]:
