@@ -10,6 +10,7 @@ from latentrt.serve.dispatcher.models import served_model
 from latentrt.serve.http.app import make_app
 from latentrt.serve.http.bodies import CallReader
 from latentrt.serve.http.config import HttpConfig
+from latentrt.serve.http.idempotency import Idempotency
 from latentrt.serve.http.jobs import jobs_router
 from latentrt.serve.http.keys import Key
 from latentrt.serve.jobs.kept_jobs import Bounds
@@ -44,7 +45,8 @@ def app_of(fleet: Fleet, settings: Settings, metrics: Metrics, store: JobStore) 
     runner = Runner(fleet.for_accepted_work, store)
 
     def jobs(sender: Callable[[Request], Key], reader: CallReader) -> APIRouter:
-        return jobs_router(runner, reader=reader, sender=sender)
+        idempotency = Idempotency(settings.idempotency_seconds)
+        return jobs_router(runner, reader=reader, sender=sender, idempotency=idempotency)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -9,12 +9,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from fastapi import Request
 
 from latentrt.runtime.errors import InputError, unknown
+from latentrt.runtime.latents import PREVIEWS
 from latentrt.runtime.request.metadata import BY_HASH
 from latentrt.runtime.request.options import OPTIONS, json_options, request_schema
 from latentrt.serve.messages import Job, Output, Previews, RefusedError
@@ -63,6 +65,7 @@ def call_properties() -> dict[str, Any]:
         "deadline_ms": {"type": "integer", "minimum": 1, "description": "give up if it takes longer than this"},
         "priority": {"enum": ["interactive", "batch"], "description": "batch gets a tenth of the client's share"},
         "output_format": {"enum": [*MEDIA_TYPES], "default": "png"},
+        "preview_method": {"enum": [*PREVIEWS], "description": "of unfinished pictures: rgb is fast, vae decodes them"},
         "output_compression": {"type": "integer", "minimum": 0, "maximum": 100, "description": "of JPEG and WebP"},
     }
 
@@ -120,6 +123,8 @@ class CallReader:
         loras = model.loras(_loras(fields.pop("loras", {})))
         deadline = _deadline(fields.pop("deadline_ms", None))
         priority = _one_of("priority", fields.pop("priority", "batch" if key.batch else "interactive"))
+        method = _one_of("preview_method", fields.pop("preview_method", "auto"))
+        previews = None if previews is None else replace(previews, method=method)
         output = _output(fields.pop("output_format", "png"), fields.pop("output_compression", 90))
         prompt = fields.pop("prompt", None)
         options = self._options(fields)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+IDEMPOTENCY_SECONDS = 600.0
+
 
 @dataclass(frozen=True, slots=True)
 class HttpConfig:
@@ -30,4 +32,4 @@ class HttpConfig:
     cors: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     log_prompts: bool = False
-    idempotency_seconds: float = 600.0
+    idempotency_seconds: float = IDEMPOTENCY_SECONDS

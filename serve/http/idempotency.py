@@ -54,7 +54,7 @@ class Idempotency:
         return Response(response.body, response.status_code, dict(response.headers), response.media_type)
 
     def _made(self, client: str, key: str, task: "asyncio.Task[Response]") -> None:
-        if task.cancelled() or task.exception() is not None or task.result().status_code != 200:
+        if task.cancelled() or task.exception() is not None or task.result().status_code >= 300:
             self._entries.pop((client, key), None)
 
     def _forget(self) -> None:

@@ -3,13 +3,14 @@
 A job of another client is as unknown as one that never was.
 """
 
+import hashlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from latentrt.runtime.errors import InputError
 from latentrt.runtime.limits import MAX_STEPS
@@ -20,7 +21,9 @@ from latentrt.serve.jobs.store import FullError, KeptJob, StorageError
 from latentrt.serve.messages import Job, Previews, RefusedError
 
 from .bodies import MEDIA_TYPES, CallReader, call_properties
+from .config import IDEMPOTENCY_SECONDS
 from .errors import EVERYWHERE, OF_WORK, ApiError, errors
+from .idempotency import Idempotency
 from .job_answers import BYTES, PATH, JobAnswer, JobList, job_answer, server_sent
 from .keys import Key
 
@@ -30,7 +33,7 @@ _UNKNOWN = "there is no such job"
 _READ = {**EVERYWHERE, 404: "this client has no such job", 503: "the store of jobs cannot be used now"}
 _POST = {
     **EVERYWHERE,
-    **{status: text for status, text in OF_WORK.items() if status not in (409, 504)},
+    **{status: text for status, text in OF_WORK.items() if status != 504},
     503: "the server stops, or the store of jobs cannot be used now",
     507: "the server keeps as many jobs and results as it may",
 }
@@ -44,6 +47,7 @@ def jobs_router(
     sender: Callable[[Request], Key],
     clock: Callable[[], float] = time.time,
     heartbeat: float = HEARTBEAT,
+    idempotency: Idempotency | None = None,
 ) -> APIRouter:
     """The routes of native jobs.
 
@@ -52,14 +56,19 @@ def jobs_router(
         clock: the store's.
         heartbeat: seconds between the comments that keep a stream of events open.
     """
-    routes = _Routes(runner, reader, sender, clock, heartbeat)
+    routes = _Routes(runner, reader, sender, clock, heartbeat, idempotency or Idempotency(IDEMPOTENCY_SECONDS))
     router = APIRouter(prefix=PATH, tags=["jobs"])
     body = {"required": True, "content": {"application/json": {"schema": job_schema()}}}
     stream = {"description": "the events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
     picture = {"description": "the picture", "content": {kind: {} for kind in (*MEDIA_TYPES.values(), BYTES)}}
-    router.post("", status_code=202, responses=errors(_POST), openapi_extra={"requestBody": body}, name="create_job")(
-        routes.create
-    )
+    router.post(
+        "",
+        status_code=202,
+        response_model=JobAnswer,
+        responses=errors(_POST),
+        openapi_extra={"requestBody": body},
+        name="create_job",
+    )(routes.create)
     router.get("", responses=errors(_READ), name="list_jobs")(routes.list_jobs)
     router.get("/{job}", responses=errors(_READ), name="get_job")(routes.get)
     router.delete("/{job}", responses=errors(_READ), name="cancel_job")(routes.cancel)
@@ -121,20 +130,32 @@ class _Routes:
         sender: Callable[[Request], Key],
         clock: Callable[[], float],
         heartbeat: float,
+        idempotency: Idempotency,
     ) -> None:
+        self._idempotency = idempotency
         self._runner, self._reader, self._sender = runner, reader, sender
         self._clock, self._heartbeat = clock, heartbeat
 
-    async def create(self, request: Request, response: Response) -> JobAnswer:
+    async def create(
+        self,
+        request: Request,
+        idempotency_key: Annotated[str | None, Header(max_length=256, description="one job for one key")] = None,
+    ) -> Response:
         """Keep a job and answer at once: it is drawn also when the client is gone."""
+        if idempotency_key is None:
+            return await self._created(request)
+        digest = hashlib.sha256(await request.body()).digest()
+        name = self._sender(request).name
+        return await self._idempotency.answer(name, f"job {idempotency_key}", digest, lambda: self._created(request))
+
+    async def _created(self, request: Request) -> Response:
         key = self._sender(request)
         body = await self._reader.json_object(request)
         job = await self._reader.in_thread(lambda: self._job(body, key))
         with _storing():
             kept = await self._runner.accept(job)
             answer = await self._answer(request, kept)
-        response.headers["Location"] = answer.urls.self
-        return answer
+        return JSONResponse(answer.model_dump(), 202, {"Location": answer.urls.self})
 
     def _job(self, body: dict[str, Any], key: Key) -> Job:
         """The job of a body. Raises `InputError`, `ApiError`."""

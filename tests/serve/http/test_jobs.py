@@ -306,3 +306,19 @@ def test_the_schema_of_a_job_is_made_from_the_table() -> None:
     assert not check({"prompt": "a", "unknown": 1})
     assert not check({})
     assert not any("file" in schema["properties"][name]["description"] for name in BY_HASH)
+
+
+def test_one_job_for_one_idempotency_key() -> None:
+    async def check() -> None:
+        async with serving() as server:
+            answers = [
+                await server(
+                    "POST", "/v1/jobs", json={"prompt": "a star", "seed": seed}, headers={"Idempotency-Key": "k"}
+                )
+                for seed in (1, 1, 2)
+            ]
+            assert [answer.status_code for answer in answers] == [202, 202, 409]
+            assert answers[0].json() == answers[1].json()
+            assert len((await server("GET", "/v1/jobs")).json()["data"]) == 1
+
+    asyncio.run(check())
