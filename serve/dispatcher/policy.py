@@ -118,7 +118,8 @@ class Policy:
 
     def restart(self, images: Iterable[Image]) -> None:
         """Images in slots begin again from their first call, before all others of their client."""
-        for image in sorted(images, key=lambda image: -image.index):
+        order = {job: number for number, job in enumerate(self.jobs.values())}
+        for image in sorted(images, key=lambda image: (order[image.job], image.index), reverse=True):
             self._line(image.job.group).remove(image)
             image.calls = 0
             image.job.restarted = True
