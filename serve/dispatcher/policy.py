@@ -184,7 +184,7 @@ class Policy:
             return alone.group == group and all(image.job is alone for image in in_slots)
         if group in self._open:
             # The oldest group drains if a group without slots waits for its own.
-            return group is not self._open[0] or not self._short_of_slots(now, waiting)
+            return group != self._open[0] or not self._short_of_slots(now, waiting)
         return len(self._open) < GROUPS_OPEN or any(not self._held(g) for g in self._open)
 
     def _short_of_slots(self, now: float, waiting: list[Weights]) -> bool:
