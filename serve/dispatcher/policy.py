@@ -145,7 +145,7 @@ class Policy:
         """What the device should do now. Report it with `done` before the next question."""
         if self._finished:
             return self._decode()
-        waiting = {group.weights: None for group, line in self.lines.items() if line.waiting}
+        waiting = self._waiting_sets()
         busy = {group.weights: True for group, line in self.lines.items() if line.held}
         if (weights := self.turns.due(waiting, busy, now)) is not None:
             if (group := self._open_with(self.turns.active[weights.model])) is not None:
@@ -153,8 +153,15 @@ class Policy:
             return Swap(weights)
         return self._serve(now, waiting)
 
-    def _serve(self, now: float, waiting: Iterable[Weights]) -> Action:
-        joinable = {g: self._joinable(g, list(waiting), now) for g in self.lines}
+    def _waiting_sets(self) -> list[Weights]:
+        """The weights that images wait for. While a job has to run alone, all others have no claim to theirs."""
+        if self._alone:
+            alone = next(iter(self._alone.values()))
+            return [alone.group.weights] if alone.of_state(State.WAITING) else []
+        return list({group.weights: None for group, line in self.lines.items() if line.waiting})
+
+    def _serve(self, now: float, waiting: list[Weights]) -> Action:
+        joinable = {g: self._joinable(g, waiting, now) for g in self.lines}
         shares = self.shares()
         able = {group: shares[group] for group, line in self.lines.items() if line.held or joinable[group]}
         if not able:
