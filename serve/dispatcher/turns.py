@@ -20,7 +20,7 @@ class Turns:
         self._swap_seconds = swap_seconds
         self.active = {model: Weights(model) for model in models}
         self._since = dict.fromkeys(models, 0.0)
-        self._ended: dict[Weights, float] = {}  # when the last turn of each set ended
+        self._order: dict[Weights, None] = {}  # sets that wait for a turn, in the order in which they began to
 
     def turn(self, model: str) -> float:
         """Seconds that a set keeps the weights while others wait."""
@@ -39,17 +39,16 @@ class Turns:
 
     def due(self, waiting: Collection[Weights], busy: Mapping[Weights, bool], now: float) -> Weights | None:
         """The set to put in now: its model's present set has nothing under way and no claim to the weights."""
-        for model, active in self.active.items():
-            others = [weights for weights in waiting if weights.model == model and weights != active]
-            claims = active in waiting and self.left(model, now) > 0
-            if others and not claims and not busy.get(active, False):
-                return min(others, key=lambda weights: self._ended.get(weights, float("-inf")))
+        waits = [weights for weights in waiting if weights != self.active[weights.model]]
+        self._order = {weights: None for weights in self._order if weights in waits} | dict.fromkeys(waits)
+        for weights in self._order:
+            active = self.active[weights.model]
+            claims = active in waiting and self.left(weights.model, now) > 0
+            if not claims and not busy.get(active, False):
+                return weights
         return None
 
     def changed(self, weights: Weights, now: float) -> None:
         """A set has been put in."""
-        model = weights.model
-        self._ended[self.active[model]] = now
-        self.active[model], self._since[model] = weights, now
-        if len(self._ended) > 1000:
-            del self._ended[min(self._ended, key=self._ended.__getitem__)]
+        self._order.pop(weights, None)
+        self.active[weights.model], self._since[weights.model] = weights, now
