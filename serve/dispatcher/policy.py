@@ -97,7 +97,7 @@ class Policy:
         self._clients: dict[Group, Rotation[Client]] = {}
         self._alone: dict[str, QueuedJob] = {}  # jobs beside which nothing else runs
         self._open: list[Group] = []  # groups that hold slots, in the order in which they got them
-        self._encoded_since_call = False
+        self._encoded: tuple[Group, float] | None = None  # since the last call: for whom, and in how many milliseconds
 
     # --- changes from outside -----------------------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class Policy:
             self._choose(group, line)
         missing = dict.fromkeys(image.job for image in line.chosen if not image.job.encoded)
         ready = tuple(image for image in line.chosen if image.job.encoded)
-        if missing and not (self._encoded_since_call and (ready or line.running)):
+        if missing and not (self._encoded is not None and (ready or line.running)):
             return Encode(group, tuple(self._encodable(group, missing)))
         return Call(group, ready, (*line.running, *ready))
 
@@ -237,12 +237,14 @@ class Policy:
         """An action has been carried out, in `took` milliseconds of device time."""
         match action:
             case Encode(group, jobs):
-                self._encoded_since_call = True
-                self._groups.spend(group, took)
+                # Charged with the call that follows, so that the turn does not pass to a group that encodes as well.
+                self._encoded = group, took
                 for job in jobs:
                     job.encoded = True
             case Call(group, joining, images):
-                self._encoded_since_call = False
+                if self._encoded is not None:
+                    self._groups.spend(*self._encoded)
+                    self._encoded = None
                 self._groups.spend(group, took)
                 self._called(group, joining, images)
             case Decode(group, images):
