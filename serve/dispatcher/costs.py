@@ -34,7 +34,7 @@ class _Mean:
 
 
 class MeasuredCosts:
-    """See `policy.Costs`. Thread-safe."""
+    """See `protocols.Costs`. Thread-safe."""
 
     def __init__(self, *, max_batch: int, batch: int | None = None, deterministic: bool = False) -> None:
         """`batch`: the cap of every size; `deterministic`: calls run at the cap, whatever there is to do."""

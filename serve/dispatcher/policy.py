@@ -8,33 +8,14 @@ round robin over clients decides who gets a free slot; within a client it is fir
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
+from .protocols import Costs
 from .queue import Client, Group, Image, Line, QueuedJob, State, Weights
 from .rotation import Rotation
 from .turns import Turns
 
 QUANTUM = 250.0  # milliseconds of device time in a row, for a client of weight 1
 GROUPS_OPEN = 4  # groups that may hold slots at a time
-
-
-class Costs(Protocol):
-    """What work costs on this device, in milliseconds unless a name says otherwise."""
-
-    def cap(self, group: Group) -> int:
-        """The most images that share a call."""
-
-    def call(self, group: Group, count: int) -> float:
-        """A UNet call of this many images."""
-
-    def encode(self, job: QueuedJob) -> float:
-        """The texts and pictures of a job."""
-
-    def decode(self, group: Group, count: int) -> float:
-        """Latents to this many pictures."""
-
-    def swap_seconds(self, model: str) -> float:
-        """A change of a model's weights, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
