@@ -156,7 +156,9 @@ class Policy:
         if joinable[group]:
             self._choose(group, line)
         missing = dict.fromkeys(image.job for image in line.chosen if not image.job.encoded)
-        ready = tuple(image for image in line.chosen if image.job.encoded)
+        # Fewer than were chosen if the cap has been lowered since.
+        free = max(self.costs.cap(group) - len(line.running), 0)
+        ready = tuple(image for image in line.chosen if image.job.encoded)[:free]
         if missing and not (self._encoded is not None and (ready or line.running)):
             return Encode(group, tuple(self._encodable(group, missing)))
         return Call(group, ready, (*line.running, *ready))
