@@ -70,7 +70,7 @@ class QueueMachine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.queue.now += seconds
 
-    @precondition(lambda self: self.queue.policy.jobs)
+    @precondition(lambda self: self.queue.policy.lines)
     @rule(number=st.integers(0, 1000), cap=st.integers(1, 2))
     def lower_cap(self, number: int, cap: int) -> None:
         groups = list(self.queue.policy.lines)

@@ -1,0 +1,191 @@
+"""When jobs can be expected to start and to finish. Pure: times come from the caller.
+
+Within a group images take the slots as these become free, in the order in which deficit round robin gives them to
+clients. Groups share the device in proportion to their weights while they have work. Sets of LoRAs take turns.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from heapq import heapify, heapreplace
+
+from .policy import Policy
+from .queue import Client, Group, Image, Line, QueuedJob, State, Weights
+
+
+class Forecast:
+    """What is expected if a new job is accepted.
+
+    Attributes:
+        starts: the jobs that have not started, and in how many seconds the first image of each one does.
+        start: seconds until the first image of the new job starts.
+        finish: seconds until its last picture.
+    """
+
+    def __init__(self, policy: Policy, new: QueuedJob, now: float) -> None:
+        queues = _queues(policy, new)
+        sets = _Sets(policy, new, now)
+        self.starts: list[tuple[QueuedJob, float]] = []
+        self.start = self.finish = 0.0
+        for queue in queues:
+            turn = sets.turn(queue.group.weights)
+            rivals = [other for other in queues if other is not queue and _at_once(queue.group, other.group)]
+            for image, calls in queue.starts:
+                start = turn.start(queue.seconds(calls, rivals))
+                if image.index == 0:
+                    self.starts.append((image.job, start))
+                if image.job is not new:
+                    continue
+                if image.index == 0:
+                    self.start = start
+                in_slot = queue.seconds(calls + new.calls, rivals) - queue.seconds(calls, rivals)
+                self.finish = max(self.finish, start + in_slot)
+        self.finish += (policy.costs.encode(new) + policy.costs.decode(new.group, 1)) / 1000
+
+
+def work_left(job: QueuedJob) -> float:
+    """Milliseconds of a job that have not been done."""
+    return sum(job.cost * image.calls_left / job.calls for image in job.images if image.state is not State.GONE)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class _Queue:
+    """One group.
+
+    Attributes:
+        share: of the device, in proportion to that of others.
+        unit: milliseconds from one of its calls to the next, if it had the device alone, with encodes and decodes.
+        starts: images whose starts matter, and after how many calls of the group that is.
+        calls: until all of its work is done.
+    """
+
+    group: Group
+    share: float = 0.0
+    unit: float = 0.0
+    starts: list[tuple[Image, int]] = field(default_factory=list)
+    calls: int = 0
+
+    def seconds(self, calls: int, rivals: list["_Queue"]) -> float:
+        """Seconds until it has made so many calls, beside others."""
+        own = calls * self.unit
+        others = sum(min(rival.calls * rival.unit, own * rival.share / self.share) for rival in rivals)
+        return (own + others) / 1000
+
+
+def _at_once(one: Group, other: Group) -> bool:
+    """Whether two groups can have images in slots at the same time."""
+    return one.weights == other.weights or one.weights.model != other.weights.model
+
+
+def _queues(policy: Policy, new: QueuedJob) -> list[_Queue]:
+    """All groups with work, with a new job."""
+    lines = policy.lines if new.group in policy.lines else {**policy.lines, new.group: Line()}
+    weights = {group: line.weights() for group, line in lines.items()}
+    weights[new.group][new.client] = new.weight
+    places = Counter(client for clients in weights.values() for client in clients)
+    queues = []
+    for group, line in lines.items():
+        shares = {client: weight / places[client] for client, weight in weights[group].items()}
+        queue = _Queue(group, share=sum(shares.values()))
+        _fill(queue, policy, line, _in_order(line, shares, new if group == new.group else None), new)
+        queues.append(queue)
+    return queues
+
+
+def _in_order(line: Line, shares: dict[Client, float], new: QueuedJob | None) -> list[Image]:
+    """The waiting images, in the order in which they get slots: by what their clients have had by then."""
+    tagged: list[tuple[float, int, Image]] = []
+    for client, share in shares.items():
+        had = 0.0
+        own = new.images if new is not None and client == new.client else ()
+        for image in (*line.waiting.get(client, ()), *own):
+            had += image.job.cost / share
+            tagged.append((had, len(tagged), image))
+    tagged.sort()
+    return [image for _, _, image in tagged]
+
+
+def _fill(queue: _Queue, policy: Policy, line: Line, waiting: list[Image], new: QueuedJob) -> None:
+    """Give the slots to the waiting images, each one when the first slot is free."""
+    costs, group = policy.costs, queue.group
+    cap = costs.cap(group)
+    in_slots = [*line.running, *line.chosen]
+    free = sorted(image.calls_left for image in in_slots)[-cap:]
+    free += [0] * (cap - len(free))
+    heapify(free)
+    for image in waiting:
+        start = free[0]
+        heapreplace(free, start + image.job.calls)
+        if (image.index == 0 and not image.job.started) or (image.job is new and image.index == len(new.images) - 1):
+            queue.starts.append((image, start))
+    queue.calls = max(free)
+    count = min(cap, len(in_slots) + len(waiting))
+    beside = calls = 0.0  # milliseconds of encoding and decoding, and the calls that they are for
+    call = costs.call(group, cap) / cap
+    for image in waiting or in_slots:
+        beside += image.job.cost - image.job.calls * call
+        calls += image.job.calls
+    queue.unit = costs.call(group, count) + count * max(beside, 0.0) / calls
+
+
+# --- sets of LoRAs ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """When a set of LoRAs has the device, in seconds.
+
+    Attributes:
+        first: until its next turn begins; 0 during its turn.
+        length: of its turns; the first may be shorter.
+        first_length: what is left of the turn, or the length of the next one.
+        others: from the end of a turn to the next one; 0 where no other set has work.
+    """
+
+    first: float = 0.0
+    length: float = 1.0
+    first_length: float = 0.0
+    others: float = 0.0
+
+    def start(self, seconds: float) -> float:
+        """When work starts that starts after these seconds of the set's own time."""
+        if not self.others:
+            return self.first + seconds
+        over = seconds - self.first_length
+        turns = 0 if over <= 0 else math.ceil(over / self.length)
+        return self.first + seconds + turns * self.others
+
+
+class _Sets:
+    """The turns of all sets of LoRAs that have work."""
+
+    def __init__(self, policy: Policy, new: QueuedJob, now: float) -> None:
+        self._policy, self._now = policy, now
+        self._works: dict[Weights, float] = {}  # seconds
+        self._drains: dict[Weights, float] = {}  # seconds until all that runs has finished
+        active = {*policy.turns.active.values()}
+        if not active.issuperset(group.weights for group in (*policy.lines, new.group)):
+            for job in (*policy.jobs.values(), new):
+                weights = job.group.weights
+                self._works[weights] = self._works.get(weights, 0.0) + work_left(job) / 1000
+                drain = job.calls * policy.costs.call(job.group, policy.costs.cap(job.group)) / 1000
+                self._drains[weights] = max(self._drains.get(weights, 0.0), drain)
+
+    def turn(self, weights: Weights) -> _Turn:
+        """The turns of one set."""
+        model, turns = weights.model, self._policy.turns
+        rivals = [w for w in self._works if w.model == model and w != weights]
+        if not rivals and turns.active[model] == weights:
+            return _Turn()
+        swap, length = self._policy.costs.swap_seconds(model), turns.turn(model)
+        lengths = {w: min(self._works[w], length) + self._drains[w] + swap for w in rivals}
+        others = sum(lengths.values()) + swap
+        left = turns.left(model, self._now)
+        if (active := turns.active[model]) == weights:
+            return _Turn(0.0, length, left, others) if left > 0 else _Turn(others, length, length, others)
+        if active in lengths:  # a part of its turn is over
+            lengths[active] = min(self._works[active], left) + self._drains[active] + swap
+        return _Turn(sum(lengths.values()) + swap, length, length, others)
