@@ -35,7 +35,7 @@ class Admission:
         self._require_room(job)
         self._require_share(job, now)
         forecast = Forecast(self._policy, job, now)
-        self._require_punctual(forecast, job, now)
+        self._require_punctual(forecast, now)
         wait, estimate = forecast.start, forecast.finish
         if job.expires is not None and now + estimate > job.expires:
             raise RefusedError(
@@ -43,6 +43,7 @@ class Admission:
             )
         position = self._policy.waiting()
         job.promised = now + self._max_wait
+        job.urgent = job.promised - SPARE_FOR_NEW * self._max_wait - forecast.pause
         self._policy.add(job)
         return Admitted(position, wait, estimate)
 
@@ -74,12 +75,11 @@ class Admission:
             retry = _retry(excess * weights / job.weight)
             raise RefusedError("busy", f"the server is busy: {own:.1f} s of your work wait, which is your share", retry)
 
-    def _require_punctual(self, forecast: Forecast, new: QueuedJob, now: float) -> None:
+    def _require_punctual(self, forecast: Forecast, now: float) -> None:
         """All jobs that have not started, and the new one, start in time."""
         late = forecast.start - (1 - SPARE_FOR_NEW) * self._max_wait
         for job, start in forecast.starts:
-            if job is not new:
-                late = max(late, now + start - (job.promised - SPARE * self._max_wait))
+            late = max(late, now + start - (job.promised - SPARE * self._max_wait))
         if late > 0:
             raise _busy("too much work waits", late)
 

@@ -17,28 +17,28 @@ class Forecast:
     """What is expected if a new job is accepted.
 
     Attributes:
-        starts: the jobs that have not started, and in how many seconds the first image of each one does.
-        start: seconds until the first image of the new job starts.
+        starts: the other jobs that have not started, and in how many seconds the first image of each one does.
+        start: seconds until the first image of the new job starts, if clients that wait go on to ask for more.
         finish: seconds until its last picture.
+        pause: seconds between turns of its set of LoRAs; 0 where no other set has work.
     """
 
     def __init__(self, policy: Policy, new: QueuedJob, now: float) -> None:
         queues = _queues(policy, new)
         sets = _Sets(policy, new, now)
         self.starts: list[tuple[QueuedJob, float]] = []
-        self.start = self.finish = 0.0
+        self.start = self.finish = self.pause = 0.0
         for queue in queues:
             turn = sets.turn(queue.group.weights)
             rivals = [other for other in queues if other is not queue and _at_once(queue.group, other.group)]
             for image, calls in queue.starts:
-                start = turn.start(queue.seconds(calls, rivals))
-                if image.index == 0:
-                    self.starts.append((image.job, start))
                 if image.job is not new:
+                    self.starts.append((image.job, turn.start(queue.seconds(calls, rivals))))
                     continue
-                if image.index == 0:
-                    self.start = start
                 in_slot = queue.seconds(calls + new.calls, rivals) - queue.seconds(calls, rivals)
+                start = turn.start(queue.seconds(calls + queue.newcomers, rivals, go_on=True))
+                if image.index == 0:
+                    self.start, self.pause = start, turn.others
                 self.finish = max(self.finish, start + in_slot)
         self.finish += (policy.costs.encode(new) + policy.costs.decode(new.group, 1)) / 1000
 
@@ -60,6 +60,8 @@ class _Queue:
         unit: milliseconds from one of its calls to the next, if it had the device alone, with encodes and decodes.
         starts: images whose starts matter, and after how many calls of the group that is.
         calls: until all of its work is done.
+        waits: whether images wait.
+        newcomers: calls for images that clients who wait now may ask for later, and get before a new job.
     """
 
     group: Group
@@ -67,12 +69,16 @@ class _Queue:
     unit: float = 0.0
     starts: list[tuple[Image, int]] = field(default_factory=list)
     calls: int = 0
+    waits: bool = False
+    newcomers: float = 0.0
 
-    def seconds(self, calls: int, rivals: list["_Queue"]) -> float:
-        """Seconds until it has made so many calls, beside others."""
-        own = calls * self.unit
-        others = sum(min(rival.calls * rival.unit, own * rival.share / self.share) for rival in rivals)
-        return (own + others) / 1000
+    def seconds(self, calls: float, rivals: list["_Queue"], *, go_on: bool = False) -> float:
+        """Seconds until it has made so many calls, beside others; `go_on`: those where images wait do not run out."""
+        others = 0.0
+        for rival in rivals:
+            their = calls * self.unit * rival.share / self.share
+            others += their if go_on and rival.waits else min(rival.calls * rival.unit, their)
+        return (calls * self.unit + others) / 1000
 
 
 def _at_once(one: Group, other: Group) -> bool:
@@ -89,10 +95,23 @@ def _queues(policy: Policy, new: QueuedJob) -> list[_Queue]:
     queues = []
     for group, line in lines.items():
         shares = {client: weight / places[client] for client, weight in weights[group].items()}
-        queue = _Queue(group, share=sum(shares.values()))
+        queue = _Queue(group, share=sum(shares.values()), waits=bool(line.waiting))
+        if group == new.group:
+            queue.newcomers = _newcomers(line, shares, new) / policy.costs.cap(group)
         _fill(queue, policy, line, _in_order(line, shares, new if group == new.group else None), new)
         queues.append(queue)
     return queues
+
+
+def _newcomers(line: Line, shares: dict[Client, float], new: QueuedJob) -> float:
+    """Calls of images that other clients are given before a new job, beyond those that wait, if they ask for more."""
+    own = sum(image.job.cost for image in (*line.waiting.get(new.client, ()), *new.images))
+    calls = 0.0
+    for client, images in line.waiting.items():
+        if client != new.client:
+            more = own / shares[new.client] * shares[client] - sum(image.job.cost for image in images)
+            calls += max(more, 0.0) * images[-1].job.calls / images[-1].job.cost
+    return calls
 
 
 def _in_order(line: Line, shares: dict[Client, float], new: QueuedJob | None) -> list[Image]:

@@ -154,7 +154,7 @@ class Policy:
             self._open.append(group)
         line = self.lines[group]
         if joinable[group]:
-            self._choose(group, line)
+            self._choose(group, line, now)
         missing = dict.fromkeys(image.job for image in line.chosen if not image.job.encoded)
         # Fewer than were chosen if the cap has been lowered since.
         free = max(self.costs.cap(group) - len(line.running), 0)
@@ -186,8 +186,8 @@ class Policy:
             for group, line in self.lines.items()
         )
 
-    def _choose(self, group: Group, line: Line) -> None:
-        """Give the free slots of a group away."""
+    def _choose(self, group: Group, line: Line, now: float) -> None:
+        """Give the free slots of a group away: in turn, but first to clients whose promises would be broken."""
         rotation = self._clients.setdefault(group, Rotation[Client]())
         alone, places = next(iter(self._alone.values()), None), self._places()
         while line.waiting and line.held < self.costs.cap(group):
@@ -198,6 +198,9 @@ class Policy:
                     return
             weights = {client: image.job.weight / places[client] for client, image in heads.items()}
             client = rotation.next({client: image.job.cost for client, image in heads.items()}, weights)
+            urgent = line.urgent(now)
+            if urgent is not None and urgent in heads:
+                client = urgent
             rotation.spend(client, heads[client].job.cost)
             line.choose(heads[client])
 

@@ -69,6 +69,7 @@ class QueuedJob:
         expires: when it must have finished, on the policy's clock in seconds; None is never.
         client_jobs: jobs of its client that may be under way; None is the server's limit.
         promised: when its first image must start.
+        urgent: from when on its client goes before others, until it has started.
         alone: no other job runs beside it.
         has_pictures: whether it begins from given pictures.
         encoded: whether its images can start.
@@ -85,6 +86,7 @@ class QueuedJob:
     expires: float | None = None
     client_jobs: int | None = None
     promised: float = float("inf")
+    urgent: float = float("inf")
     alone: bool = False
     has_pictures: bool = False
     encoded: bool = False
@@ -140,6 +142,11 @@ class Line:
             self.chosen.remove(image)
         elif image.state is State.RUNNING:
             self.running.remove(image)
+
+    def urgent(self, now: float) -> Client | None:
+        """The client with the job that is urgent for longest."""
+        late = [image.job for image in self.all_waiting() if image.job.urgent <= now and not image.job.started]
+        return min(late, key=lambda job: job.urgent).client if late else None
 
     def all_waiting(self) -> Iterator[Image]:
         """The waiting images of all clients."""
