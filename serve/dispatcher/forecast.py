@@ -98,7 +98,7 @@ def _queues(policy: Policy, new: QueuedJob) -> list[_Queue]:
         queue = _Queue(group, share=sum(shares.values()), waits=bool(line.waiting))
         if group == new.group:
             queue.newcomers = _newcomers(line, shares, new) / policy.costs.cap(group)
-        _fill(queue, policy, line, _in_order(line, shares, new if group == new.group else None), new)
+        _fill(queue, policy, line, _in_order(policy, group, shares, new), new)
         queues.append(queue)
     return queues
 
@@ -114,17 +114,26 @@ def _newcomers(line: Line, shares: dict[Client, float], new: QueuedJob) -> float
     return calls
 
 
-def _in_order(line: Line, shares: dict[Client, float], new: QueuedJob | None) -> list[Image]:
-    """The waiting images, in the order in which they get slots: by what their clients have had by then."""
-    tagged: list[tuple[float, int, Image]] = []
-    for client, share in shares.items():
-        had = 0.0
-        own = new.images if new is not None and client == new.client else ()
-        for image in (*line.waiting.get(client, ()), *own):
-            had += image.job.cost / share
-            tagged.append((had, len(tagged), image))
+def _in_order(policy: Policy, group: Group, shares: dict[Client, float], new: QueuedJob) -> list[Image]:
+    """The waiting images of a group, in the order in which they get slots: round by round, as the rotation will."""
+    waiting = {client: list(images) for client, images in _line(policy, group).waiting.items()}
+    if group == new.group:
+        waiting[new.client] = [*waiting.get(new.client, ()), *new.images]
+    deficits = policy.clients[group].deficits() if group in policy.clients else {}
+    quantum = max((images[0].job.cost for images in waiting.values()), default=0.0)
+    tagged: list[tuple[int, int, Image]] = []
+    for client in {**deficits, **waiting}:
+        spent = -deficits.get(client, 0.0)
+        for image in waiting.get(client, ()):
+            spent += image.job.cost
+            turn = max(0, math.ceil(spent / (quantum * shares[client]) - 1e-9))
+            tagged.append((turn, len(tagged), image))
     tagged.sort()
     return [image for _, _, image in tagged]
+
+
+def _line(policy: Policy, group: Group) -> Line:
+    return policy.lines.get(group) or Line()
 
 
 def _fill(queue: _Queue, policy: Policy, line: Line, waiting: list[Image], new: QueuedJob) -> None:

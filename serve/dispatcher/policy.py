@@ -75,7 +75,7 @@ class Policy:
         self.turns = Turns(list(models), costs.swap_seconds)
         self._finished: list[Image] = []
         self._groups = Rotation[Group]()
-        self._clients: dict[Group, Rotation[Client]] = {}
+        self.clients: dict[Group, Rotation[Client]] = {}  # whose turn it is in each group
         self._alone: dict[str, QueuedJob] = {}  # jobs beside which nothing else runs
         self._open: list[Group] = []  # groups that hold slots, in the order in which they got them
         self._encoded: tuple[Group, float] | None = None  # since the last call: for whom, and in how many milliseconds
@@ -129,9 +129,9 @@ class Policy:
         waiting = self._waiting_sets()
         busy = {group.weights: True for group, line in self.lines.items() if line.held}
         if (weights := self.turns.due(waiting, busy, now)) is not None:
-            if (group := self._open_with(self.turns.active[weights.model])) is not None:
-                return CloseSlots(group)
-            return Swap(weights)
+            active = self.turns.active[weights.model]
+            group = next((group for group in self._open if group.weights == active), None)
+            return Swap(weights) if group is None else CloseSlots(group)
         return self._serve(now, waiting)
 
     def _waiting_sets(self) -> list[Weights]:
@@ -188,7 +188,7 @@ class Policy:
 
     def _choose(self, group: Group, line: Line, now: float) -> None:
         """Give the free slots of a group away: in turn, but first to clients whose promises would be broken."""
-        rotation = self._clients.setdefault(group, Rotation[Client]())
+        rotation = self.clients.setdefault(group, Rotation[Client]())
         alone, places = next(iter(self._alone.values()), None), self._places()
         while line.waiting and line.held < self.costs.cap(group):
             heads = {client: images[0] for client, images in line.waiting.items()}
@@ -197,10 +197,8 @@ class Policy:
                 if not heads:
                     return
             weights = {client: image.job.weight / places[client] for client, image in heads.items()}
-            client = rotation.next({client: image.job.cost for client, image in heads.items()}, weights)
-            urgent = line.urgent(now)
-            if urgent is not None and urgent in heads:
-                client = urgent
+            in_turn = rotation.next({client: image.job.cost for client, image in heads.items()}, weights)
+            client = urgent if (urgent := line.urgent(now)) in heads else in_turn
             rotation.spend(client, heads[client].job.cost)
             line.choose(heads[client])
 
@@ -284,9 +282,6 @@ class Policy:
     def _held(self, group: Group) -> int:
         return self.lines[group].held if group in self.lines else 0
 
-    def _open_with(self, weights: Weights) -> Group | None:
-        return next((group for group in self._open if group.weights == weights), None)
-
     def _take_out(self, image: Image) -> None:
         """The image is gone, and so is its job with the last one."""
         job = image.job
@@ -302,4 +297,4 @@ class Policy:
     def _tidy(self) -> None:
         """Forget groups without work."""
         self.lines = {group: line for group, line in self.lines.items() if line}
-        self._clients = {group: rotation for group, rotation in self._clients.items() if group in self.lines}
+        self.clients = {group: rotation for group, rotation in self.clients.items() if group in self.lines}

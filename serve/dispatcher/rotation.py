@@ -41,6 +41,10 @@ class Rotation(Generic[K]):
         if key in self._deficits:
             self._deficits[key] -= cost
 
+    def deficits(self) -> dict[K, float]:
+        """What each key may spend before its turn is over, in the order of their turns."""
+        return dict(self._deficits)
+
     def _keep(self, keys: Mapping[K, float]) -> None:
         self._deficits = {key: deficit for key, deficit in self._deficits.items() if key in keys}
         for key in keys:
