@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import logging
 import os
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -98,4 +99,5 @@ def _serve(resolved: Resolved, *, verbose: bool) -> int:
 
 
 def _tell(line: str) -> None:
-    print(line, flush=True)
+    with suppress(OSError):  # nobody reads it any more, which is no reason to stop
+        print(line, flush=True)

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 
 import uvicorn
 
+from latentrt.runtime.errors import BackendError
 from latentrt.serve.worker.fleet import Fleet
 
 from .settings import Settings
@@ -54,6 +56,13 @@ class _Uvicorn(uvicorn.Server):
         """Leave signals alone."""
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the app and listen. Raises `BackendError` instead of ending the process."""
+        try:
+            await super().startup(sockets)
+        except SystemExit as error:
+            raise BackendError("the server cannot start; the log says why") from error
+
 
 class Server:
     """One server, for one run."""
@@ -85,6 +94,7 @@ class Server:
         http = asyncio.create_task(self._http.serve(sockets=[self._socket]))
         while not self._http.started and not http.done():
             await asyncio.sleep(0.01)
+        status = 1
         try:
             if not http.done():
                 self._tell(f"latentrt listens at {self.address}")
@@ -93,7 +103,8 @@ class Server:
         finally:
             self._http.should_exit = True
             await asyncio.wait({http})
-        return status if http.exception() is None and self._http.started else 1
+        http.result()
+        return status
 
     async def _loaded(self, starting: asyncio.Task[None]) -> bool:
         """Wait for the models; False where the server is told to stop before."""

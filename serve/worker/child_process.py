@@ -72,7 +72,8 @@ class ChildProcess:
         descriptor = self._theirs.fileno()
         # Its module may be one of a folder that only this process has in its path.
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)  # noqa: PTH109
-        command = [sys.executable, "-m", "latentrt.serve.worker.child", str(descriptor), str(os.getpid())]
+        # -P: modules are not taken from the folder in which the server was started.
+        command = [sys.executable, "-P", "-m", "latentrt.serve.worker.child", str(descriptor), str(os.getpid())]
         with self._theirs, self._lock:
             self._process = subprocess.Popen(
                 command,

@@ -171,10 +171,10 @@ class Fleet:
         if ticket.stream.ended:  # what a device still says of a job that was stopped
             return
         ticket.heard(event)
-        if self._happened is not None:
-            self._happened(ticket.job.model, event)
         if isinstance(event, Done | Failed):
             self._forget(ticket)
+        if self._happened is not None:
+            self._happened(ticket.job.model, event)
 
     def _forget(self, ticket: FleetTicket) -> None:
         if self._tickets.get(ticket.job.id) is ticket:

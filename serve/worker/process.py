@@ -88,7 +88,9 @@ class WorkerProcess:
 
     @property
     def live(self) -> bool:
-        """False when it failed to come up some times in a row, or cannot even be killed."""
+        """False when it failed to come up some times in a row, cannot even be killed, or nobody starts it any more."""
+        if self._task is not None and self._task.done() and not self._closing:
+            return False
         return not self._hung and not self._final and self._failed_starts < self._timing.starts
 
     @property
@@ -113,6 +115,8 @@ class WorkerProcess:
         self._task = asyncio.create_task(self._keep_running())
         await asyncio.wait({self._up, self._task}, return_when=asyncio.FIRST_COMPLETED)
         if not self._up.done():
+            if not self._task.cancelled() and (error := self._task.exception()) is not None:
+                raise error
             raise BackendError(f"{self._name}: {self._final or self._reason or 'stopped while it was starting'}")
 
     async def submit(self, job: Job, listen: Callable[[Event], None]) -> Admitted:

@@ -7,8 +7,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from support.exports import ROOT
+
+from latentrt.runtime.errors import LatentRTError
 
 
 def started(does: str, *flags: str) -> "subprocess.Popen[str]":
@@ -25,6 +28,12 @@ def started(does: str, *flags: str) -> "subprocess.Popen[str]":
     )
 
 
+async def _failing_app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "the state is locked"})
+
+
 def main() -> int:
     from support.fake_dispatcher import NAME, served_model
 
@@ -32,7 +41,7 @@ def main() -> int:
     from latentrt.serve.cli import _tell
     from latentrt.serve.logs import configure
     from latentrt.serve.metrics import Metrics
-    from latentrt.serve.server import Server
+    from latentrt.serve.server import App, Server
     from latentrt.serve.settings import add_flags, given_flags, resolve
     from latentrt.serve.worker.fleet import Fleet
     from latentrt.serve.worker.process import Timing, WorkerProcess
@@ -52,13 +61,13 @@ def main() -> int:
         timing = Timing(shortest=0.1, longest=0.1, starts=2)
         workers = [WorkerProcess(child, timing) for child in children]
         fleet = Fleet(models, workers)
-        return await Server(
-            settings, fleet, wiring.app_of(fleet, settings, metrics, wiring.store_of(settings)), _tell
-        ).run()
+        fails = "app" in sys.argv[1]
+        app = App(_failing_app) if fails else wiring.app_of(fleet, settings, metrics, wiring.store_of(settings))
+        return await Server(settings, fleet, app, _tell).run()
 
     try:
         return asyncio.run(run())
-    except ValueError as error:
+    except LatentRTError as error:
         print(error, file=sys.stderr)
         return 1
 

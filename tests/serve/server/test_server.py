@@ -175,6 +175,14 @@ def test_models_that_cannot_be_loaded_end_it_with_their_message() -> None:
         assert "there is no bundle" in said
 
 
+def test_an_app_that_cannot_start_ends_it() -> None:
+    with started("fail=app", "--port=0") as server:
+        status, said = ended(server)
+        assert status == 1
+        assert "the state is locked" in said
+        assert "the server cannot start" in said
+
+
 def test_a_device_that_never_comes_up_ends_it_with_70() -> None:
     with started("", "--port=0", "dies=a") as server:
         status, said = ended(server)

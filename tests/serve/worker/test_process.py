@@ -289,15 +289,24 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("does", ["", "loading=60"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_no_process_outlives_its_parent(does: str, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("does", "number", "stopped"),
+    [
+        ("", signal.SIGKILL, False),
+        ("", signal.SIGKILL, True),  # it cannot even notice
+        ("loading=60", signal.SIGKILL, False),
+        ("", signal.SIGTERM, False),
+    ],
+)
+def test_no_process_outlives_its_parent(does: str, number: signal.Signals, stopped: bool) -> None:
     path = os.pathsep.join(map(str, (ROOT / "typings", ROOT, ROOT / "tests")))
     command = [sys.executable, "-c", _PARENT.format(does=does)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert not is_gone(pid)
+        if stopped:
+            os.kill(pid, signal.SIGSTOP)
         parent.send_signal(number)
         parent.wait(5)
     ends = time.monotonic() + 5
