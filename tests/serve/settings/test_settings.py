@@ -26,6 +26,7 @@ _TEXTS: Mapping[str, tuple[str, str, str]] = {
     "alias": ("a=shapes", "b=shapes", "a=shapes,b=shapes"),
     "state": ("/a", "/b", "postgresql://host/db"),
     "max_batch": ("1", "2", "3"),
+    "batch": ("1", "2", "3"),
     "filter": ("a:b", "a.b:c", "d:e"),
     "log_format": ("json", "json", "json"),
 }
