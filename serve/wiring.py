@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
 
@@ -35,7 +34,7 @@ MEMORY_BYTES, MEMORY_TTL = 512 << 20, 3600.0  # of results that are kept without
 def store_of(settings: Settings) -> JobStore:
     """Where native jobs are kept; raises `StateError`."""
     if settings.state is not None:
-        return store_in_folder(Path(settings.state), Bounds(bytes=settings.state_bytes, result_ttl=settings.result_ttl))
+        return store_in_folder(settings.state, Bounds(bytes=settings.state_bytes, result_ttl=settings.result_ttl))
     kept, seconds = min(settings.state_bytes, MEMORY_BYTES), min(settings.result_ttl, MEMORY_TTL)
     return store_in_memory(Bounds(bytes=kept, result_ttl=seconds))
 
@@ -46,7 +45,9 @@ def app_of(fleet: Fleet, settings: Settings, metrics: Metrics, store: JobStore) 
 
     def jobs(sender: Callable[[Request], Key], reader: CallReader) -> APIRouter:
         idempotency = Idempotency(settings.idempotency_seconds)
-        return jobs_router(runner, reader=reader, sender=sender, idempotency=idempotency)
+        return jobs_router(
+            runner, reader=reader, sender=sender, idempotency=idempotency, stopping=lambda: fleet.stopping
+        )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

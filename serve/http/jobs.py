@@ -48,15 +48,19 @@ def jobs_router(
     clock: Callable[[], float] = time.time,
     heartbeat: float = HEARTBEAT,
     idempotency: Idempotency | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> APIRouter:
     """The routes of native jobs.
 
     Args:
         sender: who sends a request.
+        stopping: whether new jobs are refused, as the server is about to end.
         clock: the store's.
         heartbeat: seconds between the comments that keep a stream of events open.
     """
-    routes = _Routes(runner, reader, sender, clock, heartbeat, idempotency or Idempotency(IDEMPOTENCY_SECONDS))
+    routes = _Routes(
+        runner, reader, sender, clock, heartbeat, idempotency or Idempotency(IDEMPOTENCY_SECONDS), stopping
+    )
     router = APIRouter(prefix=PATH, tags=["jobs"])
     body = {"required": True, "content": {"application/json": {"schema": job_schema()}}}
     stream = {"description": "the events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
@@ -131,7 +135,9 @@ class _Routes:
         clock: Callable[[], float],
         heartbeat: float,
         idempotency: Idempotency,
+        stopping: Callable[[], bool],
     ) -> None:
+        self._stopping = stopping
         self._idempotency = idempotency
         self._runner, self._reader, self._sender = runner, reader, sender
         self._clock, self._heartbeat = clock, heartbeat
@@ -149,6 +155,8 @@ class _Routes:
         return await self._idempotency.answer(name, f"job {idempotency_key}", digest, lambda: self._created(request))
 
     async def _created(self, request: Request) -> Response:
+        if self._stopping():
+            raise RefusedError("stopping", "the server stops: ask again", RETRY_AFTER)
         key = self._sender(request)
         body = await self._reader.json_object(request)
         job = await self._reader.in_thread(lambda: self._job(body, key))

@@ -60,19 +60,6 @@ def _path(value: Any, folder: Path) -> Path:
     return folder / Path(value).expanduser()
 
 
-def place() -> Kind:
-    """A folder, or the address of a PostgreSQL database."""
-
-    def read(value: Any, folder: Path) -> str:
-        if isinstance(value, str) and "://" in value:
-            if not re.fullmatch(r"postgres(ql)?://\S+", value):
-                raise ValueError
-            return value
-        return str(_path(value, folder))
-
-    return Kind(read, "a folder or postgresql://…", "DIR", show=lambda value: re.sub(r":[^:/@]*@", ":…@", value))
-
-
 def integer(least: int, most: int) -> Kind:
     """An integer from `least` to `most`."""
 

@@ -136,8 +136,7 @@ class Settings:
     ] = False
     preload: Annotated[bool, Setting("listen only when the models are loaded", kinds.switch())] = False
     state: Annotated[
-        str | None,
-        Setting("folder that keeps jobs through restarts, or postgresql://…", kinds.place(), "jobs are in memory"),
+        Path | None, Setting("folder that keeps jobs through restarts", kinds.path("DIR"), "jobs are in memory")
     ] = None
     state_bytes: Annotated[int, Setting("of kept results, at most", kinds.size_in_bytes())] = 10 * 2**30
     result_ttl: Annotated[float, Setting("results are kept this long", kinds.duration(1))] = 24 * 3600.0
@@ -175,7 +174,7 @@ def variable_of(name: str) -> str:
 
 
 def shown_value(name: str, value: Any) -> str:
-    """A value as text; empty where there is none. Passwords are hidden."""
+    """A value as text; empty where there is none."""
     return SETTINGS[name].kind.show(value) if value not in (None, (), {}, "") else ""
 
 

@@ -1,7 +1,7 @@
 """Clients that ask for more than a device can do, in virtual time, and what has to be true of the outcome."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from support.simulated_device import Ask, FixedCosts, Simulation, group_of
@@ -27,7 +27,7 @@ class Load:
     weights: tuple[float, ...] = (1.0,)
     times: float = 3.0
     apart: bool = False
-    costs: FixedCosts = FixedCosts()
+    costs: FixedCosts = field(default_factory=FixedCosts)
 
     def asks(self, seed: int, until: float) -> list[Ask]:
         """At random times."""
