@@ -47,6 +47,7 @@ class DispatcherOptions:
         max_batch: images of one UNet call, at most.
         batch: images of one UNet call at every size, instead of the most that are worth it, which is measured.
         client_jobs: jobs of one client that may be under way.
+        loaded: models that are loaded at a time; the others are loaded when they are asked for. None is all of them.
         lazy: sizes are prepared and measured at first use, not before the device is ready.
         deterministic: each size runs at one count, so that pictures do not depend on load.
         call_limit: seconds that a UNet call may take before the device counts as hung; longer where calls are slow.
@@ -60,6 +61,7 @@ class DispatcherOptions:
     max_batch: int = 8
     batch: int | None = None
     client_jobs: int = 64
+    loaded: int | None = None
     lazy: bool = False
     deterministic: bool = False
     call_limit: float = 30.0

@@ -92,6 +92,7 @@ def children_of(settings: Settings, *, verbose: bool = False) -> list[ChildConfi
                 batch=settings.batch,
                 call_limit=settings.call_limit,
                 client_jobs=settings.client_jobs,
+                loaded=settings.loaded,
                 lazy=settings.lazy,
                 deterministic=settings.deterministic,
                 filter=settings.filter,

@@ -29,6 +29,7 @@ from .models import LoadedModel, load_model, named
 from .pictures import PictureSender
 from .policy import Action, Call, CloseSlots, Decode, Encode, Idle, Policy, Swap
 from .queue import Client, QueuedJob, State
+from .shelf import Shelf
 from .warm_up import warm_up
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ class Dispatcher:
         policy: type[Policy] = Policy,
     ) -> None:
         """`listen` is called by the dispatcher's threads, and must return at once; `policy` is for comparisons."""
-        self._specs, self._options, self._listen = models, options, listen
+        self._options, self._listen = options, listen
+        self._shelf = Shelf(models, options, self._model_loaded)
         self._costs = MeasuredCosts(
             max_batch=options.max_batch, batch=options.batch, deterministic=options.deterministic
         )
@@ -84,12 +86,11 @@ class Dispatcher:
         executor = self._executor
         if executor is None or self._failure is not None:
             raise RefusedError("starting", "the device is starting: try again", 5)
-        if job.model not in executor.models:
-            raise RefusedError("unknown_model", f"this device does not serve {job.model!r}")
-        queued = self._queued(job, executor.models[job.model])
         with self._changed:
             if self._stopping:
                 raise RefusedError("stopping", "the server is stopping", 10)
+            busy = {other.group.weights.model for other in self._policy.jobs.values()}
+            queued = self._queued(job, self._shelf.require(job.model, busy))
             executor.add(job)
             try:
                 admitted = self._admission.admit(queued, time.monotonic())
@@ -174,16 +175,30 @@ class Dispatcher:
                 self._sender.fail(drawing, Failed(drawing.job.id, "crashed", "the device stopped working"))
 
     def _load(self) -> Executor:
-        models = {spec.name: load_model(spec, self._options) for spec in self._specs}
+        for spec in self._shelf.first():
+            self._shelf.loaded(load_model(spec, self._options))
+        models = self._shelf.models
         warm_up(models, self._costs, self._options)
         deterministic = self._options.deterministic
         return Executor(models, self._costs, self._sender, self._listen, deterministic=deterministic)
+
+    def _model_loaded(self, model: LoadedModel) -> None:
+        with self._changed:
+            self._shelf.loaded(model)
+
+    def _close_models(self) -> None:
+        """Close the models that have to make room."""
+        assert self._executor is not None
+        for model in self._shelf.closing:
+            self._executor.close_model(model, self._policy.close_model(model.name))
+        self._shelf.were_closed()
 
     def _next(self) -> Action | None:
         """The next action; waits for one. None at the end."""
         with self._changed:
             while True:
                 self._drop()
+                self._close_models()
                 if self._stopping and not self._policy.jobs:
                     return None
                 action = self._policy.next(time.monotonic())

@@ -99,6 +99,12 @@ class Executor:
             self._previews = [preview for preview in self._previews if preview.image.job.group != group]
             opened[0].close()
 
+    def close_model(self, model: LoadedModel, groups: Iterable[Group]) -> None:
+        """Close a model that has no work."""
+        for group in groups:
+            self.close_slots(group)
+        model.stages.close()
+
     def close(self) -> None:
         """Give all slots back, and close the pipelines."""
         for group in list(self._open):

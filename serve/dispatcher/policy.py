@@ -120,6 +120,13 @@ class Policy:
         decode = self.costs.decode(job.group, 1) if unfinished else 0.0
         return (calls * self.costs.call(job.group, 1) + decode) / 1000
 
+    def close_model(self, model: str) -> list[Group]:
+        """A model without work is closed; returns the groups whose slots close with it."""
+        groups = [group for group in self._open if group.weights.model == model]
+        self._open = [group for group in self._open if group not in groups]
+        self.turns.reset(model)
+        return groups
+
     # --- what to do next ----------------------------------------------------------------------------------------------
 
     def next(self, now: float) -> Action:

@@ -48,6 +48,10 @@ class Turns:
                 return weights
         return None
 
+    def reset(self, model: str) -> None:
+        """A model is loaded anew: its weights are the checkpoint's."""
+        self.active[model], self._since[model] = Weights(model), 0.0
+
     def changed(self, weights: Weights, now: float) -> None:
         """A set has been put in."""
         self._order.pop(weights, None)

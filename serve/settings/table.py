@@ -128,6 +128,10 @@ class Settings:
     alias: Annotated[
         Mapping[str, str], Setting("another name of a model, such as gpt-image-1=sd15", kinds.aliases())
     ] = field(default_factory=dict)
+    loaded: Annotated[
+        int | None,
+        Setting("models that are loaded at a time; others are loaded when asked for", kinds.integer(1, 1000), "all"),
+    ] = None
     lazy: Annotated[
         bool, Setting("prepare sizes at first use instead of before the server is ready", kinds.switch())
     ] = False

@@ -31,13 +31,14 @@ PATIENCE = 120.0  # seconds that any job of a test may take
 class Device:
     """A dispatcher in this process, and what it told."""
 
-    def __init__(self, spec: ModelSpec, options: DispatcherOptions) -> None:
+    def __init__(self, spec: ModelSpec, options: DispatcherOptions, *more: ModelSpec) -> None:
+        """`more`: further models, which jobs name."""
         self.model = served_model(spec)
         self.events: dict[str, list[Event]] = defaultdict(list)
         self.calls: list[Called] = []
         self._ended: dict[str, threading.Event] = defaultdict(threading.Event)
         self._number = 0
-        self.dispatcher = Dispatcher([spec], options, self._listen)
+        self.dispatcher = Dispatcher([spec, *more], options, self._listen)
         self.dispatcher.start()
 
     def _listen(self, event: Event | Called) -> None:
@@ -52,7 +53,8 @@ class Device:
         """A job that has not been submitted."""
         self._number += 1
         facts.setdefault("output", Output("latents"))
-        return Job(str(self._number), self.model.name, self.model.request(prompt, options), **facts)
+        model = facts.pop("model", self.model.name)
+        return Job(str(self._number), model, self.model.request(prompt, options), **facts)
 
     def submit(self, prompt: str, options: Mapping[str, Any], **facts: Any) -> Job:
         """Submit a job; waits while the queue is full."""
