@@ -115,7 +115,7 @@ def swaps(monkeypatch: pytest.MonkeyPatch) -> list[LoraSet]:
     return seen
 
 
-@pytest.mark.parametrize(("seed", "count"), [(31, 40), pytest.param(32, 200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("seed", "count"), [(31, 30), pytest.param(32, 200, marks=pytest.mark.slow)])
 def test_pictures_under_load_are_those_drawn_alone(
     device: Device, loras: Path, monkeypatch: pytest.MonkeyPatch, seed: int, count: int
 ) -> None:
@@ -127,6 +127,7 @@ def test_pictures_under_load_are_those_drawn_alone(
     assert len({call.count for call in device.calls}) == 4, "batches of every size were run"
 
 
+@pytest.mark.slow
 def test_a_row_in_the_wrong_slot_is_found(device: Device, loras: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def only_the_plan_moves(self: HostSlots, source: int, target: int) -> None:
         self._rows.move(source, target)
@@ -136,6 +137,7 @@ def test_a_row_in_the_wrong_slot_is_found(device: Device, loras: Path, monkeypat
     assert different(device, work, drawn_under_load(device, work), loras)
 
 
+@pytest.mark.slow
 def test_weights_of_another_set_are_found(device: Device, loras: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LoadedModel, "put_in", lambda *_: None)
     work = calls(34, 12)
@@ -143,6 +145,7 @@ def test_weights_of_another_set_are_found(device: Device, loras: Path, monkeypat
     assert sorted(wrong) == [number for number, call in enumerate(work) if call[2]]
 
 
+@pytest.mark.slow
 def test_texts_encoded_before_the_swap_are_found(device: Device, loras: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, early = Policy.next, set[str]()
 
