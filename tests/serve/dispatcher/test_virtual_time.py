@@ -7,8 +7,9 @@ import pytest
 from support.load import Load, check_load, check_promises, run_load
 from support.simulated_device import group_of
 
-from latentrt.serve.dispatcher.queue import Line
+from latentrt.serve.dispatcher.queue import Line, Weights
 from latentrt.serve.dispatcher.rotation import Rotation
+from latentrt.serve.dispatcher.turns import Turns
 
 SMALL, LARGE = group_of(64), group_of(96)
 LOADS = {
@@ -73,8 +74,13 @@ def _newest(self: Line, _now: float) -> Any:
     return max(jobs, key=lambda job: job.promised).client if jobs else None
 
 
+def _joins_while_it_drains(self: Turns, weights: Weights, *_: Any) -> bool:
+    return self.active.get(weights.model) == weights
+
+
 FAULTS: dict[str, tuple[type, str, Callable[..., Any], str]] = {
     "a client is always the first": (Rotation, "next", _first_always, "one size"),
+    "a set never drains": (Turns, "may_join", _joins_while_it_drains, "each client its own set"),
     "the newest job goes first": (Line, "urgent", _newest, "two sizes"),
 }
 
@@ -84,7 +90,7 @@ def test_a_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, name, mutant, load = FAULTS[fault]
     monkeypatch.setattr(owner, name, mutant)
     with pytest.raises(AssertionError):
-        check_load(run_load(LOADS[load], seed=0))
+        check_load(run_load((LOADS | SETS)[load], seed=0), goodput=0.8)
 
 
 def test_equal_asks_have_equal_answers() -> None:
