@@ -25,7 +25,7 @@ class Forecast:
 
     def __init__(self, policy: Policy, new: QueuedJob, now: float) -> None:
         queues = _queues(policy, new)
-        sets = _Sets(policy, new, now)
+        sets = _Sets(policy, queues, now)
         self.starts: list[tuple[QueuedJob, float]] = []
         self.start = self.finish = self.pause = 0.0
         for queue in queues:
@@ -60,6 +60,7 @@ class _Queue:
         unit: milliseconds from one of its calls to the next, if it had the device alone, with encodes and decodes.
         starts: images whose starts matter, and after how many calls of the group that is.
         calls: until all of its work is done.
+        longest: calls of the image that has the most.
         waits: whether images wait.
         newcomers: calls for images that clients who wait now may ask for later, and get before a new job.
     """
@@ -69,6 +70,7 @@ class _Queue:
     unit: float = 0.0
     starts: list[tuple[Image, int]] = field(default_factory=list)
     calls: int = 0
+    longest: int = 0
     waits: bool = False
     newcomers: float = 0.0
 
@@ -150,6 +152,7 @@ def _fill(queue: _Queue, policy: Policy, line: Line, waiting: list[Image], new: 
         if (image.index == 0 and not image.job.started) or (image.job is new and image.index == len(new.images) - 1):
             queue.starts.append((image, start))
     queue.calls = max(free)
+    queue.longest = max(image.job.calls for image in (*in_slots, *waiting))
     count = min(cap, len(in_slots) + len(waiting))
     beside = calls = 0.0  # milliseconds of encoding and decoding, and the calls that they are for
     call = costs.call(group, cap) / cap
@@ -190,17 +193,14 @@ class _Turn:
 class _Sets:
     """The turns of all sets of LoRAs that have work."""
 
-    def __init__(self, policy: Policy, new: QueuedJob, now: float) -> None:
+    def __init__(self, policy: Policy, queues: list[_Queue], now: float) -> None:
         self._policy, self._now = policy, now
         self._works: dict[Weights, float] = {}  # seconds
         self._drains: dict[Weights, float] = {}  # seconds until all that runs has finished
-        active = {*policy.turns.active.values()}
-        if not active.issuperset(group.weights for group in (*policy.lines, new.group)):
-            for job in (*policy.jobs.values(), new):
-                weights = job.group.weights
-                self._works[weights] = self._works.get(weights, 0.0) + work_left(job) / 1000
-                drain = job.calls * policy.costs.call(job.group, policy.costs.cap(job.group)) / 1000
-                self._drains[weights] = max(self._drains.get(weights, 0.0), drain)
+        for queue in queues:
+            weights = queue.group.weights
+            self._works[weights] = self._works.get(weights, 0.0) + queue.calls * queue.unit / 1000
+            self._drains[weights] = max(self._drains.get(weights, 0.0), queue.longest * queue.unit / 1000)
 
     def turn(self, weights: Weights) -> _Turn:
         """The turns of one set."""
