@@ -97,9 +97,9 @@ def check_promises(figures: Figures, max_wait: float = 30.0) -> None:
     assert figures.longest_wait <= max_wait, f"a job waited {figures.longest_wait:.1f} s"
 
 
-def check_load(figures: Figures, *, goodput: float = 0.95) -> None:
+def check_load(figures: Figures, *, goodput: float = 0.95, error: float = 0.25) -> None:
     """The device is used, clients have their shares, and what they are told is true."""
     check_promises(figures)
     assert figures.goodput >= goodput, f"goodput {figures.goodput:.3f}"
     assert figures.jain >= 0.95, f"Jain's index {figures.jain:.3f}"
-    assert figures.estimate_error <= 0.25, f"median error of estimates {figures.estimate_error:.3f}"
+    assert figures.estimate_error <= error, f"median error of estimates {figures.estimate_error:.3f}"

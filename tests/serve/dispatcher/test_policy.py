@@ -155,6 +155,19 @@ def check_a_fifth_group_gets_slots_although_four_go_on() -> None:
     assert last.started
 
 
+def check_a_set_gives_way_although_more_of_its_work_comes() -> None:
+    queue = CheckedQueue(models=("m",))
+    queue.submit("a", group_of(64), 9, images=6)
+    queue.step()
+    other = queue.submit("b", group_of(64, "a"), 3)
+    for calls in range(400):
+        queue.step()
+        if queue.policy.waiting() < 6:
+            queue.submit("a", group_of(64), 5 + calls % 5, images=3)
+    assert other is not None
+    assert other.started, "a set starves"
+
+
 def check_a_job_that_runs_alone_does_not_wait_for_turns() -> None:
     """A set whose images may not start beside it has no claim to the weights."""
     queue = CheckedQueue(models=("m",))
@@ -190,6 +203,7 @@ CHECKS = [
     check_late_work_is_dropped,
     check_texts_do_not_hold_images_up,
     check_a_fifth_group_gets_slots_although_four_go_on,
+    check_a_set_gives_way_although_more_of_its_work_comes,
     check_a_job_that_runs_alone_does_not_wait_for_turns,
     check_restarts_keep_the_order_of_jobs,
     check_a_lowered_cap_holds_for_images_that_were_chosen_before,
@@ -236,6 +250,10 @@ def _encodes_are_charged_at_once(self: Policy, action: Action, now: float, took:
         self._groups.spend(action.group, took)
 
 
+def _joins_while_it_drains(self: Turns, weights: Weights, *_: object) -> bool:
+    return self.active.get(weights.model) == weights
+
+
 def _due_at_once(self: Turns, waiting: Collection[Weights], _busy: object, now: float) -> Weights | None:
     return _DUE(self, waiting, {}, now)
 
@@ -255,6 +273,7 @@ FAULTS: dict[str, tuple[object, str, object]] = {
     "deadlines are ignored": (Policy, "expired", lambda *_: []),
     "texts are encoded before the swap": (Turns, "may_join", lambda *_: True),
     "weights change under running images": (Turns, "due", _due_at_once),
+    "a set never drains": (Turns, "may_join", _joins_while_it_drains),
     "too many groups hold slots": (policy, "GROUPS_OPEN", 100),
     "two batches of texts between calls": (Policy, "done", _encodes_are_forgotten),
     "two groups encode between calls": (Policy, "done", _encodes_are_charged_at_once),
