@@ -156,14 +156,16 @@ def check_a_fifth_group_gets_slots_although_four_go_on() -> None:
 
 
 def check_a_set_gives_way_although_more_of_its_work_comes() -> None:
-    queue = CheckedQueue(models=("m",))
-    queue.submit("a", group_of(64), 9, images=6)
+    """Images of many lengths, so that they do not finish all at once."""
+    queue = CheckedQueue(models=("m",), costs=ChangingCosts(caps=8))
+    for calls in range(5, 15):
+        queue.submit("a", group_of(64), calls)
     queue.step()
     other = queue.submit("b", group_of(64, "a"), 3)
-    for calls in range(400):
+    for number in range(400):
         queue.step()
-        if queue.policy.waiting() < 6:
-            queue.submit("a", group_of(64), 5 + calls % 5, images=3)
+        while queue.policy.waiting() < 10:
+            queue.submit("a", group_of(64), 5 + number % 11)
     assert other is not None
     assert other.started, "a set starves"
 
