@@ -146,8 +146,8 @@ class Admitted:
 
 
 # Why a job is not accepted: too much work waits; too many of this client's jobs; the deadline cannot be met; the server
-# stops; the model is not there; the device's process is starting.
-RefusedReason = Literal["busy", "client_busy", "deadline", "stopping", "unknown_model", "starting"]
+# stops; the model is not there; the device's process is starting; it ended before it answered, perhaps by this job.
+RefusedReason = Literal["busy", "client_busy", "deadline", "stopping", "unknown_model", "starting", "crashed"]
 
 
 class RefusedError(Exception):

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import httpx
-import psutil
 
 from benchmarks.common.harness import Target, finish, show_environment, show_table
 

@@ -71,6 +71,7 @@ _REFUSED: Mapping[RefusedReason, _Row] = {
     "deadline": _Row(504, "deadline_exceeded", False),
     "stopping": _Row(503, "server_stopping", True, 10),
     "starting": _Row(503, "server_starting", True, 5),
+    "crashed": _Row(503, "device_restarted", True, 5),
     "unknown_model": _Row(404, "model_not_found"),
 }
 _FAILED: Mapping[FailedKind, _Row] = {

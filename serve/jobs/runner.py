@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from latentrt.serve.messages import Job, RefusedError
+from latentrt.serve.messages import Failed, Job, RefusedError
 from latentrt.serve.service import Service
 
 from .drawing import Drawing, draw
@@ -211,8 +211,10 @@ class Runner:
         return await asyncio.to_thread(self._resolver.job, kept, inputs.__getitem__, now=self._clock())
 
     async def _refused(self, drawing: Drawing, error: RefusedError) -> None:
-        """The job waits on where trying again may help, and its attempt does not count."""
+        """The job waits on where trying again may help; its attempt does not count where it cannot have begun."""
         kept = drawing.kept
+        if error.reason == "crashed":  # perhaps by this job, so this attempt counts
+            return await drawing.failed(Failed(kept.id, "crashed", error.message))
         if error.reason == "deadline":
             return await drawing.fail(Failure("deadline", error.message))
         if error.reason == "unknown_model":

@@ -249,7 +249,7 @@ class WorkerProcess:
         self._ready, self._load = False, None
         unanswered = {job for job, answer in self._answers.values() if not answer.done()}
         for number in list(self._answers):
-            self._answer(number, self._starting())
+            self._answer(number, self._unanswered(how))
         kind: FailedKind = "stopped" if self._closing else "crashed"
         for job in self._listeners.keys() - unanswered:
             self._listeners.pop(job)(Failed(job, kind, f"the process that drew it {how}"))
@@ -258,6 +258,12 @@ class WorkerProcess:
         if self._closing:
             return RefusedError("stopping", "the server stops", self.retry_after)
         return RefusedError("starting", f"{self._name} is being started", self.retry_after)
+
+    def _unanswered(self, how: str) -> RefusedError:
+        """For a job that was sent: its process may have begun it, and have ended by it, before its answer was sent."""
+        if self._closing:
+            return self._starting()
+        return RefusedError("crashed", f"the process that it was sent to {how}", self.retry_after)
 
     def _why(self, how: str) -> str:
         return f"{how} ({self._reason})" if self._reason else how

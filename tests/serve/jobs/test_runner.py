@@ -152,6 +152,21 @@ def test_refused_jobs_wait_and_do_not_count(reason: Any) -> None:
     asyncio.run(check())
 
 
+@checked
+async def test_a_job_whose_process_ends_before_it_answers_is_poison_at_the_third_time() -> None:
+    def refuse(job: Job) -> None:
+        if job.id == "poison":
+            raise RefusedError("crashed", "the process ended", 0.01)
+
+    service = FakeService(MODEL, refuses=refuse)
+    async with running(service) as runner:
+        for name in ("poison", "fine"):
+            await runner.accept(make(name))
+        poison, fine = await ended(runner, "poison", "fine")
+    assert (poison.state, poison.attempts, poison.failure and poison.failure.kind) == ("failed", 3, "poison")
+    assert (fine.state, fine.attempts) == ("done", 1)
+
+
 @pytest.mark.parametrize(
     ("reason", "after", "kind"),
     [("deadline", None, "deadline"), ("unknown_model", None, "model_changed"), ("busy", None, "input")],
