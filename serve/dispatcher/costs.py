@@ -184,7 +184,8 @@ class MeasuredCosts:
         except (OSError, ValueError, KeyError, TypeError):  # it can be measured again
             return False
         with self._lock:
-            self._caps, self._others = caps, others
+            self._caps = {} if self._batch is not None else caps  # kept ones would be stronger than what is asked for
+            self._others = others
             for model, bucket, count, took in calls:
                 self._calls.setdefault((model, bucket), {})[count] = _Mean(took, 2)
         return True
