@@ -22,7 +22,7 @@ from latentrt.serve.messages import ModelSpec
 __all__ = ["ServerProcess", "body", "real_server"]
 
 FAULTS = f"{__name__}:load_with_faults"
-SIZE = (128, 128)
+SIZE = (64, 64)
 # Seeds of pictures that abort the process while their texts are encoded, and in their third UNet call; that hang in
 # their second one, and that hold NaN.
 ABORTS_AT_ONCE, ABORTS_AT_THIRD_CALL, HANGS, NAN = 900_001, 900_003, 900_004, 900_005

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,11 @@ def test_a_signal_under_load_loses_no_accepted_request() -> None:
 # --- a job that ends its process
 
 
-@pytest.mark.parametrize("seed", [ABORTS_AT_THIRD_CALL, ABORTS_AT_ONCE])
+@pytest.mark.parametrize("seed", [ABORTS_AT_THIRD_CALL, pytest.param(ABORTS_AT_ONCE, marks=pytest.mark.slow)])
 def test_a_job_that_kills_its_process_is_poison_and_takes_no_other_along(seed: int, tmp_path: Path) -> None:
-    with real_server("--batch=4", f"--state={tmp_path / 'state'}", delay=50) as server, ThreadPoolExecutor(8) as pool:
+    with real_server("--batch=4", f"--state={tmp_path / 'state'}", delay=20) as server, ThreadPoolExecutor(8) as pool:
         beside = [post(server, i, "/v1/jobs", steps=6).json()["id"] for i in range(3)]
-        waiting = [pool.submit(post, server, 50 + i, steps=30) for i in range(3)]
+        waiting = [pool.submit(post, server, 50 + i, steps=100) for i in range(3)]
         while metric(server, "latentrt_unet_image_calls_total") < 8:
             time.sleep(0.02)
         killer = post(server, seed, "/v1/jobs", steps=6).json()["id"]
@@ -126,15 +127,6 @@ def test_a_job_that_kills_its_process_is_poison_and_takes_no_other_along(seed: i
             other = ended(server, name)
             assert (other["status"], len(other["images"])) == ("done", 1), other
         assert metric(server, "latentrt_device_restarts_total") == 3
-        server.wait_until_ready()
-        assert post(server, 1).status_code == 200
-
-
-def test_a_synchronous_request_that_kills_its_process_is_told_to_try_again() -> None:
-    with real_server("--batch=4", delay=20) as server:
-        assert is_told_to_try_again(post(server, ABORTS_AT_THIRD_CALL, steps=4))
-        assert is_told_to_try_again(post(server, 1))
-        assert httpx.get(f"{server.address}/live").status_code == 200
         server.wait_until_ready()
         assert post(server, 1).status_code == 200
 
@@ -160,7 +152,7 @@ def test_pictures_and_bodies_fail_alone() -> None:
         well = [pool.submit(post, server, 7, steps=4) for _ in range(6)]
         nan = pool.submit(post, server, NAN, steps=4)
         hostile = [pool.submit(post, server, 8, image=picture) for picture in hostile_pictures()]
-        large = [pool.submit(send, server) for send in (declared_10_gb, streamed_without_end)]
+        large = [pool.submit(send, server) for send in (declared_10_gb, streamed_10_gb)]
         well += [pool.submit(post, server, 7, steps=4) for _ in range(3)]
         assert nan.result().status_code == 500
         assert nan.result().json()["error"]["code"] == "non_finite_picture"
@@ -185,28 +177,25 @@ def hostile_pictures() -> list[str]:
 
 
 def declared_10_gb(server: ServerProcess) -> int:
-    headers = {"Content-Length": str(10 * 2**30), "Content-Type": "application/json"}
-    with httpx.Client(timeout=PATIENCE) as client:
-        return client.post(server.address + GENERATIONS, content=iter([b"{" * 1000]), headers=headers).status_code
+    return asyncio.run(sent(server, f"Content-Length: {10 * 2**30}", b" " * 0x10000))
 
 
-def streamed_without_end(server: ServerProcess) -> int:
-    """A body in chunks, without a length: read no further than the limit."""
+def streamed_10_gb(server: ServerProcess) -> int:
+    return asyncio.run(sent(server, "Transfer-Encoding: chunked", b"10000\r\n" + b" " * 0x10000 + b"\r\n"))
 
-    async def send() -> int:
-        host, port = server.address.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(f"POST {GENERATIONS} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
-        piece = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
-        answer = asyncio.create_task(reader.readline())
-        try:
-            for _ in range(10 * 2**30 // 0x10000):
-                writer.write(piece)
-                await writer.drain()
-                if answer.done():
-                    break
-        except ConnectionError:
-            pass
-        return int((await answer).split()[1])
 
-    return asyncio.run(send())
+async def sent(server: ServerProcess, header: str, piece: bytes) -> int:
+    """The status that answers a body of 10 GB, which is not read to its end."""
+    host, port = server.address.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"POST {GENERATIONS} HTTP/1.1\r\nHost: a\r\n{header}\r\n\r\n".encode())
+    answer = asyncio.create_task(reader.readline())
+    with suppress(ConnectionError):  # it has answered and does not listen any more
+        for _ in range(10 * 2**30 // 0x10000):
+            writer.write(piece)
+            await writer.drain()
+            if answer.done():
+                break
+    status = int((await answer).split()[1])
+    writer.close()
+    return status
