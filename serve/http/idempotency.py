@@ -54,14 +54,18 @@ class Idempotency:
         return Response(response.body, response.status_code, dict(response.headers), response.media_type)
 
     def _made(self, client: str, key: str, task: "asyncio.Task[Response]") -> None:
-        if task.cancelled() or task.exception() is not None or task.result().status_code >= 300:
+        if not _succeeded(task) or task.result().status_code >= 300:
             self._entries.pop((client, key), None)
 
     def _forget(self) -> None:
         """Old answers, and more than are kept."""
-        done = [(name, entry) for name, entry in self._entries.items() if entry.answer.done()]
+        done = [(name, entry) for name, entry in self._entries.items() if _succeeded(entry.answer)]
         size = sum(len(entry.answer.result().body) for _, entry in done)
         for name, entry in done:
             if self._clock() - entry.began > self._seconds or len(self._entries) > KEPT or size > KEPT_BYTES:
                 size -= len(entry.answer.result().body)
                 del self._entries[name]
+
+
+def _succeeded(task: "asyncio.Task[Response]") -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
