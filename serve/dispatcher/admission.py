@@ -17,6 +17,7 @@ from .queue import Client, QueuedJob
 # Shares of `max_wait` that are not promised away, as waits cannot be predicted exactly. Less for jobs that have been
 # accepted, so that a small error in their prediction does not stop all admission.
 SPARE_FOR_NEW, SPARE = 0.15, 0.07
+SPARE_OF_PAUSE = 0.25  # and of the time between a set's turns, as work may slip into the next turn
 LONGEST_RETRY = 120  # seconds; clients ignore longer ones
 
 
@@ -77,9 +78,10 @@ class Admission:
 
     def _require_punctual(self, forecast: Forecast, now: float) -> None:
         """All jobs that have not started, and the new one, start in time."""
-        late = forecast.start - (1 - SPARE_FOR_NEW) * self._max_wait
-        for job, start in forecast.starts:
-            late = max(late, now + start - (job.promised - SPARE * self._max_wait))
+        late = forecast.start + SPARE_OF_PAUSE * forecast.pause - (1 - SPARE_FOR_NEW) * self._max_wait
+        for job, start, pause in forecast.starts:
+            latest = now + start + SPARE_OF_PAUSE * pause
+            late = max(late, latest - (job.promised - SPARE * self._max_wait))
         if late > 0:
             raise _busy("too much work waits", late)
 

@@ -17,7 +17,8 @@ class Forecast:
     """What is expected if a new job is accepted.
 
     Attributes:
-        starts: the other jobs that have not started, and in how many seconds the first image of each one does.
+        starts: the other jobs that have not started, in how many seconds the first image of each one does, and the
+            pause of its set.
         start: seconds until the first image of the new job starts, if clients that wait go on to ask for more.
         finish: seconds until its last picture.
         pause: seconds between turns of its set of LoRAs; 0 where no other set has work.
@@ -26,14 +27,14 @@ class Forecast:
     def __init__(self, policy: Policy, new: QueuedJob, now: float) -> None:
         queues = _queues(policy, new)
         sets = _Sets(policy, queues, now)
-        self.starts: list[tuple[QueuedJob, float]] = []
+        self.starts: list[tuple[QueuedJob, float, float]] = []
         self.start = self.finish = self.pause = 0.0
         for queue in queues:
             turn = sets.turn(queue.group.weights)
             rivals = [other for other in queues if other is not queue and _at_once(queue.group, other.group)]
             for image, calls in queue.starts:
                 if image.job is not new:
-                    self.starts.append((image.job, turn.start(queue.seconds(calls, rivals))))
+                    self.starts.append((image.job, turn.start(queue.seconds(calls, rivals)), turn.others))
                     continue
                 in_slot = queue.seconds(calls + new.calls, rivals) - queue.seconds(calls, rivals)
                 start = turn.start(queue.seconds(calls + queue.newcomers, rivals, go_on=True))
