@@ -16,7 +16,7 @@ COSTS = st.lists(st.floats(1.0, 100.0), min_size=1, max_size=20)
 def test_those_who_always_wait_have_shares_in_proportion_to_their_weights(
     weights: dict[str, float], costs: list[float]
 ) -> None:
-    """Two keys differ by a round and what one job may go beyond it, after any number of jobs."""
+    """Two keys differ by two rounds and what one job may go beyond them, after any number of jobs."""
     rotation, had, turn = Rotation[str](), dict.fromkeys(weights, 0.0), dict.fromkeys(weights, 0)
     most = max(costs)
     for _ in range(300):
@@ -26,7 +26,7 @@ def test_those_who_always_wait_have_shares_in_proportion_to_their_weights(
         had[key] += heads[key]
         turn[key] += 1
         served = [had[key] / weights[key] for key in weights]
-        assert max(served) - min(served) <= 2 * most * (1 + 1 / min(weights.values()))
+        assert max(served) - min(served) <= 3 * most * (1 + 1 / min(weights.values()))
 
 
 @settings(deadline=None, max_examples=50)
