@@ -1,9 +1,8 @@
 """Which jobs are accepted, and what they are promised. Pure: times come from the caller.
 
 A job is accepted if its first image, and that of every job accepted before, can be expected to start within `max_wait`
-seconds. Expected waits are those of a fluid in which every client with work has its share of the device all the time,
-which deficit round robin approximates. A client's waiting work is limited to its share of `max_wait`, with one share
-kept free for a newcomer, so that nobody fills the queue alone.
+seconds; see `Forecast`. A client's waiting work is limited to its share of `max_wait`, with one share kept free for a
+newcomer, so that nobody fills the queue alone.
 """
 
 import math
