@@ -1,11 +1,13 @@
 """A real server in processes of its own, and faults that a test plants in its device by a picture's seed."""
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import httpx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +21,7 @@ from latentrt.runtime.stages import Stages
 from latentrt.serve.dispatcher.models import load_pipeline
 from latentrt.serve.messages import ModelSpec
 
-__all__ = ["ServerProcess", "body", "real_server"]
+__all__ = ["ServerProcess", "body", "metric", "real_server"]
 
 FAULTS = f"{__name__}:load_with_faults"
 SIZE = (64, 64)
@@ -42,6 +44,13 @@ def real_server(
 def body(seed: int, *, steps: int = 2, **options: Any) -> dict[str, Any]:
     """A call in JSON; also the options of the same call of `Pipeline`, with its prompt."""
     return {"prompt": f"a red star {seed}", "seed": seed, "num_inference_steps": steps, "scheduler": "euler"} | options
+
+
+def metric(server: ServerProcess, name: str) -> float:
+    """The sum of a metric over its labels; 0 where it is not there yet."""
+    text = httpx.get(f"{server.address}/metrics", timeout=60).text
+    values = [value for _, value in re.findall(rf"^{name}(\{{.*\}})? (\S+)$", text, re.MULTILINE)]
+    return sum(map(float, values))
 
 
 def load_with_faults(spec: ModelSpec, device: str | None) -> Pipeline:

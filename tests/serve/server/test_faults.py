@@ -4,8 +4,11 @@ import asyncio
 import base64
 import io
 import re
+import shutil
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +27,7 @@ from support.real_server import (
     NAN,
     ServerProcess,
     body,
+    metric,
     real_server,
 )
 
@@ -49,13 +53,6 @@ def ended(server: ServerProcess, name: str, seconds: float = PATIENCE) -> dict[s
         assert time.monotonic() < end, job
         time.sleep(0.05)
     return job
-
-
-def metric(server: ServerProcess, name: str) -> float:
-    """The sum of a metric over its labels; 0 where it is not there yet."""
-    text = httpx.get(f"{server.address}/metrics", timeout=PATIENCE).text
-    values = [value for _, value in re.findall(rf"^{name}(\{{.*\}})? (\S+)$", text, re.MULTILINE)]
-    return sum(map(float, values))
 
 
 def pixels(answer: httpx.Response) -> Any:
@@ -162,6 +159,51 @@ def test_pictures_and_bodies_fail_alone() -> None:
             assert answer.result().status_code == 200, answer.result().text
             np.testing.assert_array_equal(pixels(answer.result()), alone)
         assert sum(process.memory_info().rss for process in server.processes()) < 1 << 30
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    command = [mount or "", "-t", "tmpfs", "-o", "size=4m", "latentrt-test", str(folder)]
+    if mount is None or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(file: Path) -> None:
+    """Take all that is left of a disk."""
+    with suppress(OSError), file.open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+
+
+def test_a_full_disk_refuses_jobs_and_nothing_else(small_disk: Path) -> None:
+    with real_server("--batch=4", f"--state={small_disk / 'state'}", delay=20) as server:
+        before = post(server, 1, "/v1/jobs").json()["id"]
+        assert ended(server, before)["status"] == "done"
+        caught = post(server, 2, "/v1/jobs", steps=100).json()["id"]
+        fill(small_disk / "filler")
+        refused = post(server, 3, "/v1/jobs")
+        assert refused.status_code == 507, refused.text
+        assert post(server, 4).status_code == 200
+        assert job_of(server, before)["status"] == "done"
+        while metric(server, "latentrt_images_total") < 3:
+            time.sleep(0.02)
+        assert post(server, 5).status_code == 200
+        (small_disk / "filler").unlink()
+        job = ended(server, caught)
+        assert job["status"] == "done" or "cannot be kept" in job["error"]["message"]
+        after = post(server, 6, "/v1/jobs")
+        assert after.status_code == 202
+        assert ended(server, after.json()["id"])["status"] == "done"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0, server.said
 
 
 def hostile_pictures() -> list[str]:
