@@ -32,6 +32,7 @@ class RunnerOptions:
         window: jobs that are submitted at a time.
         client_window: those of one client, so that the long queue of one does not hold up others.
         poll: seconds until the store is asked again, where nobody has said that there is work.
+        look: seconds until devices are looked at again, while none is ready.
         sweep: seconds between two sweeps of the store.
         longest_pause: seconds between two tries, where the service is busy or the store cannot be written.
     """
@@ -39,6 +40,7 @@ class RunnerOptions:
     window: int = 64
     client_window: int = 16
     poll: float = 5.0
+    look: float = 0.2
     sweep: float = 60.0
     longest_pause: float = 30.0
 
@@ -166,6 +168,9 @@ class Runner:
                 return rest
             if any(drawing.kept.alone for drawing in self._under_way.values()):
                 break
+            if not any(load.ready for load in self._service.loads()):
+                # Nothing is claimed only to be given back: if the server were killed between the two, it would count.
+                return self._options.look
             kept = await self.store.claim(alone=not self._under_way, without=self._left_out())
             if kept is None:
                 break

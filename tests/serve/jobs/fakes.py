@@ -87,6 +87,7 @@ class FakeService:
     submitted: list[Job] = field(default_factory=list)
     beside: list[set[str]] = field(default_factory=list)
     open: set[str] = field(default_factory=set)
+    is_ready: bool = True
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
@@ -136,7 +137,7 @@ class FakeService:
 
     def loads(self) -> list[Load]:
         """One device."""
-        return [Load("cpu", True, len(self.open), 0, 1000.0)]
+        return [Load("cpu", self.is_ready, len(self.open), 0, 1000.0)]
 
     def ready(self, model: str | None = None) -> bool:
         """Always."""

@@ -127,6 +127,20 @@ async def test_other_jobs_wait_for_one_that_is_alone() -> None:
     assert "once" not in set().union(*service.beside[alone + 1 : alone + 2])
 
 
+@checked
+async def test_nothing_is_claimed_while_no_device_is_ready() -> None:
+    service = FakeService(MODEL, is_ready=False)
+    async with running(service) as runner:
+        await runner.accept(make("early"))
+        await asyncio.sleep(0.1)
+        early = await runner.store.get("early")
+        assert early is not None
+        assert (early.state, early.number, early.attempts) == ("waiting", 0, 0)
+        service.is_ready = True
+        (early,) = await ended(runner, "early")
+        assert (early.state, early.number) == ("done", 1)
+
+
 @pytest.mark.parametrize("reason", ["busy", "client_busy", "starting"])
 def test_refused_jobs_wait_and_do_not_count(reason: Any) -> None:
     left = {"first": 3, "second": 1}
