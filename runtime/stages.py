@@ -38,6 +38,7 @@ class Stages:
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle, self.backend = bundle, backend
+        self.private = False  # see `Source`
         self.loras: tuple[LoraFile, ...] = ()
         self.vae = Vae(bundle.manifest.model, self.run)
         self._closed = False
@@ -194,7 +195,7 @@ class Stages:
         from importlib.metadata import version  # imported here because it is slow to import
 
         checkpoint = self.bundle.manifest.checkpoint
-        return Source(checkpoint.name, checkpoint.sha256, self.loras, version("latentrt"))
+        return Source(checkpoint.name, checkpoint.sha256, self.loras, version("latentrt"), self.private)
 
     def close(self) -> None:
         """Free all memory."""

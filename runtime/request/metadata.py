@@ -34,12 +34,16 @@ class LoraFile:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What the pictures of a call have in common besides their options: model, LoRAs, version of latentrt."""
+    """What the pictures of a call have in common besides their options: model, LoRAs, version of latentrt.
+
+    `private`: files are named without their folders, as whoever gets the picture must not learn of them.
+    """
 
     model: str
     model_sha256: str
     loras: tuple[LoraFile, ...]
     version: str
+    private: bool = False
 
 
 def png_text(request: Request, index: int, source: Source) -> dict[str, str]:
@@ -139,7 +143,14 @@ def _document(values: Mapping[str, Any], source: Source) -> dict[str, Any]:
             options[name] = option.kind.to_json(value)
         elif name.endswith("embeds"):
             options[name] = hashed(value)
-    loras = [{"path": _absolute(lora.path), "sha256": lora.sha256, "weight": lora.weight} for lora in source.loras]
+    loras = [
+        {
+            "path": lora.path.name if source.private else _absolute(lora.path),
+            "sha256": lora.sha256,
+            "weight": lora.weight,
+        }
+        for lora in source.loras
+    ]
     return {
         "format": FORMAT,
         "prompt": values["prompt"],

@@ -26,6 +26,7 @@ class LoadedModel:
         self.name, self.backend = spec.name, pipeline.backend
         self.served = served_model(spec, pipeline.bundle)
         self.stages = pipeline.lend()
+        self.stages.private = True
         self._texts = EncoderCache(self.stages.run)
 
     def group(self, job: Job) -> Group:
