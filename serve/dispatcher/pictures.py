@@ -127,12 +127,15 @@ class PictureSender:
 
 def encoded(image: "PilImage.Image", output: Output) -> bytes:
     """A picture as a file's bytes; "raw" is (H, W, 3) uint8."""
+    from PIL import Image
+
     if output.format == "raw":
         return np.asarray(image.convert("RGB")).tobytes()
     file = io.BytesIO()
+    if not output.text:
+        image = Image.fromarray(np.asarray(image))  # without what it carries along
     if output.format == "png":
-        information = getattr(image, "encoderinfo", {}).get("pnginfo") if output.text else None
-        image.save(file, "PNG", compress_level=PNG_LEVEL, pnginfo=information)
+        image.save(file, "PNG", compress_level=PNG_LEVEL)
     else:
         image.save(file, output.format.upper(), quality=output.quality)
     return file.getvalue()
