@@ -108,7 +108,8 @@ def test_a_signal_under_load_loses_no_accepted_request() -> None:
 # --- a job that ends its process
 
 
-@pytest.mark.parametrize("seed", [ABORTS_AT_THIRD_CALL, pytest.param(ABORTS_AT_ONCE, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [ABORTS_AT_THIRD_CALL, ABORTS_AT_ONCE])
 def test_a_job_that_kills_its_process_is_poison_and_takes_no_other_along(seed: int, tmp_path: Path) -> None:
     with real_server("--batch=4", f"--state={tmp_path / 'state'}", delay=20) as server, ThreadPoolExecutor(8) as pool:
         beside = [post(server, i, "/v1/jobs", steps=6).json()["id"] for i in range(3)]
@@ -183,6 +184,7 @@ def fill(file: Path) -> None:
             filler.write(bytes(4096))
 
 
+@pytest.mark.slow
 def test_a_full_disk_refuses_jobs_and_nothing_else(small_disk: Path) -> None:
     with real_server("--batch=4", f"--state={small_disk / 'state'}", delay=20) as server:
         before = post(server, 1, "/v1/jobs").json()["id"]
