@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 PARSERS = 2  # threads that read bodies and check calls
 PARSING = 64  # requests that may be read and checked at a time
+WRITERS = 2  # threads that write answers
+VALUES = 100_000  # in one body: JSON of a few bytes becomes objects of many
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 # Short names of options, which are their flags on the command line.
@@ -75,11 +77,11 @@ class CallReader:
 
     def __init__(self, models: Mapping[str, ServedModel], config: HttpConfig) -> None:
         self._models, self._config = models, config
-        self._pool = ThreadPoolExecutor(PARSERS, "bodies")
+        self._pool, self._writers = ThreadPoolExecutor(PARSERS, "bodies"), ThreadPoolExecutor(WRITERS, "answers")
         self._reading = 0
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run work of the CPU; raises `RefusedError` where too much of it waits."""
+        """Run work of the CPU that comes before a job; raises `RefusedError` where too much of it waits."""
         if self._reading >= PARSING:
             raise RefusedError("busy", f"{self._reading} requests are being read: try again", 1)
         self._reading += 1
@@ -88,10 +90,14 @@ class CallReader:
         finally:
             self._reading -= 1
 
-    async def json_object(self, request: Request) -> dict[str, Any]:
-        """The body, which must be a JSON object without duplicate keys."""
+    async def answered(self, work: Callable[[], T]) -> T:
+        """Run work of the CPU for what has been drawn, which is never refused."""
+        return await asyncio.get_running_loop().run_in_executor(self._writers, work)
+
+    async def read(self, request: Request, work: Callable[[dict[str, Any]], T]) -> T:
+        """Read the body, a JSON object without duplicate keys, and work with it, both in a thread."""
         data = await request.body()
-        return await self.in_thread(lambda: json_object(data))
+        return await self.in_thread(lambda: work(json_object(data)))
 
     def model(self, name: Any) -> ServedModel:
         """The model of this name or alias; the first one for None."""
@@ -129,9 +135,10 @@ class CallReader:
         prompt = fields.pop("prompt", None)
         options = self._options(fields)
         self._check_prompts(prompt, options)
-        options = decoded_files(options, pixels=self._config.picture_pixels)
+        options = decoded_files(options, pixels=self._config.picture_pixels, pictures=model.limits.images)
         if pictures is not None:
-            options |= dict(zip(BY_HASH, pictures, strict=False))
+            image, mask = pictures
+            options |= {"image": image, "mask_image": mask}
         request = model.request(prompt, options)
         job = Job(
             uuid4().hex,
@@ -171,11 +178,14 @@ class CallReader:
 
     def close(self) -> None:
         """End the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._writers):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def json_object(data: bytes) -> dict[str, Any]:
     """A JSON object. Raises `InputError`."""
+    if sum(map(data.count, (b",", b"[", b"{"))) > VALUES:
+        raise InputError(f"the body has more than {VALUES:,} values")
     try:
         body = json.loads(data, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:

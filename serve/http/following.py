@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from latentrt.serve.messages import Done, Event, Failed, Job, Picture, RefusedError
 from latentrt.serve.metrics import Metrics
@@ -78,14 +80,24 @@ async def client_left(request: Request) -> None:
         pass
 
 
-async def streamed(
-    ticket: Ticket, written: Callable[[Event], str | None], failure: Callable[[Failed], str]
-) -> AsyncIterator[str]:
-    """Events of a job as they come, written by an API's form. A client that leaves cancels the job."""
-    try:
-        async for event in ticket.events():
-            text = failure(event) if isinstance(event, Failed) else written(event)
-            if text is not None:
-                yield text
-    finally:
-        ticket.cancel()  # does nothing for a job that is over
+class EventStream(StreamingResponse):
+    """Events of a job as they come, written in an API's form. A client that leaves cancels the job."""
+
+    def __init__(self, ticket: Ticket, written: Callable[[Event], Awaitable[str | None]]) -> None:
+        """`written`: an event as text, or None for those that the API does not have."""
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(_texts(ticket, written), media_type="text/event-stream", headers=headers)
+        self._ticket = ticket
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:  # also where the client left before the first event; does nothing for a job that is over
+            self._ticket.cancel()
+
+
+async def _texts(ticket: Ticket, written: Callable[[Event], Awaitable[str | None]]) -> AsyncIterator[str]:
+    async for event in ticket.events():
+        if (text := await written(event)) is not None:
+            yield text

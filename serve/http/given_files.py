@@ -3,6 +3,8 @@
 import base64
 import binascii
 import io
+import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,22 +18,36 @@ from latentrt.runtime.request.metadata import BY_HASH
 if TYPE_CHECKING:
     from PIL import Image
 
+logger = logging.getLogger(__name__)
 _NPY = b"\x93NUMPY"
+# An icon's header does not say how large the picture in it is, so that it cannot be limited before it is decoded.
+READ_FORMATS = tuple(name for name in FORMATS if name != "ICO")
+TOGETHER = 4  # pictures of the largest size that one call may hold
+_PART = 1 << 20  # characters of base64; between two parts other threads go on
 
 
-def decoded_files(options: Mapping[str, Any], *, pixels: int) -> dict[str, Any]:
+def decoded_files(options: Mapping[str, Any], *, pixels: int, pictures: int) -> dict[str, Any]:
     """The options of a JSON body, with base64 texts replaced by PIL images and arrays.
 
-    Raises `InputError` for what is not base64, not a picture, or has more than `pixels` pixels.
+    Raises `InputError` for what is not base64 and what is not a picture.
+
+    Args:
+        pixels: of one picture; all of a call have at most `TOGETHER` times as many.
+        pictures: in one list, at most.
     """
-    result = dict(options)
+    result, left = dict(options), TOGETHER * pixels
     for name in BY_HASH:
-        if (given := result.get(name)) is not None:
-            several = isinstance(given, list)
-            values = [
-                from_bytes(name, bytes_of_base64(name, one), pixels=pixels) for one in (given if several else [given])
-            ]
-            result[name] = values if several else values[0]
+        if (given := result.get(name)) is None:
+            continue
+        several = isinstance(given, list)
+        if several and len(given) > pictures:
+            raise InputError(f"{name} has {len(given)} pictures: expected at most {pictures}")
+        values = []
+        for one in given if several else [given]:
+            value = from_bytes(name, bytes_of_base64(name, one), pixels=min(pixels, left))
+            left -= value.size if isinstance(value, np.ndarray) else value.width * value.height
+            values.append(value)
+        result[name] = values if several else values[0]
     return result
 
 
@@ -44,7 +60,10 @@ def bytes_of_base64(name: str, text: Any) -> bytes:
         if not head.endswith(";base64"):
             raise InputError(f"{name}: expected a data URL with ;base64")
     try:
-        return base64.b64decode(text, validate=True)
+        parts = [base64.b64decode(text[at : at + _PART], validate=True) for at in range(0, len(text), _PART)]
+        if any(len(part) < _PART // 4 * 3 for part in parts[:-1]):
+            raise ValueError("padding before the end")
+        return b"".join(parts)
     except (binascii.Error, ValueError):
         raise InputError(
             f"{name}: expected base64 of a file, or a data URL; paths and addresses are not read"
@@ -54,18 +73,20 @@ def bytes_of_base64(name: str, text: Any) -> bytes:
 def from_bytes(name: str, data: bytes, *, pixels: int) -> Any:
     """A picture, or the array of a .npy file."""
     if data.startswith(_NPY):
-        return _array(name, data, values=4 * pixels)
+        return _array(name, data, values=pixels)
     return picture(name, data, pixels=pixels)
 
 
 def picture(name: str, data: bytes, *, pixels: int) -> "Image.Image":
-    """A decoded picture. Raises `InputError`."""
-    from PIL import Image
+    """A decoded picture, upright. Raises `InputError`."""
+    from PIL import Image, ImageOps
 
+    Image.init()
+    formats = [known for known in READ_FORMATS if known in Image.OPEN]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
-            opened = Image.open(io.BytesIO(data), formats=FORMATS)
+            opened = Image.open(io.BytesIO(data), formats=formats)
             if opened.width * opened.height > pixels:
                 raise InputError(f"{name} has {opened.width}x{opened.height} pixels: expected at most {pixels:,}")
             opened.load()
@@ -74,11 +95,15 @@ def picture(name: str, data: bytes, *, pixels: int) -> "Image.Image":
     except MemoryError:
         raise InputError(f"{name} needs more memory than there is") from None
     except Exception as error:  # decoders raise errors of many kinds for damaged files
-        kinds = ", ".join(FORMATS)
+        kinds = ", ".join(formats)
         raise InputError(
             f"{name} cannot be read as a picture ({type(error).__name__}): expected one of {kinds}"
         ) from error
-    return opened
+    try:
+        return ImageOps.exif_transpose(opened)
+    except Exception as error:  # as of cameras that write what no standard has
+        logger.info("damaged EXIF data are not used: %s", type(error).__name__)
+        return opened
 
 
 def _array(name: str, data: bytes, *, values: int) -> Any:
@@ -90,8 +115,11 @@ def _array(name: str, data: bytes, *, values: int) -> Any:
     try:
         version = np.lib.format.read_magic(file)
         shape, _, dtype = read[version](file)
-        if dtype.hasobject or np.prod(shape, dtype=float) > values:
+        count = math.prod(shape)
+        if dtype.hasobject or count > values:
             raise InputError(f"{name} is an array of {shape} {dtype}: expected at most {values:,} numbers")
+        if min(shape, default=0) < 0 or count * dtype.itemsize != len(data) - file.tell():
+            raise InputError(f"{name} cannot be read as a .npy file: its length is not that of {shape} {dtype}")
         file.seek(0)
         return np.lib.format.read_array(file, allow_pickle=False)
     except InputError:

@@ -158,8 +158,7 @@ class _Routes:
         if self._stopping():
             raise RefusedError("stopping", "the server stops: ask again", RETRY_AFTER)
         key = self._sender(request)
-        body = await self._reader.json_object(request)
-        job = await self._reader.in_thread(lambda: self._job(body, key))
+        job = await self._reader.read(request, lambda body: self._job(body, key))
         with _storing():
             kept = await self._runner.accept(job)
             answer = await self._answer(request, kept)

@@ -4,10 +4,11 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from latentrt.serve.messages import Done, Event, Failed, Job, Picture, Preview
@@ -17,13 +18,11 @@ from latentrt.serve.service import Service
 
 from .bodies import CallReader, now
 from .errors import EVERYWHERE, OF_WORK, body_of, errors, failed
-from .following import Drawn, drawn, streamed, submitted, unless_gone
+from .following import Drawn, EventStream, drawn, submitted, unless_gone
 from .forms import EditForm, edit_schema
 from .idempotency import Idempotency
 from .keys import Key
 from .openai_fields import Asked, body_schema, translated
-
-STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class ModelAnswer(BaseModel):
@@ -74,6 +73,37 @@ class ImagesAnswer(BaseModel):
     usage: Usage
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A checked request: how it is answered, its job, tokens of its texts, and the hash of its body."""
+
+    asked: Asked
+    job: Job
+    tokens: int
+    digest: bytes
+
+    def facts(self) -> dict[str, Any]:
+        """What answers repeat of the request."""
+        request = self.job.request
+        return {
+            "background": "opaque",
+            "output_format": self.job.output.format,
+            "quality": self.asked.quality,
+            "size": shown_size((request.width, request.height)),
+        }
+
+    def usage(self, images: int) -> dict[str, Any]:
+        """Of so many of its images."""
+        calls = len(self.job.request.plan) * images
+        details = {"image_tokens": 0, "text_tokens": self.tokens}
+        return {
+            "input_tokens": self.tokens,
+            "input_tokens_details": details,
+            "output_tokens": calls,
+            "total_tokens": self.tokens + calls,
+        }
+
+
 class OpenAIRoutes:
     """The routes; FastAPI reads their annotations."""
 
@@ -98,81 +128,61 @@ class OpenAIRoutes:
     async def generations(self, request: Request, key: Key, idempotency_key: str | None) -> Response:
         """Draw pictures from a text."""
 
-        def read(body: dict[str, Any]) -> tuple[Asked, Job]:
-            asked = translated(body, self._reader.model(body.get("model")))
-            return asked, self._reader.job(asked.call, key, previews=asked.previews)
+        def read(body: dict[str, Any]) -> _Call:
+            model = self._reader.model(body.get("model"))
+            asked = translated(body, model)
+            job = self._reader.job(asked.call, key, previews=asked.previews)
+            return _Call(asked, job, model.tokens(job.request), hashlib.sha256(data).digest())
 
-        body = await self._reader.json_object(request)
-        asked, job = await self._reader.in_thread(lambda: read(body))
-        return await self._answer(request, job, asked, "image_generation", idempotency_key)
+        data = await request.body()
+        call = await self._reader.read(request, read)
+        return await self._answer(request, call, "image_generation", idempotency_key)
 
     async def edits(self, request: Request, key: Key, idempotency_key: str | None) -> Response:
         """Draw a picture anew, or the part of it where a mask is transparent."""
 
-        def read(form: EditForm) -> tuple[Asked, Job]:
+        def read() -> _Call:
             image, mask = form.pictures(self._picture_pixels)
-            model = self._reader.model(form.fields.get("model"))
-            asked = translated(form.fields, model, picture_size=image.size)
-            return asked, self._reader.job(asked.call, key, previews=asked.previews, pictures=(image, mask))
+            fields = form.fields()
+            model = self._reader.model(fields.get("model"))
+            asked = translated(fields, model, picture_size=image.size)
+            job = self._reader.job(asked.call, key, previews=asked.previews, pictures=(image, mask))
+            return _Call(asked, job, model.tokens(job.request), form.digest())
 
         form = await EditForm.read(request)
-        asked, job = await self._reader.in_thread(lambda: read(form))
-        return await self._answer(request, job, asked, "image_edit", idempotency_key)
+        call = await self._reader.in_thread(read)
+        return await self._answer(request, call, "image_edit", idempotency_key)
 
-    async def _answer(
-        self, request: Request, job: Job, asked: Asked, kind: str, idempotency_key: str | None
-    ) -> Response:
-        if asked.stream:
+    async def _answer(self, request: Request, call: _Call, kind: str, idempotency_key: str | None) -> Response:
+        job = call.job
+        if call.asked.stream:
             ticket = await submitted(self._service, job, self._metrics)
-            stream = _Stream(kind, job, asked)
-            return StreamingResponse(
-                streamed(ticket, stream.event, stream.failure), media_type="text/event-stream", headers=STREAM_HEADERS
-            )
+            event = _Stream(kind, call).event
+            return EventStream(ticket, lambda one: self._reader.answered(lambda: event(one)))
 
         async def draw() -> Response:
             ticket = await submitted(self._service, job, self._metrics)
             work = drawn(ticket)
-            return await self._drawn(await (work if idempotency_key else unless_gone(request, work)), asked)
+            result = await (work if idempotency_key else unless_gone(request, work))
+            return await self._reader.answered(lambda: _answer_of(call, result))
 
-        if idempotency_key is None:
+        if not idempotency_key:
             return await draw()
-        digest = hashlib.sha256(await request.body()).digest() if kind == "image_generation" else _form_hash(job)
-        return await self._idempotency.answer(job.client, idempotency_key, digest, draw)
-
-    async def _drawn(self, result: Drawn, asked: Asked) -> Response:
-        def write() -> Response:
-            data = [{"b64_json": base64_text(p.data), "seed": p.seed, "revised_prompt": None} for p in result.pictures]
-            content = {
-                "created": now(),
-                **_facts(result.job, asked),
-                "data": data,
-                "usage": _usage(result.job, self._tokens(result.job)),
-            }
-            return JSONResponse(content, headers={"Server-Timing": result.server_timing()})
-
-        return await self._reader.in_thread(write)
-
-    def _tokens(self, job: Job) -> int:
-        return self._service.models[job.model].tokens(job.request)
+        return await self._idempotency.answer(job.client, idempotency_key, call.digest, draw)
 
 
-def _form_hash(job: Job) -> bytes:
-    """Of what a form asks for; its bytes differ each time, by their boundary."""
-    import pickle
-
-    request = job.request
-    image = request.image
-    arrays = () if image is None else (image.pixels, image.mask)
-    facts = (job.model, job.loras, job.output, request.seeds, request.height, request.width, repr(request.options))
-    return hashlib.sha256(pickle.dumps((facts, arrays))).digest()
+def _answer_of(call: _Call, result: Drawn) -> Response:
+    pictures = [{"b64_json": base64_text(p.data), "seed": p.seed, "revised_prompt": None} for p in result.pictures]
+    content = {"created": now(), **call.facts(), "data": pictures, "usage": call.usage(len(pictures))}
+    return JSONResponse(content, headers={"Server-Timing": result.server_timing()})
 
 
 class _Stream:
     """The events of a job as server-sent events of OpenAI's API."""
 
-    def __init__(self, kind: str, job: Job, asked: Asked) -> None:
-        self._kind, self._job, self._asked = kind, job, asked
-        self._facts = _facts(job, asked)
+    def __init__(self, kind: str, call: _Call) -> None:
+        self._kind, self._call = kind, call
+        self._facts = call.facts()
         self._partial = 0
 
     def event(self, event: Event) -> str | None:
@@ -183,36 +193,18 @@ class _Stream:
                 fields = {"partial_image_index": number, **self._facts, "output_format": event.format}
                 return self._sent("partial_image", event.data, fields)
             case Picture():
-                usage = _usage(self._job, 0)
-                return self._sent("completed", event.data, {**self._facts, "usage": usage, "seed": event.seed})
+                fields = {**self._facts, "usage": self._call.usage(1), "seed": event.seed}
+                return self._sent("completed", event.data, fields)
             case Done():
                 return "data: [DONE]\n\n"
+            case Failed():  # clients raise it
+                return f"event: error\ndata: {json.dumps(body_of(failed(event)))}\n\n"
         return None
-
-    def failure(self, event: Failed) -> str:
-        """An error in the stream, which clients raise."""
-        return f"event: error\ndata: {json.dumps(body_of(failed(event)))}\n\n"
 
     def _sent(self, name: str, data: bytes, fields: dict[str, Any]) -> str:
         kind = f"{self._kind}.{name}"
         content = {"type": kind, "b64_json": base64_text(data), "created_at": now(), **fields}
         return f"event: {kind}\ndata: {json.dumps(content)}\n\n"
-
-
-def _facts(job: Job, asked: Asked) -> dict[str, Any]:
-    size = shown_size((job.request.width, job.request.height))
-    return {"background": "opaque", "output_format": job.output.format, "quality": asked.quality, "size": size}
-
-
-def _usage(job: Job, tokens: int) -> dict[str, Any]:
-    calls = len(job.request.plan) * job.images
-    details = {"image_tokens": 0, "text_tokens": tokens}
-    return {
-        "input_tokens": tokens,
-        "input_tokens_details": details,
-        "output_tokens": calls,
-        "total_tokens": tokens + calls,
-    }
 
 
 def base64_text(data: bytes) -> str:
@@ -224,7 +216,9 @@ def openai_router(routes: OpenAIRoutes, key: Callable[..., Any]) -> APIRouter:
     """The routes under /v1. `key`: the dependency that says who sends a request."""
     router = APIRouter(prefix="/v1", tags=["OpenAI Images"])
     sender = Annotated[Key, Depends(key)]
-    once = Annotated[str | None, Header(max_length=256, description="the same answer for the same key")]
+    once = Annotated[
+        str | None, Header(max_length=256, description="the same answer for the same key; not for streams")
+    ]
     stream = {"text/event-stream": {"schema": {"type": "string"}}}
     answers: dict[int | str, dict[str, Any]] = {
         200: {"model": ImagesAnswer, "content": stream, "description": "the pictures, or with `stream` their events"},

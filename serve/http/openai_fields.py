@@ -3,19 +3,22 @@
 Where a field means nothing here it is ignored if the picture is still what was asked for, and refused if it is not.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from latentrt.runtime.errors import InputError
 from latentrt.serve.messages import Previews
-from latentrt.serve.served_model import ServedModel, shown_size
+from latentrt.serve.served_model import ServedModel
 
 from .bodies import call_properties
 from .errors import ApiError
 
 # Steps of each quality, as parts of the bundle's default.
 QUALITIES = {"low": 0.5, "medium": 1.0, "standard": 1.0, "auto": 1.0, "high": 1.5, "hd": 1.5, "xhigh": 2.0, "max": 2.0}
+# What answers call those that OpenAI's answers do not have.
+_ANSWERED = {"auto": "medium", "standard": "medium", "hd": "high"}
 IGNORED = ("style", "moderation", "user", "safety_identifier", "input_fidelity")
 MAX_PARTIAL = 3
 
@@ -102,7 +105,7 @@ def _set_size(fields: dict[str, Any], model: ServedModel, picture_size: tuple[in
             fields["width"], fields["height"] = nearest_size(model, picture_size)
         return
     width, _, height = str(size).partition("x")
-    if not isinstance(size, str) or not (width.isdigit() and height.isdigit() and len(size) < 16):
+    if not isinstance(size, str) or not re.fullmatch("[0-9]{1,6}x[0-9]{1,6}", size):
         raise ApiError(400, f"size={str(size)[:40]!r}: expected auto or WIDTHxHEIGHT", "invalid_request", param="size")
     chosen = int(width), int(height)
     if (fields.setdefault("width", chosen[0]), fields.setdefault("height", chosen[1])) != chosen:
@@ -119,15 +122,10 @@ def nearest_size(model: ServedModel, size: tuple[int, int]) -> tuple[int, int]:
 
 def _set_quality(fields: dict[str, Any], model: ServedModel) -> str:
     quality = fields.pop("quality", "auto")
-    if quality not in QUALITIES:
+    if not isinstance(quality, str) or quality not in QUALITIES:
         raise ApiError(400, f"quality: expected one of {', '.join(QUALITIES)}", "invalid_request", param="quality")
     given = {"num_inference_steps", "steps", "timesteps", "sigmas"} & fields.keys()
     if not given and QUALITIES[quality] != 1:
         default = model.bundle.manifest.defaults.num_inference_steps
         fields["num_inference_steps"] = max(1, min(round(default * QUALITIES[quality]), model.limits.steps))
-    return str(quality)
-
-
-def answered_size(width: int, height: int) -> str:
-    """The size, as answers repeat it."""
-    return shown_size((width, height))
+    return _ANSWERED.get(quality, quality)
