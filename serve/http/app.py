@@ -16,7 +16,7 @@ from .config import HttpConfig
 from .errors import add_handlers
 from .idempotency import Idempotency
 from .keys import Key, Keys
-from .middleware import BodyLimit, RequestIds
+from .middleware import BodyLimit, Failures, RequestIds
 from .openai import OpenAIRoutes, openai_router
 from .operations import operations_router
 
@@ -63,7 +63,8 @@ def make_app(
     for face in faces:
         app.include_router(face(sender, reader))
     add_handlers(app)
-    app.add_middleware(BodyLimit, most=config.body_bytes, seconds=config.body_seconds)
+    app.add_middleware(Failures, log_messages=config.log_prompts)
+    app.add_middleware(BodyLimit, most=config.body_bytes, together=config.bodies_bytes, seconds=config.body_seconds)
     if config.cors:
         app.add_middleware(
             CORSMiddleware, allow_origins=config.cors, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]

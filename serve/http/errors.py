@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from latentrt.runtime.errors import InputError, LatentRTError, SchedulerError
+from latentrt.runtime.errors import InputError, SchedulerError
 from latentrt.serve.messages import Failed, FailedKind, RefusedError, RefusedReason
 
 LONGEST_RETRY = 120  # seconds; clients ignore a longer Retry-After
@@ -66,8 +66,8 @@ class _Row:
 
 
 _REFUSED: Mapping[RefusedReason, _Row] = {
-    "busy": _Row(429, "server_busy", True),
-    "client_busy": _Row(429, "too_many_jobs", True),
+    "busy": _Row(429, "server_busy", True, 5),
+    "client_busy": _Row(429, "too_many_jobs", True, 5),
     "deadline": _Row(504, "deadline_exceeded", False),
     "stopping": _Row(503, "server_stopping", True, 10),
     "starting": _Row(503, "server_starting", True, 5),
@@ -107,7 +107,12 @@ def body_of(error: StarletteHTTPException) -> dict[str, Any]:
     """The body of an error's answer, as OpenAI's clients read it."""
     kind = _TYPES.get(error.status_code, "server_error" if error.status_code >= 500 else "invalid_request_error")
     code, param = getattr(error, "code", None), getattr(error, "param", None)
-    return {"error": {"message": str(error.detail), "type": kind, "param": param, "code": code}}
+    return {"error": {"message": _sent(str(error.detail)), "type": kind, "param": param and _sent(param), "code": code}}
+
+
+def _sent(text: str) -> str:
+    """A text that UTF-8 can hold: what a client sent may have halves of surrogate pairs."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def as_api_error(error: Exception) -> StarletteHTTPException:
@@ -126,13 +131,13 @@ def as_api_error(error: Exception) -> StarletteHTTPException:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Answer every exception of a route in OpenAI's form."""
+    """Answer exceptions of routes in OpenAI's form; what nobody expected is left to `Failures`."""
 
     async def answer(_: Request, error: Exception) -> JSONResponse:
         told = as_api_error(error)
         return JSONResponse(body_of(told), told.status_code, told.headers)
 
-    for kind in (StarletteHTTPException, RefusedError, LatentRTError, RequestValidationError, Exception):
+    for kind in (StarletteHTTPException, RefusedError, InputError, SchedulerError, RequestValidationError):
         app.add_exception_handler(kind, answer)
 
 

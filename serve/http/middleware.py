@@ -7,23 +7,71 @@ import asyncio
 import logging
 import re
 import time
+import traceback
 from collections.abc import Callable
 from uuid import uuid4
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError, body_of
+from .errors import ApiError, as_api_error, body_of
 
 logger = logging.getLogger(__name__)
 _ID = re.compile(rb"[\w.:/+=-]{1,128}")
 
 
-class BodyLimit:
-    """Refuses bodies that are too large or come too slowly: by Content-Length at once, otherwise as they arrive."""
+class Failures:
+    """Answers what nobody expected: the client learns nothing of the inside, the log where it happened."""
 
-    def __init__(self, app: ASGIApp, *, most: int, seconds: float) -> None:
-        self._app, self._most, self._seconds = app, most, seconds
+    def __init__(self, app: ASGIApp, *, log_messages: bool) -> None:
+        """`log_messages`: also those of exceptions, which may quote a prompt."""
+        self._app, self._log_messages = app, log_messages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except ClientDisconnect:  # while its body was read
+            return
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            self._log(error, scope)
+            if begun:
+                return  # the connection is closed then, so that nobody takes a part for the whole
+            told = as_api_error(error)
+            await JSONResponse(body_of(told), told.status_code, told.headers)(scope, receive, send)
+
+    def _log(self, error: Exception, scope: Scope) -> None:
+        lines = traceback.format_exception(error) if self._log_messages else traceback.format_tb(error.__traceback__)
+        identity = scope.get("state", {}).get("request_id")
+        logger.error(
+            "%s in the request %s\n%s",
+            type(error).__name__,
+            identity,
+            "".join(lines).rstrip(),
+            extra={"request_id": identity},
+        )
+
+
+class BodyLimit:
+    """Refuses bodies that are too large or come too slowly: by Content-Length at once, otherwise as they arrive.
+
+    Bodies count until their requests are answered, as they are in memory until then.
+    """
+
+    def __init__(self, app: ASGIApp, *, most: int, together: int, seconds: float) -> None:
+        """`together`: bytes of all bodies at a time."""
+        self._app, self._most, self._together, self._seconds = app, most, max(most, together), seconds
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -36,13 +84,28 @@ class BodyLimit:
             headers = {**(error.headers or {}), "Connection": "close"}
             await JSONResponse(body_of(error), error.status_code, headers)(scope, receive, send)
             return
-        await self._app(scope, self._limited(receive), send)
+        got = 0
 
-    def _limited(self, receive: Receive) -> Receive:
-        got, complete, end = 0, False, time.monotonic() + self._seconds
+        def count(size: int) -> None:
+            nonlocal got
+            got += size
+            self._held += size
+            if got > self._most:
+                raise self._too_large()
+            if self._held > self._together:
+                text = "the server reads too many large bodies: try again"
+                raise ApiError(429, text, "server_busy", retry=True, retry_after=2, headers={"Connection": "close"})
+
+        try:
+            await self._app(scope, self._limited(receive, count), send)
+        finally:
+            self._held -= got
+
+    def _limited(self, receive: Receive, count: Callable[[int], None]) -> Receive:
+        complete, end = False, time.monotonic() + self._seconds
 
         async def limited() -> Message:
-            nonlocal got, complete
+            nonlocal complete
             if complete:  # what follows is the client's leaving, which may take any time
                 return await receive()
             try:
@@ -54,9 +117,7 @@ class BodyLimit:
                     "body_timeout",
                     headers={"Connection": "close"},
                 ) from None
-            got += len(message.get("body", b""))
-            if got > self._most:
-                raise self._too_large()
+            count(len(message.get("body", b"")))
             complete = message["type"] != "http.request" or not message.get("more_body", False)
             return message
 
@@ -103,7 +164,7 @@ class RequestIds:
             logger.info(
                 "%s %s %d in %.3f s",
                 scope["method"],
-                scope["path"],
+                scope.get("raw_path", b"").decode("ascii", "backslashreplace"),  # decoded, it may have line breaks
                 status,
                 seconds,
                 extra={"request_id": identity.decode()},
