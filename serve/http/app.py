@@ -13,6 +13,7 @@ from latentrt.serve.service import Service
 
 from .bodies import CallReader
 from .config import HttpConfig
+from .document import complete
 from .errors import add_handlers
 from .idempotency import Idempotency
 from .keys import Key, Keys
@@ -71,15 +72,13 @@ def make_app(
         )
     app.add_middleware(RequestIds, answered=metrics.observe_answer)
     app.state.reader = reader
-    app.openapi = partial(_document, app, app.openapi)  # type: ignore[method-assign]
+    app.openapi = partial(_document, app, app.openapi, keys=config.keys is not None)  # type: ignore[method-assign]
     return app
 
 
-def _document(app: FastAPI, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The OpenAPI document, without the answers 422 that FastAPI adds: ours are 400."""
+def _document(app: FastAPI, make: Callable[[], dict[str, Any]], *, keys: bool) -> dict[str, Any]:
+    """The OpenAPI document."""
     if app.openapi_schema is None:
-        for operations in make()["paths"].values():
-            for operation in operations.values():
-                operation["responses"].pop("422", None)
+        complete(make(), keys=keys)
     assert app.openapi_schema is not None
     return app.openapi_schema

@@ -221,7 +221,17 @@ def openai_router(routes: OpenAIRoutes, key: Callable[..., Any]) -> APIRouter:
     ]
     stream = {"text/event-stream": {"schema": {"type": "string"}}}
     answers: dict[int | str, dict[str, Any]] = {
-        200: {"model": ImagesAnswer, "content": stream, "description": "the pictures, or with `stream` their events"},
+        200: {
+            "model": ImagesAnswer,
+            "content": stream,
+            "description": "the pictures, or with `stream` their events",
+            "headers": {
+                "Server-Timing": {
+                    "schema": {"type": "string"},
+                    "description": "milliseconds of queue, encode, denoise and decode; not of streams",
+                }
+            },
+        },
         **errors({**EVERYWHERE, **OF_WORK}),
     }
 

@@ -10,6 +10,7 @@ from support.fake_service import FakeService, served
 
 from latentrt.runtime.request.options import json_options
 from latentrt.serve.http.app import make_app
+from latentrt.serve.http.config import HttpConfig
 
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
@@ -24,6 +25,21 @@ def test_every_option_of_the_table_is_in_the_document() -> None:
         properties = next(iter(content.values()))["schema"]["properties"]
         wanted = {*json_options()} - ({"mask_image", "latents"} if path.endswith("edits") else set())
         assert wanted <= {*properties}
+
+
+def test_headers_and_keys_are_in_the_document(tmp_path: Path) -> None:
+    (tmp_path / "keys.toml").touch()
+    document = make_app(FakeService(), HttpConfig(keys=tmp_path / "keys.toml")).openapi()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert ("security" in operation) == path.startswith("/v1/")
+            assert "422" not in operation["responses"]
+            assert all("X-Request-Id" in answer["headers"] for answer in operation["responses"].values())
+    answers = document["paths"]["/v1/images/generations"]["post"]["responses"]
+    assert "Retry-After" in answers["429"]["headers"]
+    assert "Server-Timing" in answers["200"]["headers"]
+    assert {*document["components"]["securitySchemes"]} == {"bearer", "basic"}
+    assert "securitySchemes" not in make_app(FakeService()).openapi()["components"]
 
 
 @pytest.mark.slow
