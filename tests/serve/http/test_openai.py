@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 from support.fake_service import FakeService, picture_bytes, served
 
+from latentrt.runtime.errors import InputError
 from latentrt.serve.http.app import make_app
 from latentrt.serve.http.config import HttpConfig
+from latentrt.serve.http.forms import fields_of
 from latentrt.serve.messages import RefusedError
 
 
@@ -93,6 +95,51 @@ def test_edit_with_a_mask_that_is_transparent_where_it_is_drawn_anew(
         client.images.edit(
             image=("photo.png", picture_bytes(128, 128, 5)), mask=("mask.png", file.getvalue()), prompt="a star"
         )
+
+
+@pytest.mark.parametrize(
+    ("fields", "option", "value"),
+    [
+        ({"seed": [7, 9]}, "seed", (7, 9)),
+        ({"negative_prompt": "123"}, "negative_prompt", "123"),
+        ({"negative_prompt": ["true"]}, "negative_prompt", ("true",)),
+        ({"scheduler": "euler"}, "scheduler", "euler"),
+        ({"scheduler": {"name": "euler", "steps_offset": 1}}, "scheduler", {"name": "euler", "steps_offset": 1}),
+        ({"vae_tiling": True}, "vae_tiling", True),
+        ({"strength": 0.25}, "strength", 0.25),
+    ],
+)
+def test_options_in_a_form(
+    client: openai.OpenAI, service: FakeService, fields: dict[str, object], option: str, value: object
+) -> None:
+    client.images.edit(image=("a.png", picture_bytes(128, 128, 5)), prompt="a", n=2, extra_body=fields)
+    assert service.tickets[0].job.request.options[option] == value  # type: ignore[literal-required]
+
+
+@pytest.mark.parametrize(
+    ("texts", "fields"),
+    [
+        ([("seed", "1"), ("seed", "2")], {"seed": [1, 2]}),
+        ([("seed[]", "1")], {"seed": [1]}),
+        ([("seed", "[1, 2]")], {"seed": [1, 2]}),
+        ([("loras[ink]", "0.5"), ("loras[a]", "1")], {"loras": {"ink": 0.5, "a": 1}}),
+        ([("loras", '{"ink": 0.5}')], {"loras": {"ink": 0.5}}),
+        ([("prompt", "5"), ("prompt", "6")], {"prompt": ["5", "6"]}),
+        ([("scheduler", "null")], {"scheduler": "null"}),
+        ([("stream", "true"), ("size", "1024x1024")], {"stream": True, "size": "1024x1024"}),
+        ([("a[b][c]", "x")], {"a[b][c]": "x"}),
+        ([("seed", "[" * 100_000)], {"seed": "[" * 100_000}),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_fields_of_forms(texts: list[tuple[str, str]], fields: dict[str, object]) -> None:
+    assert fields_of(texts) == fields
+
+
+def test_a_field_is_not_both_a_value_and_an_object() -> None:
+    for texts in ([("loras[a]", "1"), ("loras", "2")], [("loras", "2"), ("loras[a]", "1")]):
+        with pytest.raises(InputError, match="as an object"):
+            fields_of(texts)
 
 
 def test_stream_with_partial_images(client: openai.OpenAI) -> None:
