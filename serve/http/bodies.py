@@ -24,7 +24,7 @@ from latentrt.serve.served_model import ServedModel
 
 from .config import HttpConfig
 from .errors import ApiError
-from .given_files import decoded_files
+from .given_files import decoded_files, fitted
 from .keys import Key
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class CallReader:
         if pictures is not None:
             image, mask = pictures
             options |= {"image": image, "mask_image": mask}
-        request = model.request(prompt, options)
+        request = fitted(model.request(prompt, options))
         job = Job(
             uuid4().hex,
             model.name,

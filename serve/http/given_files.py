@@ -7,12 +7,14 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from latentrt.runtime.errors import InputError
 from latentrt.runtime.latents.given_images import FORMATS
+from latentrt.runtime.request import CallOptions, Request
 from latentrt.runtime.request.metadata import BY_HASH
 
 if TYPE_CHECKING:
@@ -139,3 +141,32 @@ def transparent_as_white(mask: "Image.Image") -> "Image.Image":
         return mask
     alpha = mask.convert("RGBA").getchannel("A")
     return Image.eval(alpha, lambda value: 255 - value)
+
+
+def fitted(request: Request) -> Request:
+    """The same call with pictures of the size that is drawn, from which it draws the same to the bit.
+
+    The originals may be much larger, and would be in memory for as long as the call waits.
+    """
+    given = request.image
+    if given is None:
+        return request
+    options: dict[str, Any] = dict(request.options)
+    if given.pixels is not None:
+        levels = np.rint((given.pixels + 1) * 127.5).astype(np.uint8)
+        options["image"] = _smaller(options["image"], levels)
+    if given.mask is not None:
+        options["mask_image"] = _smaller(options["mask_image"], (given.mask[:, 0] * 255).astype(np.uint8))
+    return replace(request, options=cast(CallOptions, options))
+
+
+def _smaller(given: Any, levels: np.ndarray[Any, Any]) -> Any:
+    """Pictures of these levels (pictures, H, W, …), or those that were given where none of them is larger."""
+    from PIL import Image
+
+    pictures = given if isinstance(given, list) else [given]
+    largest = levels.shape[1] * levels.shape[2]
+    if not any(isinstance(one, Image.Image) and one.width * one.height > largest for one in pictures):
+        return given
+    smaller = [Image.fromarray(one) for one in levels]
+    return smaller if isinstance(given, list) else smaller[0]

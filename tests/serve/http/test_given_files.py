@@ -16,7 +16,14 @@ from support.fake_service import FakeService, picture_bytes, served
 
 from latentrt.runtime.errors import InputError
 from latentrt.serve.http.app import make_app
-from latentrt.serve.http.given_files import bytes_of_base64, decoded_files, from_bytes, picture, transparent_as_white
+from latentrt.serve.http.given_files import (
+    bytes_of_base64,
+    decoded_files,
+    fitted,
+    from_bytes,
+    picture,
+    transparent_as_white,
+)
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 PIXELS = 1 << 24
@@ -179,3 +186,30 @@ def test_a_form_has_pictures_as_files(client: httpx.Client, name: str) -> None:
     answer = client.post(EDITS, data={"prompt": "a", name: base64_of(picture)}, files={"image": ("a.png", picture)})
     assert answer.status_code == 400, "ignored"
     assert answer.json()["error"]["param"] == name
+
+
+def noise(mode: str, width: int, height: int) -> Image.Image:
+    levels = np.random.default_rng(5).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    if mode == "I;16":
+        return Image.fromarray(levels[..., 0].astype(np.uint16) * 257)
+    return Image.fromarray(levels).convert("RGB").convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "I;16"])
+@pytest.mark.parametrize("several", [False, True])
+def test_pictures_wait_at_the_size_that_is_drawn(service: FakeService, mode: str, several: bool) -> None:
+    model, image, mask = service.models["shapes"], noise(mode, 700, 500), noise("L", 300, 900)
+    given = {"image": [image] * 2, "mask_image": [mask]} if several else {"image": image, "mask_image": mask}
+    options = {**given, "width": 192, "height": 128, "seed": 3, "num_images_per_prompt": 2}
+    before = model.request("a star", options)
+    request = fitted(before)
+    pictures = [request.options["image"], request.options["mask_image"]]
+    assert {one.size for given in pictures for one in (given if several else [given])} == {(192, 128)}
+    again = model.request("a star", {**options, "image": pictures[0], "mask_image": pictures[1]})
+    assert before.image is not None
+    assert again.image is not None
+    assert before.image.pixels is not None
+    assert np.array_equal(again.image.pixels, before.image.pixels)
+    assert np.array_equal(again.image.mask, before.image.mask)
+    assert np.ptp(before.image.mask) == 1
+    assert fitted(again).options["image"] is pictures[0], "what is small enough stays"
