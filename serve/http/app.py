@@ -49,6 +49,7 @@ def make_app(
         root_path=config.root_path,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # behind a proxy they would lead elsewhere
         lifespan=lifespan,
     )
     keys, reader = Keys(config.keys), CallReader(service.models, config)

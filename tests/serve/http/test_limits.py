@@ -237,7 +237,23 @@ def test_headers(client: httpx.Client) -> None:
         assert stream.headers["content-type"].startswith("text/event-stream")
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("GET", GENERATIONS, 405)])
+def test_pages_of_other_origins(service: FakeService, tmp_path: Path) -> None:
+    (tmp_path / "keys.toml").touch()
+    config = HttpConfig(keys=tmp_path / "keys.toml", cors=("https://page.example",))
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    with client_of(service, config) as client:
+        for origin, allowed in (("https://page.example", "https://page.example"), ("https://other.example", None)):
+            answer = client.options(GENERATIONS, headers={"Origin": origin} | asked)
+            assert answer.headers.get("access-control-allow-origin") == allowed
+            refused = client.post(GENERATIONS, headers={"Origin": origin})
+            assert refused.status_code == 401, "a preflight needs no key, a request does"
+            assert refused.headers.get("access-control-allow-origin") == allowed
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nothing", 404), ("GET", "/v1/models/", 404), ("GET", "/docs", 404), ("GET", GENERATIONS, 405)],
+)
 def test_errors_of_the_router_have_openais_form(client: httpx.Client, method: str, path: str, status: int) -> None:
     answer = client.request(method, path)
     assert answer.status_code == status
