@@ -73,8 +73,7 @@ class MeasuredCosts:
 
     def encode(self, job: QueuedJob) -> float:
         """See `Costs.encode`."""
-        stage = "encode pictures" if job.has_pictures else "encode"
-        return self._other(stage, job.group, 0.1 * self.call(job.group, 1))
+        return self._other(_encode_stage(job), job.group, 0.1 * self.call(job.group, 1))
 
     def decode(self, group: Group, count: int) -> float:
         """See `Costs.decode`."""
@@ -95,6 +94,15 @@ class MeasuredCosts:
         """Whether a call of this many images has been timed."""
         return count in self._calls.get(_key(group), {})
 
+    def knows_decode(self, group: Group) -> bool:
+        """Whether pictures of this size have been decoded."""
+        return ("decode", group.weights.model, group.bucket.height * group.bucket.width) in self._others
+
+    def knows_encode(self, job: QueuedJob) -> bool:
+        """Whether a job like this has been encoded."""
+        pixels = job.group.bucket.height * job.group.bucket.width
+        return (_encode_stage(job), job.group.weights.model, pixels) in self._others
+
     # --- what is told -------------------------------------------------------------------------------------------------
 
     def observe_call(self, group: Group, count: int, took: float) -> None:
@@ -103,7 +111,7 @@ class MeasuredCosts:
 
     def observe_encode(self, job: QueuedJob, took: float) -> None:
         """Encoding a job took so long."""
-        self._observe_other("encode pictures" if job.has_pictures else "encode", job.group, took)
+        self._observe_other(_encode_stage(job), job.group, took)
 
     def observe_decode(self, group: Group, count: int, took: float) -> None:
         """Decoding this many pictures took so long."""
@@ -189,6 +197,10 @@ class MeasuredCosts:
             for model, bucket, count, took in calls:
                 self._calls.setdefault((model, bucket), {})[count] = _Mean(took, 2)
         return True
+
+
+def _encode_stage(job: QueuedJob) -> str:
+    return "encode pictures" if job.has_pictures else "encode"
 
 
 def _key(group: Group) -> tuple[str, Bucket]:

@@ -237,10 +237,15 @@ class Dispatcher:
             executor.probe()
 
     def _limit(self, action: Action) -> float:
+        expected: float | None = None
         match action:
             case Call(group, _, images) if self._costs.measured(group, len(images)):
-                return max(self._options.call_limit, LIMIT * self._costs.call(group, len(images)) / 1000)
-        return FIRST_LIMIT
+                expected = self._costs.call(group, len(images))
+            case Decode(group, images) if self._costs.knows_decode(group):
+                expected = self._costs.decode(group, len(images))
+            case Encode(_, jobs) if all(map(self._costs.knows_encode, jobs)):
+                expected = sum(map(self._costs.encode, jobs))
+        return FIRST_LIMIT if expected is None else max(self._options.call_limit, LIMIT * expected / 1000)
 
     # --- what goes wrong ----------------------------------------------------------------------------------------------
 

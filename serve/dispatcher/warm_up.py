@@ -1,6 +1,6 @@
 """Prepares a device before it takes work: every size is drawn once and timed at growing batches.
 
-Times are kept in the user's cache folder, so that the next start measures only what is new.
+Times are kept in the user's cache folder, so that a lazy start has estimates of sizes that it has not drawn yet.
 """
 
 import hashlib
