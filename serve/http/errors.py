@@ -145,6 +145,7 @@ def add_handlers(app: FastAPI) -> None:
 EVERYWHERE = {
     400: "the request is not valid",
     401: "no valid key was given",
+    403: "the page that asks is of another site",
     404: "there is no such thing",
     405: "the method is not allowed here",
     500: "the server failed",

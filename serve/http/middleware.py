@@ -8,7 +8,7 @@ import logging
 import re
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from uuid import uuid4
 
 from starlette.requests import ClientDisconnect
@@ -126,6 +126,30 @@ class BodyLimit:
     def _too_large(self) -> ApiError:
         text = f"the body is too large: expected at most {self._most:,} bytes"
         return ApiError(413, text, "body_too_large", headers={"Connection": "close"})
+
+
+class OwnPages:
+    """Refuses requests of pages from other origins, which a browser sends along without asking its user.
+
+    Without keys, any page could otherwise make a server on the same machine work.
+    """
+
+    def __init__(self, app: ASGIApp, *, allowed: Collection[str]) -> None:
+        """`allowed`: origins that may call; "*" for all."""
+        self._app, self._allowed = app, allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        headers = dict(scope.get("headers", ()))
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        host = headers.get(b"host", b"").decode("latin-1")
+        own = not origin or origin.partition("://")[2] == host
+        if scope["type"] != "http" or own or origin in self._allowed or "*" in self._allowed:
+            await self._app(scope, receive, send)
+            return
+        text = f"pages of {origin[:100]} may not call this server: see --cors"
+        error = ApiError(403, text, "origin_not_allowed")
+        await JSONResponse(body_of(error), 403)(scope, receive, send)
 
 
 class RequestIds:
