@@ -58,7 +58,7 @@ def test_commands_run(sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^\$ make (\w+)", README, re.MULTILINE)
-    assert targets == ["demo", "test", "bench"]
+    assert targets == ["demo", "test", "serve", "bench"]
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 

@@ -166,14 +166,14 @@ def test_a_change_wins_over_what_was_recorded(
 
 def test_long_prompts_are_encoded_in_small_batches(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
-    run = pipe.run
+    run = pipe._stages.run
 
     def counted(graph: str, inputs: Any, layers: Any = None) -> Any:
         if graph == "text_encoder":
             batches.append(len(inputs["input_ids"]))
         return run(graph, inputs, layers)
 
-    monkeypatch.setattr(pipe, "run", counted)
+    monkeypatch.setattr(pipe._stages, "run", counted)
     text = ", ".join(f"star {i}" for i in range(1200))
     many = pipe(text, **SMALL, seed=1, long_prompt="chunk").latents
     assert max(batches) == 16

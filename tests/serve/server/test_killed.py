@@ -74,7 +74,8 @@ def kill_at_random(server: ServerProcess, rng: random.Random) -> None:
     assert not psutil.wait_procs(devices, timeout=5)[1], "the device's process dies with its parent"
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [20])
 def test_a_killed_server_loses_no_job_and_draws_none_twice(kills: int, tmp_path: Path) -> None:
     rng, flags = random.Random(kills), ("--lazy", "--max-batch=4", f"--state={tmp_path / 'state'}")
     accepted: dict[str, dict[str, Any]] = {}
