@@ -59,7 +59,7 @@ class Metrics:
         self.running = gauge("running_images", "Images that are drawn.", "device")
         self.work = gauge("queue_work_seconds", "Device time of the work that was accepted and is not done.", "device")
         self.ready = gauge("device_ready", "1 if the device takes work.", "device")
-        self.memory = gauge("device_memory_bytes", "Device memory in use, where it can be told.", "device")
+        self.memory = gauge("process_memory_bytes", "Resident memory of a device's process.", "device")
         self.restarts = counter(
             "device_restarts_total", "Processes that died or hung, and were started again.", "device"
         )

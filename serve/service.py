@@ -38,7 +38,7 @@ class Load:
         ready: whether its models are loaded and its process is alive.
         waiting, running: images.
         work: milliseconds of device time that were accepted and are not done.
-        memory: bytes of device memory in use; None where it cannot be told.
+        memory: resident bytes of its process; None where the system does not tell. Of GPUs, NVIDIA's exporter tells.
     """
 
     device: str

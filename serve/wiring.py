@@ -61,6 +61,7 @@ def app_of(fleet: Fleet, settings: Settings, metrics: Metrics, store: JobStore) 
     config = HttpConfig(
         keys=settings.keys,
         body_bytes=settings.body_bytes,
+        bodies_bytes=settings.bodies_bytes,
         body_seconds=settings.request_timeout,
         prompt_bytes=settings.prompt_bytes,
         picture_pixels=settings.picture_pixels,

@@ -4,9 +4,11 @@ Knows threads and clocks; what comes next is the policy's decision, how it is do
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from latentrt.runtime.errors import BackendError, InputError, LatentRTError, NonFiniteError, OutOfMemoryError
 from latentrt.serve.messages import (
@@ -112,7 +114,7 @@ class Dispatcher:
         with self._changed:
             ready = self._executor is not None and self._failure is None and not self._stopping
             waiting, running, work = self._policy.waiting(), self._policy.running(), self._admission.work()
-        return Load(self._options.device or "auto", ready, waiting, running, work)
+        return Load(self._options.device or "auto", ready, waiting, running, work, _resident_bytes())
 
     def overdue(self) -> float:
         """Seconds by which the present action exceeds its limit; at most 0 while all is well."""
@@ -287,6 +289,13 @@ class Dispatcher:
     def _not_sent(self, job: str) -> None:
         """A picture could not be sent, and its job has failed: what is left of it need not be drawn."""
         self.cancel(job)
+
+
+def _resident_bytes() -> int | None:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux
+        return None
 
 
 def kind_of(error: Exception) -> FailedKind:

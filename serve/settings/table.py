@@ -66,6 +66,9 @@ class Settings:
         Setting("refuse to listen beyond this machine without keys; --no-auth serves everybody", kinds.switch()),
     ] = True
     body_bytes: Annotated[int, Setting("of one request's body, at most", kinds.size_in_bytes())] = 64 * 2**20
+    bodies_bytes: Annotated[int, Setting("of the bodies of all requests together, at most", kinds.size_in_bytes())] = (
+        2**30
+    )
     prompt_bytes: Annotated[int, Setting("of all texts of one call, at most", kinds.integer(1, 10**6))] = 32_000
     picture_pixels: Annotated[int, Setting("of a picture that a client sends, at most", kinds.integer(64, 2**30))] = (
         2**24
