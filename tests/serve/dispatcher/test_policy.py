@@ -110,7 +110,7 @@ def test_rules_hold_whatever_happens() -> None:
 
 @pytest.mark.slow
 def test_rules_hold_whatever_happens_for_long() -> None:
-    run_machine(3000, 80)
+    run_machine(400, 60)
 
 
 # --- single rules -----------------------------------------------------------------------------------------------------
