@@ -34,7 +34,7 @@ def reconstructed(pipe: Pipeline, scenes: Sequence[Scene], seed: int = 5) -> tup
     drawn = draw(scenes, np.random.default_rng(seed))
     decoded = []
     for at in range(0, len(drawn), 10):
-        mean, _ = pipe._vae.encode(drawn[at : at + 10].astype(np.float32) / 127.5 - 1)
+        mean, _ = pipe._stages.vae.encode(drawn[at : at + 10].astype(np.float32) / 127.5 - 1)
         latents = mean * np.float32(pipe.bundle.manifest.model.scaling_factor)
-        decoded.append(pipe._vae.decode(latents)[0])
+        decoded.append(pipe._stages.vae.decode(latents)[0])
     return list(drawn), list(np.concatenate(decoded))
