@@ -38,4 +38,5 @@ def configure(log_format: str, *, verbose: bool = False, prefix: str = "") -> No
     handler.setFormatter(JsonFormatter(prefix) if log_format == "json" else text)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("latentrt.runtime").setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("latentrt.runtime.text").setLevel(logging.ERROR)  # its warnings hold parts of prompts
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

@@ -73,7 +73,8 @@ class Admission:
         excess = own + job.cost * len(job.images) / 1000 - self._max_wait * job.weight / (weights + job.weight)
         if own and excess > 0:
             retry = _retry(excess * weights / job.weight)
-            raise RefusedError("busy", f"the server is busy: {own:.1f} s of your work wait, which is your share", retry)
+            text = f"the server is busy: {own:.1f} s of your work wait, which is your share"
+            raise RefusedError("client_busy", text, retry)
 
     def _require_punctual(self, forecast: Forecast, now: float) -> None:
         """All jobs that have not started, and the new one, start in time."""

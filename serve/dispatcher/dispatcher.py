@@ -253,7 +253,8 @@ class Dispatcher:
 
     def _recover(self, executor: Executor, action: Action, error: Exception) -> None:
         """An action failed for all of its images. A UNet call is made again once, smaller if memory ran out."""
-        logger.warning("%s failed: %s", type(action).__name__, error, exc_info=error)
+        shown = error if kind_of(error) == "internal" else None
+        logger.warning("%s failed: %s", type(action).__name__, error, exc_info=shown)
         with self._changed:
             match action:
                 case Call(group, _, images):

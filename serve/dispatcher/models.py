@@ -7,7 +7,7 @@ from typing import Any
 
 from latentrt.runtime import Pipeline
 from latentrt.runtime.bundle import Bundle, EngineList
-from latentrt.runtime.errors import BackendError
+from latentrt.runtime.errors import BackendError, InputError
 from latentrt.runtime.pipeline import embedded_bundle
 from latentrt.runtime.protocols import Trajectory
 from latentrt.runtime.request import Request
@@ -40,7 +40,13 @@ class LoadedModel:
     def put_in(self, loras: LoraSet) -> None:
         """Change the weights."""
         files: dict[Path | str, float] = {self.served.lora_file(name): weight for name, weight in loras}
-        self.stages.loras_of(files)()
+        try:
+            self.stages.loras_of(files)()
+        except InputError as error:  # clients must not learn of the server's folders
+            why = str(error)
+            for file in files:
+                why = why.replace(f"{Path(file).parent}/", "")
+            raise InputError(f"the LoRAs {', '.join(name for name, _ in loras)} cannot be used: {why}") from error
         self._texts.weights = loras
 
     def sizes(self) -> list[tuple[int, int]]:

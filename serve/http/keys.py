@@ -132,8 +132,9 @@ def new_key(file: Path, name: str) -> str:
     if any(key.name == name for key in existing):
         raise InputError(f"{file} has a key of the name {name!r}: choose another name, or delete its entry first")
     key = PREFIX + secrets.token_urlsafe(32)
-    entry = f'[[key]]\nname = "{name}"\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n'
-    _key(file, len(existing) + 1, tomllib.loads(entry)["key"][0])
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    _key(file, len(existing) + 1, {"name": name, "sha256": digest})
+    entry = f'[[key]]\nname = "{name}"\nsha256 = "{digest}"\n'
     with written_whole(file) as temporary:
         temporary.chmod(0o600)
         temporary.write_text(f"{text.rstrip()}\n\n{entry}" if text.strip() else entry, encoding="utf-8")

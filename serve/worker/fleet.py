@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 # Another device may take what one refused for these. Not for "starting" and "crashed": a device that was ready has
 # ended just now, perhaps by this job, and the others shall not follow.
-_ELSEWHERE = ("busy", "deadline")
+_ELSEWHERE = ("busy", "client_busy", "deadline")
 _STOPPING_RETRY = 10.0  # seconds; by then another server has taken over
 
 

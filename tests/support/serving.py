@@ -64,7 +64,7 @@ class Device:
                 self.dispatcher.submit(job)
                 return job
             except RefusedError as error:
-                if error.reason != "busy":
+                if error.reason not in ("busy", "client_busy"):
                     raise
                 time.sleep(0.05)
 

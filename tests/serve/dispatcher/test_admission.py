@@ -57,7 +57,7 @@ def test_one_client_cannot_fill_the_queue() -> None:
     sim = Simulation(FixedCosts())
     refused = fill(sim, "a")[-1].refused
     assert refused is not None
-    assert refused.reason == "busy"
+    assert refused.reason == "client_busy"
     assert sim.submit(Ask(0.0, "b", SMALL, 20)).refused is None
 
 

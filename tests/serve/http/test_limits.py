@@ -129,6 +129,12 @@ def test_keys(service: FakeService, tmp_path: Path) -> None:
         assert client.get("/v1/models").status_code == 401
 
 
+def test_a_key_needs_a_plain_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="letters, digits"):
+        new_key(tmp_path / "keys.toml", 'we ird"x')
+    assert not (tmp_path / "keys.toml").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 
 from latentrt.serve.logs import JsonFormatter
 
@@ -37,3 +39,13 @@ def test_an_exception_stays_in_its_line() -> None:
     line = JsonFormatter().format(record)
     assert "\n" not in line
     assert "ValueError: wrong" in json.loads(line)["exception"]
+
+
+def test_no_part_of_a_prompt_is_logged() -> None:
+    """The library warns of texts that are cut, with what it left out. In a process of its own, as this sets loggers."""
+    code = (
+        "import logging; from latentrt.serve.logs import configure; configure('text'); "
+        "print(logging.getLogger('latentrt.runtime.text.conditioning').isEnabledFor(logging.WARNING))"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert child.stdout == "False\n"
