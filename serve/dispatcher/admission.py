@@ -16,7 +16,7 @@ from .queue import Client, QueuedJob
 # Shares of `max_wait` that are not promised away, as waits cannot be predicted exactly. Less for jobs that have been
 # accepted, so that a small error in their prediction does not stop all admission.
 SPARE_FOR_NEW, SPARE = 0.15, 0.07
-SPARE_OF_PAUSE = 0.25  # and of the time between a set's turns, as work may slip into the next turn
+SPARE_OF_PAUSE = 0.5  # and of the time between a set's turns, as work may slip into the next turn
 LONGEST_RETRY = 120  # seconds; clients ignore longer ones
 
 
