@@ -3,6 +3,7 @@
 Plain records without libraries, as they cross processes. Times are seconds unless a name says otherwise.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,6 +149,14 @@ class Admitted:
 # Why a job is not accepted: too much work waits; too many of this client's jobs; the deadline cannot be met; the server
 # stops; the model is not there; the device's process is starting; it ended before it answered, perhaps by this job.
 RefusedReason = Literal["busy", "client_busy", "deadline", "stopping", "unknown_model", "starting", "crashed"]
+
+
+LONGEST_RETRY = 120  # seconds; clients ignore a longer Retry-After
+
+
+def retry_seconds(seconds: float) -> int:
+    """Seconds until a client should ask again, as `Retry-After` may hold them."""
+    return min(max(1, math.ceil(seconds)), LONGEST_RETRY)
 
 
 class RefusedError(Exception):

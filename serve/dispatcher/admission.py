@@ -5,9 +5,7 @@ seconds; see `Forecast`. A client's waiting work is limited to its share of `max
 newcomer, so that nobody fills the queue alone.
 """
 
-import math
-
-from latentrt.serve.messages import Admitted, RefusedError
+from latentrt.serve.messages import Admitted, RefusedError, retry_seconds
 
 from .forecast import Forecast, work_left
 from .policy import Policy
@@ -17,7 +15,6 @@ from .queue import Client, QueuedJob
 # accepted, so that a small error in their prediction does not stop all admission.
 SPARE_FOR_NEW, SPARE = 0.15, 0.07
 SPARE_OF_PAUSE = 0.5  # and of the time between a set's turns, as work may slip into the next turn
-LONGEST_RETRY = 120  # seconds; clients ignore longer ones
 
 
 class Admission:
@@ -54,10 +51,10 @@ class Admission:
             raise RefusedError(
                 "client_busy",
                 f"{len(own)} of your jobs are under way: expected at most {most}",
-                _retry(min(self._seconds_left(other) for other in own)),
+                retry_seconds(min(self._seconds_left(other) for other in own)),
             )
         if (waiting := self._policy.waiting()) + len(job.images) > self._max_queue:
-            raise _busy(f"{waiting} images wait: expected at most {self._max_queue}", self._work() / 2000)
+            raise _busy(f"{waiting} images wait: expected at most {self._max_queue}", self.work() / 2000)
 
     def _seconds_left(self, job: QueuedJob) -> float:
         """Seconds that a job takes at least, in full calls."""
@@ -72,7 +69,7 @@ class Admission:
         own: float = sum(image.job.cost for image in waiting) / 1000
         excess = own + job.cost * len(job.images) / 1000 - self._max_wait * job.weight / (weights + job.weight)
         if own and excess > 0:
-            retry = _retry(excess * weights / job.weight)
+            retry = retry_seconds(excess * weights / job.weight)
             text = f"the server is busy: {own:.1f} s of your work wait, which is your share"
             raise RefusedError("client_busy", text, retry)
 
@@ -85,18 +82,10 @@ class Admission:
         if late > 0:
             raise _busy("too much work waits", late)
 
-    def _work(self) -> float:
-        """Milliseconds of accepted work that has not been done."""
-        return sum(work_left(job) for job in self._policy.jobs.values())
-
     def work(self) -> float:
         """See `Load.work`."""
-        return self._work()
+        return sum(work_left(job) for job in self._policy.jobs.values())
 
 
 def _busy(why: str, seconds: float) -> RefusedError:
-    return RefusedError("busy", f"the server is busy: {why}", _retry(seconds))
-
-
-def _retry(seconds: float) -> float:
-    return float(min(max(1, math.ceil(seconds)), LONGEST_RETRY))
+    return RefusedError("busy", f"the server is busy: {why}", retry_seconds(seconds))

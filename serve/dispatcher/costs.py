@@ -85,10 +85,10 @@ class MeasuredCosts:
             known = self._others.get(("swap", model, 0))
             return 0.5 if known is None else known.value / 1000
 
-    def image(self, group: Group, calls: int, encode: float = 0.0) -> float:
-        """An image from text to picture, in full batches."""
+    def image(self, group: Group, calls: int) -> float:
+        """An image from noise to picture, in full batches."""
         cap = self.cap(group)
-        return encode + calls * self.call(group, cap) / cap + self.decode(group, 1)
+        return calls * self.call(group, cap) / cap + self.decode(group, 1)
 
     def measured(self, group: Group, count: int) -> bool:
         """Whether a call of this many images has been timed."""
@@ -96,12 +96,11 @@ class MeasuredCosts:
 
     def knows_decode(self, group: Group) -> bool:
         """Whether pictures of this size have been decoded."""
-        return ("decode", group.weights.model, group.bucket.height * group.bucket.width) in self._others
+        return _stage_key("decode", group) in self._others
 
     def knows_encode(self, job: QueuedJob) -> bool:
         """Whether a job like this has been encoded."""
-        pixels = job.group.bucket.height * job.group.bucket.width
-        return (_encode_stage(job), job.group.weights.model, pixels) in self._others
+        return _stage_key(_encode_stage(job), job.group) in self._others
 
     # --- what is told -------------------------------------------------------------------------------------------------
 
@@ -140,8 +139,7 @@ class MeasuredCosts:
             return cap
 
     def _observe_other(self, stage: str, group: Group, took: float) -> None:
-        bucket = group.bucket
-        self._observe(self._others, (stage, group.weights.model, bucket.height * bucket.width), took)
+        self._observe(self._others, _stage_key(stage, group), took)
 
     def _observe(self, means: dict[Any, _Mean], key: Any, took: float) -> None:
         with self._lock:
@@ -151,11 +149,9 @@ class MeasuredCosts:
                 means[key] = _Mean(took)
 
     def _other(self, stage: str, group: Group, otherwise: float) -> float:
-        pixels = group.bucket.height * group.bucket.width
+        *of_model, pixels = _stage_key(stage, group)
         with self._lock:
-            own = {
-                p: mean for (s, model, p), mean in self._others.items() if (s, model) == (stage, group.weights.model)
-            }
+            own = {p: mean for (*key, p), mean in self._others.items() if key == of_model}
             if not own:
                 return otherwise
             nearest = min(own, key=lambda known: abs(known - pixels))
@@ -201,6 +197,10 @@ class MeasuredCosts:
 
 def _encode_stage(job: QueuedJob) -> str:
     return "encode pictures" if job.has_pictures else "encode"
+
+
+def _stage_key(stage: str, group: Group) -> tuple[str, str, int]:
+    return stage, group.weights.model, group.bucket.height * group.bucket.width
 
 
 def _key(group: Group) -> tuple[str, Bucket]:

@@ -89,10 +89,10 @@ class Dispatcher:
         if executor is None or self._failure is not None:
             raise RefusedError("starting", "the device is starting: try again", 5)
         with self._changed:
-            if self._stopping:
-                raise RefusedError("stopping", "the server is stopping", 10)
-            busy = {other.group.weights.model for other in self._policy.jobs.values()}
-            queued = self._queued(job, self._shelf.require(job.model, busy))
+            model = self._model(job.model)
+        queued = self._queued(job, model)  # tokenizes, which must not hold up the device
+        with self._changed:
+            self._model(job.model)  # it may have been closed meanwhile
             executor.add(job)
             try:
                 admitted = self._admission.admit(queued, time.monotonic())
@@ -138,6 +138,12 @@ class Dispatcher:
         if self._thread.is_alive():
             self._thread.join()
         self._sender.close()
+
+    def _model(self, name: str) -> LoadedModel:
+        """A loaded model; raises `RefusedError`."""
+        if self._stopping:
+            raise RefusedError("stopping", "the server is stopping", 10)
+        return self._shelf.require(name, lambda: {job.group.weights.model for job in self._policy.jobs.values()})
 
     def _queued(self, job: Job, model: LoadedModel) -> QueuedJob:
         weight = job.weight * (BATCH_SHARE if job.priority == "batch" else 1.0)
@@ -266,19 +272,24 @@ class Dispatcher:
                     again = [image for image in images if image.state is not State.GONE]
                     executor.begin_again(again)
                     self._policy.restart(again)
-                case Swap(weights):
-                    for job in [job for job in self._policy.jobs.values() if job.group.weights == weights]:
-                        self._fail(job, kind_of(error), str(error))
-                case Encode(_, jobs):
-                    for job in jobs:
-                        self._fail(job, kind_of(error), str(error))
-                case Decode(_, images):
-                    for job in {image.job for image in images}:
-                        self._fail(job, kind_of(error), str(error))
                 case CloseSlots():
                     self._policy.done(action, time.monotonic(), 0.0)
+                case _:
+                    for job in self._jobs_of(action):
+                        self._fail(job, kind_of(error), str(error))
         if kind_of(error) == "internal":
             executor.probe()  # raises where the device does not work any more
+
+    def _jobs_of(self, action: Action) -> list[QueuedJob]:
+        """The jobs that an action is for."""
+        match action:
+            case Swap(weights):
+                return [job for job in self._policy.jobs.values() if job.group.weights == weights]
+            case Encode(_, jobs):
+                return list(jobs)
+            case Decode(_, images):
+                return list(dict.fromkeys(image.job for image in images))
+        return []
 
     def _fail(self, job: QueuedJob, kind: FailedKind, message: str) -> None:
         assert self._executor is not None

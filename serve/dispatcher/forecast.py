@@ -101,7 +101,7 @@ def _queues(policy: Policy, new: QueuedJob) -> list[_Queue]:
         queue = _Queue(group, share=sum(shares.values()), waits=bool(line.waiting))
         if group == new.group:
             queue.newcomers = _newcomers(line, shares, new) / policy.costs.cap(group)
-        _fill(queue, policy, line, _in_order(policy, group, shares, new), new)
+        _fill(queue, policy, line, _in_order(policy, group, line, shares, new), new)
         queues.append(queue)
     return queues
 
@@ -117,9 +117,9 @@ def _newcomers(line: Line, shares: dict[Client, float], new: QueuedJob) -> float
     return calls
 
 
-def _in_order(policy: Policy, group: Group, shares: dict[Client, float], new: QueuedJob) -> list[Image]:
+def _in_order(policy: Policy, group: Group, line: Line, shares: dict[Client, float], new: QueuedJob) -> list[Image]:
     """The waiting images of a group, in the order in which they get slots: round by round, as the rotation will."""
-    waiting = {client: list(images) for client, images in _line(policy, group).waiting.items()}
+    waiting = {client: list(images) for client, images in line.waiting.items()}
     if group == new.group:
         waiting[new.client] = [*waiting.get(new.client, ()), *new.images]
     deficits = policy.clients[group].deficits() if group in policy.clients else {}
@@ -133,10 +133,6 @@ def _in_order(policy: Policy, group: Group, shares: dict[Client, float], new: Qu
             tagged.append((turn, len(tagged), image))
     tagged.sort()
     return [image for _, _, image in tagged]
-
-
-def _line(policy: Policy, group: Group) -> Line:
-    return policy.lines.get(group) or Line()
 
 
 def _fill(queue: _Queue, policy: Policy, line: Line, waiting: list[Image], new: QueuedJob) -> None:

@@ -40,11 +40,11 @@ class Shelf:
         """Those that are loaded before the device is ready."""
         return list(self._specs.values())[: self._most]
 
-    def require(self, name: str, busy: Collection[str]) -> LoadedModel:
+    def require(self, name: str, busy: Callable[[], Collection[str]]) -> LoadedModel:
         """The model; where it is not loaded, raise `RefusedError`, and begin to load it if there is room.
 
         Args:
-            busy: models with accepted work.
+            busy: tells the models with accepted work.
         """
         if name in self.models:
             self.models.move_to_end(name)
@@ -61,10 +61,11 @@ class Shelf:
         expected = self._seconds.get(name, LOADS_IN) - (time.monotonic() - self._loading[name])
         raise RefusedError("starting", f"the model {name} is being loaded", max(1.0, expected))
 
-    def _make_room(self, name: str, busy: Collection[str]) -> None:
+    def _make_room(self, name: str, busy: Callable[[], Collection[str]]) -> None:
         if len(self.models) + len(self._loading) < self._most:
             return
-        idle = next((model for model in self.models if model not in busy), None)
+        at_work = busy()
+        idle = next((model for model in self.models if model not in at_work), None)
         if idle is None:
             loaded = ", ".join([*self.models, *self._loading])
             raise RefusedError("starting", f"the model {name} waits until one of {loaded} has no work", 5)

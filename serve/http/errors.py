@@ -1,6 +1,5 @@
 """Every error of the server as an answer, in OpenAI's form: one table from what went wrong to status and headers."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from latentrt.runtime.errors import InputError, SchedulerError
-from latentrt.serve.messages import Failed, FailedKind, RefusedError, RefusedReason
-
-LONGEST_RETRY = 120  # seconds; clients ignore a longer Retry-After
+from latentrt.serve.messages import Failed, FailedKind, RefusedError, RefusedReason, retry_seconds
 
 
 class ErrorFields(BaseModel):
@@ -50,7 +47,7 @@ class ApiError(HTTPException):
         if retry is not None:
             own["x-should-retry"] = "true" if retry else "false"
         if retry_after is not None:
-            own["Retry-After"] = str(min(max(1, math.ceil(retry_after)), LONGEST_RETRY))
+            own["Retry-After"] = str(retry_seconds(retry_after))
         super().__init__(status, message, own or None)
         self.code, self.param = code, param
 

@@ -11,7 +11,6 @@ from latentrt.serve.messages import (
     Admitted,
     Called,
     DispatcherOptions,
-    Done,
     Event,
     Failed,
     Job,
@@ -21,7 +20,7 @@ from latentrt.serve.messages import (
 from latentrt.serve.service import Load
 
 from .wire import DISPATCHER, dispatcher_named
-from .worker import Watchers
+from .worker import Watchers, hear
 
 
 class InlineWorker:
@@ -116,9 +115,4 @@ class InlineWorker:
                 self._loop.call_soon_threadsafe(self._happened, event)
 
     def _happened(self, event: Event | Called) -> None:
-        if isinstance(event, Called):
-            self._watchers.called(event)
-        elif (listen := self._listeners.get(event.job)) is not None:
-            if isinstance(event, Done | Failed):
-                del self._listeners[event.job]
-            listen(event)
+        hear(event, self._listeners, self._watchers)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from latentrt.runtime.errors import BackendError
-from latentrt.serve.messages import Admitted, Called, Done, Event, Failed, FailedKind, Job, RefusedError
+from latentrt.serve.messages import Admitted, Called, Event, Failed, FailedKind, Job, RefusedError
 from latentrt.serve.service import Load
 
 from .child_process import ChildProcess
@@ -29,7 +29,7 @@ from .wire import (
     SubmitFailed,
     ToParent,
 )
-from .worker import Watchers
+from .worker import Watchers, hear
 
 logger = logging.getLogger(__name__)
 
@@ -228,12 +228,7 @@ class WorkerProcess:
                 self._reason = reason
 
     def _happened(self, event: Event | Called) -> None:
-        if isinstance(event, Called):
-            self._watchers.called(event)
-        elif (listen := self._listeners.get(event.job)) is not None:
-            if isinstance(event, Done | Failed):
-                del self._listeners[event.job]
-            listen(event)
+        hear(event, self._listeners, self._watchers)
 
     def _answer(self, number: int, answer: Admitted | Exception) -> None:
         _, future = self._answers.get(number, ("", None))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from latentrt.serve.messages import Admitted, Called, Event, Job
+from latentrt.serve.messages import Admitted, Called, Done, Event, Failed, Job
 from latentrt.serve.service import Load
 
 
@@ -23,6 +23,16 @@ class Watchers:
 
     called: Callable[[Called], None] = _ignore
     restarted: Callable[[str], None] = _ignore
+
+
+def hear(event: Event | Called, listeners: dict[str, Callable[[Event], None]], watchers: Watchers) -> None:
+    """Hand an event to whom it is for; listeners hear the end of their job last."""
+    if isinstance(event, Called):
+        watchers.called(event)
+    elif (listen := listeners.get(event.job)) is not None:
+        if isinstance(event, Done | Failed):
+            del listeners[event.job]
+        listen(event)
 
 
 class Worker(Protocol):

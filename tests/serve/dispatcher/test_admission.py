@@ -6,8 +6,8 @@ import pytest
 from support.load import Load
 from support.simulated_device import Ask, FixedCosts, Outcome, Simulation, group_of
 
-from latentrt.serve.dispatcher.admission import LONGEST_RETRY, Admission
-from latentrt.serve.messages import RefusedError
+from latentrt.serve.dispatcher.admission import Admission
+from latentrt.serve.messages import LONGEST_RETRY, RefusedError
 
 SMALL, LARGE = group_of(64), group_of(96)
 
