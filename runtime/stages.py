@@ -17,7 +17,7 @@ from latentrt.runtime.bundle import Bundle, takes
 from latentrt.runtime.latents import PREVIEWS, TorchGenerator, Vae, initial_latents, known_images, rgb_from_latents
 from latentrt.runtime.latents.initial import InitialLatents
 from latentrt.runtime.request import LoraFile, Request, Source, png_text, time_inputs
-from latentrt.runtime.text import Tokenizer, conditioning_from_texts, encode, tokenize
+from latentrt.runtime.text import Tokenizer, conditioning_from_texts, encode, tokenize, tokenizers_of
 from latentrt.runtime.text.conditioning import Conditioning
 from latentrt.runtime.weights import changed_weights, checked_factors, sha256_of_lora
 
@@ -46,8 +46,7 @@ class Stages:
     @cached_property
     def tokenizers(self) -> tuple[Tokenizer, ...]:
         """The bundle's tokenizers, one for each text encoder."""
-        encoders = self.bundle.manifest.model.text_encoders
-        return tuple(Tokenizer.from_file(self.bundle.file(facts.tokenizer), facts) for facts in encoders)
+        return tokenizers_of(self.bundle)
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]], layers: Layers = None) -> dict[str, NDArray[Any]]:
         """See `Pipeline.run`."""

@@ -15,7 +15,7 @@ from latentrt.runtime.errors import InputError, unknown
 from latentrt.runtime.protocols import Bucket
 from latentrt.runtime.request import CallOptions, Request
 from latentrt.runtime.request.metadata import BY_HASH
-from latentrt.runtime.text import Tokenizer, tokenize
+from latentrt.runtime.text import Tokenizer, tokenize, tokenizers_of
 
 from .messages import LoraSet
 
@@ -63,8 +63,7 @@ class ServedModel:
 
     @cached_property
     def _tokenizers(self) -> tuple[Tokenizer, ...]:
-        encoders = self.bundle.manifest.model.text_encoders
-        return tuple(Tokenizer.from_file(self.bundle.file(facts.tokenizer), facts) for facts in encoders)
+        return tokenizers_of(self.bundle)
 
     def request(self, prompt: str | Sequence[str] | None, options: Mapping[str, Any]) -> Request:
         """Check a call. Raises `InputError` or `SchedulerError`, which say what is allowed.

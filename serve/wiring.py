@@ -18,7 +18,7 @@ from latentrt.serve.jobs.runner import Runner
 from latentrt.serve.jobs.sqlite import store_in_folder
 from latentrt.serve.jobs.store import JobStore
 from latentrt.serve.worker.fleet import Fleet
-from latentrt.serve.worker.process import WorkerProcess
+from latentrt.serve.worker.process import Timing, WorkerProcess
 from latentrt.serve.worker.wire import ChildConfig
 from latentrt.serve.worker.worker import Watchers
 
@@ -106,9 +106,13 @@ def children_of(settings: Settings, *, verbose: bool = False) -> list[ChildConfi
 
 
 def fleet_of(
-    models: Mapping[str, ServedModel], children: Sequence[ChildConfig], settings: Settings, metrics: Metrics
+    models: Mapping[str, ServedModel],
+    children: Sequence[ChildConfig],
+    settings: Settings,
+    metrics: Metrics,
+    timing: Timing | None = None,
 ) -> Fleet:
-    """The devices, which are not started."""
+    """The devices, which are not started. `timing`: when their processes are started anew."""
     watchers = Watchers(metrics.observe_call, lambda device: metrics.restarts.labels(device).inc())
-    workers = [WorkerProcess(child, watchers=watchers) for child in children]
+    workers = [WorkerProcess(child, timing, watchers) for child in children]
     return Fleet(models, workers, client_jobs=settings.client_jobs, happened=metrics.observe_event)

@@ -86,7 +86,7 @@ ROOMS: dict[str, set[str]] = {
     "serve.dispatcher": {
         *("runtime", "runtime.bundle", "runtime.loop", "runtime.pipeline", "runtime.protocols", "runtime.request"),
         *("runtime.scheduler", "runtime.stages", "runtime.text", "serve.messages", "serve.served_model"),
-        "serve.service",
+        *("serve.places", "serve.service"),
     },
     "serve.jobs": {
         *("runtime.bundle", "runtime.request", "runtime.scheduler", "serve.messages", "serve.served_model"),
@@ -97,9 +97,10 @@ ROOMS: dict[str, set[str]] = {
         *("serve.served_model", "serve.service"),
     },
     "serve.logs": set(),
+    "serve.places": set(),
     "serve.sockets": set(),
     "serve.settings": {"serve.messages"},
-    "serve.worker": {"serve.logs", "serve.messages", "serve.served_model", "serve.service"},
+    "serve.worker": {"serve.logs", "serve.messages", "serve.places", "serve.served_model", "serve.service"},
     "serve.server": {"serve.settings", "serve.sockets", "serve.worker"},
     "serve.wiring": {
         *("serve.dispatcher", "serve.http", "serve.jobs", "serve.messages", "serve.metrics", "serve.served_model"),

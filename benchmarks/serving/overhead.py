@@ -11,8 +11,9 @@ import statistics
 
 from benchmarks.common.harness import Measurement, Target, finish, interleaved, show_environment, show_table
 from latentrt.serve.dispatcher.dispatcher import Dispatcher
-from latentrt.serve.dispatcher.models import named, served_model
+from latentrt.serve.dispatcher.models import served_model
 from latentrt.serve.messages import Called, DispatcherOptions, Done, Event, Failed, Job, ModelSpec, Output
+from latentrt.serve.places import named
 
 LOADER = "benchmarks.serving.delayed:load_delayed"
 PROMPT = "a large red star on a blue background"

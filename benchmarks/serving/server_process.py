@@ -126,9 +126,7 @@ def main(loader: str, flags: Sequence[str]) -> int:
     from latentrt.serve.metrics import Metrics
     from latentrt.serve.server import Server
     from latentrt.serve.settings import add_flags, given_flags, resolve
-    from latentrt.serve.worker.fleet import Fleet
-    from latentrt.serve.worker.process import Timing, WorkerProcess
-    from latentrt.serve.worker.worker import Watchers
+    from latentrt.serve.worker.process import Timing
 
     parser = argparse.ArgumentParser()
     add_flags(parser)
@@ -139,15 +137,11 @@ def main(loader: str, flags: Sequence[str]) -> int:
 
     async def run() -> int:
         metrics = Metrics()
-        watchers = Watchers(metrics.observe_call, lambda device: metrics.restarts.labels(device).inc())
-        timing = Timing(shortest=0.1, longest=0.5, starts=3)
-        workers = [
-            WorkerProcess(replace(child, options=replace(child.options, loader=loader)), timing, watchers)
-            for child in wiring.children_of(settings)
+        children = [
+            replace(child, options=replace(child.options, loader=loader)) for child in wiring.children_of(settings)
         ]
-        fleet = Fleet(
-            wiring.models_of(settings), workers, client_jobs=settings.client_jobs, happened=metrics.observe_event
-        )
+        timing = Timing(shortest=0.1, longest=0.5, starts=3)
+        fleet = wiring.fleet_of(wiring.models_of(settings), children, settings, metrics, timing)
         app = wiring.app_of(fleet, settings, metrics, wiring.store_of(settings))
         return await Server(settings, fleet, app, lambda line: print(line, flush=True)).run()
 

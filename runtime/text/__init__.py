@@ -3,7 +3,7 @@
 from .conditioning import conditioning_from_texts, encode, tokenize
 from .given_texts import TextInput, text_inputs_from_call
 from .prompt import SYNTAXES
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, tokenizers_of
 
 __all__ = [
     "SYNTAXES",
@@ -13,4 +13,5 @@ __all__ = [
     "encode",
     "text_inputs_from_call",
     "tokenize",
+    "tokenizers_of",
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.bundle import TextEncoder
+from latentrt.runtime.bundle import Bundle, TextEncoder
 from latentrt.runtime.errors import BundleError
 from latentrt.runtime.files import open_regular
 
@@ -158,3 +158,9 @@ def _spans(ids: Sequence[int], capacity: int, comma: int) -> list[tuple[int, int
         spans.append((start, end))
         start = end
     return [*spans, (start, len(ids))]
+
+
+def tokenizers_of(bundle: Bundle) -> tuple[Tokenizer, ...]:
+    """A bundle's tokenizers, one for each text encoder."""
+    encoders = bundle.manifest.model.text_encoders
+    return tuple(Tokenizer.from_file(bundle.file(facts.tokenizer), facts) for facts in encoders)

@@ -22,12 +22,13 @@ from latentrt.serve.messages import (
     ModelSpec,
     RefusedError,
 )
+from latentrt.serve.places import named
 from latentrt.serve.service import Load
 
 from .admission import Admission
 from .costs import MeasuredCosts
 from .executor import Executor
-from .models import LoadedModel, load_model, named
+from .models import LoadedModel, load_model
 from .pictures import PictureSender
 from .policy import Action, Call, CloseSlots, Decode, Encode, Idle, Policy, Swap
 from .queue import Client, QueuedJob, State

@@ -1,18 +1,17 @@
 """A model on a device: its pipeline, lent to the dispatcher, and the cache of its prompts."""
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from latentrt.runtime import Pipeline
 from latentrt.runtime.bundle import Bundle, EngineList
-from latentrt.runtime.errors import BackendError, InputError
+from latentrt.runtime.errors import InputError
 from latentrt.runtime.pipeline import embedded_bundle
 from latentrt.runtime.protocols import Trajectory
 from latentrt.runtime.request import Request
 from latentrt.runtime.text.cache import EncoderCache
 from latentrt.serve.messages import DispatcherOptions, Job, LoraSet, ModelSpec
+from latentrt.serve.places import named
 from latentrt.serve.served_model import Limits, ServedModel, sizes_of_engines
 
 from .queue import Group, Weights
@@ -74,12 +73,3 @@ def load_model(spec: ModelSpec, options: DispatcherOptions) -> LoadedModel:
     """Load a model with the loader of the options."""
     loader: Callable[[ModelSpec, str | None], Pipeline] = named(options.loader)
     return LoadedModel(spec, loader(spec, options.device))
-
-
-def named(path: str) -> Any:
-    """What "module:name" names. Raises `BackendError` if it is not there."""
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BackendError(f"{path!r} cannot be imported: {error}; expected module:function") from error

@@ -8,13 +8,14 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from latentrt.runtime.bundle.manifest import MANIFEST
 from latentrt.runtime.errors import OutOfMemoryError
-from latentrt.runtime.files import cache_folder
+from latentrt.runtime.files import cache_folder, sha256_of_file
 from latentrt.runtime.loop.resident import Resident
 from latentrt.runtime.protocols import Trajectory
 from latentrt.serve.messages import DispatcherOptions
@@ -99,8 +100,10 @@ class _KeptTimes:
     """The file of measured times. Losing it only costs time."""
 
     def __init__(self, models: Mapping[str, LoadedModel], options: DispatcherOptions) -> None:
-        facts = [platform.node(), platform.processor(), str(options.device), options.max_batch]
-        facts += [[m.name, m.backend, _hash_of(m), m.sizes()] for m in models.values()]
+        facts: list[object] = [platform.node(), platform.processor(), str(options.device), options.max_batch]
+        facts += [
+            [m.name, m.backend, sha256_of_file(m.served.bundle.path / MANIFEST), m.sizes()] for m in models.values()
+        ]
         self._identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def read(self, costs: MeasuredCosts) -> None:
@@ -120,11 +123,3 @@ class _KeptTimes:
             return cache_folder() / f"costs-{self._identity[:16]}.json"
         except OSError:
             return None
-
-
-def _hash_of(model: LoadedModel) -> str:
-    """Of the bundle's files, as its manifest lists them."""
-    files: Iterable[str] = (
-        f"{name}:{file.sha256}" for name, file in sorted(model.served.bundle.manifest.files.items())
-    )
-    return hashlib.sha256("\n".join(files).encode()).hexdigest()

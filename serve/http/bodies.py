@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
@@ -46,6 +47,7 @@ ALIASES: Mapping[str, str] = {
 }
 
 
+@cache
 def call_properties() -> dict[str, Any]:
     """JSON schema of a call's fields besides the prompt: the options of the table, and how its job is treated."""
     properties = request_schema()["properties"]

@@ -17,6 +17,8 @@ from latentrt.serve.service import Service, Ticket
 
 from .errors import ApiError, failed
 
+# Neither caches nor proxies hold events back.
+STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 CLIENT_GONE = 499  # never sent, as nobody is there; for the log and the metrics
 
 
@@ -80,13 +82,12 @@ async def client_left(request: Request) -> None:
         pass
 
 
-class EventStream(StreamingResponse):
+class EventResponse(StreamingResponse):
     """Events of a job as they come, written in an API's form. A client that leaves cancels the job."""
 
     def __init__(self, ticket: Ticket, written: Callable[[Event], Awaitable[str | None]]) -> None:
         """`written`: an event as text, or None for those that the API does not have."""
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(_texts(ticket, written), media_type="text/event-stream", headers=headers)
+        super().__init__(_texts(ticket, written), media_type="text/event-stream", headers=STREAM_HEADERS)
         self._ticket = ticket
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

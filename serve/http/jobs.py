@@ -23,6 +23,7 @@ from latentrt.serve.messages import Job, Previews, RefusedError
 from .bodies import MEDIA_TYPES, CallReader, call_properties
 from .config import IDEMPOTENCY_SECONDS
 from .errors import EVERYWHERE, OF_WORK, ApiError, errors
+from .following import STREAM_HEADERS
 from .idempotency import Idempotency
 from .job_answers import BYTES, PATH, JobAnswer, JobList, job_answer, server_sent
 from .keys import Key
@@ -211,8 +212,7 @@ class _Routes:
         if last_event_id == LAST:
             return Response(status_code=204)  # tells browsers not to connect again
         stream = server_sent(self._follow(job, last_event_id), self._url(request, kept))
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+        return StreamingResponse(stream, media_type="text/event-stream", headers=STREAM_HEADERS)
 
     def _follow(self, job: str, last: str | None) -> AsyncGenerator[Entry | None, None]:
         return self._runner.logs.follow(job, self._runner.store.get, last=last, heartbeat=self._heartbeat)

@@ -18,7 +18,7 @@ from latentrt.serve.service import Service
 
 from .bodies import CallReader, now
 from .errors import EVERYWHERE, OF_WORK, body_of, errors, failed
-from .following import Drawn, EventStream, drawn, submitted, unless_gone
+from .following import Drawn, EventResponse, drawn, submitted, unless_gone
 from .forms import EditForm, edit_schema
 from .idempotency import Idempotency
 from .keys import Key
@@ -158,7 +158,7 @@ class OpenAIRoutes:
         if call.asked.stream:
             ticket = await submitted(self._service, job, self._metrics)
             event = _Stream(kind, call).event
-            return EventStream(ticket, lambda one: self._reader.answered(lambda: event(one)))
+            return EventResponse(ticket, lambda one: self._reader.answered(lambda: event(one)))
 
         async def draw() -> Response:
             ticket = await submitted(self._service, job, self._metrics)

@@ -6,6 +6,7 @@ Where a field means nothing here it is ignored if the picture is still what was 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from latentrt.runtime.errors import InputError
@@ -45,6 +46,7 @@ def request_properties() -> dict[str, Any]:
     }
 
 
+@cache
 def body_schema() -> dict[str, Any]:
     """JSON schema of the body of `/v1/images/generations`."""
     own = request_properties()

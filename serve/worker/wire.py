@@ -1,6 +1,5 @@
 """What a device's process and its parent send each other, and the thread that sends it. Knows neither of them."""
 
-import importlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -9,8 +8,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Protocol, cast
 
-from latentrt.runtime.errors import BackendError
 from latentrt.serve.messages import Admitted, Called, DispatcherOptions, Event, Job, ModelSpec, RefusedError
+from latentrt.serve.places import named
 from latentrt.serve.service import Load
 
 DISPATCHER = "latentrt.serve.dispatcher.dispatcher:Dispatcher"
@@ -51,12 +50,8 @@ class MakeDispatcher(Protocol):
 
 
 def dispatcher_named(place: str) -> MakeDispatcher:
-    """The class at "module:name"."""
-    module, _, name = place.partition(":")
-    try:
-        return cast(MakeDispatcher, getattr(importlib.import_module(module), name))
-    except (ImportError, AttributeError) as error:
-        raise BackendError(f"the dispatcher {place} cannot be imported: {error}") from error
+    """The class at "module:name"; raises `BackendError`."""
+    return cast(MakeDispatcher, named(place))
 
 
 # --- to the device's process

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from support.simulated_device import FixedCosts
+from support.simulated_device import FixedCosts, milliseconds
 
 from latentrt.serve.dispatcher.admission import Admission
 from latentrt.serve.dispatcher.policy import GROUPS_OPEN, Action, Call, CloseSlots, Decode, Encode, Idle, Policy, Swap
@@ -99,7 +99,7 @@ class CheckedQueue:
         self._check_action(action)
         if isinstance(action, Idle):
             return action
-        took = self._took(action)
+        took = milliseconds(action, self.costs)
         self.now += took / 1000
         meanwhile()
         if fails and isinstance(action, Call):
@@ -111,18 +111,6 @@ class CheckedQueue:
             self.ended += {job.id for job in decoded if job.id not in self.policy.jobs}
         self.check()
         return action
-
-    def _took(self, action: Action) -> float:
-        match action:
-            case Encode(_, jobs):
-                return sum(map(self.costs.encode, jobs))
-            case Call(group, _, images):
-                return self.costs.call(group, len(images))
-            case Decode(group, images):
-                return self.costs.decode(group, len(images))
-            case Swap(weights):
-                return 1000 * self.costs.swap_seconds(weights.model)
-        return 0.0
 
     def _fail(self, action: Call) -> None:
         """A call failed: its images begin again once, their jobs fail after that."""

@@ -43,8 +43,7 @@ def main() -> int:
     from latentrt.serve.metrics import Metrics
     from latentrt.serve.server import App, Server
     from latentrt.serve.settings import add_flags, given_flags, resolve
-    from latentrt.serve.worker.fleet import Fleet
-    from latentrt.serve.worker.process import Timing, WorkerProcess
+    from latentrt.serve.worker.process import Timing
 
     parser = argparse.ArgumentParser()
     add_flags(parser)
@@ -59,8 +58,7 @@ def main() -> int:
         ]
         models = {spec.name: served_model() for spec in settings.models}
         timing = Timing(shortest=0.1, longest=0.1, starts=2)
-        workers = [WorkerProcess(child, timing) for child in children]
-        fleet = Fleet(models, workers)
+        fleet = wiring.fleet_of(models, children, settings, metrics, timing)
         fails = "app" in sys.argv[1]
         app = App(_failing_app) if fails else wiring.app_of(fleet, settings, metrics, wiring.store_of(settings))
         return await Server(settings, fleet, app, _tell).run()

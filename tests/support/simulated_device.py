@@ -41,6 +41,21 @@ class FixedCosts:
         return 5.0 + calls * self.call(group, cap) / cap + self.decode(group, 1)
 
 
+def milliseconds(action: Action, costs: FixedCosts) -> float:
+    """What an action takes."""
+    match action:
+        case Encode(_, jobs):
+            return sum(map(costs.encode, jobs))
+        case Call(group, _, images):
+            return costs.call(group, len(images))
+        case Decode(group, images):
+            return costs.decode(group, len(images))
+        case Swap(weights):
+            return 1000 * costs.swap_seconds(weights.model)
+    assert isinstance(action, CloseSlots)
+    return 0.0
+
+
 def group_of(side: int = 64, loras: str = "", model: str = "m") -> Group:
     return Group(Weights(model, ((loras, 1.0),) if loras else ()), Bucket(2, side, side, 77))
 
@@ -139,17 +154,8 @@ class Simulation:
                 return
 
     def took(self, action: Action) -> float:
-        match action:
-            case Encode(_, jobs):
-                return sum(map(self.costs.encode, jobs))
-            case Call(group, _, images):
-                return self.costs.call(group, len(images))
-            case Decode(group, images):
-                return self.costs.decode(group, len(images))
-            case Swap(weights):
-                return 1000 * self.costs.swap_seconds(weights.model)
-        assert isinstance(action, CloseSlots)
-        return 0.0
+        """Milliseconds of an action; tests may put another one in its place."""
+        return milliseconds(action, self.costs)
 
     def _note_starts(self, action: Action) -> None:
         if isinstance(action, Call):
