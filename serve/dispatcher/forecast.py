@@ -19,8 +19,9 @@ class Forecast:
     Attributes:
         starts: the other jobs that have not started, in how many seconds the first image of each one does, and the
             pause of its set.
-        start: seconds until the first image of the new job starts, if clients that wait go on to ask for more.
-        finish: seconds until its last picture.
+        start: seconds until the first image of the new job starts, if clients that wait go on to ask for more, and
+            sets of LoRAs that are waited for use all of their turns.
+        finish: seconds until its last picture, if these turns are as long as their work.
         pause: seconds between turns of its set of LoRAs; 0 where no other set has work.
     """
 
@@ -30,17 +31,17 @@ class Forecast:
         self.starts: list[tuple[QueuedJob, float, float]] = []
         self.start = self.finish = self.pause = 0.0
         for queue in queues:
-            turn = sets.turn(queue.group.weights)
+            turn, full_turn = sets.turn(queue.group.weights), sets.turn(queue.group.weights, go_on=True)
             rivals = [other for other in queues if other is not queue and _at_once(queue.group, other.group)]
             for image, calls in queue.starts:
                 if image.job is not new:
                     self.starts.append((image.job, turn.start(queue.seconds(calls, rivals)), turn.others))
                     continue
                 in_slot = queue.seconds(calls + new.calls, rivals) - queue.seconds(calls, rivals)
-                start = turn.start(queue.seconds(calls + queue.newcomers, rivals, go_on=True))
+                seconds = queue.seconds(calls + queue.newcomers, rivals, go_on=True)
                 if image.index == 0:
-                    self.start, self.pause = start, turn.others
-                self.finish = max(self.finish, start + in_slot)
+                    self.start, self.pause = full_turn.start(seconds), full_turn.others
+                self.finish = max(self.finish, turn.start(seconds) + in_slot)
         self.finish += (policy.costs.encode(new) + policy.costs.decode(new.group, 1)) / 1000
 
 
@@ -194,23 +195,25 @@ class _Sets:
         self._policy, self._now = policy, now
         self._works: dict[Weights, float] = {}  # seconds
         self._drains: dict[Weights, float] = {}  # seconds until all that runs has finished
+        self._waits = {queue.group.weights for queue in queues if queue.waits}
         for queue in queues:
             weights = queue.group.weights
             self._works[weights] = self._works.get(weights, 0.0) + queue.calls * queue.unit / 1000
             self._drains[weights] = max(self._drains.get(weights, 0.0), queue.longest * queue.unit / 1000)
 
-    def turn(self, weights: Weights) -> _Turn:
-        """The turns of one set."""
+    def turn(self, weights: Weights, *, go_on: bool = False) -> _Turn:
+        """The turns of one set; `go_on`: sets that images wait for use all of theirs."""
         model, turns = weights.model, self._policy.turns
         rivals = [w for w in self._works if w.model == model and w != weights]
         if not rivals and turns.active[model] == weights:
             return _Turn()
         swap, length = self._policy.costs.swap_seconds(model), turns.turn(model)
-        lengths = {w: min(self._works[w], length) + self._drains[w] + swap for w in rivals}
+        works = {w: math.inf if go_on and w in self._waits else self._works[w] for w in rivals}
+        lengths = {w: min(works[w], length) + self._drains[w] + swap for w in rivals}
         others = sum(lengths.values()) + swap
         left = turns.left(model, self._now)
         if (active := turns.active[model]) == weights:
             return _Turn(0.0, length, left, others) if left > 0 else _Turn(others, length, length, others)
         if active in lengths:  # a part of its turn is over
-            lengths[active] = min(self._works[active], left) + self._drains[active] + swap
+            lengths[active] = min(works[active], left) + self._drains[active] + swap
         return _Turn(sum(lengths.values()) + swap, length, length, others)
