@@ -9,6 +9,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from uuid import uuid4
 
 from starlette.requests import ClientDisconnect
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import ApiError, as_api_error, body_of
 
 logger = logging.getLogger(__name__)
+LINGER_SECONDS, LINGER_BYTES = 2.0, 64 << 20  # that the rest of a refused body is read for, and how much of it
 _ID = re.compile(rb"[\w.:/+=-]{1,128}")
 
 
@@ -81,23 +83,25 @@ class BodyLimit:
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if not length.isdigit() or int(length) > self._most:
             error = self._too_large()
-            headers = {**(error.headers or {}), "Connection": "close"}
-            await JSONResponse(body_of(error), error.status_code, headers)(scope, receive, send)
+            answer = JSONResponse(body_of(error), error.status_code, error.headers)
+            waits = any(name == b"expect" for name, _ in scope["headers"])  # a body that is not asked for never comes
+            await answer(scope, receive, send if waits else _lingering(receive, send, lambda: True))
             return
-        got = 0
+        got, refused = 0, False
 
         def count(size: int) -> None:
-            nonlocal got
+            nonlocal got, refused
             got += size
             self._held += size
+            refused = got > self._most or self._held > self._together
             if got > self._most:
                 raise self._too_large()
-            if self._held > self._together:
+            if refused:
                 text = "the server reads too many large bodies: try again"
                 raise ApiError(429, text, "server_busy", retry=True, retry_after=2, headers={"Connection": "close"})
 
         try:
-            await self._app(scope, self._limited(receive, count), send)
+            await self._app(scope, self._limited(receive, count), _lingering(receive, send, lambda: refused))
         finally:
             self._held -= got
 
@@ -126,6 +130,30 @@ class BodyLimit:
     def _too_large(self) -> ApiError:
         text = f"the body is too large: expected at most {self._most:,} bytes"
         return ApiError(413, text, "body_too_large", headers={"Connection": "close"})
+
+
+def _lingering(receive: Receive, send: Send, refused: Callable[[], bool]) -> Send:
+    """Sends an answer; if the body was refused, drops what still comes of it before the connection is closed.
+
+    Closed at once, the system resets the connection, and clients that are still sending never see the answer.
+    """
+
+    async def drop() -> None:
+        dropped, more = 0, True
+        while more and dropped < LINGER_BYTES:
+            message = await receive()
+            dropped, more = dropped + len(message.get("body", b"")), message.get("more_body", False)
+
+    async def lingering(message: Message) -> None:
+        last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if last and refused():
+            await send({**message, "more_body": True})
+            with suppress(TimeoutError):
+                await asyncio.wait_for(drop(), LINGER_SECONDS)
+            message = {"type": "http.response.body", "body": b""}
+        await send(message)
+
+    return lingering
 
 
 class OwnPages:

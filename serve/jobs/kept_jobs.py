@@ -73,13 +73,10 @@ class KeptJobs:
             raise ValueError(f"the id of a job is {job.id[:80]!r}")
         self._require_few(job.client)
         size = ROW + len(job.document) + job.reserve
-        if self._used(job.inputs) + size > self._bounds.bytes:
+        if self._lacks_room(job, size) is not None:
             self.sweep()
-        if (used := self._used(job.inputs) + size) > self._bounds.bytes:
-            raise FullError(
-                f"this job needs {size / 2**20:,.1f} MiB, and with it the server would keep {used / 2**20:,.1f} MiB of "
-                f"at most {self._bounds.bytes / 2**20:,.1f}: try again when results have expired"
-            )
+        if (lack := self._lacks_room(job, size)) is not None:
+            raise FullError(f"this job needs {size / 2**20:,.1f} MiB, and {lack}: try again when results have expired")
         for sha256, data in job.inputs.items():
             self._files.write("inputs", sha256, data)
         with self._database.transaction():
@@ -98,6 +95,24 @@ class KeptJobs:
         most = self._bounds.client_jobs
         if self._database.value(f"SELECT count(*) FROM jobs WHERE client = ? AND NOT {_ENDED}", client) >= most:
             raise RefusedError("client_busy", f"you have {most} jobs that have not ended", RETRY_AFTER)
+
+    def _lacks_room(self, job: NewJob, size: int) -> str | None:
+        """Why a job cannot be kept, or None.
+
+        A client's jobs may take as much as is left free with them, so that nobody fills the store alone (dynamic
+        thresholds, Choudhury and Hahne, 1998).
+        """
+        used, most = self._used(job.inputs) + size, self._bounds.bytes
+        if used > most:
+            return f"with it the server would keep {used / 2**20:,.1f} MiB of at most {most / 2**20:,.1f}"
+        own = self._database.value("SELECT coalesce(sum(bytes), 0) FROM jobs WHERE client = ?", job.client)
+        own += self._database.value(
+            "SELECT coalesce(sum(size), 0) FROM inputs JOIN jobs ON jobs.id = inputs.job WHERE client = ?", job.client
+        )
+        own += size + sum(map(len, job.inputs.values()))
+        if own > most - used:
+            return f"with it your jobs would take {own / 2**20:,.1f} MiB and leave {(most - used) / 2**20:,.1f} free"
+        return None
 
     def _used(self, new: Mapping[str, bytes]) -> int:
         """Bytes in use or reserved, with new inputs that are not there yet."""

@@ -77,6 +77,7 @@ class Resolver:
             "plan": kept(request.plan, inputs),
             "output": dataclasses.asdict(job.output),
             "previews": None if job.previews is None else dataclasses.asdict(job.previews),
+            "client_jobs": job.client_jobs,
         }
         text = json.dumps(document)
         return NewJob(
@@ -111,6 +112,7 @@ class Resolver:
             loras=loras,
             client=kept_job.client,
             weight=kept_job.weight,
+            client_jobs=document.get("client_jobs"),
             priority=kept_job.priority,
             deadline=None if kept_job.deadline is None else kept_job.deadline - now,
             output=Output(**document["output"]),

@@ -69,6 +69,7 @@ class Runner:
         # In time that does not jump: when the service may be asked again, and when for jobs of these clients.
         self._rest, self._refusals = 0.0, 0
         self._resting_clients: dict[str, float] = {}
+        self._resting_while_busy: set[str] = set()  # those that were refused while there was other work
 
     # --- for the faces
 
@@ -176,15 +177,22 @@ class Runner:
                 break
             await self._submit(kept)
         rests = [until - time.monotonic() for until in self._resting_clients.values()]
+        if self._resting_while_busy:
+            rests.append(self._options.look)
         return max(0.01, min([self._options.poll, *rests]))
 
     def _left_out(self) -> set[str]:
         """Clients that have enough under way, or that the service has refused a moment ago."""
-        now = time.monotonic()
-        self._resting_clients = {client: until for client, until in self._resting_clients.items() if until > now}
+        now, over = time.monotonic(), set() if self._service_has_work() else self._resting_while_busy
+        resting = self._resting_clients.items()
+        self._resting_clients = {client: until for client, until in resting if until > now and client not in over}
+        self._resting_while_busy &= self._resting_clients.keys()
         clients = [drawing.kept.client for drawing in self._under_way.values()]
         full = {client for client in clients if clients.count(client) >= self._options.client_window}
         return full | set(self._resting_clients)
+
+    def _service_has_work(self) -> bool:
+        return any(load.waiting or load.running for load in self._service.loads())
 
     async def _submit(self, kept: KeptJob) -> None:
         drawing = Drawing(kept, self.store, self.logs.of(kept.id), self._insist)
@@ -230,8 +238,10 @@ class Runner:
         self._refusals += 1
         pause = error.retry_after or 0.1 * 2 ** min(self._refusals, 10)
         until = time.monotonic() + min(max(pause, 0.01), self._options.longest_pause)
-        if error.reason == "client_busy":
+        if error.reason in ("busy", "client_busy"):  # jobs of others may fit in, in another group or set of LoRAs
             self._resting_clients[kept.client] = until
+            if self._service_has_work():
+                self._resting_while_busy.add(kept.client)
         else:
             self._rest = until
         return None

@@ -69,6 +69,27 @@ def test_a_body_of_10_gb_is_refused_before_it_is_read(client: httpx.Client) -> N
     assert sent < 1 << 30
 
 
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_client_that_still_sends_gets_to_read_why(service: FakeService, declared: bool) -> None:
+    header = f"Content-Length: {320 << 16}" if declared else "Transfer-Encoding: chunked"
+    piece = bytes(1 << 16) if declared else b"10000\r\n" + bytes(1 << 16) + b"\r\n"
+    with client_of(service, HttpConfig(body_bytes=100_000)) as client, connected(client) as raw:
+        raw.sendall(f"POST {GENERATIONS} HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode())
+        for _ in range(320):
+            raw.sendall(piece)
+        raw.sendall(b"" if declared else b"0\r\n\r\n")
+        answer = raw.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 413")
+        assert b"body_too_large" in answer
+
+
+def test_a_body_that_waits_to_be_asked_for_is_refused_at_once(client: httpx.Client) -> None:
+    with connected(client) as raw:
+        expects = f"Content-Length: {10 << 30}\r\nExpect: 100-continue"
+        raw.sendall(f"POST {GENERATIONS} HTTP/1.1\r\nHost: x\r\n{expects}\r\n\r\n".encode())
+        assert raw.makefile("rb").read().startswith(b"HTTP/1.1 413")
+
+
 def test_a_body_that_comes_too_slowly_is_given_up(service: FakeService) -> None:
     with client_of(service, HttpConfig(body_seconds=0.3)) as client, connected(client) as raw:
         raw.sendall(f"POST {GENERATIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())

@@ -158,12 +158,29 @@ def test_refused_jobs_wait_and_do_not_count(reason: Any) -> None:
             jobs = await ended(runner, "first", "second", "other")
             assert [(job.state, job.attempts) for job in jobs] == [("done", 1)] * 3
         order = [job.id for job in service.submitted]
-        if reason == "client_busy":
-            assert order[0] == "other"
-        else:
+        if reason == "starting":
             assert order == ["first", "second", "other"]
+        else:
+            assert order[0] == "other"
 
     asyncio.run(check())
+
+
+@checked
+async def test_a_client_that_was_refused_is_tried_again_once_the_devices_have_nothing_to_do() -> None:
+    def refuse(job: Job) -> None:
+        if job.id == "refused" and service.open:
+            raise RefusedError("busy", "too much work waits", 25)
+
+    service = FakeService(MODEL, refuses=refuse, gate=asyncio.Event())
+    async with running(service) as runner:
+        await runner.accept(make("long", client="you"))
+        await until(lambda: "long" in service.open)
+        await runner.accept(make("refused"))
+        await asyncio.sleep(0.1)
+        assert [job.id for job in service.submitted] == ["long"]
+        service.gate.set()
+        await asyncio.wait_for(ended(runner, "long", "refused"), 5)
 
 
 @checked

@@ -72,19 +72,36 @@ async def drawn(store: SqliteStore, name: str, **changes: Any) -> KeptPicture:
 
 def test_a_full_store_takes_no_jobs_until_results_expire(opened: Open) -> None:
     async def check() -> None:
-        store = opened(bytes=6000)
+        store = opened(bytes=10_000)
         await drawn(store, "first", reserve=3000)
-        await store.add(new_job("second", reserve=2000))
-        with pytest.raises(FullError, match="results have expired"):
-            await store.add(new_job("third", reserve=2000))
-        assert (await store.counts()).bytes <= 6000
+        await store.add(new_job("second", client="you", reserve=2500))
+        await store.add(new_job("another", client="her", reserve=1000))
+        with pytest.raises(FullError, match="MiB of at most .* results have expired"):
+            await store.add(new_job("third", client="they", reserve=3000))
+        assert (await store.counts()).bytes <= 10_000
         assert await store.get("third") is None
         with pytest.raises(FullError):
-            await store.add(new_job("picture", reserve=0, inputs={sha256(b"x" * 3000): b"x" * 3000}))
+            await store.add(new_job("picture", reserve=0, inputs={sha256(b"x" * 9000): b"x" * 9000}))
         assert store._jobs._files.names("inputs") == []
         await store.cancel("second")
         clock_of(store).now += TTL + 1
-        await store.add(new_job("third", reserve=2000))  # sweeps by itself
+        await store.add(new_job("third", client="they", reserve=1500))  # sweeps by itself
+
+    asyncio.run(check())
+
+
+def test_a_client_takes_no_more_of_the_store_than_it_leaves_free(opened: Open) -> None:
+    async def check() -> None:
+        store = opened(bytes=40_000)
+        await store.add(new_job("first", reserve=10_000))
+        with pytest.raises(FullError, match="your jobs would take"):
+            await store.add(new_job("second", reserve=10_000))
+        data = b"x" * 10_000
+        with pytest.raises(FullError, match="your jobs would take"):
+            await store.add(new_job("second", reserve=0, inputs={sha256(data): data}))
+        await store.add(new_job("second", client="you", reserve=10_000))
+        await store.cancel("first")
+        await store.add(new_job("third", reserve=10_000, inputs={sha256(data[:500]): data[:500]}))
 
     asyncio.run(check())
 
