@@ -76,7 +76,7 @@ def test_a_full_store_takes_no_jobs_until_results_expire(opened: Open) -> None:
         await drawn(store, "first", reserve=3000)
         await store.add(new_job("second", client="you", reserve=2500))
         await store.add(new_job("another", client="her", reserve=1000))
-        with pytest.raises(FullError, match="MiB of at most .* results have expired"):
+        with pytest.raises(FullError, match=r"MiB of at most .* results have expired"):
             await store.add(new_job("third", client="they", reserve=3000))
         assert (await store.counts()).bytes <= 10_000
         assert await store.get("third") is None
