@@ -43,6 +43,7 @@ class DispatcherOptions:
 
     Attributes:
         device: "cpu", "cuda:0"; None is the best that the backend finds.
+        name: of the device in logs and metrics; "" is `device`.
         max_wait: seconds that a job may be promised to wait for its first call.
         max_queue: images that may wait.
         max_batch: images of one UNet call, at most.
@@ -57,6 +58,7 @@ class DispatcherOptions:
     """
 
     device: str | None = None
+    name: str = ""
     max_wait: float = 30.0
     max_queue: int = 1000
     max_batch: int = 8
@@ -68,6 +70,11 @@ class DispatcherOptions:
     call_limit: float = 30.0
     filter: str | None = None
     loader: str = "latentrt.serve.dispatcher.models:load_pipeline"
+
+    @property
+    def shown_name(self) -> str:
+        """What logs and metrics call the device."""
+        return self.name or self.device or "auto"
 
 
 @dataclass(frozen=True, slots=True)

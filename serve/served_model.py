@@ -3,6 +3,7 @@
 What a client sends is checked here before any work; no path is ever taken from it.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -119,8 +120,17 @@ class ServedModel:
 
     def wrong_size(self, size: tuple[int, int]) -> str:
         """The message for a size that the model does not draw here."""
-        nearest = min(self.sizes, key=lambda s: abs(s[0] - size[0]) + abs(s[1] - size[1]))
-        return f"size {shown_size(size)}: {self.name} draws {self.sizes_text}; the nearest is {shown_size(nearest)}"
+        nearest = shown_size(self.nearest_size(size))
+        return f"size {shown_size(size)}: {self.name} draws {self.sizes_text}; the nearest is {nearest}"
+
+    def nearest_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size whose aspect ratio is most like that of another size; of several, the one with the nearest sides."""
+
+        def distance(own: tuple[int, int]) -> tuple[float, int]:
+            aspect = math.log(max(size[0], 1) * own[1] / (max(size[1], 1) * own[0]))
+            return round(abs(aspect), 9), abs(own[0] - size[0]) + abs(own[1] - size[1])
+
+        return min(self.sizes, key=distance)
 
     def lora_names(self) -> list[str]:
         """The LoRAs of the operator's folder, by the names of their files."""

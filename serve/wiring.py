@@ -87,6 +87,7 @@ def children_of(settings: Settings, *, verbose: bool = False) -> list[ChildConfi
             settings.models,
             DispatcherOptions(
                 device=device,
+                name=name,
                 max_wait=settings.max_wait,
                 max_queue=settings.max_queue,
                 max_batch=settings.max_batch,
@@ -101,8 +102,14 @@ def children_of(settings: Settings, *, verbose: bool = False) -> list[ChildConfi
             log_format=settings.log_format,
             verbose=verbose,
         )
-        for device in settings.devices or (None,)
+        for device, name in zip(settings.devices or (None,), _names(settings.devices or ("",)), strict=True)
     ]
+
+
+def _names(devices: Sequence[str]) -> list[str]:
+    """Devices by different names: the second cpu is cpu#2."""
+    counts = [devices[:at].count(device) for at, device in enumerate(devices)]
+    return [f"{device}#{before + 1}" if before else device for device, before in zip(devices, counts, strict=True)]
 
 
 def fleet_of(

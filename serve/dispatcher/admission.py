@@ -36,7 +36,8 @@ class Admission:
         wait, estimate = forecast.start, forecast.finish
         if job.expires is not None and now + estimate > job.expires:
             raise RefusedError(
-                "deadline", f"the deadline is in {job.expires - now:.1f} s, but it would take about {estimate:.1f} s"
+                "deadline",
+                f"the deadline is in {max(job.expires - now, 0):.3g} s, but it would take about {estimate:.1f} s",
             )
         position = self._policy.waiting()
         job.promised = now + self._max_wait

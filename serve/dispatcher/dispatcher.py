@@ -22,7 +22,7 @@ from latentrt.serve.messages import (
     ModelSpec,
     RefusedError,
 )
-from latentrt.serve.places import named
+from latentrt.serve.places import function_named
 from latentrt.serve.service import Load
 
 from .admission import Admission
@@ -62,7 +62,7 @@ class Dispatcher:
         self._admission = Admission(
             self._policy, max_wait=options.max_wait, max_queue=options.max_queue, client_jobs=options.client_jobs
         )
-        picture_filter = named(options.filter) if options.filter else None
+        picture_filter = function_named(options.filter) if options.filter else None
         self._sender = PictureSender(listen, self._not_sent, picture_filter)
         self._executor: Executor | None = None
         self._changed = threading.Condition()
@@ -115,7 +115,7 @@ class Dispatcher:
         with self._changed:
             ready = self._executor is not None and self._failure is None and not self._stopping
             waiting, running, work = self._policy.waiting(), self._policy.running(), self._admission.work()
-        return Load(self._options.device or "auto", ready, waiting, running, work, _resident_bytes())
+        return Load(self._options.shown_name, ready, waiting, running, work, _resident_bytes())
 
     def overdue(self) -> float:
         """Seconds by which the present action exceeds its limit; at most 0 while all is well."""
@@ -177,7 +177,8 @@ class Dispatcher:
                 self._act(executor, action)
             executor.close()
         except BaseException as error:
-            logger.critical("the device cannot go on", exc_info=error)
+            if executor is not None or not isinstance(error, LatentRTError):  # `start` says the others in one line
+                logger.critical("the device cannot go on", exc_info=error)
             self._failure = error
             self._loaded.set()
             for drawing in list(executor.drawings.values()) if executor is not None else ():

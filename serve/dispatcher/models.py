@@ -55,6 +55,9 @@ class LoadedModel:
 
 def served_model(spec: ModelSpec, bundle: Bundle | None = None, limits: Limits | None = None) -> ServedModel:
     """The model as the front end knows it; opens the bundle where it is not given."""
+    for what, folder in (("engines", spec.engines), ("loras", spec.loras)):
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"the {what} of {spec.name}: {folder} is not a folder")
     bundle = bundle or Bundle.open(embedded_bundle() if spec.path is None else spec.path)
     sizes = spec.sizes
     if sizes is None and spec.backend in ("auto", "tensorrt", "tensorrt_rtx"):

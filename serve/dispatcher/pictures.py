@@ -3,6 +3,7 @@
 import io
 import logging
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -79,7 +80,9 @@ class PictureSender:
         try:
             event = self._picture(drawing, index, pixels, stages)
         except Exception as error:  # of the operator's filter, or of an encoder
-            logger.exception("a picture of job %s cannot be sent", job.id)
+            # Without the error's own text, which may quote the prompt.
+            where = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+            logger.error("a picture of job %s cannot be sent: %s\n%s", job.id, type(error).__name__, where)
             event = Failed(job.id, "internal", f"the picture cannot be sent: {type(error).__name__}", index)
         if isinstance(event, Failed):
             self.fail(drawing, event)

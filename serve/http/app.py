@@ -17,7 +17,7 @@ from .document import complete
 from .errors import add_handlers
 from .idempotency import Idempotency
 from .keys import Key, Keys
-from .middleware import BodyLimit, Failures, OwnPages, RequestIds
+from .middleware import BodyLimit, Failures, HeadAsGet, OwnPages, RequestIds
 from .openai import OpenAIRoutes, openai_router
 from .operations import operations_router
 
@@ -72,6 +72,7 @@ def make_app(
             CORSMiddleware, allow_origins=config.cors, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
         )
     app.add_middleware(OwnPages, allowed=config.cors)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RequestIds, answered=metrics.observe_answer)
     app.state.reader = reader
     app.openapi = partial(_document, app, app.openapi, keys=config.keys is not None)  # type: ignore[method-assign]

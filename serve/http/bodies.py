@@ -7,8 +7,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +17,7 @@ from uuid import uuid4
 
 from fastapi import Request
 
-from latentrt.runtime.errors import InputError, unknown
+from latentrt.runtime.errors import InputError, SchedulerError, unknown
 from latentrt.runtime.latents import PREVIEWS
 from latentrt.runtime.request.metadata import BY_HASH
 from latentrt.runtime.request.options import OPTIONS, json_options, request_schema
@@ -24,7 +25,7 @@ from latentrt.serve.messages import Job, Output, Previews, RefusedError
 from latentrt.serve.served_model import ServedModel
 
 from .config import HttpConfig
-from .errors import ApiError
+from .errors import ApiError, wrong_input
 from .given_files import decoded_files, fitted
 from .keys import Key
 
@@ -99,6 +100,8 @@ class CallReader:
     async def read(self, request: Request, work: Callable[[dict[str, Any]], T]) -> T:
         """Read the body, a JSON object without duplicate keys, and work with it, both in a thread."""
         data = await request.body()
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            raise ApiError(400, "the body is a form: expected JSON; pictures are base64 in it", "invalid_request")
         return await self.in_thread(lambda: work(json_object(data)))
 
     def model(self, name: Any) -> ServedModel:
@@ -112,6 +115,10 @@ class CallReader:
             raise ApiError(404, unknown("model", name, self._models), "model_not_found", param="model")
         return self._models[name]
 
+    def other_names(self, model: ServedModel) -> list[str]:
+        """The aliases of a model."""
+        return sorted(alias for alias, name in self._config.aliases.items() if name == model.name)
+
     def job(
         self,
         body: Mapping[str, Any],
@@ -119,11 +126,13 @@ class CallReader:
         *,
         previews: Previews | None = None,
         pictures: "tuple[Image.Image, Image.Image | None] | None" = None,
+        words: Mapping[str, str] | None = None,
     ) -> Job:
         """The checked job of a body. Raises `InputError`, `ApiError`.
 
         Args:
             body: a prompt and fields of `call_properties`.
+            words: what the API calls options, by their names in the table, for messages.
             pictures: that came as files: the one to begin from, and a mask that is light where it is drawn anew.
         """
         fields = {name: value for name, value in body.items() if value is not None}
@@ -141,7 +150,9 @@ class CallReader:
         if pictures is not None:
             image, mask = pictures
             options |= {"image": image, "mask_image": mask}
-        request = fitted(model.request(prompt, options))
+        words = {ALIASES[name]: name for name in body if name in ALIASES} | dict(words or {})
+        with _in_their_words(words):
+            request = fitted(model.request(prompt, options))
         job = Job(
             uuid4().hex,
             model.name,
@@ -165,7 +176,12 @@ class CallReader:
         for name, value in fields.items():
             full = ALIASES.get(name, name)
             if full not in known:
-                raise ApiError(400, unknown("field", name, [*known, *ALIASES]), "unknown_parameter", param=name[:80])
+                raise ApiError(
+                    400,
+                    unknown("field", name, sorted({*call_properties(), "prompt"})),
+                    "unknown_parameter",
+                    param=name[:80],
+                )
             if full in options and options[full] != value:
                 raise InputError(f"{name} and {full} are the same option: pass one of them")
             options[full] = value
@@ -182,6 +198,15 @@ class CallReader:
         """End the threads."""
         for pool in (self._pool, self._writers):
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _in_their_words(words: Mapping[str, str]) -> Iterator[None]:
+    """Errors call options what the client called them: `words` by their names in the table."""
+    try:
+        yield
+    except (InputError, SchedulerError) as error:
+        raise wrong_input(error, words) from error
 
 
 def json_object(data: bytes) -> dict[str, Any]:

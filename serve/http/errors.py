@@ -1,5 +1,6 @@
 """Every error of the server as an answer, in OpenAI's form: one table from what went wrong to status and headers."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from latentrt.runtime.errors import InputError, SchedulerError
+from latentrt.runtime.request.options import OPTIONS
 from latentrt.serve.messages import Failed, FailedKind, RefusedError, RefusedReason, retry_seconds
 
 
@@ -84,6 +86,8 @@ _FAILED: Mapping[FailedKind, _Row] = {
     "stopped": _Row(503, "server_stopping", True, 10),
     "internal": _Row(500, "internal_error", False),
 }
+# How the operator could raise a limit, which is no advice for a client; and the option that a message begins with.
+_OPERATORS_ADVICE, _NAME = re.compile(r"; set LATENTRT_\w+ to raise the limit"), re.compile(r"(\w+)\b")
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -98,6 +102,16 @@ def failed(event: Failed) -> ApiError:
     """The answer where a job has failed."""
     row = _FAILED[event.kind]
     return ApiError(row.status, event.message, row.code, retry=row.retry, retry_after=row.retry_after)
+
+
+def wrong_input(error: InputError | SchedulerError, words: Mapping[str, str]) -> ApiError:
+    """The answer to what the library refuses. `words`: what the client called options, by their names in the table."""
+    text = _OPERATORS_ADVICE.sub("", str(error))
+    for name, word in words.items():
+        text = re.sub(rf"\b{name}\b", word, text)
+    first = _NAME.match(text)
+    param = first[1] if first and first[1] in {*OPTIONS, *words.values()} else None
+    return ApiError(400, text, "invalid_request", param=param)
 
 
 def body_of(error: StarletteHTTPException) -> dict[str, Any]:
@@ -119,7 +133,7 @@ def as_api_error(error: Exception) -> StarletteHTTPException:
     if isinstance(error, RefusedError):
         return refused(error)
     if isinstance(error, InputError | SchedulerError):
-        return ApiError(400, str(error), "invalid_request")
+        return wrong_input(error, {})
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -151,6 +165,7 @@ OF_WORK = {
     408: "the body came too slowly",
     409: "the idempotency key is in use for another request",
     413: "the body is too large",
+    415: "the body is compressed",
     429: "too much work waits; Retry-After says when to ask again",
     503: "the server starts or stops, or a device starts again",
     504: "the deadline cannot be met",

@@ -25,6 +25,7 @@ _NPY = b"\x93NUMPY"
 # An icon's header does not say how large the picture in it is, so that it cannot be limited before it is decoded.
 READ_FORMATS = tuple(name for name in FORMATS if name != "ICO")
 TOGETHER = 4  # pictures of the largest size that one call may hold
+LARGEST = 1e6  # of a value in an array; what models compute from larger ones overflows
 _PART = 1 << 20  # characters of base64; between two parts other threads go on
 
 
@@ -99,7 +100,7 @@ def picture(name: str, data: bytes, *, pixels: int) -> "Image.Image":
     except Exception as error:  # decoders raise errors of many kinds for damaged files
         kinds = ", ".join(formats)
         raise InputError(
-            f"{name} cannot be read as a picture ({type(error).__name__}): expected one of {kinds}"
+            f"{name} cannot be read as a picture ({str(error)[:100] or type(error).__name__}): expected one of {kinds}"
         ) from error
     try:
         return ImageOps.exif_transpose(opened)
@@ -123,7 +124,10 @@ def _array(name: str, data: bytes, *, values: int) -> Any:
         if min(shape, default=0) < 0 or count * dtype.itemsize != len(data) - file.tell():
             raise InputError(f"{name} cannot be read as a .npy file: its length is not that of {shape} {dtype}")
         file.seek(0)
-        return np.lib.format.read_array(file, allow_pickle=False)
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        if not (np.abs(array) <= LARGEST).all():
+            raise InputError(f"{name} has values that are not finite, or beyond {LARGEST:g} in size")
+        return array
     except InputError:
         raise
     except Exception as error:
@@ -133,13 +137,18 @@ def _array(name: str, data: bytes, *, values: int) -> Any:
 def transparent_as_white(mask: "Image.Image") -> "Image.Image":
     """A mask in OpenAI's form, transparent where the picture is drawn anew, in ours: white there.
 
-    A mask without transparency is left as it is.
+    A mask without an alpha channel is left as it is. Raises `InputError` for one that is nowhere transparent.
     """
     from PIL import Image
 
     if "A" not in mask.getbands() and "transparency" not in mask.info:
         return mask
     alpha = mask.convert("RGBA").getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        raise InputError(
+            "the mask is opaque everywhere, so that nothing would be drawn anew: make it transparent there, or leave "
+            "its alpha channel out and make it light there"
+        )
     return Image.eval(alpha, lambda value: 255 - value)
 
 

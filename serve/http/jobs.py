@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from latentrt.runtime.errors import InputError
@@ -30,7 +30,7 @@ from .keys import Key
 
 RETRY_AFTER = 5  # seconds, while the store cannot be used
 
-_UNKNOWN = "there is no such job"
+_EXPIRED = "the time of this job's results is over"
 _READ = {**EVERYWHERE, 404: "this client has no such job", 503: "the store of jobs cannot be used now"}
 _POST = {
     **EVERYWHERE,
@@ -116,13 +116,11 @@ def _storing() -> Iterator[None]:
     try:
         yield
     except FullError as error:
-        raise HTTPException(507, str(error)) from error
-    except RefusedError as error:  # only for the number of a client's jobs
-        raise HTTPException(429, error.message, {"Retry-After": f"{error.retry_after or RETRY_AFTER:.0f}"}) from error
+        raise ApiError(507, str(error), "store_full") from error
     except StorageError as error:
         if error.full:
-            raise HTTPException(507, str(error)) from error
-        raise HTTPException(503, str(error), {"Retry-After": str(RETRY_AFTER)}) from error
+            raise ApiError(507, str(error), "store_full") from error
+        raise ApiError(503, str(error), "store_unavailable", retry_after=RETRY_AFTER) from error
 
 
 class _Routes:
@@ -228,12 +226,12 @@ class _Routes:
         with _storing():
             kept = await self._find(request, job)
         if not kept.has_ended or kept.expires is None:
-            raise HTTPException(409, "the job has not ended: follow its events")
+            raise ApiError(409, "the job has not ended: follow its events", "job_not_ended")
         if kept.expires <= (now := self._clock()):
-            raise HTTPException(410, "the time of this job's results is over")
+            raise ApiError(410, _EXPIRED, "results_expired")
         picture = next((picture for picture in kept.pictures if picture.image == n), None)
         if picture is None:
-            raise HTTPException(404, f"the job has no picture {n}")
+            raise ApiError(404, f"the job has no picture {n}", "picture_not_found", param="n")
         headers = {"ETag": f'"{picture.sha256}"', "Cache-Control": f"private, max-age={int(kept.expires - now)}"}
         known = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
         if headers["ETag"] in known or "*" in known:
@@ -241,7 +239,7 @@ class _Routes:
         with _storing():
             data = await self._runner.store.picture(picture)
         if data is None:
-            raise HTTPException(410, "the time of this job's results is over")
+            raise ApiError(410, _EXPIRED, "results_expired")
         return Response(data, media_type=MEDIA_TYPES.get(picture.format, BYTES), headers=headers)
 
     async def _find(self, request: Request, job: str) -> KeptJob:
@@ -249,7 +247,7 @@ class _Routes:
 
     def _found(self, request: Request, kept: KeptJob | None) -> KeptJob:
         if kept is None or kept.client != self._sender(request).name:
-            raise HTTPException(404, _UNKNOWN)
+            raise ApiError(404, "there is no such job", "job_not_found")
         return kept
 
     def _url(self, request: Request, job: KeptJob) -> str:

@@ -64,8 +64,21 @@ class Failures:
         )
 
 
+class HeadAsGet:
+    """Answers HEAD as GET, for probes and load balancers; the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        await self._app({**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
+
+
 class BodyLimit:
-    """Refuses bodies that are too large or come too slowly: by Content-Length at once, otherwise as they arrive.
+    """Refuses bodies that are compressed, too large, or come too slowly.
+
+    Those that are too large by Content-Length are refused at once, others as they arrive.
 
     Bodies count until their requests are answered, as they are in memory until then.
     """
@@ -79,6 +92,12 @@ class BodyLimit:
         """Handle a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        coding = next((value for name, value in scope["headers"] if name == b"content-encoding"), b"identity")
+        if coding not in (b"", b"identity"):
+            text = f"a body in the coding {coding[:40].decode('latin-1')!r} is not read: send it as it is"
+            error = ApiError(415, text, "unsupported_encoding", headers={"Connection": "close"})
+            await JSONResponse(body_of(error), error.status_code, error.headers)(scope, receive, send)
             return
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if not length.isdigit() or int(length) > self._most:

@@ -34,6 +34,7 @@ class ModelAnswer(BaseModel):
     owned_by: str = "latentrt"
     sizes: list[str] = Field(description="the sizes that it draws, its own first")
     loras: list[str] = Field(description="the LoRAs that may be named")
+    aliases: list[str] = Field(description="its other names")
     ready: bool
 
 
@@ -123,7 +124,13 @@ class OpenAIRoutes:
 
     def _model(self, model: ServedModel) -> ModelAnswer:
         sizes = [shown_size(size) for size in model.sizes]
-        return ModelAnswer(id=model.name, sizes=sizes, loras=model.lora_names(), ready=self._service.ready(model.name))
+        return ModelAnswer(
+            id=model.name,
+            sizes=sizes,
+            loras=model.lora_names(),
+            aliases=self._reader.other_names(model),
+            ready=self._service.ready(model.name),
+        )
 
     async def generations(self, request: Request, key: Key, idempotency_key: str | None) -> Response:
         """Draw pictures from a text."""
@@ -131,7 +138,7 @@ class OpenAIRoutes:
         def read(body: dict[str, Any]) -> _Call:
             model = self._reader.model(body.get("model"))
             asked = translated(body, model)
-            job = self._reader.job(asked.call, key, previews=asked.previews)
+            job = self._reader.job(asked.call, key, previews=asked.previews, words=asked.words)
             return _Call(asked, job, model.tokens(job.request), hashlib.sha256(data).digest())
 
         data = await request.body()
@@ -146,7 +153,7 @@ class OpenAIRoutes:
             fields = form.fields()
             model = self._reader.model(fields.get("model"))
             asked = translated(fields, model, picture_size=image.size)
-            job = self._reader.job(asked.call, key, previews=asked.previews, pictures=(image, mask))
+            job = self._reader.job(asked.call, key, previews=asked.previews, pictures=(image, mask), words=asked.words)
             return _Call(asked, job, model.tokens(job.request), form.digest())
 
         form = await EditForm.read(request)

@@ -56,12 +56,16 @@ def body_schema() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request asks for besides the call: how it is answered, and what the answer repeats."""
+    """What a request asks for besides the call: how it is answered, and what the answer repeats.
+
+    `words`: what the client called options, by their names in the table.
+    """
 
     call: dict[str, Any]
     stream: bool
     previews: Previews | None
     quality: str
+    words: Mapping[str, str]
 
 
 def translated(body: Mapping[str, Any], model: ServedModel, *, picture_size: tuple[int, int] | None = None) -> Asked:
@@ -91,7 +95,8 @@ def translated(body: Mapping[str, Any], model: ServedModel, *, picture_size: tup
             400, "partial_images: expected an integer from 0 to 3", "invalid_request", param="partial_images"
         )
     previews = Previews("auto", partial) if stream and partial else None
-    return Asked(fields, stream, previews, quality)
+    words = {"num_images_per_prompt": "n"} if body.get("n") is not None else {}
+    return Asked(fields, stream, previews, quality, words)
 
 
 def _set_count(fields: dict[str, Any]) -> None:
@@ -104,7 +109,7 @@ def _set_size(fields: dict[str, Any], model: ServedModel, picture_size: tuple[in
     size = fields.pop("size", "auto")
     if size == "auto":
         if picture_size is not None and not {"width", "height"} & fields.keys():
-            fields["width"], fields["height"] = nearest_size(model, picture_size)
+            fields["width"], fields["height"] = model.nearest_size(picture_size)
         return
     width, _, height = str(size).partition("x")
     if not isinstance(size, str) or not re.fullmatch("[0-9]{1,6}x[0-9]{1,6}", size):
@@ -114,12 +119,6 @@ def _set_size(fields: dict[str, Any], model: ServedModel, picture_size: tuple[in
         raise InputError("size differs from width and height: pass one of them")
     if chosen not in model.sizes:
         raise ApiError(400, model.wrong_size(chosen), "unsupported_size", param="size")
-
-
-def nearest_size(model: ServedModel, size: tuple[int, int]) -> tuple[int, int]:
-    """The model's size whose aspect ratio is most like that of a picture."""
-    ratio = size[0] / size[1]
-    return min(model.sizes, key=lambda own: abs(own[0] / own[1] - ratio))
 
 
 def _set_quality(fields: dict[str, Any], model: ServedModel) -> str:

@@ -3,6 +3,7 @@
 A kind reads one value by itself and raises `ValueError` for others. It knows neither names nor sources.
 """
 
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -137,6 +138,21 @@ def items(metavar: str, pattern: str, expected: str) -> Kind:
         return tuple(dict.fromkeys(found)) if metavar != "DEVICES" else tuple(found)
 
     return Kind(read, expected, metavar, many=True, show=",".join)
+
+
+def networks() -> Kind:
+    """Addresses and networks, or *."""
+
+    def read(value: Any, _: Path) -> tuple[str, ...]:
+        found = _parts(value)
+        for item in found:
+            if item != "*":
+                ipaddress.ip_network(item, strict=False)
+        if not found:
+            raise ValueError
+        return tuple(dict.fromkeys(found))
+
+    return Kind(read, "addresses or networks such as 10.0.0.0/8, or *", "ADDRESSES", many=True, show=",".join)
 
 
 def sizes() -> Kind:

@@ -57,6 +57,8 @@ def _model(table: Mapping[str, Any], settings: Settings, where: str, folder: Pat
         if key != "name":
             values[key] = _read(key, value, where, folder)
     path = values["path"]
+    if path is None and table.get("name", EMBEDDED) != EMBEDDED:
+        raise InputError(f"{where}: the model {shown(table['name'])} has no path: expected the folder of its bundle")
     name = table.get("name", EMBEDDED if path is None else Path(path).resolve().name)
     if not isinstance(name, str) or NAME.fullmatch(name) is None:
         raise InputError(

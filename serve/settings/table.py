@@ -57,7 +57,7 @@ class Settings:
         tuple[str, ...],
         Setting(
             "addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed",
-            kinds.items("ADDRESSES", r"\*|[\w.:/-]+", "addresses or networks such as 10.0.0.0/8, or *"),
+            kinds.networks(),
         ),
     ] = ()
     keys: Annotated[Path | None, Setting("file of API keys; see --new-key", kinds.path(), "no key is asked for")] = None

@@ -151,7 +151,7 @@ def main() -> None:
     _die_with(int(sys.argv[2]))
     connection = Connection(int(sys.argv[1]))
     config: ChildConfig = connection.recv()
-    configure(config.log_format, verbose=config.verbose, prefix=f"[{config.options.device or 'device'}] ")
+    configure(config.log_format, verbose=config.verbose, prefix=f"[{config.options.shown_name}] ")
     threading.excepthook = _died
     try:
         _Child(connection, config).run()

@@ -35,7 +35,7 @@ class InlineWorker:
     ) -> None:
         """Loads nothing yet. `dispatcher`: "module:name" of its class. Raises `BackendError`."""
         self._models, self._watchers = models, watchers or Watchers()
-        self._name = options.device or "auto"
+        self._name = options.shown_name
         self._dispatcher = dispatcher_named(dispatcher)(models, options, self._listen)
         self._listeners: dict[str, Callable[[Event], None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -61,7 +61,7 @@ class WorkerProcess:
         """Starts nothing yet."""
         self._watchers = watchers or Watchers()
         self._config, self._timing = config, timing or Timing()
-        self._name = config.options.device or "auto"
+        self._name = config.options.shown_name
         self._child: ChildProcess | None = None
         self._task: asyncio.Task[None] | None = None
         self._numbers = itertools.count(1)

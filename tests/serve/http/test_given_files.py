@@ -158,7 +158,6 @@ def test_pictures_in_json(client: httpx.Client, service: FakeService) -> None:
     ("mask", "redrawn"),
     [
         (lambda: Image.new("RGBA", (2, 2), (255, 255, 255, 0)), 255),
-        (lambda: Image.new("RGBA", (2, 2), (255, 255, 255, 255)), 0),
         (lambda: Image.new("LA", (2, 2), (0, 64)), 191),
         (lambda: Image.new("L", (2, 2), 200), 200),
         (lambda: Image.new("1", (2, 2), 1), 1),
@@ -166,6 +165,20 @@ def test_pictures_in_json(client: httpx.Client, service: FakeService) -> None:
 )
 def test_masks_of_openai_are_turned(mask: Callable[[], Image.Image], redrawn: int) -> None:
     assert np.asarray(transparent_as_white(mask())).max() == redrawn
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_mask_that_is_opaque_everywhere_is_refused(mode: str) -> None:
+    with pytest.raises(InputError, match="opaque everywhere"):
+        transparent_as_white(Image.new("L", (4, 2), 255).convert(mode))
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, -1e30])
+def test_arrays_hold_values_that_models_can_work_with(value: float) -> None:
+    file = io.BytesIO()
+    np.save(file, np.array([[0.5, value]], np.float32))
+    with pytest.raises(InputError, match="latents has values that are not finite, or beyond"):
+        from_bytes("latents", file.getvalue(), pixels=100)
 
 
 def test_a_photo_is_upright(client: httpx.Client) -> None:

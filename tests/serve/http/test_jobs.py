@@ -129,7 +129,7 @@ def test_results_are_gone_after_their_time() -> None:
             assert (job["status"], job["expired"], job["images"], job["request"]) == ("done", True, [], None)
             server.now += 60
             await server.store.sweep()
-            assert (await server("GET", url)).status_code == 404
+            assert (await server("GET", url)).json()["error"]["code"] == "job_not_found"
 
     asyncio.run(check())
 
@@ -177,7 +177,7 @@ def test_cancelling_is_idempotent() -> None:
             while not server.service.submitted:
                 await asyncio.sleep(0.01)
             early = await server("GET", f"{url}/images/0")
-            assert early.status_code == 409
+            assert (early.status_code, early.json()["error"]["code"]) == (409, "job_not_ended")
             assert (await server("GET", url)).json()["status"] == "waiting"  # not begun at the device
             for _ in range(2):
                 answer = await server("DELETE", url)

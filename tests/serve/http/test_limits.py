@@ -1,6 +1,7 @@
 """What clients may not do: too much, too slowly, or without a key."""
 
 import base64
+import gzip
 import json
 import socket
 import time
@@ -81,6 +82,21 @@ def test_a_client_that_still_sends_gets_to_read_why(service: FakeService, declar
         answer = raw.makefile("rb").read()
         assert answer.startswith(b"HTTP/1.1 413")
         assert b"body_too_large" in answer
+
+
+def test_a_compressed_body_is_not_read(client: httpx.Client) -> None:
+    answer = client.post(
+        GENERATIONS, content=gzip.compress(b'{"prompt": "a star"}'), headers={"Content-Encoding": "gzip"}
+    )
+    assert answer.status_code == 415
+    assert "'gzip' is not read" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/live", "/ready", "/v1/models"])
+def test_head_is_answered_as_get(client: httpx.Client, path: str) -> None:
+    answer = client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-length"] == client.get(path).headers["content-length"]
 
 
 def test_a_body_that_waits_to_be_asked_for_is_refused_at_once(client: httpx.Client) -> None:

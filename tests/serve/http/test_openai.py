@@ -39,7 +39,8 @@ def opened(b64: str | None) -> Image.Image:
 
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["shapes"]
-    assert client.models.retrieve("gpt-image-1").id == "shapes"
+    model = client.models.retrieve("gpt-image-1")
+    assert (model.id, model.model_extra and model.model_extra["aliases"]) == ("shapes", ["gpt-image-1"])
     with pytest.raises(openai.NotFoundError, match="unknown model"):
         client.models.retrieve("sd3")
 
@@ -222,3 +223,22 @@ def test_refusals_are_typed(client: openai.OpenAI, service: FakeService) -> None
 def test_what_is_wrong_is_told(client: openai.OpenAI, fields: dict[str, object], message: str) -> None:
     with pytest.raises(openai.BadRequestError, match=message):
         client.images.generate(prompt="a star", extra_body=fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 2000}, "n"),
+        ({"steps": 0}, "steps"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"num_images_per_prompt": 2000}, "num_images_per_prompt"),
+        ({"guidance_scale": "much"}, "guidance_scale"),
+        ({"seed": 0.5}, "seed"),
+    ],
+)
+def test_errors_name_what_the_client_gave(client: openai.OpenAI, fields: dict[str, object], param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.generate(prompt="a star", extra_body=fields)
+    assert caught.value.param == param
+    assert str(caught.value.body["message"]).startswith(param)  # type: ignore[index]
+    assert "LATENTRT" not in str(caught.value)
