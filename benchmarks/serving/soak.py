@@ -30,11 +30,12 @@ GROWTH = 8.0  # MiB of all processes from the middle to the end, at most
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """All processes of a server at a moment."""
+    """All processes of a server at a moment. `connections` are those of clients, and not among `descriptors`."""
 
     second: float
     rss_mib: float
     descriptors: int
+    connections: int
     threads: int
     processes: int
 
@@ -42,10 +43,12 @@ class Sample:
 def sampled(server: ServerProcess, start: float) -> Sample:
     """A sample now."""
     processes = server.processes()
+    connections = sum(c.status == "ESTABLISHED" for process in processes for c in process.net_connections("tcp"))
     return Sample(
         round(time.monotonic() - start, 1),
         sum(process.memory_info().rss for process in processes) / 2**20,
-        sum(process.num_fds() for process in processes),
+        sum(process.num_fds() for process in processes) - connections,
+        connections,
         sum(process.num_threads() for process in processes),
         len(processes),
     )
@@ -79,7 +82,7 @@ async def _posted(load: Load, rate: float) -> int:
 def medians(samples: Sequence[Sample], begin: float, end: float) -> dict[str, float]:
     """Medians of the samples of this time."""
     chosen = [sample for sample in samples if begin < sample.second <= end + 1] or samples[-1:]
-    names = ("rss_mib", "descriptors", "threads", "processes")
+    names = ("rss_mib", "descriptors", "connections", "threads", "processes")
     return {name: statistics.median(getattr(sample, name) for sample in chosen) for name in names}
 
 
