@@ -96,6 +96,10 @@ ROOMS: dict[str, set[str]] = {
         *("runtime.latents", "runtime.request", "serve.jobs", "serve.messages", "serve.metrics"),
         *("serve.served_model", "serve.service"),
     },
+    "serve.http.webui": {
+        *("runtime.request", "runtime.scheduler", "serve.http", "serve.messages", "serve.metrics"),
+        *("serve.served_model", "serve.service"),
+    },
     "serve.logs": set(),
     "serve.places": set(),
     "serve.sockets": set(),
@@ -103,8 +107,8 @@ ROOMS: dict[str, set[str]] = {
     "serve.worker": {"serve.logs", "serve.messages", "serve.places", "serve.served_model", "serve.service"},
     "serve.server": {"serve.settings", "serve.sockets", "serve.worker"},
     "serve.wiring": {
-        *("serve.dispatcher", "serve.http", "serve.jobs", "serve.messages", "serve.metrics", "serve.served_model"),
-        *("serve.server", "serve.settings", "serve.worker"),
+        *("serve.dispatcher", "serve.http", "serve.http.webui", "serve.jobs", "serve.messages", "serve.metrics"),
+        *("serve.served_model", "serve.server", "serve.settings", "serve.worker"),
     },
     "serve.cli": {
         *("serve.http", "serve.logs", "serve.metrics", "serve.server", "serve.settings", "serve.wiring"),

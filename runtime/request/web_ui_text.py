@@ -36,6 +36,15 @@ def is_web_ui_text(text: object) -> bool:
     return isinstance(text, str) and len(text) < 10**6 and len(_settings(text.strip().split("\n")[-1])) >= 3
 
 
+def settings_of_web_ui(text: str) -> dict[str, str]:
+    """Prompts and settings of a picture's text `parameters`, by their labels there; nothing is interpreted."""
+    if not is_web_ui_text(text):
+        return {}
+    *lines, last = text.strip().split("\n")
+    prompt, negative = _prompts(lines)
+    return {"Prompt": prompt, "Negative prompt": negative, **_settings(last)}
+
+
 def options_of_web_ui(text: str, changes: Mapping[str, Any]) -> tuple[dict[str, Any], str, str]:
     """Options of `Pipeline.__call__`, the prompt included, the model's name, and the beginning of its hash.
 

@@ -34,7 +34,7 @@ def complete(document: dict[str, Any], *, keys: bool) -> None:
             operation["responses"].pop("422", None)
             for status, answer in operation["responses"].items():
                 answer["headers"] = {**_ALWAYS, **_OF_STATUS.get(status, {}), **answer.get("headers", {})}
-            if keys and path.startswith("/v1/"):
+            if keys and path.startswith(("/v1/", "/sdapi/", "/internal/")):
                 operation["security"] = [{name: []} for name in _SECURITY]
     if keys:
         document.setdefault("components", {})["securitySchemes"] = _SECURITY

@@ -1,0 +1,208 @@
+"""The picture and the mask that img2img begins from, and a drawn part put back. Knows PIL and arrays, no fields."""
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.runtime.errors import InputError
+from latentrt.serve.messages import Output
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Size = tuple[int, int]
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+Fit = Literal[0, 1, 2]  # stretched, cropped, with edges added
+
+
+@dataclass(frozen=True, slots=True)
+class Inpainting:
+    """How the masked part is drawn.
+
+    Attributes:
+        inverted: the mask is dark where it is drawn anew.
+        fill: the part begins from the colours around it, not from the picture.
+        part: it alone is drawn, at the full size, and put back.
+        padding: pixels around the part that are drawn along.
+        blur: of the edges where it is put back, in pixels, horizontally and vertically.
+    """
+
+    inverted: bool = False
+    fill: bool = False
+    part: bool = False
+    padding: int = 0
+    blur: tuple[int, int] = (4, 4)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PutBack:
+    """Where a drawn part belongs in the whole picture. `mask`: "L", of the whole, soft at its edges."""
+
+    whole: "Image.Image"
+    mask: "Image.Image"
+    box: Box
+
+    def __call__(self, data: bytes, output: Output) -> bytes:
+        """The file of a whole picture, from that of a drawn part; the text of a PNG stays."""
+        from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
+
+        drawn = Image.open(io.BytesIO(data))
+        drawn.load()
+        left, top, right, bottom = self.box
+        part = self.whole.copy()
+        part.paste(drawn.convert("RGB").resize((right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
+        picture, file = Image.composite(part, self.whole, self.mask), io.BytesIO()
+        if output.format == "png":
+            info = PngInfo()
+            for key, value in getattr(drawn, "text", {}).items():
+                info.add_itxt(key, value)
+            picture.save(file, "PNG", pnginfo=info, compress_level=1)
+        else:
+            picture.save(file, output.format.upper(), quality=output.quality)
+        return file.getvalue()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """What a call begins from. `mask`: light where it is drawn anew."""
+
+    image: "Image.Image"
+    mask: "Image.Image | None" = None
+    put_back: PutBack | None = None
+
+
+def prepared(image: "Image.Image", mask: "Image.Image | None", size: Size, fit: Fit, inpaint: Inpainting) -> Prepared:
+    """A picture and its mask as a call takes them; what stretching does is left to the call.
+
+    Args:
+        size: that is drawn, (width, height).
+
+    Raises: InputError: the mask has another size than the picture, or is dark everywhere.
+    """
+    image = _opaque(image)
+    if mask is None:
+        return Prepared(_fitted(image, size, fit))
+    if mask.size != image.size:
+        raise InputError(f"the mask has {mask.size} pixels and the picture {image.size}: expected the same size")
+    mask = _binary(mask, inverted=inpaint.inverted)
+    if (found := mask.getbbox()) is None:
+        raise InputError("the mask is dark everywhere, so that nothing would be drawn anew: make it light there")
+    put_back = None
+    if inpaint.part:
+        box = _shaped(_padded(found, inpaint.padding, image.size), size, image.size)
+        put_back = PutBack(image, _soft(mask, inpaint.blur), box)
+        image, mask = image.crop(box), mask.crop(box)
+    else:
+        image, mask = _fitted(image, size, fit), _fitted(mask, size, fit)
+    return Prepared(_filled(image, mask) if inpaint.fill else image, mask, put_back)
+
+
+def _opaque(image: "Image.Image") -> "Image.Image":
+    """A picture in RGB; what is transparent becomes white."""
+    from PIL import Image
+
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def _binary(mask: "Image.Image", *, inverted: bool) -> "Image.Image":
+    """A mask as "L" of 0 and 255. One with transparency is opaque where it is drawn anew, as painted on glass."""
+    grey = mask.convert("L")
+    if "A" in mask.getbands():
+        alpha = mask.getchannel("A")
+        grey = alpha if alpha.getextrema() != (255, 255) else grey
+    return grey.point(lambda level: 255 * ((level >= 128) != inverted))
+
+
+def _soft(mask: "Image.Image", blur: tuple[int, int]) -> "Image.Image":
+    from PIL import ImageFilter
+
+    return mask.filter(ImageFilter.GaussianBlur(blur)) if any(blur) else mask
+
+
+def _fitted(image: "Image.Image", size: Size, fit: Fit) -> "Image.Image":
+    """A picture of the shape of `size`: cropped around its middle, or with its edges drawn out."""
+    width, height = image.size
+    if fit == 0 or width * size[1] == height * size[0]:
+        return image
+    if fit == 1:
+        wide = min(width, max(1, round(height * size[0] / size[1])))
+        high = min(height, max(1, round(width * size[1] / size[0])))
+        left, top = (width - wide) // 2, (height - high) // 2
+        return image.crop((left, top, left + wide, top + high))
+    return _with_edges(image, size)
+
+
+def _with_edges(image: "Image.Image", size: Size) -> "Image.Image":
+    from PIL import Image
+
+    scale = min(size[0] / image.width, size[1] / image.height)
+    wide, high = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    small = image.resize((wide, high), Image.Resampling.LANCZOS)
+    left, top = (size[0] - wide) // 2, (size[1] - high) // 2
+    columns = np.clip(np.arange(size[0]) - left, 0, wide - 1)
+    rows = np.clip(np.arange(size[1]) - top, 0, high - 1)
+    return Image.fromarray(np.asarray(small)[rows][:, columns])
+
+
+def _padded(box: Box, padding: int, size: Size) -> Box:
+    left, top, right, bottom = box
+    return (
+        max(0, left - padding),
+        max(0, top - padding),
+        min(size[0], right + padding),
+        min(size[1], bottom + padding),
+    )
+
+
+def _shaped(box: Box, shape: Size, size: Size) -> Box:
+    """The box widened to a shape, as far as the picture goes, and moved back into it."""
+    left, top, right, bottom = box
+    wide = min(size[0], max(right - left, round((bottom - top) * shape[0] / shape[1])))
+    high = min(size[1], max(bottom - top, round((right - left) * shape[1] / shape[0])))
+    left = min(max(0, (left + right - wide) // 2), size[0] - wide)
+    top = min(max(0, (top + bottom - high) // 2), size[1] - high)
+    return left, top, left + wide, top + high
+
+
+def _filled(image: "Image.Image", mask: "Image.Image") -> "Image.Image":
+    """The picture with its masked part in the colours around it; unchanged where all of it is masked."""
+    from PIL import Image
+
+    kept = np.asarray(mask) < 128
+    if not kept.any():
+        return image
+    pixels = _pulled(np.asarray(image).astype(np.float32), kept.astype(np.float32))
+    return Image.fromarray(np.rint(pixels).astype(np.uint8))
+
+
+def _pulled(pixels: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Unknown pixels from ever coarser means of the known ones (pull-push; Gortler et al., The Lumigraph, 1996).
+
+    Args:
+        pixels: (H, W, 3).
+        known: (H, W), 1 or 0.
+    """
+    if known.all():
+        return pixels
+    height, width = known.shape
+    even = ((0, height % 2), (0, width % 2))
+    weights = np.pad(known, even)
+    sums = np.pad(pixels * known[..., None], (*even, (0, 0)))
+    weights, sums = (_of_four(array) for array in (weights, sums))
+    means = sums / np.maximum(weights, 1)[..., None]
+    coarse = _pulled(means, (weights > 0).astype(np.float32))
+    fine = coarse.repeat(2, 0).repeat(2, 1)[:height, :width]
+    return np.where(known[..., None] > 0, pixels, fine)
+
+
+def _of_four(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sums of blocks of two by two."""
+    result: NDArray[np.float32] = array[::2, ::2] + array[1::2, ::2] + array[::2, 1::2] + array[1::2, 1::2]
+    return result
