@@ -22,8 +22,13 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 GAP_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1)
 _APIS = {
-    **{"/v1/images": "images", "/v1/models": "models", "/v1/jobs": "jobs", "/sdapi": "webui", "/internal": "webui"},
-    **{"/live": "live", "/ready": "ready"},
+    "/v1/images": "images",
+    "/v1/models": "models",
+    "/v1/jobs": "jobs",
+    "/sdapi": "webui",
+    "/internal": "webui",
+    "/live": "live",
+    "/ready": "ready",
 }
 IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 

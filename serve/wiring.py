@@ -12,6 +12,7 @@ from latentrt.serve.http.config import HttpConfig
 from latentrt.serve.http.idempotency import Idempotency
 from latentrt.serve.http.jobs import jobs_router
 from latentrt.serve.http.keys import Key
+from latentrt.serve.http.webui.router import webui_router
 from latentrt.serve.jobs.kept_jobs import Bounds
 from latentrt.serve.jobs.memory import store_in_memory
 from latentrt.serve.jobs.runner import Runner
@@ -49,6 +50,10 @@ def app_of(fleet: Fleet, settings: Settings, metrics: Metrics, store: JobStore) 
             runner, reader=reader, sender=sender, idempotency=idempotency, stopping=lambda: fleet.stopping
         )
 
+    def webui(sender: Callable[[Request], Key], reader: CallReader) -> APIRouter:
+        pixels = settings.picture_pixels
+        return webui_router(fleet, reader=reader, sender=sender, metrics=metrics, picture_pixels=pixels)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         runner.start()
@@ -71,7 +76,7 @@ def app_of(fleet: Fleet, settings: Settings, metrics: Metrics, store: JobStore) 
         log_prompts=settings.log_prompts,
         idempotency_seconds=settings.idempotency_seconds,
     )
-    return App(make_app(fleet, config, metrics=metrics, faces=[jobs], lifespan=lifespan), [runner.stop])
+    return App(make_app(fleet, config, metrics=metrics, faces=[jobs, webui], lifespan=lifespan), [runner.stop])
 
 
 def models_of(settings: Settings) -> Mapping[str, ServedModel]:

@@ -16,7 +16,7 @@ from latentrt.serve.served_model import ServedModel
 
 
 class WebUiError(BaseModel):
-    """An error: `detail` is what clients of web UIs read; `error` has OpenAI's form. Limits of bodies have the latter."""
+    """An error: `detail` is what clients of web UIs read, `error` has OpenAI's form; limits of bodies have that alone."""
 
     error: ErrorFields
     detail: str | None = None
@@ -91,7 +91,7 @@ class ProgressState(BaseModel):
     job: str = ""
     job_count: int = 0
     job_timestamp: str = "0"
-    job_no: int = Field(0, description="pictures that are finished")
+    job_no: int = Field(default=0, description="pictures that are finished")
     sampling_step: int = 0
     sampling_steps: int = 0
 
@@ -99,10 +99,10 @@ class ProgressState(BaseModel):
 class ProgressAnswer(BaseModel):
     """How far the caller's own call is: the one that is named, or the oldest."""
 
-    progress: float = Field(0.0, ge=0, le=1)
-    eta_relative: float = Field(0.0, description="seconds until it is finished, about")
+    progress: float = Field(default=0.0, ge=0, le=1)
+    eta_relative: float = Field(default=0.0, description="seconds until it is finished, about")
     state: ProgressState = ProgressState()
-    current_image: str | None = Field(None, description="base64 of an unfinished picture")
+    current_image: str | None = Field(default=None, description="base64 of an unfinished picture")
     textinfo: str | None = None
 
 
@@ -114,7 +114,7 @@ class TaskAnswer(BaseModel):
     completed: bool
     progress: float | None = None
     eta: float | None = None
-    live_preview: str | None = Field(None, description="data URL of an unfinished picture, if it is a new one")
+    live_preview: str | None = Field(default=None, description="data URL of an unfinished picture, if it is a new one")
     id_live_preview: int | None = None
     textinfo: str | None = None
 

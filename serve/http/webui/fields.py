@@ -90,9 +90,7 @@ PICTURE_FIELDS: Mapping[str, Field] = {
     "init_images": Field("the picture to begin from", _pictures()),
     "mask": Field("base64 of a mask: light where it is drawn anew", _any_text()),
     "denoising_strength": Field("how much is drawn anew", kinds.number(0, 1), "strength"),
-    "resize_mode": Field(
-        "of a picture of another shape: 0 stretches, 1 crops, 2 adds edges", kinds.integer(0, 2)
-    ),
+    "resize_mode": Field("of a picture of another shape: 0 stretches, 1 crops, 2 adds edges", kinds.integer(0, 2)),
     "inpainting_mask_invert": Field("1: the mask is dark where it is drawn anew", kinds.integer(0, 1)),
     "inpainting_fill": Field(
         "what the masked part begins from: 0 the colours around it, 1 the picture; without effect at "

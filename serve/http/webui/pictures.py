@@ -1,6 +1,7 @@
 """The picture and the mask that img2img begins from, and a drawn part put back. Knows PIL and arrays, no fields."""
 
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
+PNG_LEVEL = 1  # of zlib, as of other pictures
 Fit = Literal[0, 1, 2]  # stretched, cropped, with edges added
 
 
@@ -39,28 +41,39 @@ class Inpainting:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PutBack:
-    """Where a drawn part belongs in the whole picture. `mask`: "L", of the whole, soft at its edges."""
+    """Puts drawn parts back into the whole picture, which is read again then: decoded, it may be large, and calls wait.
 
-    whole: "Image.Image"
-    mask: "Image.Image"
+    Attributes:
+        read: the whole picture and its mask.
+        box: where the part belongs.
+    """
+
+    read: "Callable[[], tuple[Image.Image, Image.Image]]"
+    inpaint: Inpainting
     box: Box
 
-    def __call__(self, data: bytes, output: Output) -> bytes:
-        """The file of a whole picture, from that of a drawn part; the text of a PNG stays."""
+    def __call__(self, files: Sequence[bytes], output: Output) -> list[bytes]:
+        """The files of whole pictures, from those of drawn parts; the text of a PNG stays."""
+        whole, mask = self.read()
+        whole, mask = _opaque(whole), _soft(_binary(mask, inverted=self.inpaint.inverted), self.inpaint.blur)
+        return [self._whole(whole, mask, data, output) for data in files]
+
+    def _whole(self, whole: "Image.Image", mask: "Image.Image", data: bytes, output: Output) -> bytes:
         from PIL import Image
         from PIL.PngImagePlugin import PngInfo
 
-        drawn = Image.open(io.BytesIO(data))
-        drawn.load()
         left, top, right, bottom = self.box
-        part = self.whole.copy()
-        part.paste(drawn.convert("RGB").resize((right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
-        picture, file = Image.composite(part, self.whole, self.mask), io.BytesIO()
+        with Image.open(io.BytesIO(data)) as drawn:
+            fitting = drawn.convert("RGB").resize((right - left, bottom - top), Image.Resampling.LANCZOS)
+            texts = getattr(drawn, "text", {})
+        part = whole.copy()
+        part.paste(fitting, (left, top))
+        picture, file = Image.composite(part, whole, mask), io.BytesIO()
         if output.format == "png":
             info = PngInfo()
-            for key, value in getattr(drawn, "text", {}).items():
+            for key, value in texts.items():
                 info.add_itxt(key, value)
-            picture.save(file, "PNG", pnginfo=info, compress_level=1)
+            picture.save(file, "PNG", pnginfo=info, compress_level=PNG_LEVEL)
         else:
             picture.save(file, output.format.upper(), quality=output.quality)
         return file.getvalue()
@@ -75,17 +88,28 @@ class Prepared:
     put_back: PutBack | None = None
 
 
-def prepared(image: "Image.Image", mask: "Image.Image | None", size: Size, fit: Fit, inpaint: Inpainting) -> Prepared:
-    """A picture and its mask as a call takes them; what stretching does is left to the call.
+def prepared(image: "Image.Image", size: Size, fit: Fit) -> Prepared:
+    """A picture as a call takes it; what stretching does is left to the call. `size`: (width, height) that is drawn."""
+    return Prepared(_fitted(_opaque(image), size, fit))
+
+
+def prepared_with_mask(
+    image: "Image.Image",
+    mask: "Image.Image",
+    size: Size,
+    fit: Fit,
+    inpaint: Inpainting,
+    read: "Callable[[], tuple[Image.Image, Image.Image]]",
+) -> Prepared:
+    """A picture and its mask as a call takes them.
 
     Args:
         size: that is drawn, (width, height).
+        read: both of them once more.
 
     Raises: InputError: the mask has another size than the picture, or is dark everywhere.
     """
     image = _opaque(image)
-    if mask is None:
-        return Prepared(_fitted(image, size, fit))
     if mask.size != image.size:
         raise InputError(f"the mask has {mask.size} pixels and the picture {image.size}: expected the same size")
     mask = _binary(mask, inverted=inpaint.inverted)
@@ -94,11 +118,11 @@ def prepared(image: "Image.Image", mask: "Image.Image | None", size: Size, fit: 
     put_back = None
     if inpaint.part:
         box = _shaped(_padded(found, inpaint.padding, image.size), size, image.size)
-        put_back = PutBack(image, _soft(mask, inpaint.blur), box)
+        put_back = PutBack(read, inpaint, box)
         image, mask = image.crop(box), mask.crop(box)
     else:
         image, mask = _fitted(image, size, fit), _fitted(mask, size, fit)
-    return Prepared(_filled(image, mask) if inpaint.fill else image, mask, put_back)
+    return Prepared(_filled(image, mask, size) if inpaint.fill else image, mask, put_back)
 
 
 def _opaque(image: "Image.Image") -> "Image.Image":
@@ -171,14 +195,15 @@ def _shaped(box: Box, shape: Size, size: Size) -> Box:
     return left, top, left + wide, top + high
 
 
-def _filled(image: "Image.Image", mask: "Image.Image") -> "Image.Image":
-    """The picture with its masked part in the colours around it; unchanged where all of it is masked."""
+def _filled(image: "Image.Image", mask: "Image.Image", size: Size) -> "Image.Image":
+    """The picture at the size that is drawn, its masked part in the colours around it, unless all of it is masked."""
     from PIL import Image
 
-    kept = np.asarray(mask) < 128
-    if not kept.any():
+    image, mask = (one.resize(size, Image.Resampling.LANCZOS) for one in (image, mask))
+    known = np.asarray(mask) < 128
+    if not known.any():
         return image
-    pixels = _pulled(np.asarray(image).astype(np.float32), kept.astype(np.float32))
+    pixels = _pulled(np.asarray(image).astype(np.float32), known.astype(np.float32))
     return Image.fromarray(np.rint(pixels).astype(np.uint8))
 
 
@@ -193,10 +218,9 @@ def _pulled(pixels: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[
         return pixels
     height, width = known.shape
     even = ((0, height % 2), (0, width % 2))
-    weights = np.pad(known, even)
-    sums = np.pad(pixels * known[..., None], (*even, (0, 0)))
-    weights, sums = (_of_four(array) for array in (weights, sums))
-    means = sums / np.maximum(weights, 1)[..., None]
+    weights = _of_four(np.pad(known, even))
+    sums = _of_four(np.pad(pixels * known[..., None], (*even, (0, 0))))
+    means: NDArray[np.float32] = sums / np.maximum(weights, np.float32(1))[..., None]
     coarse = _pulled(means, (weights > 0).astype(np.float32))
     fine = coarse.repeat(2, 0).repeat(2, 1)[:height, :width]
     return np.where(known[..., None] > 0, pixels, fine)

@@ -24,6 +24,7 @@ class Task:
     ticket: Ticket
     client: str
     id: str
+    submitted: float = field(default_factory=time.time)
     began: float = field(default_factory=time.monotonic)
     started: float | None = None
     calls: dict[int, int] = field(default_factory=dict)  # that each picture has made

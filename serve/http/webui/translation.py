@@ -1,0 +1,222 @@
+"""A body of txt2img or img2img as fields of a call of ours. Knows no routes."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from latentrt.runtime.errors import InputError
+from latentrt.runtime.request import OPTIONS, kinds
+from latentrt.serve.http.errors import ApiError
+from latentrt.serve.http.given_files import bytes_of_base64, picture
+from latentrt.serve.served_model import ServedModel
+
+from .fields import FIELDS, PICTURE_FIELDS, SETTINGS, read_fields, read_settings
+from .names import guidance_of, scheduler_of, takes_eta
+from .pictures import Inpainting, Prepared, PutBack, prepared, prepared_with_mask
+from .prompts import refuse_loras, without_loras
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_CHURN = {"s_churn": 0, "s_tmin": 0, "s_tmax": 0, "s_noise": 1}  # and their values that ask for nothing
+_TITLE = re.compile(r" \[[0-9a-f]{10}\]$")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """What a body asks for.
+
+    Attributes:
+        model: that draws.
+        call: fields for `CallReader.job`.
+        words: what the client calls options, by their names in the table.
+        prompt: as it was given, with the names of LoRAs.
+        pictures: to begin from: the picture and its mask.
+        put_back: for a part of a picture that is drawn alone.
+        task: the client's id for the call.
+        previews: whether progress shows unfinished pictures.
+        send_images: whether the answer has the pictures.
+        parameters: what the answer repeats.
+    """
+
+    model: ServedModel
+    call: dict[str, Any]
+    words: Mapping[str, str]
+    prompt: str
+    pictures: "tuple[Image.Image, Image.Image | None] | None"
+    put_back: PutBack | None
+    task: str | None
+    previews: bool
+    send_images: bool
+    parameters: dict[str, Any]
+
+
+def model_name(given: str) -> str:
+    """The name of a model from its title, which has the beginning of its hash."""
+    return _TITLE.sub("", given)
+
+
+def translated(
+    body: Mapping[str, Any], find: Callable[[str | None], ServedModel], *, pictures: int | None = None
+) -> Asked:
+    """The fields of a body as those of a call. Raises `InputError`, `SchedulerError`, `ApiError`.
+
+    Args:
+        find: the model of a name; of None, the one that the client has chosen.
+        pictures: for img2img, pixels that a given picture may have.
+    """
+    override = body.get("override_settings") or {}
+    named = override.get("sd_model_checkpoint") if isinstance(override, dict) else None
+    model = find(body.get("model") or (model_name(named) if isinstance(named, str) else None))
+    manifest = model.bundle.manifest
+    fields = read_fields(body, manifest, pictures=pictures is not None)
+    settings = read_settings(fields.pop("override_settings", {}), manifest, where="override_settings: ")
+    settings.pop("sd_model_checkpoint", None)
+    own = {name: fields.pop(name) for name in [*fields] if name in FIELDS or name in PICTURE_FIELDS}
+    call = {**fields, "model": model.name, "prompt_syntax": fields.get("prompt_syntax", "web-ui")}
+    call.setdefault("long_prompt", "chunk")
+    words: dict[str, str] = {}
+    _set_texts(call, own)
+    _set_numbers(call, words, own)
+    _set_scheduler(call, words, own)
+    _set_settings(call, words, own, settings, model)
+    given = _prepared(call, words, own, model, pictures)
+    return Asked(
+        model,
+        call,
+        words,
+        own.get("prompt", ""),
+        None if given is None else (given.image, given.mask),
+        None if given is None else given.put_back,
+        own.get("force_task_id"),
+        settings.get("live_previews_enable", True),
+        own.get("send_images", True),
+        _repeated(body, with_pictures=own.get("include_init_images", False)),
+    )
+
+
+def _set_texts(call: dict[str, Any], own: Mapping[str, Any]) -> None:
+    refuse_loras(own.get("negative_prompt", ""))
+    call["prompt"], loras = without_loras(own.get("prompt", ""))
+    if own.get("negative_prompt"):
+        call["negative_prompt"] = own["negative_prompt"]
+    if loras:
+        if call.get("loras"):
+            raise InputError("loras: the prompt names LoRAs, too: use one of them")
+        call["loras"] = loras
+
+
+def _set(call: dict[str, Any], words: dict[str, str], option: str, name: str, value: Any) -> None:
+    """An option by the client's name for it; it may stand there by ours, too, with the same value."""
+    if call.setdefault(option, value) != value:
+        raise InputError(f"{name} and {option} differ: pass one of them")
+    words[option] = name
+
+
+def _set_numbers(call: dict[str, Any], words: dict[str, str], own: Mapping[str, Any]) -> None:
+    if own.get("seed", -1) >= 0:
+        call["seed"] = own["seed"]
+    if "batch_size" in own or "n_iter" in own:
+        _set(call, words, "num_images_per_prompt", "batch_size", own.get("batch_size", 1) * own.get("n_iter", 1))
+
+
+def _set_scheduler(call: dict[str, Any], words: dict[str, str], own: Mapping[str, Any]) -> None:
+    sampler, kind = own.get("sampler_name") or own.get("sampler_index"), own.get("scheduler")
+    churn = {name: own[name] for name, nothing in _CHURN.items() if own.get(name, nothing) != nothing}
+    scheduler = None
+    if sampler:
+        scheduler = scheduler_of(sampler, kind, churn)
+        _set(call, words, "scheduler", "sampler_name", scheduler)
+        if "eta" in call and not takes_eta(scheduler):
+            del call["eta"]
+    elif churn or (kind and kind.strip().lower() != "automatic"):
+        name = "scheduler" if kind else min(churn)
+        raise ApiError(400, f"{name} is of a sampler: pass sampler_name, too", "invalid_request", param=name)
+    if "cfg_scale" in own:
+        _set(call, words, "guidance_scale", "cfg_scale", guidance_of(own["cfg_scale"], scheduler))
+
+
+def _set_settings(
+    call: dict[str, Any],
+    words: dict[str, str],
+    own: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    model: ServedModel,
+) -> None:
+    layers = min(encoder.hidden_states for encoder in model.bundle.manifest.model.text_encoders)
+    for name, given in (("clip_skip", own), ("CLIP_stop_at_last_layers", settings)):
+        if name in given:
+            kept = kinds.integer(1, layers).check(name, given[name], model.bundle.manifest)
+            _set(call, words, "clip_skip", name, kept - 1)
+    call.setdefault("rng", "cpu" if settings.get("randn_source") == "CPU" else "cuda")
+    if settings.get("emphasis") == "None":
+        call["prompt_syntax"] = "plain"
+    if "samples_format" in settings:
+        kind = settings["samples_format"]
+        _set(call, words, "output_format", "samples_format", "jpeg" if kind == "jpg" else kind)
+    for name, row in SETTINGS.items():
+        if row.option and name in settings:
+            _set(call, words, row.option, name, settings[name])
+
+
+def _prepared(
+    call: dict[str, Any], words: dict[str, str], own: Mapping[str, Any], model: ServedModel, pixels: int | None
+) -> Prepared | None:
+    """The given picture and mask, None where a call has none; sets the size that is drawn."""
+    if pixels is None:
+        return None
+    if "init_images" not in own:
+        raise ApiError(400, "init_images: expected a list of one picture", "invalid_request", param="init_images")
+    if "denoising_strength" in own:
+        _set(call, words, "strength", "denoising_strength", own["denoising_strength"])
+    file = bytes_of_base64("init_images", own["init_images"][0])
+    image, fit = picture("init_images", file, pixels=pixels), own.get("resize_mode", 0)
+    size = _size(call, model, image.size)
+    if not own.get("mask"):
+        return prepared(image, size, fit)
+    words["mask_image"] = "mask"
+    mask_file = bytes_of_base64("mask", own["mask"])
+
+    def read() -> "tuple[Image.Image, Image.Image]":
+        return picture("init_images", file, pixels=pixels), picture("mask", mask_file, pixels=pixels)
+
+    mask = picture("mask", mask_file, pixels=pixels)
+    return prepared_with_mask(image, mask, size, fit, _inpainting(own), read)
+
+
+def _size(call: dict[str, Any], model: ServedModel, of_picture: tuple[int, int]) -> tuple[int, int]:
+    """Width and height that are drawn; those that are not given are of the model's size that is most like a picture."""
+    nearest = model.nearest_size(of_picture)
+    sides = {"width": nearest[0], "height": nearest[1]}
+    for name in sides:
+        if name in call:
+            sides[name] = OPTIONS[name].kind.check(name, call[name], model.bundle.manifest)
+    size = sides["width"], sides["height"]
+    if size not in model.sizes:
+        raise InputError(model.wrong_size(size))
+    call |= sides
+    return size
+
+
+def _inpainting(own: Mapping[str, Any]) -> Inpainting:
+    fill, all_anew = own.get("inpainting_fill", 0), own.get("denoising_strength") == 1
+    if fill > 1 and not all_anew:
+        text = f"inpainting_fill={fill}: a part cannot begin from noise: expected 0 or 1, or denoising_strength 1"
+        raise ApiError(400, text, "unsupported_value", param="inpainting_fill")
+    blur = own.get("mask_blur", 4)
+    return Inpainting(
+        inverted=own.get("inpainting_mask_invert", 0) == 1,
+        fill=fill == 0 and not all_anew,
+        part=own.get("inpaint_full_res", True),
+        padding=own.get("inpaint_full_res_padding", 0),
+        blur=(own.get("mask_blur_x", blur), own.get("mask_blur_y", blur)),
+    )
+
+
+def _repeated(body: Mapping[str, Any], *, with_pictures: bool) -> dict[str, Any]:
+    """A body as answers repeat it: without pictures, unless they are wanted, and passwords."""
+    kept = {name: value for name, value in body.items() if name not in ("url", "auth")}
+    if with_pictures:
+        return kept
+    return {name: None if name in ("init_images", "mask") else value for name, value in kept.items()}
