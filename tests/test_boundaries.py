@@ -97,7 +97,7 @@ ROOMS: dict[str, set[str]] = {
         *("serve.served_model", "serve.service"),
     },
     "serve.http.webui": {
-        *("runtime.request", "runtime.scheduler", "serve.http", "serve.messages", "serve.metrics"),
+        *("runtime.bundle", "runtime.request", "runtime.scheduler", "serve.http", "serve.messages", "serve.metrics"),
         *("serve.served_model", "serve.service"),
     },
     "serve.logs": set(),

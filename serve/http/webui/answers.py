@@ -16,7 +16,7 @@ from latentrt.serve.served_model import ServedModel
 
 
 class WebUiError(BaseModel):
-    """An error: `detail` is what clients of web UIs read, `error` has OpenAI's form; limits of bodies have that alone."""
+    """An error: `detail` is what clients of web UIs read, `error` has OpenAI's form; limits of bodies have only it."""
 
     error: ErrorFields
     detail: str | None = None

@@ -220,7 +220,7 @@ def _pulled(pixels: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[
     even = ((0, height % 2), (0, width % 2))
     weights = _of_four(np.pad(known, even))
     sums = _of_four(np.pad(pixels * known[..., None], (*even, (0, 0))))
-    means: NDArray[np.float32] = sums / np.maximum(weights, np.float32(1))[..., None]
+    means = sums / weights.clip(1)[..., None]
     coarse = _pulled(means, (weights > 0).astype(np.float32))
     fine = coarse.repeat(2, 0).repeat(2, 1)[:height, :width]
     return np.where(known[..., None] > 0, pixels, fine)

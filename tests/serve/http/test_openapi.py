@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from support import webui
 from support.fake_service import FakeService, served
 
 from latentrt.runtime.request.options import json_options
@@ -29,10 +32,10 @@ def test_every_option_of_the_table_is_in_the_document() -> None:
 
 def test_headers_and_keys_are_in_the_document(tmp_path: Path) -> None:
     (tmp_path / "keys.toml").touch()
-    document = make_app(FakeService(), HttpConfig(keys=tmp_path / "keys.toml")).openapi()
+    document = webui.app_of(FakeService(), HttpConfig(keys=tmp_path / "keys.toml")).openapi()
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            assert ("security" in operation) == path.startswith("/v1/")
+            assert ("security" in operation) == (path not in ("/live", "/ready", "/metrics"))
             assert "422" not in operation["responses"]
             assert all("X-Request-Id" in answer["headers"] for answer in operation["responses"].values())
     answers = document["paths"]["/v1/images/generations"]["post"]["responses"]
@@ -43,13 +46,15 @@ def test_headers_and_keys_are_in_the_document(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_schemathesis_finds_no_undocumented_answer(tmp_path: Path) -> None:
-    with served(make_app(FakeService(0.0))) as address:
+@pytest.mark.parametrize("make", [make_app, webui.app_of], ids=["openai", "webui"])
+def test_schemathesis_finds_no_undocumented_answer(tmp_path: Path, make: Callable[[FakeService], FastAPI]) -> None:
+    own = ["--include-path-regex", "^/(sdapi|internal)"] if make is webui.app_of else []
+    with served(make(FakeService(0.0))) as address:
         assert httpx.get(f"{address}/openapi.json").status_code == 200
         command = [
             *(str(Path(sys.executable).parent / "schemathesis"), "run", f"{address}/openapi.json"),
             *("--checks", CHECKS, "--seed", "7", "-n", "60", "--phases", "examples,coverage,fuzzing"),
-            *("--generation-deterministic", "--request-timeout", "20"),
+            *("--generation-deterministic", "--request-timeout", "20", *own),
         ]
         child = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
     assert child.returncode == 0, child.stdout[-6000:]
