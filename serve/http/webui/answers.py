@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from latentrt.runtime.request import LoraFile, Source, png_text
+from latentrt.runtime.request.guidance import PLUS_PLUS, is_plus_plus
 from latentrt.runtime.request.web_ui_text import settings_of_web_ui
 from latentrt.serve.http.errors import ErrorFields
 from latentrt.serve.messages import Job, Picture
@@ -162,7 +163,7 @@ def info_text(model: ServedModel, job: Job, prompt: str, pictures: Sequence[Pict
             "width": request.width,
             "height": request.height,
             "sampler_name": settings.get("Sampler"),
-            "cfg_scale": request.guidance_scale,
+            "cfg_scale": request.guidance_scale * (PLUS_PLUS if is_plus_plus(request.plan) else 1),
             "steps": request.num_inference_steps,
             "batch_size": job.images,
             "restore_faces": False,

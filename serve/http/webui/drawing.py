@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
@@ -74,7 +75,7 @@ class DrawingRoutes:
             wanted = asked.previews and (rgb or "preview_method" in asked.call)  # those by the VAE cost a lot
             previews = Previews("auto", PREVIEWS) if wanted else None
             job = self._reader.job(asked.call, key, previews=previews, pictures=asked.pictures, words=asked.words)
-            return asked, job
+            return asked, replace(job, output=replace(job.output, text=asked.text))
 
         asked, job = await self._reader.read(request, read)
         ticket = await submitted(self._service, job, self._metrics)

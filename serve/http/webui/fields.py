@@ -58,7 +58,7 @@ def _pictures() -> Kind:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field or a setting that is read. `option`: of the table of options, where it is one by another name."""
+    """A field or a setting that is read. `option`: of a setting that is a field of our calls by another name."""
 
     text: str
     kind: Kind
@@ -69,14 +69,14 @@ _SEED = kinds.integer(-(2**63), 2**63 - 1)
 _COUNT = kinds.integer(1, MAX_IMAGES)
 FIELDS: Mapping[str, Field] = {
     "prompt": Field("what to draw; <lora:NAME:WEIGHT> applies a LoRA", _any_text()),
-    "negative_prompt": Field("what to move away from", _any_text(), "negative_prompt"),
-    "seed": Field("of the first picture, the others count up from it; below 0: random", _SEED, "seed"),
-    "sampler_name": Field('such as "DPM++ 2M", "DPM++ 2M Karras" or "dpmpp_2m"', _text(100), "scheduler"),
-    "sampler_index": Field("an older name of sampler_name, which counts where both are given", _text(100), "scheduler"),
+    "negative_prompt": Field("what to move away from", _any_text()),
+    "seed": Field("of the first picture, the others count up from it; below 0: random", _SEED),
+    "sampler_name": Field('such as "DPM++ 2M", "DPM++ 2M Karras" or "dpmpp_2m"', _text(100)),
+    "sampler_index": Field("an older name of sampler_name, which counts where both are given", _text(100)),
     "scheduler": Field("schedule type: a name or label of /sdapi/v1/schedulers", _text(100)),
-    "batch_size": Field("pictures", _COUNT, "num_images_per_prompt"),
+    "batch_size": Field("pictures", _COUNT),
     "n_iter": Field("multiplies batch_size; all are drawn at once", _COUNT),
-    "cfg_scale": Field("strength of the prompt", kinds.number(0, 1000), "guidance_scale"),
+    "cfg_scale": Field("strength of the prompt", kinds.number(0, 1000)),
     "clip_skip": Field("last layer of the text encoder that is used, counted from its end: 1 is all", kinds.layers()),
     **{
         name: Field("of samplers with churn", kinds.number(0, 1e6))
@@ -89,7 +89,7 @@ FIELDS: Mapping[str, Field] = {
 PICTURE_FIELDS: Mapping[str, Field] = {
     "init_images": Field("the picture to begin from", _pictures()),
     "mask": Field("base64 of a mask: light where it is drawn anew", _any_text()),
-    "denoising_strength": Field("how much is drawn anew", kinds.number(0, 1), "strength"),
+    "denoising_strength": Field("how much is drawn anew", kinds.number(0, 1)),
     "resize_mode": Field("of a picture of another shape: 0 stretches, 1 crops, 2 adds edges", kinds.integer(0, 2)),
     "inpainting_mask_invert": Field("1: the mask is dark where it is drawn anew", kinds.integer(0, 1)),
     "inpainting_fill": Field(
@@ -124,9 +124,7 @@ IGNORED: Mapping[str, str] = {
     "script_args": "of a script, which script_name asks for",
     "refiner_switch_at": "of a refiner, which refiner_checkpoint asks for",
     "image_cfg_scale": "of models that edit by instruction, which are not served",
-    "s_min_uncond": "a shortcut of the web UI: here guidance is computed in all calls",
     "override_settings_restore_afterwards": "settings of a call never outlive it",
-    "disable_extra_networks": "LoRAs are applied where the prompt names them",
     "comments": "for the web UI's own page",
     "mask_round": "masks are always binary in latents",
     "url": "SillyTavern's own",
@@ -144,6 +142,8 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "seed_resize_from_w": ("noise of another size is not drawn", (-1,)),
     "script_name": (_OF_THE_WEB_UI, ("None",)),
     "alwayson_scripts": (_OF_THE_WEB_UI, ()),
+    "s_min_uncond": ("guidance is computed in all calls, or see guidance_start and guidance_end", ()),
+    "disable_extra_networks": ("take LoRAs out of the prompt", ()),
     "refiner_checkpoint": ("there is no refiner", ("None",)),
     "firstpass_image": ("there is no second pass: use img2img", ()),
     "infotext": ("pass its settings as fields", ()),
@@ -152,13 +152,14 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
 }
 
 SETTINGS: Mapping[str, Field] = {
-    "sd_model_checkpoint": Field("title or name of a model", _text(200), "model"),
+    "sd_model_checkpoint": Field("title or name of a model", _text(200)),
     "CLIP_stop_at_last_layers": FIELDS["clip_skip"],
     "eta_noise_seed_delta": Field("ENSD", kinds.integer(-(2**32), 2**32), "noise_seed_delta"),
     "randn_source": Field("whose noise a seed gives", kinds.choice("GPU", "NV", "CPU")),
     "emphasis": Field("whether brackets in prompts are weights", kinds.choice("Original", "None")),
     "samples_format": Field("of the pictures", kinds.choice("png", "jpg", "jpeg", "webp")),
     "jpeg_quality": Field("of JPEG and WebP", kinds.integer(0, 100), "output_compression"),
+    "enable_pnginfo": Field("whether a PNG holds the text that it was drawn from", kinds.boolean()),
     "live_previews_enable": Field("whether progress has unfinished pictures", kinds.boolean()),
 }
 # What `/sdapi/v1/options` shows besides the model, and calls are drawn with.
@@ -169,22 +170,24 @@ DEFAULT_SETTINGS: Mapping[str, Any] = {
     "emphasis": "Original",
     "samples_format": "png",
     "jpeg_quality": 90,
+    "enable_pnginfo": True,
     "live_previews_enable": True,
     "sd_vae": "Automatic",
 }
 SETTINGS_IGNORED: Mapping[str, str] = {
     "sd_checkpoint_hash": "of sd_model_checkpoint, which says the same",
-    **dict.fromkeys(("save_images_add_number", "samples_save", "grid_save", "return_grid", "save_to_dirs"), _FILES),
-    **dict.fromkeys(("enable_pnginfo", "do_not_show_images", "show_progress_every_n_steps"), "of the web UI's page"),
+    **dict.fromkeys(("samples_save", "grid_save", "return_grid", "save_to_dirs", "save_images_add_number"), _FILES),
+    **dict.fromkeys(("do_not_show_images", "show_progress_every_n_steps"), "of the web UI's own page"),
+    **dict.fromkeys(("face_restoration_model", "code_former_weight"), "of restore_faces, which is not served"),
+    **dict.fromkeys(("upcast_attn", "sd_checkpoint_cache"), "of how the web UI computes and loads models"),
     "filter_nsfw": "the operator's filter decides",
-    "upcast_attn": "of how the web UI computes",
-    "sd_checkpoint_cache": "of how the web UI loads models",
-    "CLIP_stop_at_last_layers_sdxl": "of how the web UI loads models",
 }
 SETTINGS_REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "sd_vae": ("the VAE is in the model", ("Automatic", "None")),
+    "sd_unet": ("the UNet is in the model", ("Automatic", "None")),
     "forge_additional_modules": ("models are whole", ()),
     "img2img_color_correction": ("colours stay as they are drawn", ()),
+    "img2img_fix_steps": ("denoising_strength leaves out steps", ()),
     "sd_lora": ("name LoRAs in the prompt", ("None",)),
     "sd_hypernetwork": ("there are no hypernetworks", ("None",)),
     "eta_ancestral": ("pass eta", (1,)),

@@ -36,6 +36,7 @@ class Asked:
         put_back: for a part of a picture that is drawn alone.
         task: the client's id for the call.
         previews: whether progress shows unfinished pictures.
+        text: whether PNG files hold what they were drawn from.
         send_images: whether the answer has the pictures.
         parameters: what the answer repeats.
     """
@@ -48,6 +49,7 @@ class Asked:
     put_back: PutBack | None
     task: str | None
     previews: bool
+    text: bool
     send_images: bool
     parameters: dict[str, Any]
 
@@ -91,6 +93,7 @@ def translated(
         None if given is None else given.put_back,
         own.get("force_task_id"),
         settings.get("live_previews_enable", True),
+        settings.get("enable_pnginfo", True),
         own.get("send_images", True),
         _repeated(body, with_pictures=own.get("include_init_images", False)),
     )

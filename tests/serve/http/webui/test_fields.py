@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from support.fake_service import FakeService
-from support.webui import encoded, info, last_request, web_ui
+from support.webui import encoded, info, last_request, opened, web_ui
 
 from latentrt.runtime.errors import InputError, SchedulerError
 from latentrt.runtime.request.options import json_options
@@ -86,6 +86,7 @@ def test_fields_become_options(
         ({"seed_resize_from_w": 512}, 400, "seed_resize_from_w"),
         ({"script_name": "X/Y/Z plot"}, 400, "script_name"),
         ({"alwayson_scripts": {"ControlNet": {"args": [{"model": "x"}]}}}, 400, "alwayson_scripts"),
+        ({"s_min_uncond": 1.5}, 400, "s_min_uncond"),
         ({"refiner_checkpoint": "xl-refiner"}, 400, "refiner_checkpoint"),
         ({"override_settings": {"sd_vae": "x.safetensors"}}, 400, "override_settings: sd_vae"),
         ({"override_settings": {"sd_vea": "x"}}, 400, "did you mean 'sd_vae'"),
@@ -174,6 +175,24 @@ def test_no_name_is_in_two_tables() -> None:
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_png_without_its_text(client: httpx.Client, service: FakeService) -> None:
+    drawn(client, override_settings={"enable_pnginfo": False})
+    drawn(client)
+    assert [ticket.job.output.text for ticket in service.tickets] == [False, True]
+
+
+def test_formats_of_pictures(client: httpx.Client, service: FakeService) -> None:
+    for given, kind in (("jpg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")):
+        answer = drawn(client, override_settings={"samples_format": given, "jpeg_quality": 40})
+        assert opened(answer.json()["images"][0]).format == kind
+        assert info(answer)["infotexts"], "also where the file cannot hold it"
+        assert service.tickets[-1].job.output.quality == 40
+
+
+def test_the_scale_of_cfg_plus_plus_is_told_as_it_was_given(client: httpx.Client) -> None:
+    assert info(drawn(client, sampler_name="DDIM CFG++", cfg_scale=7.5))["cfg_scale"] == pytest.approx(7.5)
 
 
 def test_options_are_kept_by_the_call_alone(client: httpx.Client) -> None:
