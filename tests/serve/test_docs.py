@@ -12,6 +12,7 @@ from PIL import Image
 from support.exports import ROOT
 
 from latentrt.serve.http import errors
+from latentrt.serve.http.webui.fields import REFUSED
 from latentrt.serve.metrics import metrics_table
 from latentrt.serve.settings.table import settings_table
 
@@ -85,6 +86,21 @@ def test_openais_client(address: str, tmp_path: Path) -> None:
     assert re.fullmatch(r"(image_generation\.partial_image \d+\n){2}image_generation\.completed \d+\n", told), told
     with Image.open(tmp_path / "heart.png") as picture:
         assert picture.size == (128, 128)
+
+
+def test_the_client_of_a_web_ui(address: str, tmp_path: Path) -> None:
+    (script,) = [block for block in blocks("python") if "webuiapi" in block]
+    here = f"port={address.rpartition(':')[2]}"
+    (tmp_path / "client.py").write_text(script.replace(f"port={ADDRESS.rpartition(':')[2]}", here))
+    told = shell(f"{sys.executable} client.py", tmp_path)
+    assert "Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 4, Seed: 5" in told
+    with Image.open(tmp_path / "star.png") as picture:
+        assert picture.size == (128, 128)
+
+
+def test_what_the_web_uis_api_refuses_is_told() -> None:
+    section = TEXT.partition("AUTOMATIC1111's web UI\n")[2].partition("\n## ")[0]
+    assert {*REFUSED} <= {*re.findall(r"`(\w+)`", section)}
 
 
 def test_a_new_key(tmp_path: Path) -> None:
