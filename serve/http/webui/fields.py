@@ -261,10 +261,12 @@ def _refuse(where: str, given: Mapping[str, Any], table: Mapping[str, tuple[str,
         raise ApiError(400, f"{where}{name} is not served: {why}", "unsupported_value", param=name)
 
 
-def asks_for_nothing(value: Any) -> bool:
-    """Whether a value is empty or off, or, as of scripts, an object of such arguments."""
+def asks_for_nothing(value: Any, depth: int = 3) -> bool:
+    """Whether a value is empty or off, or, as of scripts, an object of such arguments. `depth`: of objects in it."""
+    if isinstance(value, dict | list) and not depth:
+        return not value
     if isinstance(value, dict):
-        return all(asks_for_nothing(part) for part in value.values())
+        return all(asks_for_nothing(part, depth - 1) for part in value.values())
     if isinstance(value, list):
-        return not value or value[0] is False or all(asks_for_nothing(part) for part in value)
+        return not value or value[0] is False or all(asks_for_nothing(part, depth - 1) for part in value)
     return value in (None, False, "", 0)

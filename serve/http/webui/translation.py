@@ -1,7 +1,7 @@
 """A body of txt2img or img2img as fields of a call of ours. Knows no routes."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +73,8 @@ def translated(
     model = find(body.get("model") or (model_name(named) if isinstance(named, str) else None))
     manifest = model.bundle.manifest
     fields = read_fields(body, manifest, pictures=pictures is not None)
-    settings = read_settings(fields.pop("override_settings", {}), manifest, where="override_settings: ")
-    settings.pop("sd_model_checkpoint", None)
+    settings = read_settings(fields.get("override_settings", {}), manifest, where="override_settings: ")
+    parameters = _repeated(body, fields, settings, fields.get("include_init_images", False))
     own = {name: fields.pop(name) for name in [*fields] if name in FIELDS or name in PICTURE_FIELDS}
     call = {**fields, "model": model.name, "prompt_syntax": fields.get("prompt_syntax", "web-ui")}
     call.setdefault("long_prompt", "chunk")
@@ -95,7 +95,7 @@ def translated(
         settings.get("live_previews_enable", True),
         settings.get("enable_pnginfo", True),
         own.get("send_images", True),
-        _repeated(body, with_pictures=own.get("include_init_images", False)),
+        parameters,
     )
 
 
@@ -217,9 +217,11 @@ def _inpainting(own: Mapping[str, Any]) -> Inpainting:
     )
 
 
-def _repeated(body: Mapping[str, Any], *, with_pictures: bool) -> dict[str, Any]:
-    """A body as answers repeat it: without pictures, unless they are wanted, and passwords."""
-    kept = {name: value for name, value in body.items() if name not in ("url", "auth")}
-    if with_pictures:
-        return kept
-    return {name: None if name in ("init_images", "mask") else value for name, value in kept.items()}
+def _repeated(
+    body: Mapping[str, Any], read: Collection[str], settings: Mapping[str, Any], whole: bool
+) -> dict[str, Any]:
+    """What was read of a body, as answers repeat it: without pictures, unless they are wanted."""
+    kept = {name: body[name] for name in body if name in read}
+    if "override_settings" in kept:
+        kept["override_settings"] = dict(settings)
+    return kept if with_pictures else {name: None if name in ("init_images", "mask") else kept[name] for name in kept}

@@ -16,7 +16,7 @@ from latentrt.runtime import InputError, Pipeline, TorchGenerator
 from latentrt.runtime.cli.main import main
 from latentrt.runtime.image import save_png
 from latentrt.runtime.request.recorded import recorded_in
-from latentrt.runtime.request.web_ui_text import is_web_ui_text, options_of_web_ui
+from latentrt.runtime.request.web_ui_text import is_web_ui_text, options_of_web_ui, settings_of_web_ui
 
 TEXT = """a (large:1.2) red star, <lora:glow:0.7> sharp
 on a blue background
@@ -33,6 +33,14 @@ def with_text(path: Path, **texts: str) -> Path:
         info.add_text(key, value)
     Image.new("RGB", (8, 8)).save(path, pnginfo=info)
     return path
+
+
+def test_settings_of_a_text() -> None:
+    settings = settings_of_web_ui(TEXT)
+    assert settings["Prompt"] == "a (large:1.2) red star, <lora:glow:0.7> sharp\non a blue background"
+    assert settings["Negative prompt"] == "blurry,\nSteps: 30 lines"
+    assert (settings["Steps"], settings["Lora hashes"]) == ("7", "glow: a1, b: c2")
+    assert settings_of_web_ui("a text without settings") == {}
 
 
 def test_a_text_of_automatic1111_is_read(caplog: pytest.LogCaptureFixture) -> None:

@@ -20,6 +20,7 @@ from latentrt.runtime.scheduler.web_ui_names import AUTOMATIC1111_TYPES, WEB_UI_
 from latentrt.serve.http.webui import fields
 from latentrt.serve.http.webui.names import samplers, schedule_types, scheduler_of
 from latentrt.serve.http.webui.prompts import refuse_loras, without_loras
+from latentrt.serve.messages import RefusedError
 
 CHECKPOINT = {"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 PICTURE = encoded(Image.new("RGB", (128, 128), "red"))
@@ -151,13 +152,40 @@ def test_a_size_that_is_not_given_is_the_models(client: httpx.Client) -> None:
 
 
 def test_the_answer_repeats_what_was_given_without_pictures(client: httpx.Client) -> None:
-    body = {"init_images": [PICTURE], "prompt": "a star", "auth": "user:secret", "force_task_id": "t"}
+    body = {
+        "init_images": [PICTURE],
+        "prompt": "a star",
+        "auth": "user:secret",
+        "force_task_id": "t",
+        "override_settings": {"CLIP_stop_at_last_layers": 1, "filter_nsfw": True},
+    }
     given = drawn(client, **body).json()["parameters"]
-    assert given == {"init_images": None, "prompt": "a star", "force_task_id": "t", "steps": 2}
+    read = {"init_images": None, "prompt": "a star", "force_task_id": "t", "steps": 2}
+    assert given == {**read, "override_settings": {"CLIP_stop_at_last_layers": 1}}
     assert drawn(client, **body, include_init_images=True).json()["parameters"]["init_images"] == [PICTURE]
     settings_alone = drawn(client, send_images=False, seed=5)
     assert settings_alone.json()["images"] == []
     assert info(settings_alone)["all_seeds"] == [5]
+
+
+@pytest.mark.parametrize("name", ["alwayson_scripts", "script_args", "styles", "override_settings", "scheduler"])
+def test_nested_as_deeply_as_json_may_be(client: httpx.Client, name: str) -> None:
+    for depth in range(100, 4000, 100):
+        for opening, end in (("[", "]"), ('{"a":', "}")):
+            inner = "1" if opening != "[" else ""
+            body = f'{{"steps": 1, "{name}": {opening * depth}{inner}{end * depth}}}'
+            assert client.post("/sdapi/v1/txt2img", content=body).status_code in (200, 400)
+
+
+def test_refusals_and_failures_have_detail(client: httpx.Client, service: FakeService) -> None:
+    service.refusals = [RefusedError("busy", "the server is busy", 7.2)]
+    busy = drawn(client)
+    assert (busy.status_code, busy.headers["retry-after"], busy.json()["detail"]) == (429, "8", "the server is busy")
+    failed = drawn(client, prompt="fail non_finite")
+    assert (failed.status_code, failed.json()["detail"]) == (500, "as the test asked for")
+    assert client.get("/sdapi/v1/progress", params={"skip_current_image": "x"}).status_code == 400
+    damaged = client.post("/sdapi/v1/txt2img", content="{")
+    assert damaged.json()["detail"].startswith("the body is not JSON")
 
 
 def test_every_option_of_the_table_is_a_field() -> None:
