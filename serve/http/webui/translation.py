@@ -218,9 +218,9 @@ def _inpainting(own: Mapping[str, Any]) -> Inpainting:
 
 
 def _repeated(
-    body: Mapping[str, Any], read: Collection[str], settings: Mapping[str, Any], whole: bool
+    body: Mapping[str, Any], read: Collection[str], settings: Mapping[str, Any], with_pictures: bool
 ) -> dict[str, Any]:
-    """What was read of a body, as answers repeat it: without pictures, unless they are wanted."""
+    """What was read of a body, as answers repeat it."""
     kept = {name: body[name] for name in body if name in read}
     if "override_settings" in kept:
         kept["override_settings"] = dict(settings)
