@@ -50,6 +50,7 @@ class DispatcherOptions:
         batch: images of one UNet call at every size, instead of the most that are worth it, which is measured.
         client_jobs: jobs of one client that may be under way.
         loaded: models that are loaded at a time; the others are loaded when they are asked for. None is all of them.
+        unloaded: models that refuse work and take no memory until the operator has them loaded.
         lazy: sizes are prepared and measured at first use, not before the device is ready.
         deterministic: each size runs at one count, so that pictures do not depend on load.
         call_limit: seconds that a UNet call may take before the device counts as hung; longer where calls are slow.
@@ -65,6 +66,7 @@ class DispatcherOptions:
     batch: int | None = None
     client_jobs: int = 64
     loaded: int | None = None
+    unloaded: tuple[str, ...] = ()
     lazy: bool = False
     deterministic: bool = False
     call_limit: float = 30.0
@@ -154,8 +156,11 @@ class Admitted:
 
 
 # Why a job is not accepted: too much work waits; too many of this client's jobs; the deadline cannot be met; the server
-# stops; the model is not there; the device's process is starting; it ended before it answered, perhaps by this job.
-RefusedReason = Literal["busy", "client_busy", "deadline", "stopping", "unknown_model", "starting", "crashed"]
+# stops; the model is not there; the operator has unloaded it; the device's process is starting; it ended before it
+# answered, perhaps by this job.
+RefusedReason = Literal[
+    "busy", "client_busy", "deadline", "stopping", "unknown_model", "unloaded", "starting", "crashed"
+]
 
 
 LONGEST_RETRY = 120  # seconds; clients ignore a longer Retry-After
@@ -175,6 +180,11 @@ class RefusedError(Exception):
 
     def __reduce__(self) -> tuple[type["RefusedError"], tuple[RefusedReason, str, float | None]]:
         return RefusedError, (self.reason, self.message, self.retry_after)
+
+
+def model_unloaded(name: str) -> RefusedError:
+    """The refusal of work for a model that the operator has unloaded."""
+    return RefusedError("unloaded", f"the model {name} is unloaded: it draws when the operator has it loaded again", 30)
 
 
 # --- events of a job, in this order: Started, then Progress, Preview and Picture, and at the end one Done or Failed

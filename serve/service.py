@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from .messages import Admitted, Event, Job
 from .served_model import ServedModel
@@ -67,3 +67,23 @@ class Service(Protocol):
 
     def live(self) -> bool:
         """Whether the process can go on; False asks to be restarted."""
+
+
+# Of a model on all devices that serve it. Only "loaded" ones take work; "unloading" ones still draw what they accepted.
+ModelState = Literal["loaded", "loading", "unloading", "unloaded"]
+
+
+class Repository(Protocol):
+    """The operator's hand on the models of a server. Used from one event loop."""
+
+    def state(self, model: str) -> ModelState:
+        """Of a model that the server has."""
+
+    async def load(self, model: str) -> None:
+        """Load a model on all of its devices; returns when it takes work, and goes on where this is cancelled.
+
+        Raises `RefusedError` where a device cannot load it; then it is unloaded everywhere.
+        """
+
+    def unload(self, model: str) -> None:
+        """Refuse work for a model from now on; its memory is freed when what was accepted is done."""

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from latentrt.runtime.errors import BackendError, InputError, LatentRTError, NonFiniteError, OutOfMemoryError
@@ -33,6 +33,7 @@ from .pictures import PictureSender
 from .policy import Action, Call, CloseSlots, Decode, Encode, Idle, Policy, Swap
 from .queue import Client, QueuedJob, State
 from .shelf import Shelf
+from .switch import ModelSwitch
 from .warm_up import warm_up
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Dispatcher:
         self._stopping = False
         self._loaded = threading.Event()
         self._failure: BaseException | None = None
+        self._switch = ModelSwitch(self._shelf, self._changed, require=self._model, ended=self._has_ended)
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
     # --- from any thread ----------------------------------------------------------------------------------------------
@@ -110,6 +112,10 @@ class Dispatcher:
                 self._cancelled.setdefault(job, kind)
                 self._changed.notify()
 
+    def set_loaded(self, model: str, loaded: bool) -> Callable[[], None]:
+        """See `ModelSwitch`."""
+        return self._switch.set_loaded(model, loaded)
+
     def load(self) -> Load:
         """What the device does now."""
         with self._changed:
@@ -144,7 +150,14 @@ class Dispatcher:
         """A loaded model; raises `RefusedError`."""
         if self._stopping:
             raise RefusedError("stopping", "the server is stopping", 10)
-        return self._shelf.require(name, lambda: {job.group.weights.model for job in self._policy.jobs.values()})
+        return self._shelf.require(name, self._busy)
+
+    def _has_ended(self) -> bool:
+        return self._stopping or self._failure is not None
+
+    def _busy(self) -> Collection[str]:
+        """Models with accepted work."""
+        return {job.group.weights.model for job in self._policy.jobs.values()}
 
     def _queued(self, job: Job, model: LoadedModel) -> QueuedJob:
         weight = job.weight * (BATCH_SHARE if job.priority == "batch" else 1.0)
@@ -197,8 +210,9 @@ class Dispatcher:
             self._shelf.loaded(model)
 
     def _close_models(self) -> None:
-        """Close the models that have to make room."""
+        """Close the models that have to make room, and those that the operator does not want."""
         assert self._executor is not None
+        self._shelf.take_out_unwanted(self._busy)
         for model in self._shelf.closing:
             self._executor.close_model(model, self._policy.close_model(model.name))
         self._shelf.were_closed()

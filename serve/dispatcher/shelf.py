@@ -1,5 +1,7 @@
 """Which models are loaded on a device: all of them, or those asked for last where memory holds fewer.
 
+The operator may have some unloaded, which are refused.
+
 Models load in a thread of their own, beside the pictures that are drawn. A model with accepted work is never closed.
 """
 
@@ -9,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 
-from latentrt.serve.messages import DispatcherOptions, ModelSpec, RefusedError
+from latentrt.serve.messages import DispatcherOptions, ModelSpec, RefusedError, model_unloaded
 
 from .models import LoadedModel, load_model
 
@@ -28,6 +30,7 @@ class Shelf:
         self._specs = {spec.name: spec for spec in specs}
         self._options, self._put = options, put
         self._most = options.loaded or len(specs)
+        self._unwanted = set(options.unloaded)  # by the operator
         self.models: OrderedDict[str, LoadedModel] = OrderedDict()  # in order of last use
         self.closing: list[LoadedModel] = []  # for the device's thread
         self._loading: dict[str, float] = {}  # since when
@@ -38,7 +41,26 @@ class Shelf:
 
     def first(self) -> list[ModelSpec]:
         """Those that are loaded before the device is ready."""
-        return list(self._specs.values())[: self._most]
+        return [spec for name, spec in self._specs.items() if name not in self._unwanted][: self._most]
+
+    def want(self, name: str, wanted: bool) -> None:
+        """Whether the operator wants this model: where not, it is refused, and closed when it has no work."""
+        if name not in self._specs:
+            raise RefusedError("unknown_model", f"this device does not serve {name!r}")
+        if wanted:
+            self._unwanted.discard(name)
+            self._failed.pop(name, None)
+        else:
+            self._unwanted.add(name)
+
+    def is_loading(self, name: str) -> bool:
+        """Whether a model is on its way."""
+        return name in self._loading
+
+    def has_gone(self, name: str) -> bool:
+        """Whether nothing of a model is in memory, or it is wanted again."""
+        closing = any(model.name == name for model in self.closing)
+        return name not in self._unwanted or not (closing or name in self.models or name in self._loading)
 
     def require(self, name: str, busy: Callable[[], Collection[str]]) -> LoadedModel:
         """The model; where it is not loaded, raise `RefusedError`, and begin to load it if there is room.
@@ -46,6 +68,8 @@ class Shelf:
         Args:
             busy: tells the models with accepted work.
         """
+        if name in self._unwanted:
+            raise model_unloaded(name)
         if name in self.models:
             self.models.move_to_end(name)
             return self.models[name]
@@ -69,8 +93,17 @@ class Shelf:
         if idle is None:
             loaded = ", ".join([*self.models, *self._loading])
             raise RefusedError("starting", f"the model {name} waits until one of {loaded} has no work", 5)
+        self._take_out(idle)
+
+    def take_out_unwanted(self, busy: Callable[[], Collection[str]]) -> None:
+        """Put models into `closing` that the operator does not want and that have no work. `busy`: as for `require`."""
+        if unwanted := self._unwanted & self.models.keys():
+            for name in unwanted.difference(busy()):
+                self._take_out(name)
+
+    def _take_out(self, name: str) -> None:
         self._closed.clear()
-        self.closing.append(self.models.pop(idle))
+        self.closing.append(self.models.pop(name))
 
     def were_closed(self) -> None:
         """The device's thread has closed what was in `closing`."""

@@ -72,6 +72,7 @@ _REFUSED: Mapping[RefusedReason, _Row] = {
     "starting": _Row(503, "server_starting", True, 5),
     "crashed": _Row(503, "device_restarted", True, 5),
     "unknown_model": _Row(404, "model_not_found"),
+    "unloaded": _Row(503, "model_unloaded", False, 30),
 }
 _FAILED: Mapping[FailedKind, _Row] = {
     "cancelled": _Row(409, "cancelled", False),

@@ -242,6 +242,8 @@ class Runner:
             self._resting_clients[kept.client] = until
             if self._service_has_work():
                 self._resting_while_busy.add(kept.client)
+        elif error.reason == "unloaded":  # until the operator has it loaded again, others go on
+            self._resting_clients[kept.client] = until
         else:
             self._rest = until
         return None

@@ -12,6 +12,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
@@ -31,6 +33,8 @@ from .wire import (
     Outbox,
     Ready,
     Refused,
+    SetLoaded,
+    Settled,
     StartFailed,
     Submit,
     SubmitFailed,
@@ -68,21 +72,45 @@ class _Child:
             self._dispatcher.close()
         self._leave(0)
 
-    def _answer(self, message: Submit | Cancel) -> None:
-        if isinstance(message, Cancel):
-            if self._dispatcher is not None:
-                self._dispatcher.cancel(message.job)
-            return
+    def _answer(self, message: Submit | SetLoaded | Cancel) -> None:
+        match message:
+            case Cancel(job):
+                if self._dispatcher is not None:
+                    self._dispatcher.cancel(job)
+            case Submit(number):
+                self._answered(number, partial(self._submit, message))
+            case SetLoaded(number):
+                self._answered(number, partial(self._set_loaded, message))
+
+    def _answered(self, number: int, work: Callable[[], None]) -> None:
+        """Work that answers; what it raises is the answer otherwise."""
         try:
-            if self._dispatcher is None or not self._ready:
-                raise RefusedError("starting", "the models are being loaded", 1.0)
-            admitted = self._dispatcher.submit(message.job)
-            self._outbox.put(Accepted(message.number, admitted, self._dispatcher.load()))
+            work()
         except RefusedError as error:
-            self._outbox.put(Refused(message.number, error))
+            self._outbox.put(Refused(number, error))
         except Exception as error:
-            logger.exception("a job could not be submitted")
-            self._outbox.put(SubmitFailed(message.number, f"{type(error).__name__}: {error}"))
+            logger.exception("a message could not be answered")
+            self._outbox.put(SubmitFailed(number, f"{type(error).__name__}: {error}"))
+
+    def _started(self) -> DispatcherLike:
+        if self._dispatcher is None or not self._ready:
+            raise RefusedError("starting", "the models are being loaded", 1.0)
+        return self._dispatcher
+
+    def _submit(self, message: Submit) -> None:
+        dispatcher = self._started()
+        admitted = dispatcher.submit(message.job)
+        self._outbox.put(Accepted(message.number, admitted, dispatcher.load()))
+
+    def _set_loaded(self, message: SetLoaded) -> None:
+        wait = self._started().set_loaded(message.model, message.loaded)
+
+        def settle() -> None:
+            wait()
+            self._outbox.put(Settled(message.number))
+
+        target = partial(self._answered, message.number, settle)
+        threading.Thread(target=target, name=f"latentrt-settle {message.model}", daemon=True).start()
 
     def _load(self) -> None:
         try:

@@ -12,6 +12,7 @@ from latentrt.serve.messages import Admitted, Done, Event, Failed, Job, Progress
 from latentrt.serve.served_model import ServedModel
 from latentrt.serve.service import Load, Service
 
+from .repository import ModelRepository
 from .stream import EventStream
 from .worker import Worker
 
@@ -80,6 +81,7 @@ class Fleet:
         """
         self._happened = happened
         self._models, self._workers, self._client_jobs = models, workers, client_jobs
+        self.repository = ModelRepository(models, workers)
         self._tickets: dict[str, FleetTicket] = {}
         self._speeds: dict[Worker, float] = {}  # milliseconds for each unit of `FleetTicket.work`
         self._stopping = self._closed = False
@@ -122,6 +124,7 @@ class Fleet:
             raise RefusedError("stopping", "the server stops", _STOPPING_RETRY)
         if not any(job.model in worker.models for worker in self._workers):
             raise RefusedError("unknown_model", f"no device serves the model {job.model!r}")
+        self.repository.require(job.model)
         if job.id in self._tickets:
             raise ValueError(f"the job {job.id} is under way")
         own = [ticket for ticket in self._tickets.values() if ticket.job.client == job.client]
@@ -188,10 +191,12 @@ class Fleet:
 
     def ready(self, model: str | None = None) -> bool:
         """See `Service`."""
-        names = self._models if model is None else (model,)
-        return not self._stopping and all(
-            any(worker.ready and name in worker.models for worker in self._workers) for name in names
-        )
+        wanted = [name for name in self._models if self.repository.state(name) == "loaded"]
+        names = wanted if model is None else [model]
+        return not self._stopping and bool(names) and all(name in wanted and self._is_up(name) for name in names)
+
+    def _is_up(self, model: str) -> bool:
+        return any(worker.ready and model in worker.models for worker in self._workers)
 
     def live(self) -> bool:
         """See `Service`."""

@@ -94,6 +94,10 @@ class InlineWorker:
         """See `Worker`."""
         self._dispatcher.cancel(job)
 
+    async def set_loaded(self, model: str, loaded: bool) -> None:
+        """See `Worker`."""
+        await asyncio.to_thread(self._dispatcher.set_loaded(model, loaded))
+
     def load(self) -> Load:
         """What it does now."""
         return self._dispatcher.load() if self.ready else Load(self._name, False, 0, 0, 0.0)

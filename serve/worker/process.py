@@ -7,7 +7,8 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from latentrt.runtime.errors import BackendError
 from latentrt.serve.messages import Admitted, Called, Event, Failed, FailedKind, Job, RefusedError
@@ -24,6 +25,8 @@ from .wire import (
     Happened,
     Ready,
     Refused,
+    SetLoaded,
+    Settled,
     StartFailed,
     Submit,
     SubmitFailed,
@@ -67,7 +70,9 @@ class WorkerProcess:
         self._numbers = itertools.count(1)
         self._up: asyncio.Future[None]  # done when it has been ready for the first time
         self._ready_at: float | None = None  # in this run of the process
-        self._answers: dict[int, tuple[str, asyncio.Future[Admitted]]] = {}
+        self._answers: dict[int, tuple[str, asyncio.Future[Any]]] = {}  # and the jobs that they are about
+        self._unloaded = set(config.options.unloaded)
+        self._begun_without: set[str] = set()  # models that this run of the process has not loaded
         self._listeners: dict[str, Callable[[Event], None]] = {}
         self._load: Load | None = None
         self._ready = self._closing = self._hung = False
@@ -140,6 +145,19 @@ class WorkerProcess:
         finally:
             self._answers.pop(number, None)
 
+    async def set_loaded(self, model: str, loaded: bool) -> None:
+        """See `Worker`."""
+        self._unloaded = self._unloaded - {model} if loaded else self._unloaded | {model}
+        if not self.ready or self._child is None:
+            return
+        number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
+        self._answers[number] = "", answer
+        self._child.send(SetLoaded(number, model, loaded))
+        try:
+            await answer
+        finally:
+            self._answers.pop(number, None)
+
     def cancel(self, job: str) -> None:
         """See `Worker`."""
         if self._child is not None and job in self._listeners:
@@ -189,7 +207,9 @@ class WorkerProcess:
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[str] = loop.create_future()
         self._silent, self._ready_at = 0, None
-        child = self._child = ChildProcess(self._config, self._heard, ended.set_result)
+        self._begun_without = self._unloaded
+        options = replace(self._config.options, unloaded=tuple(self._unloaded))
+        child = self._child = ChildProcess(replace(self._config, options=options), self._heard, ended.set_result)
         while not (await asyncio.wait({ended}, timeout=self._config.heartbeat))[0]:
             self._count_silence(child)
         self._child, self._hung = None, False
@@ -217,8 +237,11 @@ class WorkerProcess:
                 self._answer(number, error)
             case SubmitFailed(number, text):
                 self._answer(number, RuntimeError(text))
+            case Settled(number):
+                self._answer(number, None)
             case Ready(load):
                 self._ready, self._load, self._ready_at = True, load, asyncio.get_running_loop().time()
+                self._catch_up()
                 if not self._up.done():
                     self._up.set_result(None)
                 logger.info("%s: ready", self._name)
@@ -230,7 +253,13 @@ class WorkerProcess:
     def _happened(self, event: Event | Called) -> None:
         hear(event, self._listeners, self._watchers)
 
-    def _answer(self, number: int, answer: Admitted | Exception) -> None:
+    def _catch_up(self) -> None:
+        """Tell the process what has been asked for while it was starting."""
+        assert self._child is not None
+        for model in self._unloaded ^ self._begun_without:
+            self._child.send(SetLoaded(next(self._numbers), model, model not in self._unloaded))
+
+    def _answer(self, number: int, answer: Admitted | Exception | None) -> None:
         _, future = self._answers.get(number, ("", None))
         if future is None or future.done():
             return

@@ -27,6 +27,12 @@ class DispatcherLike(Protocol):
     def cancel(self, job: str) -> None:
         """Stop drawing a job; unknown ones are ignored."""
 
+    def set_loaded(self, model: str, loaded: bool) -> Callable[[], None]:
+        """Load a model, or refuse work for it from now on and free its memory; raises `RefusedError`.
+
+        The function that is returned waits until it is so; it raises `RefusedError`, too.
+        """
+
     def load(self) -> Load:
         """What the device does now."""
 
@@ -91,6 +97,15 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class SetLoaded:
+    """Load a model, or unload it. Asks for `Settled`, `Refused` or `SubmitFailed` of this number, when it is so."""
+
+    number: int
+    model: str
+    loaded: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """Stop and exit."""
 
@@ -124,7 +139,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The answer to `Submit`."""
+    """The answer to `Submit`, or to `SetLoaded`."""
 
     number: int
     error: RefusedError
@@ -132,10 +147,17 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class SubmitFailed:
-    """The answer to `Submit` where the dispatcher or the connection failed."""
+    """The answer to `Submit` or `SetLoaded` where the dispatcher or the connection failed."""
 
     number: int
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The answer to `SetLoaded`."""
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +181,7 @@ class Broken:
     reason: str
 
 
-ToParent = Ready | StartFailed | Accepted | Refused | SubmitFailed | Happened | Beat | Broken
+ToParent = Ready | StartFailed | Accepted | Refused | SubmitFailed | Settled | Happened | Beat | Broken
 
 
 class Outbox(threading.Thread):

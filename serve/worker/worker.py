@@ -66,6 +66,12 @@ class Worker(Protocol):
     def cancel(self, job: str) -> None:
         """Stop drawing a job; unknown ones are ignored."""
 
+    async def set_loaded(self, model: str, loaded: bool) -> None:
+        """Load a model, or refuse work for it from now on and free its memory when nothing of it is under way.
+
+        Returns when it is so; raises `RefusedError`. A device that is started anew comes up so.
+        """
+
     def load(self) -> Load:
         """What it did a moment ago."""
 

@@ -29,6 +29,7 @@ from latentrt.serve.messages import (
     Progress,
     RefusedError,
     Started,
+    model_unloaded,
 )
 from latentrt.serve.served_model import ServedModel
 from latentrt.serve.service import Load
@@ -62,6 +63,7 @@ class FakeDispatcher:
         self._left: dict[str, Job] = {}  # that have not ended
         self._cancelled: set[str] = set()
         self._overdue, self._broken = 0.0, ""
+        self._unloaded = set(options.unloaded)
 
     def start(self) -> None:
         if "count" in self._does:  # of starts, over all processes
@@ -78,6 +80,8 @@ class FakeDispatcher:
     def submit(self, job: Job) -> Admitted:
         if job.id.startswith("bug"):
             raise KeyError(job.id)
+        if job.model in self._unloaded:
+            raise model_unloaded(job.model)
         if job.id.startswith("busy") or self._images() + job.images > self._options.max_queue:
             raise RefusedError("busy", "too much work waits", 7.0)
         waiting = self._images()
@@ -87,6 +91,19 @@ class FakeDispatcher:
 
     def cancel(self, job: str) -> None:
         self._cancelled.add(job)
+
+    def set_loaded(self, model: str, loaded: bool) -> Callable[[], None]:
+        if loaded and model == "damaged":
+            raise RefusedError("starting", "the model damaged cannot be loaded", 7.0)
+        self._unloaded = self._unloaded - {model} if loaded else self._unloaded | {model}
+
+        def wait() -> None:
+            if loaded:
+                time.sleep(float(self._does.get("loading", 0)))
+            while not loaded and any(job.model == model for job in list(self._left.values())):
+                time.sleep(0.01)
+
+        return wait
 
     def load(self) -> Load:
         each = float(self._does.get("work", 25))  # milliseconds a call
