@@ -27,6 +27,7 @@ _APIS = {
     "/v1/jobs": "jobs",
     "/sdapi": "webui",
     "/internal": "webui",
+    "/v2": "v2",
     "/live": "live",
     "/ready": "ready",
 }

@@ -12,6 +12,7 @@ from latentrt.serve.http.config import HttpConfig
 from latentrt.serve.http.idempotency import Idempotency
 from latentrt.serve.http.jobs import jobs_router
 from latentrt.serve.http.keys import Key
+from latentrt.serve.http.kserve.routes import kserve_router
 from latentrt.serve.http.webui.router import webui_router
 from latentrt.serve.jobs.kept_jobs import Bounds
 from latentrt.serve.jobs.memory import store_in_memory
@@ -54,6 +55,9 @@ def app_of(fleet: Fleet, settings: Settings, metrics: Metrics, store: JobStore) 
         pixels = settings.picture_pixels
         return webui_router(fleet, reader=reader, sender=sender, metrics=metrics, picture_pixels=pixels)
 
+    def kserve(sender: Callable[[Request], Key], reader: CallReader) -> APIRouter:
+        return kserve_router(fleet, fleet.repository, reader=reader, sender=sender, metrics=metrics)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         runner.start()
@@ -76,7 +80,8 @@ def app_of(fleet: Fleet, settings: Settings, metrics: Metrics, store: JobStore) 
         log_prompts=settings.log_prompts,
         idempotency_seconds=settings.idempotency_seconds,
     )
-    return App(make_app(fleet, config, metrics=metrics, faces=[jobs, webui], lifespan=lifespan), [runner.stop])
+    faces = [jobs, webui, kserve]
+    return App(make_app(fleet, config, metrics=metrics, faces=faces, lifespan=lifespan), [runner.stop])
 
 
 def models_of(settings: Settings) -> Mapping[str, ServedModel]:

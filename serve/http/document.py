@@ -17,6 +17,10 @@ _ALWAYS = {
     },
     "traceparent": {"schema": {"type": "string"}, "description": "the request's own"},
 }
+_KEYED, _OPEN = (
+    ("/v1/", "/v2", "/sdapi/", "/internal/"),
+    "/v2/health/",
+)  # paths that ask for a key, and those of them that do not
 _OF_STATUS: dict[str, dict[str, Any]] = {
     "401": {"WWW-Authenticate": {"schema": {"type": "string"}, "required": True}},
     "405": {"Allow": {"schema": {"type": "string"}, "required": True}},
@@ -34,7 +38,7 @@ def complete(document: dict[str, Any], *, keys: bool) -> None:
             operation["responses"].pop("422", None)
             for status, answer in operation["responses"].items():
                 answer["headers"] = {**_ALWAYS, **_OF_STATUS.get(status, {}), **answer.get("headers", {})}
-            if keys and path.startswith(("/v1/", "/sdapi/", "/internal/")):
+            if keys and path.startswith(_KEYED) and not path.startswith(_OPEN):
                 operation["security"] = [{name: []} for name in _SECURITY]
     if keys:
         document.setdefault("components", {})["securitySchemes"] = _SECURITY

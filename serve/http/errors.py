@@ -1,4 +1,4 @@
-"""Every error of the server as an answer, in OpenAI's form: one table from what went wrong to status and headers."""
+"""Every error of the server as an answer: one table from what went wrong to status and headers, two forms of bodies."""
 
 import re
 from collections.abc import Mapping
@@ -14,6 +14,8 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from latentrt.runtime.errors import InputError, SchedulerError
 from latentrt.runtime.request.options import OPTIONS
 from latentrt.serve.messages import Failed, FailedKind, RefusedError, RefusedReason, retry_seconds
+
+OPEN_INFERENCE = "/v2"  # below which errors are texts
 
 
 class ErrorFields(BaseModel):
@@ -122,6 +124,14 @@ def body_of(error: StarletteHTTPException) -> dict[str, Any]:
     return {"error": {"message": _sent(str(error.detail)), "type": kind, "param": param and _sent(param), "code": code}}
 
 
+def error_response(error: StarletteHTTPException, scope: Mapping[str, Any]) -> JSONResponse:
+    """An error's answer: of the Open Inference Protocol's paths in its form, of all others in OpenAI's."""
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    plain = path == OPEN_INFERENCE or path.startswith(f"{OPEN_INFERENCE}/")
+    body = {"error": _sent(str(error.detail))} if plain else body_of(error)
+    return JSONResponse(body, error.status_code, error.headers)
+
+
 def _sent(text: str) -> str:
     """A text that UTF-8 can hold: what a client sent may have halves of surrogate pairs."""
     return text.encode(errors="backslashreplace").decode()
@@ -143,11 +153,10 @@ def as_api_error(error: Exception) -> StarletteHTTPException:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Answer exceptions of routes in OpenAI's form; what nobody expected is left to `Failures`."""
+    """Answer exceptions of routes in the form of their API; what nobody expected is left to `Failures`."""
 
-    async def answer(_: Request, error: Exception) -> JSONResponse:
-        told = as_api_error(error)
-        return JSONResponse(body_of(told), told.status_code, told.headers)
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        return error_response(as_api_error(error), request.scope)
 
     for kind in (StarletteHTTPException, RefusedError, InputError, SchedulerError, RequestValidationError):
         app.add_exception_handler(kind, answer)
@@ -173,6 +182,6 @@ OF_WORK = {
 }
 
 
-def errors(statuses: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
-    """The answers that are errors, for OpenAPI."""
-    return {status: {"model": ErrorAnswer, "description": text} for status, text in statuses.items()}
+def errors(statuses: Mapping[int, str], model: type[BaseModel] = ErrorAnswer) -> dict[int | str, dict[str, Any]]:
+    """The answers that are errors, for OpenAPI. `model`: of an API's form."""
+    return {status: {"model": model, "description": text} for status, text in statuses.items()}

@@ -55,7 +55,9 @@ def decoded_files(options: Mapping[str, Any], *, pixels: int, pictures: int) -> 
 
 
 def bytes_of_base64(name: str, text: Any) -> bytes:
-    """The bytes of a base64 text or of a data URL."""
+    """The bytes of a base64 text or of a data URL. Bytes, which JSON cannot hold, are those of a file."""
+    if isinstance(text, bytes):
+        return text
     if not isinstance(text, str):
         raise InputError(f"{name}: expected base64 or a data URL, got {type(text).__name__}")
     if text.startswith("data:"):

@@ -13,10 +13,9 @@ from contextlib import suppress
 from uuid import uuid4
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError, as_api_error, body_of
+from .errors import ApiError, as_api_error, error_response
 
 logger = logging.getLogger(__name__)
 LINGER_SECONDS, LINGER_BYTES = 2.0, 64 << 20  # that the rest of a refused body is read for, and how much of it
@@ -49,8 +48,7 @@ class Failures:
             self._log(error, scope)
             if begun:
                 return  # the connection is closed then, so that nobody takes a part for the whole
-            told = as_api_error(error)
-            await JSONResponse(body_of(told), told.status_code, told.headers)(scope, receive, send)
+            await error_response(as_api_error(error), scope)(scope, receive, send)
 
     def _log(self, error: Exception, scope: Scope) -> None:
         lines = traceback.format_exception(error) if self._log_messages else traceback.format_tb(error.__traceback__)
@@ -97,12 +95,12 @@ class BodyLimit:
         if coding not in (b"", b"identity"):
             text = f"a body in the coding {coding[:40].decode('latin-1')!r} is not read: send it as it is"
             error = ApiError(415, text, "unsupported_encoding", headers={"Connection": "close"})
-            await JSONResponse(body_of(error), error.status_code, error.headers)(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
             return
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if not length.isdigit() or int(length) > self._most:
             error = self._too_large()
-            answer = JSONResponse(body_of(error), error.status_code, error.headers)
+            answer = error_response(error, scope)
             waits = any(name == b"expect" for name, _ in scope["headers"])  # a body that is not asked for never comes
             await answer(scope, receive, send if waits else _lingering(receive, send, lambda: True))
             return
@@ -196,7 +194,7 @@ class OwnPages:
             return
         text = f"pages of {origin[:100]} may not call this server: see --cors"
         error = ApiError(403, text, "origin_not_allowed")
-        await JSONResponse(body_of(error), 403)(scope, receive, send)
+        await error_response(error, scope)(scope, receive, send)
 
 
 class RequestIds:

@@ -32,8 +32,10 @@ SIZES = ((128, 128), (192, 128), (128, 192))
 
 def picture_bytes(width: int, height: int, seed: int, kind: str = "PNG") -> bytes:
     """A picture of one colour, which is the seed's."""
-    file = io.BytesIO()
-    Image.new("RGB", (width, height), (seed % 256, seed // 256 % 256, 0)).save(file, kind)
+    file, image = io.BytesIO(), Image.new("RGB", (width, height), (seed % 256, seed // 256 % 256, 0))
+    if kind == "RAW":
+        return image.tobytes()
+    image.save(file, kind)
     return file.getvalue()
 
 
