@@ -17,7 +17,8 @@ _ALWAYS = {
     },
     "traceparent": {"schema": {"type": "string"}, "description": "the request's own"},
 }
-_KEYED, _OPEN = (
+# Paths that ask for a key, and those of them that do not.
+_KEYED, _OPEN = ("/v1/", "/v2", "/sdapi/", "/internal/"), "/v2/health/"
     ("/v1/", "/v2", "/sdapi/", "/internal/"),
     "/v2/health/",
 )  # paths that ask for a key, and those of them that do not

@@ -8,10 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import uvicorn
+from fastapi import APIRouter, Request
 from PIL import Image
 
 from latentrt.runtime import Bundle
 from latentrt.runtime.pipeline import embedded_bundle
+from latentrt.serve.http.app import Face
+from latentrt.serve.http.bodies import CallReader
+from latentrt.serve.http.keys import Key
+from latentrt.serve.http.kserve.routes import kserve_router
 from latentrt.serve.messages import (
     Admitted,
     Done,
@@ -24,8 +29,9 @@ from latentrt.serve.messages import (
     RefusedError,
     Started,
 )
+from latentrt.serve.metrics import Metrics
 from latentrt.serve.served_model import ServedModel
-from latentrt.serve.service import Load
+from latentrt.serve.service import Load, ModelState
 
 SIZES = ((128, 128), (192, 128), (128, 192))
 
@@ -108,6 +114,34 @@ class FakeService:
 
     def live(self) -> bool:
         return self.is_live
+
+
+class FakeRepository:
+    """See `Repository`. Models change at once."""
+
+    def __init__(self, service: FakeService) -> None:
+        self.states: dict[str, ModelState] = dict.fromkeys(service.models, "loaded")
+        self.refusals: list[RefusedError] = []
+
+    def state(self, model: str) -> ModelState:
+        return self.states[model]
+
+    async def load(self, model: str) -> None:
+        if self.refusals:
+            raise self.refusals.pop(0)
+        self.states[model] = "loaded"
+
+    def unload(self, model: str) -> None:
+        self.states[model] = "unloading"
+
+
+def kserve_face(service: FakeService, repository: FakeRepository) -> Face:
+    """The face of the Open Inference Protocol."""
+
+    def face(sender: Callable[[Request], Key], reader: CallReader) -> APIRouter:
+        return kserve_router(service, repository, reader=reader, sender=sender, metrics=Metrics())
+
+    return face
 
 
 @contextmanager

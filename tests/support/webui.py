@@ -13,22 +13,25 @@ from PIL import Image
 from support.fake_service import FakeService, served
 
 from latentrt.runtime.request import Request
-from latentrt.serve.http.app import make_app
+from latentrt.serve.http.app import Face, make_app
 from latentrt.serve.http.config import HttpConfig
 from latentrt.serve.http.webui.router import webui_router
 from latentrt.serve.metrics import Metrics
 
 
+def face_of(service: FakeService, metrics: Metrics | None = None, pixels: int = HttpConfig.picture_pixels) -> Face:
+    """The routes."""
+
+    def face(sender: Any, reader: Any) -> Any:
+        return webui_router(service, reader=reader, sender=sender, metrics=metrics or Metrics(), picture_pixels=pixels)
+
+    return face
+
+
 def app_of(service: FakeService, config: HttpConfig | None = None) -> FastAPI:
     """The server's app with the routes."""
     metrics, config = Metrics(), config or HttpConfig()
-
-    def face(sender: Any, reader: Any) -> Any:
-        return webui_router(
-            service, reader=reader, sender=sender, metrics=metrics, picture_pixels=config.picture_pixels
-        )
-
-    return make_app(service, config, metrics=metrics, faces=[face])
+    return make_app(service, config, metrics=metrics, faces=[face_of(service, metrics, config.picture_pixels)])
 
 
 @contextmanager

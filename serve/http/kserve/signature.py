@@ -47,15 +47,15 @@ class Input:
     def value(self, tensor: Tensor) -> Any:
         """What a tensor says, as JSON of a call has it; files as bytes. Raises `InputError`."""
         if tensor.datatype not in _TAKEN[self.datatype]:
-            raise InputError(f"{self.name}: the datatype {tensor.datatype} is not taken: expected {self.datatype}")
+            raise InputError(f"{tensor.name}: the datatype {tensor.datatype} is not taken: expected {self.datatype}")
         count, (wanted,) = len(tensor.values), self.shape
         flat = tensor.shape and all(side == 1 for side in tensor.shape[1:])
         if not flat or not count or wanted not in (ANY, count):
-            raise InputError(f"{self.name}: shape {[*tensor.shape]}: expected [{wanted if wanted != ANY else 'n'}]")
-        values = [self._element(value) for value in tensor.values]
+            raise InputError(f"{tensor.name}: shape {[*tensor.shape]}: expected [{wanted if wanted != ANY else 'n'}]")
+        values = [self._element(tensor.name, value) for value in tensor.values]
         return values if self.listed or count > 1 else values[0]
 
-    def _element(self, value: Any) -> Any:
+    def _element(self, name: str, value: Any) -> Any:
         if self.file:
             data = value.encode(errors="replace") if isinstance(value, str) else value
             return data.decode() if data.isascii() else data
@@ -63,7 +63,7 @@ class Input:
             try:
                 value = value.decode()
             except UnicodeDecodeError:
-                raise InputError(f"{self.name}: an element of BYTES is not a text in UTF-8") from None
+                raise InputError(f"{name}: an element of BYTES is not a text in UTF-8") from None
         return json_object(value.encode()) if self.object and value.startswith("{") else value
 
 

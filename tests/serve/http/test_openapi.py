@@ -2,14 +2,13 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from support import webui
-from support.fake_service import FakeService, served
+from support.fake_service import FakeRepository, FakeService, kserve_face, served
 
 from latentrt.runtime.request.options import json_options
 from latentrt.serve.http.app import make_app
@@ -21,6 +20,12 @@ CHECKS = (
 )
 
 
+def app(config: HttpConfig | None = None, *, delay: float = 0.001) -> FastAPI:
+    service = FakeService(delay)
+    faces = [kserve_face(service, FakeRepository(service)), webui.face_of(service)]
+    return make_app(service, config, faces=faces)
+
+
 def test_every_option_of_the_table_is_in_the_document() -> None:
     document = make_app(FakeService()).openapi()
     for path in ("/v1/images/generations", "/v1/images/edits"):
@@ -28,14 +33,18 @@ def test_every_option_of_the_table_is_in_the_document() -> None:
         properties = next(iter(content.values()))["schema"]["properties"]
         wanted = {*json_options()} - ({"mask_image", "latents"} if path.endswith("edits") else set())
         assert wanted <= {*properties}
+    schema = app().openapi()["paths"]["/v2/models/{model}/infer"]["post"]["requestBody"]["content"]["application/json"]
+    assert {*json_options()} <= {*schema["schema"]["properties"]["inputs"]["items"]["properties"]["name"]["enum"]}
+    assert {*json_options()} <= {*schema["schema"]["properties"]["parameters"]["properties"]}
 
 
 def test_headers_and_keys_are_in_the_document(tmp_path: Path) -> None:
     (tmp_path / "keys.toml").touch()
-    document = webui.app_of(FakeService(), HttpConfig(keys=tmp_path / "keys.toml")).openapi()
+    document = app(HttpConfig(keys=tmp_path / "keys.toml")).openapi()
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            assert ("security" in operation) == (path not in ("/live", "/ready", "/metrics"))
+            open_to_all = path in ("/live", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
+            assert ("security" in operation) != open_to_all
             assert "422" not in operation["responses"]
             assert all("X-Request-Id" in answer["headers"] for answer in operation["responses"].values())
     answers = document["paths"]["/v1/images/generations"]["post"]["responses"]
@@ -46,15 +55,14 @@ def test_headers_and_keys_are_in_the_document(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [make_app, webui.app_of], ids=["openai", "webui"])
-def test_schemathesis_finds_no_undocumented_answer(tmp_path: Path, make: Callable[[FakeService], FastAPI]) -> None:
-    own = ["--include-path-regex", "^/(sdapi|internal)"] if make is webui.app_of else []
-    with served(make(FakeService(0.0))) as address:
+@pytest.mark.parametrize("paths", ["^/(sdapi|internal)", "^/v2", "^/(v1|live|ready|metrics)"])
+def test_schemathesis_finds_no_undocumented_answer(tmp_path: Path, paths: str) -> None:
+    with served(app(delay=0.0)) as address:
         assert httpx.get(f"{address}/openapi.json").status_code == 200
         command = [
             *(str(Path(sys.executable).parent / "schemathesis"), "run", f"{address}/openapi.json"),
             *("--checks", CHECKS, "--seed", "7", "-n", "60", "--phases", "examples,coverage,fuzzing"),
-            *("--generation-deterministic", "--request-timeout", "20", *own),
+            *("--generation-deterministic", "--request-timeout", "20", "--include-path-regex", paths),
         ]
         child = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
     assert child.returncode == 0, child.stdout[-6000:]
