@@ -19,9 +19,6 @@ _ALWAYS = {
 }
 # Paths that ask for a key, and those of them that do not.
 _KEYED, _OPEN = ("/v1/", "/v2", "/sdapi/", "/internal/"), "/v2/health/"
-    ("/v1/", "/v2", "/sdapi/", "/internal/"),
-    "/v2/health/",
-)  # paths that ask for a key, and those of them that do not
 _OF_STATUS: dict[str, dict[str, Any]] = {
     "401": {"WWW-Authenticate": {"schema": {"type": "string"}, "required": True}},
     "405": {"Allow": {"schema": {"type": "string"}, "required": True}},

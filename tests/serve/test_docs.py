@@ -103,6 +103,17 @@ def test_what_the_web_uis_api_refuses_is_told() -> None:
     assert {*REFUSED} <= {*re.findall(r"`(\w+)`", section)}
 
 
+def test_tritons_client(address: str, tmp_path: Path) -> None:
+    (script,) = [block for block in blocks("python") if "triton" in block]
+    (tmp_path / "client.py").write_text(
+        script.replace(ADDRESS.removeprefix("http://"), address.removeprefix("http://"))
+    )
+    assert shell(f"{sys.executable} client.py", tmp_path) == "(2, 128, 128, 3) uint8\n"
+    for number in range(2):
+        with Image.open(tmp_path / f"picture{number}.png") as picture:
+            assert picture.size == (128, 128)
+
+
 def test_a_new_key(tmp_path: Path) -> None:
     command = next(c for c in commands("latentrt serve") if "--new-key" in c)
     key = shell(command, tmp_path).strip()

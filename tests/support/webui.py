@@ -19,7 +19,7 @@ from latentrt.serve.http.webui.router import webui_router
 from latentrt.serve.metrics import Metrics
 
 
-def face_of(service: FakeService, metrics: Metrics | None = None, pixels: int = HttpConfig.picture_pixels) -> Face:
+def face_of(service: FakeService, metrics: Metrics | None = None, pixels: int = HttpConfig().picture_pixels) -> Face:
     """The routes."""
 
     def face(sender: Any, reader: Any) -> Any:

@@ -1,6 +1,7 @@
 """Bodies of the protocol: JSON, or JSON and then the binary data of tensors. Knows no models and no options."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ HEADER = "Inference-Header-Content-Length"
 BINARY = "application/octet-stream"
 _FIELDS = ("id", "parameters", "inputs", "outputs")
 _MOST_NAMED = 100  # inputs or outputs
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # Parameters of tensors: what they do here; content types are hints for other servers.
 _OF_INPUTS, _OF_OUTPUTS = ("binary_data_size", "content_type"), ("binary_data", "content_type")
 
@@ -51,14 +53,19 @@ def read_request(body: bytes, header_length: str | None) -> Asked:
         if name not in _FIELDS:
             raise InputError(f"{unknown('field', name, _FIELDS)}; options are inputs or parameters")
     identity = document.get("id")
-    if identity is not None and (not isinstance(identity, str) or len(identity) > 1000):
-        raise InputError(f"id={shown(identity)}: expected a text of at most 1000 characters")
+    if identity is not None and not _is_sendable(identity):
+        raise InputError(f"id={shown(identity)}: expected a text of at most 1000 characters of Unicode")
     parameters = dict(_object("parameters", document.get("parameters")))
     binary = _flag("binary_data_output", parameters.pop("binary_data_output", None)) or False
     inputs = _read_inputs(_named("inputs", document.get("inputs")), memoryview(body)[end:])
     named = _named("outputs", document.get("outputs") or [])
     outputs = {name: _wants_binary(name, entry) for name, entry in named.items()}
     return Asked(identity, parameters, inputs, outputs, binary)
+
+
+def _is_sendable(identity: Any) -> bool:
+    """Whether this is a text that UTF-8 can hold: JSON may have halves of surrogate pairs."""
+    return isinstance(identity, str) and len(identity) <= 1000 and not _SURROGATE.search(identity)
 
 
 def _named(what: str, given: Any) -> dict[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ from .envelope import Asked, Given, Values
 from .signature import IMAGE, OUTPUTS, PIXELS, PROMPT, SEED, USUAL, input_named, inputs
 from .tensors import Tensor
 
+JSON_VALUES = 1 << 20  # of pixels in one answer: their JSON takes many times their memory, and time of all threads
 TIMEOUT = "timeout"  # a parameter of Triton's clients, in microseconds
 
 
@@ -53,6 +54,11 @@ def checked(asked: Asked, model: ServedModel, reader: CallReader, key: Key) -> I
     if PIXELS in outputs and call.get("output_format", "png") != "png":
         raise InputError(f"output_format={shown(call['output_format'])} loses some of {PIXELS}: leave one of them out")
     job = reader.job({**call, "model": model.name}, key)
+    values = 3 * job.images * job.request.width * job.request.height
+    if not outputs.get(PIXELS, True) and values > JSON_VALUES:
+        raise InputError(
+            f"{PIXELS} has {values:,} values: expected at most {JSON_VALUES:,} in JSON; ask for it with binary_data"
+        )
     if PIXELS in outputs and IMAGE not in outputs:  # as a file they would be encoded only to be decoded
         job = replace(job, output=FileFormat("raw"))
     return Inference(asked.id, job, outputs)

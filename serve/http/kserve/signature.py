@@ -64,7 +64,7 @@ class Input:
                 value = value.decode()
             except UnicodeDecodeError:
                 raise InputError(f"{name}: an element of BYTES is not a text in UTF-8") from None
-        return json_object(value.encode()) if self.object and value.startswith("{") else value
+        return json_object(value.encode(errors="replace")) if self.object and value.startswith("{") else value
 
 
 @cache

@@ -90,7 +90,7 @@ async def test_nothing_is_claimed_while_no_device_is_ready() -> None:
         assert (early.state, early.number) == ("done", 1)
 
 
-@pytest.mark.parametrize("reason", ["busy", "client_busy", "starting"])
+@pytest.mark.parametrize("reason", ["busy", "client_busy", "starting", "unloaded"])
 def test_refused_jobs_wait_and_do_not_count(reason: Any) -> None:
     left = {"first": 3, "second": 1}
 
