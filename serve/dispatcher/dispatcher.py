@@ -55,7 +55,6 @@ class Dispatcher:
     ) -> None:
         """`listen` is called by the dispatcher's threads, and must return at once; `policy` is for comparisons."""
         self._options, self._listen = options, listen
-        self._shelf = Shelf(models, options, self._model_loaded)
         self._costs = MeasuredCosts(
             max_batch=options.max_batch, batch=options.batch, deterministic=options.deterministic
         )
@@ -67,6 +66,7 @@ class Dispatcher:
         self._sender = PictureSender(listen, self._not_sent, picture_filter)
         self._executor: Executor | None = None
         self._changed = threading.Condition()
+        self._shelf = Shelf(models, options, self._changed)
         self._cancelled: dict[str, FailedKind] = {}
         self._acting_until = float("inf")
         self._stopping = False
@@ -204,10 +204,6 @@ class Dispatcher:
         warm_up(models, self._costs, self._options)
         deterministic = self._options.deterministic
         return Executor(models, self._costs, self._sender, self._listen, deterministic=deterministic)
-
-    def _model_loaded(self, model: LoadedModel) -> None:
-        with self._changed:
-            self._shelf.loaded(model)
 
     def _close_models(self) -> None:
         """Close the models that have to make room, and those that the operator does not want."""

@@ -23,12 +23,10 @@ PAUSE = 30.0  # seconds until a model that could not be loaded is tried again
 class Shelf:
     """The models of a device. All methods are called under the dispatcher's lock."""
 
-    def __init__(
-        self, specs: Sequence[ModelSpec], options: DispatcherOptions, put: Callable[[LoadedModel], None]
-    ) -> None:
-        """`put` is called by the loading thread, without the lock, and calls `loaded` under it."""
+    def __init__(self, specs: Sequence[ModelSpec], options: DispatcherOptions, lock: threading.Condition) -> None:
+        """`lock`: the dispatcher's, which the loading threads take when they are done."""
         self._specs = {spec.name: spec for spec in specs}
-        self._options, self._put = options, put
+        self._options, self._lock = options, lock
         self._most = options.loaded or len(specs)
         self._unwanted = set(options.unloaded)  # by the operator
         self.models: OrderedDict[str, LoadedModel] = OrderedDict()  # in order of last use
@@ -118,8 +116,12 @@ class Shelf:
     def _load(self, spec: ModelSpec) -> None:
         self._closed.wait()  # its memory may be needed
         try:
-            self._put(load_model(spec, self._options))
+            model = load_model(spec, self._options)
         except Exception as error:
             logger.exception("the model %s cannot be loaded", spec.name)
-            self._failed[spec.name] = (time.monotonic() + PAUSE, str(error))
-            self._loading.pop(spec.name, None)
+            with self._lock:
+                self._failed[spec.name] = (time.monotonic() + PAUSE, str(error))
+                self._loading.pop(spec.name, None)
+            return
+        with self._lock:
+            self.loaded(model)

@@ -56,7 +56,7 @@ class ModelSwitch:
         try:
             self._require(model)
         except RefusedError:
-            if not self._shelf.is_loading(model):
-                raise
-            return False
+            if self._shelf.is_loading(model):
+                return False
+            raise
         return True

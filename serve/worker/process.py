@@ -255,8 +255,8 @@ class WorkerProcess:
 
     def _catch_up(self) -> None:
         """Tell the process what has been asked for while it was starting."""
-        assert self._child is not None
         for model in self._unloaded ^ self._begun_without:
+            assert self._child is not None
             self._child.send(SetLoaded(next(self._numbers), model, model not in self._unloaded))
 
     def _answer(self, number: int, answer: Admitted | Exception | None) -> None:
