@@ -6,8 +6,10 @@ import json
 import re
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -249,6 +251,27 @@ def test_wrong_lengths_of_the_json(http: httpx.Client) -> None:
     assert "the body is not JSON" in refused(http, content=content, headers={HEADER: str(size + 1)})
     assert "not JSON" in refused(http, content=content)
     assert "3 bytes of binary data belong to no input" in refused(http, content=content + b"abc", headers=headers)
+
+
+def test_damaged_requests_are_refused_or_drawn(http: httpx.Client) -> None:
+    """Bytes of a request are changed, left out or put in, and so is its header: nothing makes the server fail."""
+    steps = {"name": "steps", "shape": [1, 1], "datatype": "INT32"}
+    content, headers = binary_body((dict(TEXT), TWO), (steps, struct.pack("<i", 2)), outputs=[{"name": "pixels"}])
+    random, statuses = Random(3), Counter[int]()
+    put_in = [b"", b"9", b"-", b"[", b'"', b"\xff", b"0", b"null"]
+    for _ in range(300):
+        damaged, length = bytearray(content), int(headers[HEADER])
+        for _ in range(random.randint(1, 3)):
+            at = random.randrange(len(damaged))
+            damaged[at : at + random.randint(0, 2)] = random.choice(
+                [b"", b"9", b"-", b"[", b'"', b"\xff", b"0", b"null"]
+            )
+        length += random.choice([0, 0, 0, len(damaged) - len(content), -1, 1])
+        answer = http.post(INFER, content=bytes(damaged), headers={HEADER: str(length)})
+        statuses[answer.status_code] += 1
+        assert answer.status_code in (200, 400), (answer.text[:300], bytes(damaged), length)
+    assert statuses[400] > 200
+    assert statuses[200]
 
 
 def test_errors_have_the_protocols_form_wherever_they_come_from(http: httpx.Client, service: FakeService) -> None:
