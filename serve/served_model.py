@@ -6,7 +6,7 @@ What a client sends is checked here before any work; no path is ever taken from 
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from latentrt.runtime.errors import InputError, unknown
 from latentrt.runtime.protocols import Bucket
 from latentrt.runtime.request import CallOptions, Request
 from latentrt.runtime.request.metadata import BY_HASH
+from latentrt.runtime.scheduler import scheduler_names
 from latentrt.runtime.text import Tokenizer, tokenize, tokenizers_of
 
 from .messages import LoraSet
@@ -131,6 +132,15 @@ class ServedModel:
             return round(abs(aspect), 9), abs(own[0] - size[0]) + abs(own[1] - size[1])
 
         return min(self.sizes, key=distance)
+
+    def defaults(self) -> dict[str, float]:
+        """What calls get that leave these options out: steps, guidance, strength, and a size in pixels."""
+        width, height = self.default_size
+        return {**asdict(self.bundle.manifest.defaults), "width": width, "height": height}
+
+    def scheduler_names(self) -> list[str]:
+        """Short names of schedulers that calls may ask for; names of classes are accepted, too."""
+        return [name for name in scheduler_names() if name.islower()]
 
     def lora_names(self) -> list[str]:
         """The LoRAs of the operator's folder, by the names of their files."""

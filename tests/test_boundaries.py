@@ -79,7 +79,8 @@ ROOMS: dict[str, set[str]] = {
     "serve": set(),
     "serve.messages": {"runtime.request"},
     "serve.served_model": {
-        *("runtime.bundle", "runtime.protocols", "runtime.request", "runtime.text", "serve.messages"),
+        *("runtime.bundle", "runtime.protocols", "runtime.request", "runtime.scheduler", "runtime.text"),
+        "serve.messages",
     },
     "serve.service": {"serve.messages", "serve.served_model"},
     "serve.metrics": {"serve.messages", "serve.service"},

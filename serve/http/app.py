@@ -20,6 +20,7 @@ from .keys import Key, Keys
 from .middleware import BodyLimit, Failures, HeadAsGet, OwnPages, RequestIds
 from .openai import OpenAIRoutes, openai_router
 from .operations import operations_router
+from .page import page_router
 
 # Takes the dependency that says who sends a request, and the reader of bodies.
 Face = Callable[[Callable[[Request], Key], CallReader], APIRouter]
@@ -62,6 +63,7 @@ def make_app(
     routes = OpenAIRoutes(service, reader, metrics, Idempotency(config.idempotency_seconds), config.picture_pixels)
     app.include_router(operations_router(service, metrics))
     app.include_router(openai_router(routes, sender))
+    app.include_router(page_router())
     for face in faces:
         app.include_router(face(sender, reader))
     add_handlers(app)

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -34,6 +34,9 @@ class ModelAnswer(BaseModel):
     owned_by: str = "latentrt"
     sizes: list[str] = Field(description="the sizes that it draws, its own first")
     loras: list[str] = Field(description="the LoRAs that may be named")
+    schedulers: list[str] = Field(description="short names of schedulers; options may follow, as in euler:eta=0.5")
+    defaults: dict[str, int | float] = Field(description="what calls get that leave these options out")
+    limits: dict[str, int] = Field(description="what one call may ask for; `pixels` of a picture that is sent")
     aliases: list[str] = Field(description="its other names")
     ready: bool
 
@@ -128,6 +131,9 @@ class OpenAIRoutes:
             id=model.name,
             sizes=sizes,
             loras=model.lora_names(),
+            schedulers=model.scheduler_names(),
+            defaults=model.defaults(),
+            limits={**asdict(model.limits), "pixels": self._picture_pixels},
             aliases=self._reader.other_names(model),
             ready=self._service.ready(model.name),
         )
