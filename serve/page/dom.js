@@ -29,7 +29,13 @@ export function toast(text, actions = []) {
   const buttons = actions.map(([label, act]) => button(label, () => (close(), act()), { className: "quiet" }));
   const node = el("div", { className: "toast" }, el("span", { textContent: text }), ...buttons,
     button("×", close, { className: "quiet icon", ariaLabel: "Close this message" }));
-  byId("toasts").append(node);
+  const toasts = byId("toasts");
+  const above = document.querySelector("dialog[open]") ?? document.body; // nothing below a dialog can be used
+  if (toasts.parentElement !== above) {
+    above.append(toasts);
+    above.addEventListener("close", () => document.body.append(toasts), { once: true });
+  }
+  toasts.append(node);
   const leave = () => (node.matches(":hover, :focus-within") ? setTimeout(leave, 2000) : close());
   setTimeout(leave, actions.length ? 15000 : 6000);
 }

@@ -128,12 +128,13 @@ export class Drawing {
   /** Fetch a picture and keep it in the history. */
   async #kept(job, { image, seed, width, height }, body, files, signal) {
     const blob = await (await call(`v1/jobs/${job.id}/images/${image}`, { signal })).blob();
-    const { timings } = await json(`v1/jobs/${job.id}`, { signal });
+    const { timings, request } = await json(`v1/jobs/${job.id}`, { signal });
     const own = { ...body, seed };
     delete own.num_images_per_prompt;
     const entry = {
       created: Date.now(), model: job.model, body: own, seed, width, height, blob,
       seconds: timings.total === undefined ? null : (timings.total - (timings.queue ?? 0)) / 1000,
+      used: { num_inference_steps: request?.num_inference_steps, guidance_scale: request?.guidance_scale },
       image: files?.image ?? null, mask: files?.mask ?? null,
     };
     const kept = await this.#store.add(entry).catch(() => entry);

@@ -45,7 +45,7 @@ function select(id, schema, own) {
     values.set(JSON.stringify(value), value);
     return el("option", { value: JSON.stringify(value), textContent: shown(value) });
   };
-  const empty = own.empty ?? (schema.default === undefined ? "the model's" : `default (${shown(schema.default)})`);
+  const empty = own.empty ?? (schema.default === undefined ? "The model’s own" : `Default (${shown(schema.default)})`);
   const input = el("select", { id }, el("option", { value: "", textContent: empty }));
   if (own.choices) {
     input.append(...own.choices.map(([group, names]) => el("optgroup", { label: group }, ...names.map(option))));

@@ -133,10 +133,10 @@ export class History {
   }
 }
 
-function facts({ body, model, seed, width, height, seconds, image, mask }) {
+function facts({ body, used, model, seed, width, height, seconds, image, mask }) {
   const shown = { Negative: body.negative_prompt, Model: model, Seed: seed, Size: `${width} × ${height}` };
   const elsewhere = new Set(["prompt", "negative_prompt", "model", "seed", "width", "height", "loras"]);
-  for (const [name, value] of Object.entries(body)) {
+  for (const [name, value] of Object.entries({ ...used, ...body })) {
     if (!elsewhere.has(name)) shown[OWN_WORDS[name] ?? labelOf(name)] = typeof value === "object" ? JSON.stringify(value) : value;
   }
   for (const [name, weight] of Object.entries(body.loras ?? {})) shown[`LoRA ${name}`] = weight;

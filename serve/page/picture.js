@@ -107,7 +107,7 @@ export class StartPicture {
   }
 
   #show() {
-    const choose = el("label", { className: "button", htmlFor: "start-file", textContent: this.#given ? "Another" : "Choose a picture" });
+    const choose = el("label", { className: "button", htmlFor: "start-file", textContent: this.#given ? "Choose another" : "Choose a picture" });
     const strength = byId("strength-field") ?? el("div", { id: "strength-field" });
     strength.hidden = !this.#given;
     if (!this.#given) {

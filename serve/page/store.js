@@ -19,8 +19,9 @@ function opened() {
 }
 
 /**
- * Entries: {id, created, model, body, seed, width, height, seconds, blob, image, mask}.
- * `body` draws the entry again, with `image` and `mask` as files; it holds no picture.
+ * Entries: {id, created, model, body, used, seed, width, height, seconds, blob, image, mask}.
+ * `body` draws the entry again, with `image` and `mask` as files; it holds no picture. `used`: the model's own values
+ * of what is always told.
  */
 export class Store {
   #db;
