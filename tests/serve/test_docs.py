@@ -75,8 +75,13 @@ def test_the_readme_draws_the_same(address: str, tmp_path: Path) -> None:
 
 
 def test_a_native_job_by_curl(address: str, tmp_path: Path) -> None:
-    shell(commands("curl")[1].replace(ADDRESS, address), tmp_path)
+    shell(commands("curl")[2].replace(ADDRESS, address), tmp_path)
     assert '"status":"waiting"' in (tmp_path / "job.json").read_text()
+
+
+def test_the_page_by_curl(address: str, tmp_path: Path) -> None:
+    shell(commands("curl")[1].replace(ADDRESS, address), tmp_path)
+    assert "<title>latentrt</title>" in (tmp_path / "page.html").read_text()
 
 
 def test_openais_client(address: str, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class Tab:
 
     def wait_until_usable(self) -> None:
         """Until the page knows the server's models."""
-        self.page.wait_for_selector("#size")
+        self.page.wait_for_selector("#size", state="attached")
 
     def draw(self, prompt: str, **settings: object) -> None:
         """Draw and wait for the end. `settings`: by the ids of their fields."""
