@@ -10,7 +10,7 @@ const ACTIVE = "active"; // the name of the drawing in the store
 const TRIES = 20; // of a call that the server has no room for
 
 /**
- * Tells a view what happens: waiting({position, seconds}), retrying(message, seconds, now), broken(), progress(image,
+ * Tells a view what happens: begun(body, files), waiting({position, seconds}), retrying(message, seconds, now), broken(), progress(image,
  * call, calls), preview(image, url), picture(image, entry), and at the end done(entries), failed(error) or cancelled().
  */
 export class Drawing {
@@ -52,7 +52,7 @@ export class Drawing {
   async #run(body, files, begun) {
     if (this.#stop) return;
     const { signal } = (this.#stop = new AbortController());
-    this.#view.begun(body);
+    this.#view.begun(body, files);
     try {
       const job = await begun(signal);
       this.#job = job.id;

@@ -4,7 +4,7 @@ import { el } from "./dom.js";
 
 /** "guidance_scale" as "Guidance scale". */
 export function labelOf(name) {
-  const words = name.replaceAll("_", " ");
+  const words = name.replaceAll("_", " ").replace(/\b(rng|vae)\b/g, (word) => word.toUpperCase());
   return words[0].toUpperCase() + words.slice(1);
 }
 
@@ -45,7 +45,7 @@ function select(id, schema, own) {
     values.set(JSON.stringify(value), value);
     return el("option", { value: JSON.stringify(value), textContent: shown(value) });
   };
-  const empty = own.empty ?? (schema.default === undefined ? "The model’s own" : `Default (${shown(schema.default)})`);
+  const empty = own.empty ?? (schema.default === undefined ? "Default" : `Default (${shown(schema.default)})`);
   const input = el("select", { id }, el("option", { value: "", textContent: empty }));
   if (own.choices) {
     input.append(...own.choices.map(([group, names]) => el("optgroup", { label: group }, ...names.map(option))));

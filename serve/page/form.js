@@ -15,7 +15,7 @@ const USUAL = {
   guidance_scale: (model) => ({ label: "Guidance", hint: "How closely the picture follows the prompt.",
     range: [1, 20, 0.5], empty: String(model.defaults.guidance_scale) }),
   scheduler: (model) => ({ label: "Scheduler", hint: "How noise turns into a picture, step by step.",
-    choices: grouped(model.schedulers) }),
+    choices: grouped(model.schedulers), empty: "The model’s own" }),
   num_images_per_prompt: (model) => ({ label: "Number of pictures", hint: `Drawn together, at most ${model.limits.images}.`,
     most: model.limits.images }),
   output_format: () => ({ label: "File format", hint: "PNG files hold their settings, and can be dropped here again." }),
@@ -47,7 +47,8 @@ export class Form {
     byId("model").append(...models.map((model) => el("option", { value: model.id, textContent: model.id })));
     byId("model-field").hidden = models.length < 2;
     byId("model").addEventListener("change", () => this.#showModel(this.values()));
-    this.#showModel(saved() ?? {});
+    const [prompt, negative] = [byId("prompt").value, byId("negative_prompt").value]; // typed before the server answered
+    this.#showModel({ ...saved(), ...(prompt && { prompt }), ...(negative && { negative_prompt: negative }) });
     const form = byId("settings");
     for (const event of ["input", "change"]) form.addEventListener(event, () => this.#changed());
     byId("reset").addEventListener("click", () => {
@@ -145,7 +146,7 @@ export class Form {
     this.#loras.clear();
     const rows = model.loras.map((name, at) => {
       const on = el("input", { type: "checkbox", id: `lora-${at}`, checked: name in chosen });
-      const weight = el("input", { type: "number", step: 0.05, value: chosen[name] ?? 1, ariaLabel: `Weight of ${name}` });
+      const weight = el("input", { type: "number", step: "any", value: chosen[name] ?? 1, ariaLabel: `Weight of ${name}` });
       weight.addEventListener("input", () => (on.checked = true));
       this.#loras.set(name, { on, weight });
       return el("div", { className: "lora" }, on, el("label", { htmlFor: on.id, textContent: name }), weight);

@@ -12,6 +12,8 @@ import { Store } from "./store.js";
 
 const store = await Store.open();
 let form = null; // once the server has told its models
+let formIsThere;
+const ready = new Promise((resolve) => (formIsThere = resolve));
 let last = null; // what was drawn last: [body, files]
 
 const picture = new StartPicture(() => form && pictureChanged(), (file) => taken(file));
@@ -22,6 +24,12 @@ const stage = new Stage({
   example(text) {
     byId("prompt").value = text;
     drawForm();
+  },
+  begun(body, files) {
+    last = [body, files];
+    byId("draw").setAttribute("aria-disabled", "true");
+    byId("problem").hidden = true;
+    byId("stage").scrollIntoView({ block: matchMedia("(max-width: 59.99rem)").matches ? "start" : "nearest" });
   },
   over: ended,
 });
@@ -41,22 +49,18 @@ async function draw(body, files) {
     toast("A picture is being drawn. Cancel it first, or wait.");
     return;
   }
-  last = [body, files];
-  byId("draw").setAttribute("aria-disabled", "true");
-  byId("problem").hidden = true;
-  if (matchMedia("(max-width: 59.99rem)").matches) byId("stage").scrollIntoView({ block: "start" });
   await drawing.draw(body, files);
 }
 
 async function drawForm() {
-  if (!form) return;
+  await ready;
   const body = form.values();
   if (!body.prompt.trim() && !picture.isGiven) {
     problem("Write what the picture should show.");
     byId("prompt").focus();
     return;
   }
-  const wrong = document.querySelector("#settings :invalid");
+  const wrong = document.querySelector("#settings :is(input, textarea, select):invalid");
   if (wrong) {
     problem(`${wrong.labels?.[0]?.textContent ?? wrong.ariaLabel}: ${wrong.validationMessage}`);
     form.mark(wrong.dataset.option ?? wrong.id);
@@ -110,7 +114,7 @@ function pictureChanged() {
 
 /** A file that was chosen, dropped or pasted. A PNG of a server may be drawn again, too. */
 async function taken(file) {
-  if (!form) return;
+  await ready;
   const recorded = await recordedIn(file);
   const choice = recorded && (await ask("This picture says how it was drawn",
     `“${recorded.prompt ?? ""}”, seed ${recorded.seed}. What do you want to do with it?`,
@@ -203,6 +207,7 @@ async function begun() {
     const { schema } = document.paths["/v1/jobs"].post.requestBody.content["application/json"];
     picture.pixels = data[0].limits.pixels;
     form = new Form(schema, data, picture);
+    formIsThere();
     byId("key").hidden = !hasKey();
     byId("key").textContent = "Forget the API key";
     watchServer(data);

@@ -14,7 +14,7 @@ export class Stage {
   #hooks;
   #start = 0;
 
-  /** `hooks`: open(entry), cancel(), again(), example(text), and over(error) when a drawing has ended. */
+  /** `hooks`: open(entry), cancel(), again(), example(text), begun(body, files), and over(error, entries) at the end. */
   constructor(hooks) {
     this.#hooks = hooks;
     this.empty();
@@ -28,7 +28,8 @@ export class Stage {
       button(`Try “${EXAMPLE}”`, () => this.#hooks.example(EXAMPLE))));
   }
 
-  begun(body) {
+  begun(body, files) {
+    this.#hooks.begun(body, files);
     const count = body.num_images_per_prompt ?? 1;
     this.#calls = Array.from({ length: count }, () => 0);
     this.#told = 0;
@@ -60,7 +61,7 @@ export class Stage {
 
   retrying(message, seconds, now) {
     if (!byId("retry-now")) {
-      byId("cancel").before(button("Try now", now, { id: "retry-now", className: "quiet" }));
+      byId("cancel").before(button("Try now", now, { id: "retry-now" }));
       announce(`${message} Trying again in ${seconds} seconds`);
     } else byId("retry-now").onclick = now;
     this.#status.textContent = `${message} Trying again in ${seconds} s`;

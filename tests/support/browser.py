@@ -53,7 +53,8 @@ class Tab:
         self.wait_until_usable()
         self.page.fill("#prompt", prompt)
         for name, value in settings.items():
-            self.page.fill(f"#{name}" if name == "seed" else f"#option-{name}", str(value))
+            own = name in ("seed", "negative_prompt")
+            self.page.fill(f"#{name}" if own else f"#option-{name}", str(value))
         self.page.click("#draw")
 
     def wait(self) -> None:

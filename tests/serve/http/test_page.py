@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, Request
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Route
 from support.browser import Tab, chromium
 from support.fake_service import FakeService, picture_bytes, served
 
@@ -19,6 +19,7 @@ from latentrt.serve.http.keys import Key, new_key
 from latentrt.serve.jobs.kept_jobs import Bounds
 from latentrt.serve.jobs.memory import store_in_memory
 from latentrt.serve.jobs.runner import Runner
+from latentrt.serve.served_model import ServedModel
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +70,8 @@ def test_a_key_is_asked_for(browser: Browser, tmp_path: Path) -> None:
             if given == "wrong":
                 page.wait_for_selector("text=That key is not valid")
         tab.draw("a star", seed=3)
-        assert page.evaluate("[localStorage.length && localStorage['latentrt.key'], sessionStorage['latentrt.key']]") == [
-            None,
-            key,
-        ]
+        stored = "[localStorage, sessionStorage].map((storage) => storage.getItem('latentrt.key'))"
+        assert page.evaluate(stored) == [None, key]
         page.reload()
         tab.wait_until_usable()
         page.click("text=Forget the API key")
@@ -80,6 +79,46 @@ def test_a_key_is_asked_for(browser: Browser, tmp_path: Path) -> None:
         page.check("text=Remember it")
         page.click("text=Continue")
         tab.wait_until_usable()
-        assert page.evaluate("localStorage['latentrt.key']") == key
+        assert page.evaluate(stored) == [key, None]
         assert httpx.get(f"{address}/v1/jobs", headers={"Authorization": f"Bearer {key}"}).json()["data"]
+        tab.close()
+
+
+@pytest.mark.slow
+def test_models_and_loras_are_chosen(browser: Browser, tmp_path: Path) -> None:
+    service = FakeService()
+    (tmp_path / "ink.safetensors").write_bytes(b"not read here")
+    bundle = service.models["shapes"].bundle
+    other = ServedModel("other", bundle, sizes=((64, 64), (128, 64)), lora_folder=tmp_path)
+    service.models = {**service.models, "other": other}
+    with served_with_jobs(service) as address:
+        tab = Tab(browser, address)
+        tab.wait_until_usable()
+        assert not tab.page.locator(".lora").count()
+        tab.page.fill("#prompt", "kept")
+        tab.page.select_option("#model", "other")
+        assert tab.page.input_value("#prompt") == "kept"
+        tab.page.select_option("#size", "128x64")
+        tab.page.fill("[aria-label='Weight of ink']", "0.33")
+        tab.page.select_option("#option-output_format", '"webp"')
+        tab.draw("a star", seed=-5, negative_prompt="a circle")
+        job = service.tickets[0].job
+        assert (job.model, job.loras, job.output.format) == ("other", (("ink", 0.33),), "webp")
+        assert (job.request.width, job.request.height, job.request.seeds) == (128, 64, (-5,))
+        assert job.request.negative.texts[0][0].text == "a circle"
+        tab.close()
+
+
+@pytest.mark.slow
+def test_what_is_typed_before_the_server_answers_is_kept(browser: Browser) -> None:
+    with served_with_jobs(FakeService()) as address:
+        tab = Tab(browser, address)
+        waiting: list[Route] = []
+        tab.page.route("**/v1/models", lambda route: waiting.append(route))
+        tab.page.reload()
+        tab.page.fill("#prompt", "an early star")
+        tab.page.keyboard.press("Control+Enter")
+        waiting[0].continue_()
+        tab.wait()
+        assert tab.page.locator("#history img").get_attribute("alt") == "an early star"
         tab.close()
