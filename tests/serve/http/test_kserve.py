@@ -1,14 +1,11 @@
 """The Open Inference Protocol over a fake service: what is refused and why, and what answers look like."""
 
 import base64
-import hashlib
-import json
 import re
 import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -16,17 +13,13 @@ import httpx
 import numpy as np
 import pytest
 from support.fake_service import FakeRepository, FakeService, kserve_face, picture_bytes, served
-from support.kserve import tensor
+from support.kserve import HEADER, INFER, PROMPT, binary_body, one, packed, refused, tensor
 from tritonclient.http import InferenceServerClient, InferRequestedOutput
 
 from latentrt.serve.http.app import make_app
 from latentrt.serve.http.config import HttpConfig
 from latentrt.serve.http.kserve import inference
 from latentrt.serve.messages import RefusedError
-
-INFER = "/v2/models/shapes/infer"
-HEADER = "Inference-Header-Content-Length"
-PROMPT = {"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["a star"]}
 
 
 @pytest.fixture
@@ -47,24 +40,6 @@ def http(service: FakeService, repository: FakeRepository) -> Iterator[httpx.Cli
         httpx.Client(base_url=address, timeout=30) as client,
     ):
         yield client
-
-
-def one(name: str, datatype: str, data: Any, shape: list[int] | None = None, **fields: Any) -> dict[str, Any]:
-    return {"name": name, "datatype": datatype, "shape": [len(data)] if shape is None else shape, "data": data} | fields
-
-
-def packed(*elements: bytes) -> bytes:
-    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
-
-
-def binary_body(*inputs: tuple[dict[str, Any], bytes], **fields: Any) -> tuple[bytes, dict[str, str]]:
-    """A body with binary data, and its header; `size` of an input lies about its length."""
-    entries = []
-    for entry, data in inputs:
-        size = entry.pop("size", len(data))
-        entries.append({**entry, "parameters": {"binary_data_size": size}})
-    head = json.dumps({"inputs": entries, **fields}).encode()
-    return b"".join((head, *(data for _, data in inputs))), {HEADER: str(len(head))}
 
 
 def test_a_request_in_json(http: httpx.Client, service: FakeService) -> None:
@@ -126,17 +101,6 @@ def test_some_outputs_may_be_binary(http: httpx.Client) -> None:
     assert "data" not in image
     expected = [base64.b64encode(picture_bytes(128, 128, value)) for value in (7, 8)]
     assert result.as_numpy("image").tolist() == expected
-
-
-def refused(http: httpx.Client, status: int = 400, path: str = INFER, **request: Any) -> str:
-    """The error, in the protocol's form."""
-    if "json" in request:  # by the standard library, which writes halves of surrogate pairs, too
-        request["content"] = json.dumps(request.pop("json"))
-    answer = http.post(path, **request)
-    assert answer.status_code == status, answer.text[:500]
-    assert answer.json().keys() == {"error"}
-    error: str = answer.json()["error"]
-    return error
 
 
 @pytest.mark.parametrize(
@@ -258,7 +222,6 @@ def test_damaged_requests_are_refused_or_drawn(http: httpx.Client) -> None:
     steps = {"name": "steps", "shape": [1, 1], "datatype": "INT32"}
     content, headers = binary_body((dict(TEXT), TWO), (steps, struct.pack("<i", 2)), outputs=[{"name": "pixels"}])
     random, statuses = Random(3), Counter[int]()
-    put_in = [b"", b"9", b"-", b"[", b'"', b"\xff", b"0", b"null"]
     for _ in range(300):
         damaged, length = bytearray(content), int(headers[HEADER])
         for _ in range(random.randint(1, 3)):
@@ -317,31 +280,3 @@ def test_a_server_without_keys_manages_no_models(http: httpx.Client, repository:
     for path in ("index", "models/shapes/load", "models/shapes/unload"):
         assert "this server has no keys" in refused(http, 403, f"/v2/repository/{path}", json={})
     assert repository.state("shapes") == "loaded"
-
-
-def test_admins_manage_models(service: FakeService, repository: FakeRepository, tmp_path: Path) -> None:
-    file = tmp_path / "keys.toml"
-    for name, admin in (("alice", "false"), ("root", "true")):
-        digest = hashlib.sha256(name.encode()).hexdigest()
-        entry = f'[[key]]\nname = "{name}"\nsha256 = "{digest}"\nadmin = {admin}\n'
-        file.write_text((file.read_text() if file.exists() else "") + entry)
-    app = make_app(service, HttpConfig(keys=file), faces=[kserve_face(service, repository)])
-    with served(app) as address, httpx.Client(base_url=f"{address}/v2/repository") as http:
-        assert "needs a valid key" in refused(http, 401, "/index")
-        assert "may not manage" in refused(http, 403, "/index", headers={"Authorization": "Bearer alice"})
-        http.headers["Authorization"] = "Bearer root"
-        ready = {"name": "shapes", "version": "1", "state": "READY", "reason": ""}
-        assert http.post("/index").json() == http.post("/index", json={"ready": True}).json() == [ready]
-        assert http.post("/models/shapes/unload", json={"parameters": {"unload_dependents": True}}).json() == {}
-        assert http.post("/index").json()[0]["state"] == "UNLOADING"
-        assert http.post("/index", json={"ready": True}).json() == []
-        repository.refusals = [RefusedError("starting", "the model shapes cannot be loaded: it is damaged", 9)]
-        assert "it is damaged" in refused(http, 503, "/models/shapes/load")
-        assert http.post("/models/shapes/load").json() == {}
-        service.is_ready = False
-        assert http.post("/index").json()[0]["reason"] == "no device is ready for it"
-        assert "unknown field 'x'" in refused(http, path="/index", json={"x": 1})
-        assert "ready=1: expected true or false" in refused(http, path="/index", json={"ready": 1})
-        assert "expected an object" in refused(http, path="/models/shapes/load", json={"parameters": 3})
-        assert "'config' is not taken" in refused(http, path="/models/shapes/load", json={"parameters": {"config": ""}})
-        assert "unknown model" in refused(http, 404, "/models/x/load")
