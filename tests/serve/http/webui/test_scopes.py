@@ -139,7 +139,9 @@ def test_skip_stops_the_oldest(client: httpx.Client) -> None:
     until(lambda: progress(client, force_task_id="new")["state"]["job_count"])
     client.post("/sdapi/v1/skip")
     assert first.wait().status_code == 409
-    assert progress(client)["state"]["job"] == "new"
+    before = until(lambda: (found := progress(client))["state"]["job"] == "new" and found)
+    assert not before["state"]["skipped"]
+    until(lambda: progress(client)["progress"] > before["progress"])
     client.post("/sdapi/v1/skip")
     assert second.wait().status_code == 409
 
