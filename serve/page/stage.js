@@ -107,16 +107,23 @@ export class Stage {
 
   failed(error) {
     const message = error?.message || "Something went wrong in this page.";
-    this.#root.replaceChildren(el("div", { className: "empty" },
-      el("h2", { textContent: "That did not work" }), el("p", { className: "problem", role: "alert", textContent: message }),
-      button("Try again", () => this.#hooks.again())));
+    const again = button("Try again", () => this.#hooks.again());
+    this.#keepFocus(() => this.#root.replaceChildren(el("div", { className: "empty" },
+      el("h2", { textContent: "That did not work" }), el("p", { className: "problem", role: "alert", textContent: message }), again)));
     this.#hooks.over(error, []);
   }
 
   cancelled() {
-    this.empty();
+    this.#keepFocus(() => this.empty());
     announce("Cancelled");
     this.#hooks.over(null, []);
+  }
+
+  /** Where what had the focus goes away, it moves to the button that draws. */
+  #keepFocus(change) {
+    const focused = this.#root.contains(document.activeElement);
+    change();
+    if (focused) byId("draw").focus();
   }
 
   #end(line, told) {

@@ -122,3 +122,22 @@ def test_what_is_typed_before_the_server_answers_is_kept(browser: Browser) -> No
         tab.wait()
         assert tab.page.locator("#history img").get_attribute("alt") == "an early star"
         tab.close()
+
+
+@pytest.mark.slow
+def test_the_browser_runs_and_asks_nothing_else(browser: Browser) -> None:
+    with served_with_jobs(FakeService()) as address:
+        tab = Tab(browser, address)
+        tab.wait_until_usable()
+        added = tab.page.evaluate(
+            """async () => {
+                const script = Object.assign(document.createElement("script"), { textContent: "window.added = true" });
+                document.body.append(script);
+                await fetch("http://localhost:9/").catch(() => {});
+                return window.added;
+            }"""
+        )
+        assert added is None
+        assert [("Content Security Policy" in text) for text in tab.complaints[:2]] == [True, True]
+        tab.complaints.clear()
+        tab.close()

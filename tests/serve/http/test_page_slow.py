@@ -113,6 +113,7 @@ def test_a_drawing_is_cancelled(tab: Tab, address: str) -> None:
         else:
             tab.page.keyboard.press("Escape")
         tab.page.wait_for_selector("text=Describe a picture")
+        assert tab.page.evaluate("document.activeElement.id") == "draw"
         job = answer.value.json()["id"]
         while (status := httpx.get(f"{address}/v1/jobs/{job}").json()["status"]) == "running":
             pass
