@@ -40,6 +40,7 @@ RATES = {"muon": 2.5e-3, "adamw": 1.5e-3}
 BATCHES = (16, 32)  # at first and later: at first more steps are worth more than less noise
 SMALL_BATCHES = 1000  # steps with the first batch size
 DROPPED_CAPTIONS = 0.1
+EXPONENT = 1.7
 EMA_DECAY = 0.99  # short, as the falling learning rate averages, too
 
 SCHEDULER = {
@@ -161,10 +162,11 @@ def encoded_pool(vae: AutoencoderKL, count: int, *, seed: int) -> tuple[Tensor, 
     return torch.cat(latents), [scene.caption() for scene in scenes]
 
 
-def velocity_loss(model: Captioned, clean: Tensor, ids: Tensor, alphas: Tensor, noise: torch.Generator) -> Tensor:
-    """The loss of a batch, at random timesteps."""
-    # Noisy timesteps are more frequent: they decide what is drawn and where; the less noisy half only refines edges.
-    late = torch.rand(len(clean), generator=noise) ** 1.7
+def velocity_loss(
+    model: Captioned, clean: Tensor, ids: Tensor, alphas: Tensor, noise: torch.Generator, *, exponent: float
+) -> Tensor:
+    """The loss of a batch, at random timesteps: uniform for an exponent of 1, more often noisy ones above it."""
+    late = torch.rand(len(clean), generator=noise) ** exponent
     timesteps = (len(alphas) * (1 - late)).long().clamp(0, len(alphas) - 1)
     signal = alphas[timesteps].sqrt()[:, None, None, None]
     spread = (1 - alphas[timesteps]).sqrt()[:, None, None, None]
@@ -199,6 +201,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=9000, help="default: 9000; about 0.6 s each on one core")
     parser.add_argument("--pool", type=int, default=POOL, help=f"training pictures; default: {POOL}")
     parser.add_argument("--seed", type=int, default=7, help="of the training pictures and the noise; default: 7")
+    parser.add_argument(
+        "--exponent",
+        type=float,
+        default=EXPONENT,
+        help=f"above 1, noisy timesteps are trained more often, which decide what is drawn and where; default: {EXPONENT}",
+    )
     parser.add_argument("--state", type=Path, default=STATE, help="default: ~/.cache/latentrt/shapes-unet.pt")
     parser.add_argument("--out", type=Path, default=SHAPES_CHECKPOINT, help="must have vae; default: tests/data/shapes")
     parser.add_argument("--warm", action="store_true", help="start from the checkpoint's networks, at half the rate")
@@ -261,7 +269,8 @@ def main() -> None:
         batch = BATCHES[options.warm or step >= SMALL_BATCHES]
         chosen = torch.randint(len(latents), (batch,), generator=noise)
         kept = torch.rand(batch, 1, generator=noise) >= DROPPED_CAPTIONS
-        loss = velocity_loss(model, latents[chosen], torch.where(kept, ids[chosen], empty), alphas, noise)
+        captions = torch.where(kept, ids[chosen], empty)
+        loss = velocity_loss(model, latents[chosen], captions, alphas, noise, exponent=options.exponent)
         model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
