@@ -205,7 +205,7 @@ def main() -> None:
         "--exponent",
         type=float,
         default=EXPONENT,
-        help=f"above 1, noisy timesteps are trained more often, which decide what is drawn and where; default: {EXPONENT}",
+        help=f"above 1, noisy timesteps come more often, which decide what is drawn and where; default: {EXPONENT}",
     )
     parser.add_argument("--state", type=Path, default=STATE, help="default: ~/.cache/latentrt/shapes-unet.pt")
     parser.add_argument("--out", type=Path, default=SHAPES_CHECKPOINT, help="must have vae; default: tests/data/shapes")
