@@ -10,11 +10,15 @@ import { recordedIn } from "./png.js";
 import { Stage } from "./stage.js";
 import { Store } from "./store.js";
 
-const store = await Store.open();
 let form = null; // once the server has told its models
+let drawing = null;
 let formIsThere;
 const ready = new Promise((resolve) => (formIsThere = resolve));
 let last = null; // what was drawn last: [body, files]
+
+listen(); // first, so that nothing is lost that people do while the page begins
+
+const store = await Store.open();
 
 const picture = new StartPicture(() => form && pictureChanged(), (file) => taken(file));
 const stage = new Stage({
@@ -33,7 +37,7 @@ const stage = new Stage({
   },
   over: ended,
 });
-const drawing = new Drawing(store, stage);
+drawing = new Drawing(store, stage);
 const history = new History(store, {
   again: (entry) => draw(entry.body, entry.image && { image: entry.image, mask: entry.mask }),
   use: (entry) => use(entry.body, entry),
@@ -163,7 +167,7 @@ function listen() {
   document.addEventListener("keydown", (event) => {
     if (document.querySelector("dialog[open]")) return;
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) drawForm();
-    else if (event.key === "Escape" && drawing.isActive) drawing.cancel();
+    else if (event.key === "Escape" && drawing?.isActive) drawing.cancel();
     else return;
     event.preventDefault();
   });
@@ -199,7 +203,6 @@ async function watchServer(models) {
 
 async function begun() {
   whenKeyIsNeeded(askForKey);
-  listen();
   await history.show();
   if (!store.lasts) toast("This browser keeps no data of this page: the history ends with it.");
   try {

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, Request
 from playwright.sync_api import Browser, Route
+from starlette.types import Receive, Scope, Send
 from support.browser import Tab, chromium
 from support.fake_service import FakeService, picture_bytes, served
 
@@ -42,7 +43,17 @@ def served_with_jobs(service: FakeService, config: HttpConfig | None = None) -> 
         yield
         await runner.stop(0)
 
-    with served(make_app(service, config, faces=[jobs], lifespan=lifespan)) as address:
+    app = make_app(service, config, faces=[jobs], lifespan=lifespan)
+
+    async def stripped(scope: Scope, receive: Receive, send: Send) -> None:
+        """As a proxy does it."""
+        if config is not None and config.root_path and scope["type"] == "http":
+            assert scope["path"].startswith(f"{config.root_path}/")
+            path = scope["path"].removeprefix(config.root_path)
+            scope = {**scope, "path": path, "raw_path": path.encode()}
+        await app(scope, receive, send)
+
+    with served(stripped) as address:
         yield address
 
 
@@ -115,7 +126,8 @@ def test_what_is_typed_before_the_server_answers_is_kept(browser: Browser) -> No
         tab = Tab(browser, address)
         waiting: list[Route] = []
         tab.page.route("**/v1/models", lambda route: waiting.append(route))
-        tab.page.reload()
+        with tab.page.expect_request("**/v1/models"):
+            tab.page.reload()
         tab.page.fill("#prompt", "an early star")
         tab.page.keyboard.press("Control+Enter")
         waiting[0].continue_()
@@ -140,4 +152,13 @@ def test_the_browser_runs_and_asks_nothing_else(browser: Browser) -> None:
         assert added is None
         assert [("Content Security Policy" in text) for text in tab.complaints[:2]] == [True, True]
         tab.complaints.clear()
+        tab.close()
+
+
+@pytest.mark.slow
+def test_behind_a_proxy_every_address_is_under_its_path(browser: Browser) -> None:
+    with served_with_jobs(FakeService(), HttpConfig(root_path="/pictures")) as address:
+        tab = Tab(browser, f"{address}/pictures")
+        tab.draw("a star", seed=9)
+        assert tab.pictures() == [picture_bytes(128, 128, 9)]
         tab.close()
