@@ -124,6 +124,7 @@ def test_models_and_loras_are_chosen(browser: Browser, tmp_path: Path) -> None:
 def test_what_is_typed_before_the_server_answers_is_kept(browser: Browser) -> None:
     with served_with_jobs(FakeService()) as address:
         tab = Tab(browser, address)
+        tab.wait_until_usable()
         waiting: list[Route] = []
         tab.page.route("**/v1/models", lambda route: waiting.append(route))
         with tab.page.expect_request("**/v1/models"):
