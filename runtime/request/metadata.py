@@ -16,6 +16,7 @@ from latentrt.runtime.scheduler import Plan
 from latentrt.runtime.scheduler.web_ui_names import to_web_ui
 from latentrt.runtime.text import TextInput
 
+from .guidance import PLUS_PLUS, is_plus_plus
 from .options import OPTIONS
 from .request import Request
 
@@ -50,7 +51,7 @@ def png_text(request: Request, index: int, source: Source) -> dict[str, str]:
     """Text chunks of one picture: `parameters` for web UIs, `latentrt` as JSON."""
     values = _own_values(request, index)
     return {
-        "parameters": _web_ui_text(values, source),
+        "parameters": _web_ui_text(values, source, plus_plus=is_plus_plus(request.plan)),
         "latentrt": json.dumps(_document(values, source), ensure_ascii=False),
     }
 
@@ -162,8 +163,11 @@ def _document(values: Mapping[str, Any], source: Source) -> dict[str, Any]:
     }
 
 
-def _web_ui_text(values: Mapping[str, Any], source: Source) -> str:
-    """The form that web UIs write and read: prompt, negative prompt, then a line of settings."""
+def _web_ui_text(values: Mapping[str, Any], source: Source, *, plus_plus: bool) -> str:
+    """The form that web UIs write and read: prompt, negative prompt, then a line of settings.
+
+    `plus_plus`: the sampler is one of CFG++, whose scale web UIs write as another one.
+    """
     words = [values["prompt"] or "", *(f"<lora:{lora.path.stem}:{lora.weight:g}>" for lora in source.loras)]
     lines = [" ".join(words)]
     if values["negative_prompt"]:
@@ -172,7 +176,8 @@ def _web_ui_text(values: Mapping[str, Any], source: Source) -> str:
     for name, option in OPTIONS.items():
         if option.web_ui is not None and values[name] is not None:
             label, shown = option.web_ui
-            settings[label] = shown(values[name])
+            scale = PLUS_PLUS if plus_plus and name == "guidance_scale" else 1
+            settings[label] = shown(values[name] if scale == 1 else scale * values[name])
         if name == "scheduler":
             settings["Sampler"], settings["Schedule type"] = _sampler(values[name])
     settings |= {

@@ -179,3 +179,12 @@ def test_our_text_is_that_of_web_uis(
     settings = settings_line(Image.open(tmp_path / "a.png").text["parameters"])  # type: ignore[attr-defined]
     assert (settings["Sampler"], settings.get("Schedule type")) == (sampler, kind)
     assert settings["Seed"] == "5"
+
+
+@pytest.mark.parametrize(("scheduler", "scale"), [("euler_a_cfg_pp", 0.72), ("euler_a", 5.5)])
+def test_the_scale_is_read_back(shapes: Pipeline, tmp_path: Path, scheduler: str, scale: float) -> None:
+    call = {"num_inference_steps": 2, "height": 32, "width": 32}
+    save_png(shapes("a star", scheduler=scheduler, guidance_scale=scale, **call).images[0], tmp_path / "a.png")
+    text = Image.open(tmp_path / "a.png").text["parameters"]  # type: ignore[attr-defined]
+    options, _, _ = options_of_web_ui(text, {})
+    assert options["guidance_scale"] == pytest.approx(scale)
