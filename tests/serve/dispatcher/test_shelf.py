@@ -42,7 +42,7 @@ def drawn(device: Device, model: str, **options: Any) -> Job:
         except RefusedError as error:
             if error.reason != "starting":
                 raise
-            time.sleep(0.02)
+            time.sleep(0.1)
 
 
 def test_the_model_used_last_stays(device: Device) -> None:

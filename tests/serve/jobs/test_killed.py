@@ -39,7 +39,7 @@ def told(nursery: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kills", "seed"), [(10, 1), *(pytest.param(40, seed, marks=pytest.mark.slow) for seed in range(2, 7))]
+    ("kills", "seed"), [(10, 1), *(pytest.param(40, seed, marks=pytest.mark.slow) for seed in (2, 3))]
 )
 def test_a_killed_server_loses_nothing(tmp_path: Path, nursery: subprocess.Popen[str], kills: int, seed: int) -> None:
     rng = random.Random(seed)
