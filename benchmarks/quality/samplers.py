@@ -50,14 +50,16 @@ def verdicts(pipe: Pipeline, name: str, prompts: Sequence[str]) -> dict[str, Any
     return {"calls": len(Plan.from_config(resolve(name, config), steps)), "right": [int(value) for value in right]}
 
 
-def report(found: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], backend: str) -> str:
+def report(record: Mapping[str, Any], kinds: Sequence[str]) -> str:
     """The table: shares, and against the reference how many prompts only one of both draws right."""
+    found: Mapping[str, Mapping[str, Any]] = record["samplers"]
     reference = found[REFERENCE]["right"]
     lines = [
         "# Samplers at equal model calls",
         "",
-        f"The {len(kinds)} held-out prompts of `shapes`, seed = index, at most {CALLS} model calls, {backend}. Beside",
-        f"`{REFERENCE}`: prompts that only this sampler draws right, and that only the reference does.",
+        f"The {len(kinds)} held-out prompts of `shapes`, checkpoint {record['model'][:10]}, seed = index, at most",
+        f"{CALLS} model calls, {record['backend']}. Beside `{REFERENCE}`: prompts that only this sampler draws right, and",
+        "that only the reference does.",
         "",
         "| sampler | calls | one object | two objects | only this | only the reference | |",
         "|---|---|---|---|---|---|---|",
@@ -91,16 +93,17 @@ def main() -> None:
     with Pipeline.load(options.bundle) as pipe:
         model = pipe.bundle.manifest.checkpoint.sha256
         kept = json.loads(record.read_text()) if record.exists() else {}
-        found = kept["samplers"] if kept.get("model") == model else {}
+        if kept.get("model") != model:
+            kept = {"model": model, "backend": pipe.backend, "samplers": {}}
+        found = kept["samplers"]
         for name in [REFERENCE, *(name for name in names if name != REFERENCE)]:
             if name not in found:
                 found[name] = verdicts(pipe, name, prompts)
-                text = json.dumps({"model": model, "backend": pipe.backend, "samplers": found})
-                record.write_text(text + "\n")
+                record.write_text(json.dumps(kept) + "\n")
             print(
                 f"{name:22} {found[name]['calls']:3} calls, {sum(found[name]['right'])} of {len(prompts)}", flush=True
             )
-        (options.out / "samplers.md").write_text(report(found, kinds, pipe.backend))
+        (options.out / "samplers.md").write_text(report(kept, kinds))
     print(json.dumps({name: sum(row["right"]) for name, row in found.items()}))
 
 
