@@ -208,7 +208,13 @@ def test_a_wrong_register_is_found(work: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.usefixtures("gpu")
 def test_weights_that_do_not_come_back_are_found(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refit = LoadedEngine.refit
-    one_more = lambda a: np.nextafter(a, np.inf).astype(a.dtype)  # noqa: E731
+
+    def one_more(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The next larger number in the first place, which changes hardly anything."""
+        result = array.copy()
+        result.flat[0] = np.nextafter(result.flat[0], result.dtype.type(np.inf))
+        return result
+
     changed = lambda self, weights: refit(self, {n: one_more(a) for n, a in weights.items()})  # noqa: E731
     monkeypatch.setattr(LoadedEngine, "refit", changed)
     assert failed(done("loras", Place(work, backends=RTX), steps=1)) == [

@@ -45,7 +45,8 @@ class Tab:
 
     def draw(self, prompt: str, **settings: object) -> None:
         """Draw and wait for the end. `settings`: by the ids of their fields."""
-        self.begin(prompt, **settings)
+        with self.page.expect_response(lambda answer: answer.url.endswith("/v1/jobs")):
+            self.begin(prompt, **settings)  # until it is sent, the page shows the drawing before
         self.wait()
 
     def begin(self, prompt: str, **settings: object) -> None:
