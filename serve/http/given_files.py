@@ -75,6 +75,11 @@ def bytes_of_base64(name: str, text: Any) -> bytes:
         ) from None
 
 
+def base64_text(data: bytes) -> str:
+    """Base64 of bytes."""
+    return base64.b64encode(data).decode()
+
+
 def from_bytes(name: str, data: bytes, *, pixels: int) -> Any:
     """A picture, or the array of a .npy file."""
     if data.startswith(_NPY):

@@ -1,6 +1,5 @@
 """What the routes of native jobs answer: the fields of a job in JSON, and its events as server-sent events."""
 
-import base64
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -13,6 +12,8 @@ from latentrt.serve.jobs.events import Entry
 from latentrt.serve.jobs.outlook import Outlook
 from latentrt.serve.jobs.resolved import shown_request
 from latentrt.serve.jobs.store import KeptJob, State
+
+from .given_files import base64_text
 
 BYTES = "application/octet-stream"
 PATH = "/v1/jobs"
@@ -130,4 +131,4 @@ def _server_sent(entry: Entry, url: str) -> str:
 
 
 def _text(value: Any) -> Any:
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
+    return base64_text(value) if isinstance(value, bytes) else value

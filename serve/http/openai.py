@@ -1,6 +1,5 @@
 """OpenAI's Images API: models, generations, edits, and both as streams of partial images."""
 
-import base64
 import hashlib
 import json
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from .bodies import CallReader, now
 from .errors import EVERYWHERE, OF_WORK, body_of, errors, failed
 from .following import Drawn, EventResponse, drawn, submitted, unless_gone
 from .forms import EditForm, edit_schema
+from .given_files import base64_text
 from .idempotency import Idempotency
 from .keys import Key
 from .openai_fields import Asked, body_schema, translated
@@ -218,11 +218,6 @@ class _Stream:
         kind = f"{self._kind}.{name}"
         content = {"type": kind, "b64_json": base64_text(data), "created_at": now(), **fields}
         return f"event: {kind}\ndata: {json.dumps(content)}\n\n"
-
-
-def base64_text(data: bytes) -> str:
-    """Base64 of bytes."""
-    return base64.b64encode(data).decode()
 
 
 def openai_router(routes: OpenAIRoutes, key: Callable[..., Any]) -> APIRouter:

@@ -73,9 +73,11 @@ class KeptJobs:
             raise ValueError(f"the id of a job is {job.id[:80]!r}")
         self._require_few(job.client)
         size = ROW + len(job.document) + job.reserve
-        if self._lacks_room(job, size) is not None:
+        lack = self._lacks_room(job, size)
+        if lack is not None:
             self.sweep()
-        if (lack := self._lacks_room(job, size)) is not None:
+            lack = self._lacks_room(job, size)
+        if lack is not None:
             raise FullError(f"this job needs {size / 2**20:,.1f} MiB, and {lack}: try again when results have expired")
         for sha256, data in job.inputs.items():
             self._files.write("inputs", sha256, data)

@@ -1,6 +1,5 @@
 """The routes that draw, txt2img and img2img, and those that say how far a call is and stop it."""
 
-import base64
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -14,6 +13,7 @@ from latentrt.runtime.errors import InputError
 from latentrt.serve.http.bodies import CallReader
 from latentrt.serve.http.errors import ApiError
 from latentrt.serve.http.following import Drawn, submitted, unless_gone
+from latentrt.serve.http.given_files import base64_text
 from latentrt.serve.http.keys import Key
 from latentrt.serve.messages import Job, Previews
 from latentrt.serve.metrics import Metrics
@@ -96,7 +96,7 @@ class DrawingRoutes:
         task = tasks[0]
         image = None
         if task.preview is not None and not skip_current_image:
-            image = base64.b64encode(task.preview.data).decode()
+            image = base64_text(task.preview.data)
         return ProgressAnswer(
             progress=task.progress, eta_relative=task.seconds_left, state=_state(task), current_image=image
         )
@@ -114,8 +114,7 @@ class DrawingRoutes:
             active=not queued, queued=queued, completed=False, progress=task.progress, eta=task.seconds_left
         )
         if wanted and task.preview is not None and task.previews != known:
-            data = base64.b64encode(task.preview.data).decode()
-            answer.live_preview = f"data:image/{task.preview.format};base64,{data}"
+            answer.live_preview = f"data:image/{task.preview.format};base64,{base64_text(task.preview.data)}"
         answer.id_live_preview = task.previews
         return answer
 
@@ -159,7 +158,7 @@ def _answer(asked: Asked, result: Drawn) -> Response:
     if asked.put_back is not None and files:
         files = asked.put_back(files, result.job.output)
     content = {
-        "images": [base64.b64encode(file).decode() for file in files],
+        "images": [base64_text(file) for file in files],
         "parameters": asked.parameters,
         "info": info_text(asked.model, result.job, asked.prompt, result.pictures),
     }

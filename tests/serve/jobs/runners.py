@@ -51,10 +51,5 @@ async def ended(runner: Runner, *names: str) -> list[KeptJob]:
         await asyncio.sleep(0.005)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
-
-
 def make(name: str, prompt: str | None = None, **values: Any) -> Job:
     return job_for(MODEL, name, prompt=prompt or name, **values)

@@ -5,12 +5,13 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from support.asynchronous import until
 
 from latentrt.serve.jobs.runner import RunnerOptions
 from latentrt.serve.messages import Job, RefusedError
 
 from .fakes import FakeService, picture_of
-from .runners import MODEL, checked, ended, make, running, until
+from .runners import MODEL, checked, ended, make, running
 
 
 @checked

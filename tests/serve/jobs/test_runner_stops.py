@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.asynchronous import until
 
 from latentrt.serve.jobs.memory import store_in_memory
 from latentrt.serve.jobs.runner import Runner, RunnerOptions
@@ -14,7 +15,7 @@ from latentrt.serve.jobs.store import StorageError
 from latentrt.serve.messages import Job, RefusedError
 
 from .fakes import FakeService, picture_of, shapes_model
-from .runners import MODEL, QUICK, checked, ended, make, running, until
+from .runners import MODEL, QUICK, checked, ended, make, running
 
 
 @checked

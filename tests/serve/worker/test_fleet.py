@@ -1,11 +1,12 @@
 """The fleet places work on the device with the least, and stops it; streams are bounded. All in this process."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
+from support.asynchronous import run
 from support.fake_dispatcher import NAME, a_job, served_model
 
 from latentrt.runtime.errors import BundleError
@@ -44,13 +45,6 @@ async def running(*workers: InlineWorker, client_jobs: int = 1000) -> AsyncItera
         yield fleet
     finally:
         await fleet.stop(0)
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        await asyncio.wait_for(test(), 30)
-
-    asyncio.run(limited())
 
 
 async def all_of(ticket: FleetTicket) -> list[Event]:

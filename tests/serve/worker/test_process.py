@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from support.asynchronous import run
 from support.exports import ROOT
 from support.fake_dispatcher import NAME, a_job
 
@@ -54,13 +55,6 @@ async def running(
         yield worker
     finally:
         await worker.close()
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        await asyncio.wait_for(test(), 30)
-
-    asyncio.run(limited())
 
 
 async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
+from support.asynchronous import run, until
 from support.fake_dispatcher import NAME, a_job, served_model
 
 from latentrt.serve.messages import DispatcherOptions, Done, Event, ModelSpec, RefusedError
@@ -36,18 +37,6 @@ async def running(*workers: Worker) -> AsyncIterator[Fleet]:
         yield fleet
     finally:
         await fleet.stop(0)
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        await asyncio.wait_for(test(), 30)
-
-    asyncio.run(limited())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 async def last(ticket: FleetTicket) -> Event:

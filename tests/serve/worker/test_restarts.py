@@ -1,11 +1,12 @@
 """When a device's process is started anew and when it is given up. The process is a fake, and the delays are short."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from support.asynchronous import run, until
 
 from latentrt.runtime.errors import BackendError
 from latentrt.serve.messages import DispatcherOptions, ModelSpec
@@ -63,18 +64,6 @@ def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeChild.script = staticmethod(lambda _: "up")  # type: ignore[assignment]
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        await asyncio.wait_for(test(), 10)
-
-    asyncio.run(limited())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
-
-
 async def beating(worker: WorkerProcess, starts: int, *, seconds: float = 0.0) -> list[float]:
     """Ends the process so many times, each time after so many seconds; the delays that follow."""
     delays = []
@@ -98,7 +87,7 @@ def test_delays_grow_to_a_limit_and_are_short_again_after_health() -> None:
         assert worker.live
         await worker.close()
 
-    run(test)
+    run(test, 10)
 
 
 def test_it_is_not_live_after_some_starts_in_a_row_that_failed() -> None:
@@ -116,7 +105,7 @@ def test_it_is_not_live_after_some_starts_in_a_row_that_failed() -> None:
         assert len(FakeChild.made) == 7
         await worker.close()
 
-    run(test)
+    run(test, 10)
 
 
 def test_what_cannot_be_loaded_is_told_at_first_and_tried_again_later() -> None:
@@ -133,7 +122,7 @@ def test_what_cannot_be_loaded_is_told_at_first_and_tried_again_later() -> None:
         assert worker.live
         await worker.close()
 
-    run(test)
+    run(test, 10)
 
 
 def test_one_that_gives_no_sign_of_life_is_killed_and_started_anew(caplog: pytest.LogCaptureFixture) -> None:
@@ -149,7 +138,7 @@ def test_one_that_gives_no_sign_of_life_is_killed_and_started_anew(caplog: pytes
         assert child.kills
         await worker.close()
 
-    run(test)
+    run(test, 10)
     assert "no sign of life" in caplog.text
 
 
@@ -162,4 +151,4 @@ def test_one_that_cannot_be_killed_is_hung() -> None:
         assert FakeChild.made[0].kills
         await worker.close()
 
-    run(test)
+    run(test, 10)
