@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ JSON_VALUES = 1 << 20  # of pixels in one answer: their JSON takes many times th
 TIMEOUT = "timeout"  # a parameter of Triton's clients, in microseconds
 
 
+@cache
 def parameter_schemas() -> dict[str, Any]:
     """JSON schemas of what the parameters of a request may hold."""
     timeout = {"type": "integer", "minimum": 1, "description": "microseconds; deadline_ms in another unit"}

@@ -11,6 +11,7 @@ from latentrt.serve.http.bodies import CallReader
 from latentrt.serve.http.errors import EVERYWHERE, OF_WORK, OPEN_INFERENCE, ApiError, errors
 from latentrt.serve.http.following import Drawn, drawn, submitted, unless_gone
 from latentrt.serve.http.keys import Key
+from latentrt.serve.http.operations import RETRY_AFTER
 from latentrt.serve.metrics import Metrics
 from latentrt.serve.served_model import ServedModel
 from latentrt.serve.service import Repository, Service
@@ -33,7 +34,6 @@ from .signature import OUTPUTS, Input, Output, inputs
 
 VERSION = "1"  # of each model: a bundle has one
 EXTENSIONS = ("binary_tensor_data", "model_repository", "model_repository(unload_dependents)")
-_NOT_NOW = {"Retry-After": "5"}
 
 ModelName = Annotated[str, Path(max_length=128, description="or an alias")]
 ModelVersion = Annotated[str, Path(max_length=32)]
@@ -118,12 +118,12 @@ class _Routes:
     async def live(self) -> Response:
         """503 asks to be started anew."""
         live = self._service.live()
-        return JSONResponse({"live": live}, 200 if live else 503, None if live else _NOT_NOW)
+        return JSONResponse({"live": live}, 200 if live else 503, None if live else RETRY_AFTER)
 
     async def ready(self) -> Response:
         """503 while models load, and from the moment when the server is told to stop."""
         ready = self._service.ready()
-        return JSONResponse({"ready": ready}, 200 if ready else 503, None if ready else _NOT_NOW)
+        return JSONResponse({"ready": ready}, 200 if ready else 503, None if ready else RETRY_AFTER)
 
     async def model(self, model: ModelName) -> ModelMetadata:
         """A model's inputs and outputs."""
@@ -139,7 +139,7 @@ class _Routes:
         """503 while a model loads, or is unloaded."""
         name = self._reader.model(model).name
         ready = self._service.ready(name)
-        return JSONResponse({"name": name, "ready": ready}, 200 if ready else 503, None if ready else _NOT_NOW)
+        return JSONResponse({"name": name, "ready": ready}, 200 if ready else 503, None if ready else RETRY_AFTER)
 
     async def infer(
         self,
