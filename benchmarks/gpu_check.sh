@@ -18,7 +18,10 @@ printf 'Metadata-Version: 2.1\nName: latentrt\nVersion: %s\n' \
 if [ -d "$wheels" ]; then
     "$python" -m benchmarks.gpu.wheels install "$wheels" "$site" || echo "continuing without the wheels named above"
 fi
-export PYTHONPATH="$site:$PWD/typings:$PWD${PYTHONPATH:+:$PYTHONPATH}"
+# typings/latentrt has these links, too, but not every transfer takes links.
+mkdir -p "$site/latentrt"
+for room in engines export runtime serve; do ln -sfn "$PWD/$room" "$site/latentrt/$room"; done
+export PYTHONPATH="$site:$PWD${PYTHONPATH:+:$PYTHONPATH}"
 # ONNX Runtime looks for the libraries of PyTorch's wheels in its own site-packages, but may be installed elsewhere.
 libraries=$("$python" -c 'import glob, sys; print(":".join(d for p in sys.path if p for d in sorted(glob.glob(p + "/nvidia/*/lib"))))')
 export LD_LIBRARY_PATH="${libraries}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"

@@ -66,7 +66,7 @@ def failed(report: Report) -> list[str]:
 def test_every_part_is_here() -> None:
     assert {path.stem for path in (ROOT / "benchmarks" / "gpu").glob("*.py")} == {
         *gpu_main.PARTS,
-        *("__init__", "__main__", "places", "report", "runner", "wheels"),
+        *("__init__", "__main__", "light", "places", "report", "runner", "slim", "wheels"),
     }
 
 
@@ -537,7 +537,7 @@ def test_the_script_runs_parts_and_says_what_failed(
     script = ROOT / "benchmarks" / "gpu_check.sh"
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     options = ["--out", tmp_path / "out", "--work", tmp_path / "work", "--device", "cpu", "--backend", "onnxruntime"]
-    wheels.prepare(tmp_path / "wheels", [make_wheel(tmp_path / "made", "polygraphy", "carried")])
+    wheels.prepare(tmp_path / "wheels", [make_wheel(tmp_path / "made", "polygraphy", "carried")], 10**6)
     environment = {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     environment |= {"GPU_WHEELS": str(tmp_path / "wheels"), "GPU_SITE": str(tmp_path / "site")}
 
