@@ -14,8 +14,8 @@ from .ort_graphs import BACKEND as ONNXRUNTIME
 from .ort_graphs import DEVICES, build_ort_graphs
 from .profiles import SizeRanges, buckets_from_options
 from .store import Built
-from .trt_builder import HARDWARE, BuildOptions
 from .trt_engines import Task, build_engines
+from .trt_options import HARDWARE, TILING, BuildOptions
 
 EXAMPLES = """examples:
   latentrt build engines/sd15 --backend tensorrt --height 512 --width 512 --batch 1 --batch 4
@@ -54,8 +54,26 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         ("tokens", "length of the prompt; default: the text encoder's"),
     ):
         sizes.add_argument(f"--{name}", action="append", default=[], metavar="SIZE", help=text)
-    builder = parser.add_argument_group("builder")
+    _add_builder_options(parser.add_argument_group("builder"))
+    parser.add_argument("--device", choices=DEVICES, help="for onnxruntime; default: all")
+    parser.add_argument("--graph", action="append", default=[], help="build only this graph; repeatable")
+    parser.add_argument("--engines", type=Path, metavar="DIR", help="store engines here instead of in the bundle")
+    parser.set_defaults(run=run)
+
+
+def _add_builder_options(builder: "argparse._ArgumentGroup") -> None:
     builder.add_argument("--optimization-level", type=int, default=3, metavar="0-5", help="default: 3")
+    builder.add_argument("--tiling", choices=TILING, default="none", help="tiles that stay in the L2 cache")
+    builder.add_argument("--tiling-l2", type=int, metavar="MIB", help="the part of the L2 cache that tiles may take")
+    builder.add_argument(
+        "--tactics",
+        metavar="LIST",
+        help="for tensorrt: where kernels come from, such as edge_mask_convolutions,jit_convolutions; or none",
+    )
+    builder.add_argument("--timing-iterations", type=int, metavar="N", help="for tensorrt: how often kernels are timed")
+    builder.add_argument(
+        "--best-of", type=int, default=1, metavar="N", help="for tensorrt: build N times, keep the fastest"
+    )
     builder.add_argument(
         "--tf32",
         action=argparse.BooleanOptionalAction,
@@ -71,16 +89,17 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--compute-capability", action="append", default=[], metavar="X.Y", help="GPUs, for tensorrt_rtx; repeatable"
     )
     builder.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory; default: the GPU's memory")
-    parser.add_argument("--device", choices=DEVICES, help="for onnxruntime; default: all")
-    parser.add_argument("--graph", action="append", default=[], help="build only this graph; repeatable")
-    parser.add_argument("--engines", type=Path, metavar="DIR", help="store engines here instead of in the bundle")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Build engines and print a line for each."""
     options = BuildOptions(
         optimization_level=arguments.optimization_level,
+        tiling=arguments.tiling,
+        tiling_l2_mib=arguments.tiling_l2,
+        tactics=_tactics(arguments.tactics),
+        timing_iterations=arguments.timing_iterations,
+        best_of=arguments.best_of,
         tf32=arguments.tf32,
         refittable=arguments.refittable,
         strip_weights=arguments.strip_weights,
@@ -99,6 +118,12 @@ def run(arguments: argparse.Namespace) -> int:
             raise InputError(f"--device is for onnxruntime; {arguments.backend} builds only for NVIDIA GPUs")
         _build_trt_engines(arguments, options, sizes)
     return 0
+
+
+def _tactics(text: str | None) -> tuple[str, ...] | None:
+    if text is None or text == "none":
+        return None if text is None else ()
+    return tuple(name.strip().lower() for name in text.split(","))
 
 
 def _build_ort_graphs(arguments: argparse.Namespace) -> None:
@@ -132,4 +157,6 @@ def _build_trt_engines(arguments: argparse.Namespace, options: BuildOptions, siz
 def _line(built: Built) -> str:
     took = "already built" if built.seconds is None else f"{built.seconds:.1f} s"
     sizes = sizes_text(built.record) or f"any size, {built.record.device}"
+    if built.attempts:
+        took += f", {min(built.attempts):.3f} ms a run, best of {', '.join(f'{ms:.3f}' for ms in built.attempts)}"
     return f"{built.record.graph:14} {sizes:32} {built.size / 2**20:10,.1f} MiB  {took}"

@@ -22,11 +22,16 @@ FOLDER = "engines"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Built:
-    """An engine in the list: its record, size in bytes and build time; `seconds` is None if it already existed."""
+    """An engine in the list: its record, size in bytes and build time; `seconds` is None if it already existed.
+
+    Attributes:
+        attempts: milliseconds of a run of each build, where several were made to keep the fastest.
+    """
 
     record: EngineRecord
     size: int
     seconds: float | None
+    attempts: tuple[float, ...] = ()
 
 
 def require_unaltered(bundle: Bundle, graphs: Sequence[str]) -> None:
@@ -58,12 +63,20 @@ def built_before(bundle_path: Path, engines: Path | None, record: EngineRecord) 
     return None if same is None else Built(same, present.files[same.file].size, None)
 
 
-def add_engine(bundle_path: Path, engines: Path | None, record: EngineRecord, content: bytes) -> None:
-    """Write an engine's file, then the list that names it; removes files that the list no longer names.
+def with_layers(record: EngineRecord) -> EngineRecord:
+    """The record with the name of a file for its layers, beside the engine."""
+    return replace(record, layers=f"{record.file.rpartition('.')[0]}.layers.json")
+
+
+def add_engine(
+    bundle_path: Path, engines: Path | None, record: EngineRecord, content: bytes, layers: bytes = b""
+) -> None:
+    """Write an engine's files, then the list that names them; removes files that the list no longer names.
 
     Args:
         engines: folder for engines; None is the bundle's own.
-        content: the file's content.
+        content: the engine file's content.
+        layers: content of `record.layers`, if the record has one.
 
     Raises `BackendError` if the folder cannot be written.
     """
@@ -74,12 +87,16 @@ def add_engine(bundle_path: Path, engines: Path | None, record: EngineRecord, co
         with _locked(folder):
             bundle = Bundle.open(bundle_path)
             present = EngineList.of_bundle(bundle, engines)
-            with written_whole(file) as temporary:
-                temporary.write_bytes(content)
+            new = {record.file: content} | ({record.layers: layers} if record.layers else {})
+            for name, written in new.items():
+                file = folder / name
+                with written_whole(file) as temporary:
+                    temporary.write_bytes(written)
             replaced = [r for r in present.engines if _serves_the_same(r, record)]
             kept = tuple(r for r in present.engines if r not in replaced)
-            files = {n: f for n, f in present.files.items() if n not in {r.file for r in replaced}}
-            files[record.file] = File(len(content), hashlib.sha256(content).hexdigest())
+            gone = {name for r in replaced for name in (r.file, r.layers)}
+            files = {name: listed for name, listed in present.files.items() if name not in gone}
+            files |= {name: File(len(it), hashlib.sha256(it).hexdigest()) for name, it in new.items()}
             file, text = updated_manifest(bundle, engines, EngineList(folder, (*kept, record), files))
             with written_whole(file) as temporary:
                 temporary.write_text(text, encoding="utf-8")

@@ -1,56 +1,36 @@
 """Build an engine from an ONNX file with TensorRT or TensorRT for RTX, which share their Python interface.
 
-The only file of the exporter that calls these libraries. Needs neither PyTorch nor onnx; knows nothing of bundles.
+Only this file and `trt_options` of the exporter call these libraries. Needs neither PyTorch nor onnx; knows nothing of
+bundles.
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from latentrt.runtime.backends.trt.library import TrtLibrary
-from latentrt.runtime.errors import BackendError, ExportError, InputError, unknown
+from latentrt.runtime.errors import BackendError, ExportError
 from latentrt.runtime.files import written_whole
 from latentrt.runtime.gpu.device import Device
 
+from .trt_options import BuildOptions, checked_options, set_options
+
 logger = logging.getLogger(__name__)
 
-HARDWARE = ("none", "ampere_plus", "same_compute_capability")
 WIDEST_FUSED = 256  # channels of an attention head, a multiple of 8
-LOSES_BIASES = "11.3"  # versions of TensorRT whose engines cannot be refitted safely
-# Default targets of TensorRT for RTX without a GPU: the RTX 30, 40 and 50 series.
-RTX_CAPABILITIES = ("8.6", "8.9", "12.0")
 
 Progress = Callable[[str, float], object]
 Shapes = Mapping[str, Sequence[Sequence[int]]]
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class BuildOptions:
-    """User options of a build.
+class Serialized(NamedTuple):
+    """An engine, and the library's text about its layers, which `layers_from_text` reads; "" if it logged none."""
 
-    Attributes:
-        optimization_level: 0 builds fastest, 5 searches longest for fast kernels.
-        tf32: allow TF32, which rounds inputs of fp32 convolutions and matrix products to 10-bit mantissas. None
-            allows it for a VAE that is fp32 beside a UNet of 16 bits.
-        refittable: allow LoRA to change the weights that the bundle names.
-        strip_weights: omit weights from the engine; it is refitted from the ONNX file when it is loaded.
-        version_compatible: also run with later versions of the library; the engine then contains host code.
-        hardware_compatible: for "tensorrt": "none", "ampere_plus" (8.0 and later) or "same_compute_capability".
-        compute_capabilities: for "tensorrt_rtx": GPUs that the engine runs on, such as ("8.6", "8.9").
-        workspace_mib: limit of a kernel's scratch memory; None is the GPU's memory.
-    """
-
-    optimization_level: int = 3
-    tf32: bool | None = None
-    refittable: bool = False
-    strip_weights: bool = False
-    version_compatible: bool = False
-    hardware_compatible: str = "none"
-    compute_capabilities: tuple[str, ...] = ()
-    workspace_mib: int | None = None
+    engine: bytes
+    layers: str
 
 
 class TrtBuilder(TrtLibrary):
@@ -73,43 +53,7 @@ class TrtBuilder(TrtLibrary):
 
     def check(self, options: BuildOptions) -> BuildOptions:
         """The options with defaults filled in; raises `InputError` or `BackendError` for unsupported ones."""
-        if not 0 <= options.optimization_level <= 5:
-            raise InputError(f"--optimization-level {options.optimization_level}: expected an integer from 0 to 5")
-        if options.hardware_compatible not in HARDWARE:
-            raise InputError(unknown("hardware compatibility", options.hardware_compatible, HARDWARE))
-        if self.backend == "tensorrt":
-            if options.refittable and self.version.startswith(f"{LOSES_BIASES}."):
-                raise BackendError(
-                    f"tensorrt {self.version} may drop the bias of a matrix product when an engine is refitted, as "
-                    "NVIDIA's release notes say. Install another version (10.16, or 11.4 and later), or build without "
-                    "--refittable"
-                )
-            if options.compute_capabilities:
-                raise InputError(
-                    "--compute-capability is for tensorrt_rtx. tensorrt builds for the GPU that it runs on; for other "
-                    "GPUs, pass --hardware-compatible ampere_plus or same_compute_capability"
-                )
-            return options
-        if options.hardware_compatible != "none":
-            raise InputError("--hardware-compatible is for tensorrt; for tensorrt_rtx, pass --compute-capability")
-        if self.device is None:
-            for chosen, option in (
-                (options.refittable, "--refittable"),
-                (options.strip_weights, "--strip-weights"),
-                (options.version_compatible, "--version-compatible"),
-            ):
-                if chosen:
-                    raise BackendError(f"tensorrt_rtx needs a GPU to build with {option}, and no GPU is visible")
-        capabilities = options.compute_capabilities or (("current",) if self.device else RTX_CAPABILITIES)
-        known = self._capabilities()
-        for capability in capabilities:
-            if capability not in known:
-                raise InputError(
-                    f"--compute-capability {capability}: tensorrt_rtx {self.version} builds for {', '.join(known)}"
-                )
-        if "current" in capabilities and (len(capabilities) > 1 or self.device is None):
-            raise InputError("--compute-capability current excludes others, and needs a GPU")
-        return replace(options, compute_capabilities=tuple(capabilities))
+        return checked_options(self, self.device, options)
 
     def runs_on(self, options: BuildOptions) -> tuple[str, ...]:
         """Compute capabilities of the GPUs that run an engine built with these options, which `check` returned."""
@@ -117,11 +61,6 @@ class TrtBuilder(TrtLibrary):
         if self.backend == "tensorrt_rtx":
             return own if options.compute_capabilities == ("current",) else options.compute_capabilities
         return ("8.0+",) if options.hardware_compatible == "ampere_plus" else own
-
-    def _capabilities(self) -> dict[str, Any]:
-        members = self.trt.ComputeCapability.__members__
-        named = {f"{name[2:-1]}.{name[-1]}": value for name, value in members.items() if name.startswith("SM")}
-        return {**named, "current": members["CURRENT"]}
 
     def engine_from_onnx(
         self,
@@ -134,8 +73,8 @@ class TrtBuilder(TrtLibrary):
         fused_attention: bool = False,
         timing_cache: Path | None = None,
         progress: Progress = lambda _phase, _share: None,
-    ) -> bytes:
-        """Build an engine; returns it serialized.
+    ) -> Serialized:
+        """Build an engine.
 
         Args:
             shapes: input name -> minimum, optimum, maximum shape.
@@ -155,17 +94,21 @@ class TrtBuilder(TrtLibrary):
         self._parse(parser, onnx)
         config = builder.create_builder_config()
         self._set_shapes(builder, network, config, shapes)
-        self._set_options(config, options, strict_nans=strict_nans)
+        set_options(self, config, options)
+        if strict_nans:
+            config.set_flag(self.trt.BuilderFlag.STRICT_NANS)
         if options.refittable:
             self._mark_refittable(network, onnx, refittable_weights)
         fused = self._decompose_attention(network, but_for_fused=fused_attention)
         cache = self._timing_cache(config, timing_cache)
 
-        def built() -> Any:
+        def built() -> tuple[Any, str]:
             config.progress_monitor = monitor = _monitor(self.trt, progress)
-            return _in_background(lambda: builder.build_serialized_network(network, config), monitor)
+            return _in_background(
+                lambda: (builder.build_serialized_network(network, config), self.take_layers()), monitor
+            )
 
-        serialized = built()
+        serialized, layers = built()
         if serialized is None and fused:
             logger.warning(
                 "%s %s has no fused kernel for attention of %s: scores take memory that grows with the square of the "
@@ -174,7 +117,7 @@ class TrtBuilder(TrtLibrary):
             )
             self.forget_errors()
             self._decompose_attention(network)
-            serialized = built()
+            serialized, layers = built()
         if serialized is None:
             raise self._error("build", onnx, self.last_errors())
         if cache is not None and timing_cache is not None:
@@ -183,7 +126,7 @@ class TrtBuilder(TrtLibrary):
                     file.write_bytes(memoryview(config.get_timing_cache().serialize()))
             except OSError as error:  # only costs time
                 logger.info("kernel timings could not be saved: %s", error)
-        return bytes(memoryview(serialized))
+        return Serialized(bytes(memoryview(serialized)), layers)
 
     def _parse(self, parser: Any, onnx: Path) -> None:
         if not parser.parse_from_file(str(onnx)):
@@ -207,32 +150,6 @@ class TrtBuilder(TrtLibrary):
             # Static dimensions become part of the network, so that the library can simplify the graph with them.
             tensor.shape = [low if low == high else -1 for low, high in zip(least, most, strict=True)]
         config.add_optimization_profile(profile)
-
-    def _set_options(self, config: Any, options: BuildOptions, *, strict_nans: bool) -> None:
-        flag = self.trt.BuilderFlag
-        config.builder_optimization_level = options.optimization_level
-        if not options.tf32:
-            config.clear_flag(flag.TF32)
-        if options.refittable:
-            config.set_flag(flag.REFIT_INDIVIDUAL)
-        if options.strip_weights:
-            config.set_flag(flag.STRIP_PLAN)
-        if options.version_compatible:
-            config.set_flag(flag.VERSION_COMPATIBLE)
-        if strict_nans:
-            config.set_flag(flag.STRICT_NANS)
-        if options.workspace_mib is not None:
-            config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-        if self.backend == "tensorrt":
-            level = self.trt.HardwareCompatibilityLevel
-            config.hardware_compatibility_level = getattr(level, options.hardware_compatible.upper())
-            return
-        # Otherwise an engine may allocate memory itself, which prevents CUDA graph capture.
-        config.set_flag(flag.REQUIRE_USER_ALLOCATION)
-        known = self._capabilities()
-        config.num_compute_capabilities = len(options.compute_capabilities)
-        for i, capability in enumerate(options.compute_capabilities):
-            config.set_compute_capability(known[capability], i)
 
     def _decompose_attention(self, network: Any, *, but_for_fused: bool = False) -> int:
         """Allow attention without a fused kernel, as in float32 or with a VAE's 512 channels; else the build fails.
@@ -260,7 +177,7 @@ class TrtBuilder(TrtLibrary):
         return cache
 
 
-def _in_background(build: Callable[[], Any], monitor: Any) -> Any:
+def _in_background(build: Callable[[], T], monitor: Any) -> T:
     """Run a build on another thread, so that an interrupt reaches this one and cancels the build."""
     with ThreadPoolExecutor(1) as pool:
         try:

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from latentrt.runtime.backends.engine_fit import uses_tf32
@@ -11,9 +12,21 @@ from latentrt.runtime.bundle import Bundle, EngineRecord, sizes_text
 from latentrt.runtime.files import cache_folder
 from latentrt.runtime.gpu.device import visible_devices
 
+from .layers import layers_from_text, layers_json
 from .profiles import SizeRanges, profiles_of_graph, shapes_of_tensor
-from .store import Built, add_engine, built_before, clear_killed, require_storable, require_unaltered, with_file
-from .trt_builder import BuildOptions, TrtBuilder
+from .store import (
+    Built,
+    add_engine,
+    built_before,
+    clear_killed,
+    require_storable,
+    require_unaltered,
+    with_file,
+    with_layers,
+)
+from .trt_builder import Serialized, TrtBuilder
+from .trt_options import BuildOptions, recorded
+from .trt_timing import fastest, milliseconds_of
 
 # Called with the engine, the library's current phase, and the completed fraction of the build.
 Progress = Callable[["Task", str, float], object]
@@ -65,9 +78,11 @@ def build_engines(
             continue
         require_storable(bundle.path, engines)
         began = time.perf_counter()
-        serialized = _build(bundle, library, options, task, progress)
-        add_engine(bundle.path, engines, task.record, serialized)
-        yield Built(task.record, len(serialized), time.perf_counter() - began)
+        built, attempts = _best(bundle, library, options, task, progress)
+        layers = layers_from_text(built.layers)
+        record = with_layers(task.record) if layers else task.record
+        add_engine(bundle.path, engines, record, built.engine, layers_json(layers))
+        yield Built(record, len(built.engine), time.perf_counter() - began, attempts)
 
 
 def _tasks(
@@ -89,14 +104,7 @@ def _tasks(
                 precision=manifest.recipe.precision,
                 tf32=tf32,
                 profile={symbol: tuple(span) for symbol, span in profile.items()},
-                options={
-                    "optimization_level": str(options.optimization_level),
-                    "refittable": str(options.refittable).lower(),
-                    "strip_weights": str(options.strip_weights).lower(),
-                    "version_compatible": str(options.version_compatible).lower(),
-                    "hardware_compatible": options.hardware_compatible,
-                    "workspace_mib": str(options.workspace_mib or "all"),
-                },
+                options=recorded(options),
                 host_code=options.version_compatible,
                 onnx_sha256=manifest.files[graph.file].sha256,
                 weights_sha256=weights.sha256 if weights else None,
@@ -110,7 +118,19 @@ def _only_device(library: TrtBuilder, options: BuildOptions) -> str | None:
     return library.device.name if tied and library.device else None
 
 
-def _build(bundle: Bundle, library: TrtBuilder, options: BuildOptions, task: Task, progress: Progress) -> bytes:
+def _best(
+    bundle: Bundle, library: TrtBuilder, options: BuildOptions, task: Task, progress: Progress
+) -> tuple[Serialized, tuple[float, ...]]:
+    """The engine, or the fastest of several and what each of these took in milliseconds."""
+    build = partial(_build, bundle, library, options, task, progress)
+    if options.best_of == 1 or library.device is None:
+        return build(), ()
+    spec = bundle.graph(task.record.graph)
+    times = partial(milliseconds_of, library, library.device, task.record, spec, bundle.file(spec.file))
+    return fastest(options.best_of, build, times)
+
+
+def _build(bundle: Bundle, library: TrtBuilder, options: BuildOptions, task: Task, progress: Progress) -> Serialized:
     name = task.record.graph
     graph = bundle.graph(name)
     uses = [u for parameter, all_uses in bundle.manifest.weights.items() if _lora_target(parameter) for u in all_uses]
@@ -123,7 +143,8 @@ def _build(bundle: Bundle, library: TrtBuilder, options: BuildOptions, task: Tas
         # TensorRT 11.3 on fuse the casts too.
         fused_attention=bundle.manifest.recipe.precision != "fp32" and name == "denoise",
         strict_nans=any(spec.name == "nonfinite" for spec in graph.outputs),  # the output counts them
-        timing_cache=_timing_cache(library),
+        # With the timings of the first build, the others would be the same.
+        timing_cache=_timing_cache(library) if options.best_of == 1 else None,
         progress=lambda phase, share: progress(task, phase, share),
     )
 

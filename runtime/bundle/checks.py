@@ -260,6 +260,8 @@ def _engines(manifest: Manifest) -> Iterator[str]:
     for i, engine in enumerate(manifest.engines):
         if engine.file not in manifest.files:
             yield f"engines[{i}].file is {engine.file[:80]!r}, which files does not list"
+        if engine.layers is not None and engine.layers not in manifest.files:
+            yield f"engines[{i}].layers is {engine.layers[:80]!r}, which files does not list"
         yield from engine_faults(f"engines[{i}]", engine.profile, engine.compute_capabilities)
 
 

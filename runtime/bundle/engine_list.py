@@ -62,9 +62,16 @@ class EngineList:
 
     def path(self, record: EngineRecord) -> Path:
         """Path of an engine, which may be a link. Raises `BundleError` for unlisted files and names that lead out."""
-        name = PurePosixPath(record.file)
-        if record.file not in self.files or name.is_absolute() or ".." in name.parts or "\0" in record.file:
-            raise BundleError(f"{self.folder} lists the engine {record.file[:80]!r}, which is not one of its files")
+        return self._path(record.file)
+
+    def layers_path(self, record: EngineRecord) -> Path | None:
+        """Path of the file of an engine's layers, as `path`; None if there is none."""
+        return None if record.layers is None else self._path(record.layers)
+
+    def _path(self, file: str) -> Path:
+        name = PurePosixPath(file)
+        if file not in self.files or name.is_absolute() or ".." in name.parts or "\0" in file:
+            raise BundleError(f"{self.folder} lists the engine {file[:80]!r}, which is not one of its files")
         return self.folder / name
 
     def intact(self, record: EngineRecord) -> bool:

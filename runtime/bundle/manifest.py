@@ -171,6 +171,7 @@ class EngineRecord:
         options: further builder options.
         host_code: whether the plan contains code that runs on the host, and so is loaded only when trusted.
         onnx_sha256, weights_sha256: hashes of the ONNX file and its external data; null if there is none.
+        layers: path of the file that says which kernels it has, for `latentrt inspect`; optional.
     """
 
     graph: str
@@ -186,6 +187,7 @@ class EngineRecord:
     host_code: bool
     onnx_sha256: str
     weights_sha256: str | None
+    layers: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

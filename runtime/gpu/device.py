@@ -130,9 +130,11 @@ class PinnedMemory:
 class Event:
     """A point in the work of a stream. `record` moves it to the end of the work that is queued now."""
 
+    _FLAGS = "cudaEventDisableTiming"
+
     def __init__(self) -> None:
         cuda = _cuda()
-        self._event: Any = _checked(cuda.cudaEventCreateWithFlags(cuda.cudaEventDisableTiming))
+        self._event: Any = _checked(cuda.cudaEventCreateWithFlags(getattr(cuda, self._FLAGS)))
 
     def record(self, stream: "Stream") -> None:
         """Queue the event."""
@@ -158,6 +160,16 @@ class Event:
         event, self._event = self._event, None
         if event is not None:
             _checked(_cuda().cudaEventDestroy(event))
+
+
+class TimedEvent(Event):
+    """An event that notes when it is reached, which takes the GPU a little longer."""
+
+    _FLAGS = "cudaEventDefault"
+
+    def milliseconds_since(self, earlier: "TimedEvent") -> float:
+        """The time from another event to this one; both must have been reached."""
+        return float(_checked(_cuda().cudaEventElapsedTime(earlier._event, self._event)))
 
 
 class Stream:

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import threading
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,10 @@ REASONS = {
     "MALFORMED_ENGINE": "its file is damaged (build it again)",
     "CUDA_ERROR": "CUDA does not work here",
 }
+
+
+# What the message begins with that lists the layers of an engine that has just been built.
+LAYERS = ("Layers:", "Engine Layer Information:")
 
 
 class TrtLibrary:
@@ -53,6 +58,10 @@ class TrtLibrary:
         """The last errors that the library logged since `forget_errors`, on one line."""
         return " ".join("; ".join(self.log.errors[-3:] or ["the library gave no reason"]).split())
 
+    def take_layers(self) -> str:
+        """What the library logged of the layers of the engine that this thread has just built; "" if nothing."""
+        return str(self.log.layers.pop(threading.get_ident(), ""))
+
     def forget_errors(self) -> None:
         """Clear recorded errors."""
         self.log.errors.clear()
@@ -68,10 +77,13 @@ def _logger_of(trt: Any) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
+            self.layers: dict[int, str] = {}  # by thread, as several may build at once
 
         def log(self, level: Any, message: str) -> None:
             if level not in levels:
                 self.errors.append(message)
+            elif message.startswith(LAYERS):
+                self.layers[threading.get_ident()] = message
             logger.log(levels.get(level, logging.INFO), "%s: %s", trt.__name__, message)
 
     return Log()

@@ -30,8 +30,9 @@ from latentrt.export.build.profiles import (
     span_from_text,
 )
 from latentrt.export.build.store import Built
-from latentrt.export.build.trt_builder import BuildOptions, TrtBuilder
+from latentrt.export.build.trt_builder import TrtBuilder
 from latentrt.export.build.trt_engines import build_engines
+from latentrt.export.build.trt_options import BuildOptions
 from latentrt.runtime import BackendError, BundleError, ExportError, InputError
 from latentrt.runtime.bundle import Bundle, EngineList, shape_at
 from latentrt.runtime.cli.main import main
@@ -342,6 +343,11 @@ def test_an_altered_graph_is_not_built(bundle: Path) -> None:
         (["--strip-weights"], r"needs a GPU to build with --strip-weights"),
         (["--version-compatible"], r"needs a GPU to build with --version-compatible"),
         (["--hardware-compatible", "ampere_plus"], r"is for tensorrt; .* --compute-capability"),
+        (["--tactics", "jit_convolutions"], r"--tactics is for tensorrt, .* Build without --tactics"),
+        (["--timing-iterations", "4"], r"--timing-iterations is for tensorrt,"),
+        (["--best-of", "2"], r"--best-of is for tensorrt, which times kernels on its GPU"),
+        (["--best-of", "0"], r"--best-of 0: expected an integer from 1 on"),
+        (["--tiling-l2", "8"], r"--tiling-l2 limits the tiles of --tiling: pass --tiling fast"),
         (["--optimization-level", "6"], r"level 6: expected an integer from 0 to 5"),
         (["--graph", "denois"], r"unknown graph 'denois'; did you mean 'denoise'"),
         (["--height", "100"], r"multiples of 8"),

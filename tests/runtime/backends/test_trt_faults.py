@@ -11,7 +11,7 @@ from support.exports import SHAPES
 from support.simulator import Fault, Machine, machine
 from support.trt_engines import FEW, PROMPT, RTX, changed, engine_of, same
 
-from latentrt.export.build.trt_builder import BuildOptions
+from latentrt.export.build.trt_options import BuildOptions
 from latentrt.runtime import BackendError, Pipeline
 from latentrt.runtime.backends.trt.library import REASONS
 from latentrt.runtime.backends.trt.loaded_engine import LoadedEngine

@@ -16,7 +16,7 @@ from support.exports import SHAPES, Exported
 from support.lora_files import TEXT, UNET, halves, kohya_file, shapes_file, sizes
 from support.simulator import Fault, Machine, machine
 
-from latentrt.export.build.trt_builder import BuildOptions
+from latentrt.export.build.trt_options import BuildOptions
 from latentrt.runtime import BackendError, BundleError, InputError, Pipeline
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.cli.main import main

@@ -28,6 +28,7 @@ class Cuda:
     cudaMemcpyKind = real.cudaMemcpyKind
     cudaStreamCaptureMode = real.cudaStreamCaptureMode
     cudaStreamNonBlocking = real.cudaStreamNonBlocking
+    cudaEventDefault = real.cudaEventDefault
     cudaEventDisableTiming = real.cudaEventDisableTiming
     cudaHostAllocDefault = real.cudaHostAllocDefault
 
@@ -47,6 +48,7 @@ class Cuda:
         self.calls: list[str] = []  # every call of the driver, by name
         self.waits: list[str] = []  # those that made the host wait
         self.launches = 0
+        self._clock = 0.0  # milliseconds of all finished work
         self.recordings: list[tuple[int, str]] = []  # thread and graph id of what ONNX Runtime captured
         self.most_unfinished = 0  # runs of one engine of the loop that were pending at once
 
@@ -303,6 +305,7 @@ class Cuda:
         while state.pending:
             work = state.pending.pop(0)
             work.do()
+            self._clock += work.milliseconds
             if work is until:
                 break
 
@@ -314,15 +317,16 @@ class Cuda:
     # --- events ---------------------------------------------------------------------------------------------------
 
     def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
-        assert flags == real.cudaEventDisableTiming
+        assert flags in (real.cudaEventDisableTiming, real.cudaEventDefault)
         with self._lock:
             handle = next(self._handles)
-            self._events[handle] = EventState(self.device)
+            self._events[handle] = EventState(self.device, timed=flags == real.cudaEventDefault)
             return OK, handle
 
     def cudaEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:
         with self._lock:
-            state, record = self._events[event], Work("an event", [], [], lambda: None)
+            state = self._events[event]
+            record = Work("an event", [], [], lambda: setattr(state, "reached_at", self._clock))
             on = self._streams.get(stream)
             if on is not None and on.device != state.device:
                 raise Fault(f"an event of device {state.device} is recorded on a stream of device {on.device}")
@@ -346,6 +350,13 @@ class Cuda:
             if self.breaks_capture():
                 return (UNSUPPORTED,)
             return (OK if self._reached(self._events[event]) else real.cudaError_t.cudaErrorNotReady,)
+
+    def cudaEventElapsedTime(self, start: int, end: int) -> tuple[Any, ...]:
+        with self._lock:
+            first, last = self._events[start], self._events[end]
+            if not (first.timed and last.timed) or first.reached_at is None or last.reached_at is None:
+                return real.cudaError_t.cudaErrorInvalidResourceHandle, None
+            return OK, last.reached_at - first.reached_at
 
     def cudaEventDestroy(self, event: int) -> tuple[Any, ...]:
         with self._lock:

@@ -12,8 +12,8 @@ import cuda.bindings
 
 from latentrt.export.build.profiles import buckets_from_options
 from latentrt.export.build.store import Built
-from latentrt.export.build.trt_builder import BuildOptions
 from latentrt.export.build.trt_engines import build_engines
+from latentrt.export.build.trt_options import BuildOptions
 
 from .cuda import Cuda
 from .ort import simulated_onnxruntime

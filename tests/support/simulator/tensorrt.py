@@ -5,6 +5,8 @@ with a logged error; misuse that TensorRT would not notice raises a `Fault`.
 """
 
 import ctypes
+import enum
+import itertools
 import json
 import weakref
 from functools import cache
@@ -23,6 +25,8 @@ from .cuda import Cuda
 from .work import ALIGNMENT, GARBAGE, Fault, Work, alive
 
 MAGIC = b"SIMULATED PLAN\n"
+# Those of TensorRT 10; TensorRT 11 dropped the first three.
+TACTICS = ["CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"]
 SCRATCH = {"denoise": 3 << 20, "vae_decoder": 5 << 20}  # bytes; others take 1 MiB
 BYTES = {real.DataType.FLOAT: 4, real.DataType.HALF: 2, real.DataType.BF16: 2}
 NUMPY = {1: np.float32, 2: np.uint8, 6: np.int32, 7: np.int64, 10: np.float16}
@@ -32,13 +36,17 @@ def simulated_tensorrt(cuda: Cuda, name: str = "tensorrt_rtx", version: str = "1
     """A module like `tensorrt` or `tensorrt_rtx`, on a simulated GPU."""
     trt: Any = ModuleType(name)
     trt.__version__, trt.cuda = version, cuda
-    for enum in (
+    for kept in (
         "BuilderFlag", "ComputeCapability", "DataType", "DynamicShapesKernelSpecializationStrategy",
         "EngineInvalidityDiagnostics", "EngineValidity", "ExecutionContextAllocationStrategy",
         "HardwareCompatibilityLevel", "LayerType", "MemoryPoolType",
-        "NetworkDefinitionCreationFlag", "TensorIOMode",
+        "NetworkDefinitionCreationFlag", "ProfilingVerbosity", "TacticSource", "TensorIOMode",
+        "TilingOptimizationLevel",
     ):  # fmt: skip
-        setattr(trt, enum, getattr(real, enum))
+        setattr(trt, kept, getattr(real, kept))
+    if name == "tensorrt" and version.startswith("10."):
+        trt.TacticSource = enum.IntEnum("TacticSource", TACTICS, start=0, module=name)
+    trt._milliseconds = itertools.cycle((3.0, 1.0, 2.0))  # of a run of each engine that is built
     trt.ILogger, trt.IProgressMonitor = real.ILogger, real.IProgressMonitor
     for kind in (
         Builder, OnnxParser, Runtime, ICudaEngine, IExecutionContext, IRuntimeConfig, Refitter, OnnxParserRefitter,
@@ -83,6 +91,8 @@ class Builder:
             return None
         if config.timing_cache is not None:
             config.timing_cache.content += b"timed "
+        if config.profiling_verbosity == real.ProfilingVerbosity.DETAILED:
+            self._log.log(real.ILogger.Severity.VERBOSE, _layers(network.onnx))
         stripped = real.BuilderFlag.STRIP_PLAN in config.flags
         graph = Path(network.onnx).stem
         return (
@@ -93,12 +103,25 @@ class Builder:
                     "version": self.trt.__version__,
                     "profile": config.profiles[0].shapes,
                     "scratch": SCRATCH.get(graph, 1 << 20),
+                    # Timings of an earlier build lead to the same kernels again.
+                    "milliseconds": 3.0 if config.timing_cache is not None else next(self.trt._milliseconds),
                     "refittable": sorted(network.refittable),
                     "stripped": stripped,
                     "host_code": real.BuilderFlag.VERSION_COMPATIBLE in config.flags,
                 }
             ).encode()
         )
+
+
+def _layers(path: str) -> str:
+    """Each node as a layer, in the words of the library."""
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    line = (
+        "Name: {0}, LayerType: kgen, Inputs: [], Constants: [], Outputs: [], TacticName: {1}, StreamId: 0, Metadata: "
+    )
+    return "Layers:\n" + "\n".join(
+        line.format(node.name, node.op_type) + f"[ONNX Layer: {node.name}]" for node in nodes
+    )
 
 
 class INetworkDefinition:
@@ -158,6 +181,11 @@ class IBuilderConfig:
         self.builder_optimization_level = 3
         self.hardware_compatibility_level = real.HardwareCompatibilityLevel.NONE
         self.num_compute_capabilities = 0
+        self.profiling_verbosity = real.ProfilingVerbosity.LAYER_NAMES_ONLY
+        self.tiling_optimization_level = real.TilingOptimizationLevel.NONE
+        self.l2_limit_for_tiling = 0
+        self.avg_timing_iterations = 1
+        self.tactic_sources: int | None = None
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         self.profiles.append(profile)
@@ -168,6 +196,10 @@ class IBuilderConfig:
 
     def clear_flag(self, flag: Any) -> None:
         self.flags.discard(flag)
+
+    def set_tactic_sources(self, sources: int) -> bool:
+        self.tactic_sources = sources
+        return True
 
     def set_compute_capability(self, capability: Any, index: int) -> bool:
         return index < self.num_compute_capabilities
@@ -393,7 +425,16 @@ class IExecutionContext:
 
         inputs_, outputs_ = list(self._shapes), [n for n in tensors if n not in self._shapes]
         cuda.enqueue(
-            stream, Work(f"an engine of {outputs_[0]}", reads, [*writes, scratch], compute, check, self.engine)
+            stream,
+            Work(
+                f"an engine of {outputs_[0]}",
+                reads,
+                [*writes, scratch],
+                compute,
+                check,
+                self.engine,
+                self.engine._facts["milliseconds"],
+            ),
         )
         return True
 

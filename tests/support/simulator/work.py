@@ -43,6 +43,7 @@ class Work:
     do: Callable[[], None]
     check: Callable[[], None] = lambda: None  # again at each replay of a graph
     owner: object = None
+    milliseconds: float = 0.0  # what it adds to the clock
 
 
 @dataclass(eq=False)
@@ -66,9 +67,11 @@ class StreamState:
 
 @dataclass(eq=False)
 class EventState:
-    """An event: where it was recorded last, and that record as work of the stream."""
+    """An event: where it was recorded last, that record as work of the stream, and the clock when it was reached."""
 
     device: int
+    timed: bool = False
+    reached_at: float | None = None
     stream: StreamState | None = None
     record: Work | None = None
 
