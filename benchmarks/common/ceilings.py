@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from latentrt.export.build.onnx_cost import Cost
+
 from .harness import cores, interleaved
-from .onnx_cost import Cost
 
 SIDE, MEGABYTES, REPETITIONS = 2048, 512, 9
 

@@ -32,7 +32,7 @@ from benchmarks.common.harness import (
     show_environment,
     show_table,
 )
-from benchmarks.common.onnx_cost import cost_of
+from latentrt.export.build.onnx_cost import cost_of
 from latentrt.runtime import Pipeline
 from latentrt.runtime.bundle import Graph, shape_at
 from latentrt.runtime.image import pil_from_arrays

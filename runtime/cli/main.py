@@ -25,6 +25,7 @@ _COMMANDS = {
     "serve": ("latentrt.serve.cli", "serve pictures over HTTP (needs the extra `serve`)"),
     "export": ("latentrt.export.cli", "convert a checkpoint to a bundle (needs the extra `export`)"),
     "build": ("latentrt.export.build.cli", "build engines for a bundle (TensorRT needs an extra `tensorrt…`)"),
+    "inspect": ("latentrt.export.build.inspect_cli", "show the kernels of TensorRT engines (needs onnx)"),
 }
 
 

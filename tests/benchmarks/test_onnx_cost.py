@@ -12,7 +12,8 @@ from support.exports import SHAPES
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common.onnx_cost import Cost, bundle_costs, cost_of, evaluated
+from benchmarks.common.onnx_cost import bundle_costs
+from latentrt.export.build.onnx_cost import Cost, cost_of, evaluated
 from latentrt.runtime import Bundle
 
 
