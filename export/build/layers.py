@@ -83,7 +83,8 @@ class _File:
 
 def layers_from_text(text: str) -> tuple[Layer, ...]:
     """The layers that TensorRT or TensorRT for RTX logs with detailed verbosity; empty if the text has none."""
-    return tuple(filter(None, map(_layer, text.splitlines())))
+    # Not splitlines: TensorRT puts separators of records between the nodes of a layer.
+    return tuple(filter(None, map(_layer, text.split("\n"))))
 
 
 def layers_json(layers: Sequence[Layer]) -> bytes:
@@ -113,7 +114,7 @@ def _layer(line: str) -> Layer | None:
     return Layer(
         name=head["name"],
         kind=head["kind"],
-        tactic=facts.partition(", StreamId:")[0].strip(),
+        tactic=facts.partition(", ")[0],
         inputs=tuple(_tensors(inputs)),
         constants=tuple(_tensors(constants)),
         outputs=tuple(_tensors(outputs)),
