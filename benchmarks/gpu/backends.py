@@ -10,6 +10,7 @@ from latentrt.runtime import Pipeline
 from latentrt.runtime.backends.trt.library import TRT_BACKENDS
 from latentrt.runtime.request import CallOptions
 
+from .fusion import report_fusion
 from .places import Place, on_each_backend
 from .report import Report
 
@@ -45,4 +46,5 @@ def ensure_engines(place: Place, report: Report, name: str, options: BuildOption
                     report.figure(f"{backend}: seconds of building {name} engines", seconds)
             except Exception as error:  # any error is the finding: this library does not support this GPU
                 report.note(f"{backend} does not build: {type(error).__name__}: {error}")
+            report_fusion(report, place.bundle, place.engines(name))
     return place.engines(name)

@@ -15,6 +15,7 @@ from latentrt.runtime.backends.trt.library import TRT_BACKENDS
 from latentrt.runtime.bundle.bundle import Bundle
 from latentrt.runtime.cli.main import main
 
+from .fusion import report_fusion
 from .places import Place
 from .report import Report
 
@@ -59,6 +60,7 @@ def run(place: Place, report: Report, pixels: int = 512, batches: tuple[int, ...
                 timed(report, f"{backend} engines", partial(command, "build", bundle, *words))
             except RuntimeError as error:
                 report.note(f"{backend}: {error}")
+            report_fusion(report, bundle, engines)
 
 
 def timed(report: Report, name: str, work: Callable[[], object]) -> None:

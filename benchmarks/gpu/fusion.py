@@ -1,0 +1,20 @@
+"""What the engines of a folder fuse, as figures of a report."""
+
+from pathlib import Path
+
+from latentrt.export.build.inspection import inspect_engines
+from latentrt.runtime.errors import InputError, LatentRTError
+
+from .report import Report
+
+
+def report_fusion(report: Report, bundle: Path, engines: Path) -> None:
+    """A figure for each TensorRT engine in the folder: its layers, and what of its graph is in one kernel."""
+    try:
+        for one in inspect_engines(bundle, engines=engines):
+            name, _, text = str(one).partition(": ")
+            report.figure(f"{one.record.backend} engine of {name}", text)
+    except InputError:
+        return  # no engine was built, which the caller has noted
+    except LatentRTError as error:
+        report.note(f"the engines' kernels are not known: {error}")
