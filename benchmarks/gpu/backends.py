@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latentrt.export.build.trt_builder import BuildOptions
+from latentrt.export.build.trt_options import BuildOptions
 from latentrt.runtime import Pipeline
 from latentrt.runtime.backends.trt.library import TRT_BACKENDS
 from latentrt.runtime.request import CallOptions

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common.random_lora import random_lora
-from latentrt.export.build.trt_builder import BuildOptions
+from latentrt.export.build.trt_options import BuildOptions
 from latentrt.runtime import Pipeline
 from latentrt.runtime.goldens import relative_error
 from latentrt.runtime.request import CallOptions

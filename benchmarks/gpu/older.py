@@ -14,7 +14,7 @@ from unittest import mock
 
 import numpy as np
 
-from latentrt.export.build.trt_builder import BuildOptions
+from latentrt.export.build.trt_options import BuildOptions
 from latentrt.runtime import Pipeline
 from latentrt.runtime.backends.trt.library import TrtLibrary
 from latentrt.runtime.gpu.device import visible_devices

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from latentrt.export.build.profiles import buckets_from_options
-from latentrt.export.build.trt_builder import BuildOptions
 from latentrt.export.build.trt_engines import build_engines
+from latentrt.export.build.trt_options import BuildOptions
 from latentrt.runtime import Pipeline
 from latentrt.runtime.backends.trt.library import TRT_BACKENDS
 from latentrt.runtime.pipeline import embedded_bundle

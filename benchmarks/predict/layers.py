@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx
 
-from benchmarks.common.onnx_cost import Tensors
+from latentrt.export.build.onnx_cost import Tensors
 from latentrt.runtime import Bundle
 
 

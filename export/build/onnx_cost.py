@@ -53,7 +53,7 @@ def cost_of(file: Path, sizes: Mapping[str, int]) -> Cost:
         ValueError: a symbol has no size, or the file lacks a shape of a counted operator.
     """
     graph = onnx.load(file, load_external_data=False).graph
-    tensors = _Tensors(graph, sizes)
+    tensors = Tensors(graph, sizes)
     flops: dict[str, int] = {}
     activations = 0
     for node, count in _counted(graph, tensors):
@@ -65,10 +65,10 @@ def cost_of(file: Path, sizes: Mapping[str, int]) -> Cost:
 
 def node_flops(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> dict[str, int]:
     """The floating-point operations of each counted node, by its name; `sizes` and errors as in `cost_of`."""
-    return {node.name: count for node, count in _counted(graph, _Tensors(graph, sizes))}
+    return {node.name: count for node, count in _counted(graph, Tensors(graph, sizes))}
 
 
-def _counted(graph: onnx.GraphProto, tensors: _Tensors) -> Iterator[tuple[onnx.NodeProto, int]]:
+def _counted(graph: onnx.GraphProto, tensors: Tensors) -> Iterator[tuple[onnx.NodeProto, int]]:
     for node in graph.node:
         if node.op_type in FLOPS:
             shapes = [tensors.shape(name) if name else () for name in node.input]
@@ -99,7 +99,7 @@ def _attention(inputs: list[Shape], output: Shape, attributes: Mapping[str, Any]
 FLOPS = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "Attention": _attention}
 
 
-class _Tensors:
+class Tensors:
     """Shapes and bytes of a graph's tensors at given sizes."""
 
     def __init__(self, graph: onnx.GraphProto, sizes: Mapping[str, int]) -> None:
@@ -109,20 +109,25 @@ class _Tensors:
         self._values = {
             value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)
         }
-        self._weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+        self._weights = {tensor.name: tensor for tensor in graph.initializer}
 
     def computed(self, name: str) -> bool:
+        """Whether a tensor is no initializer."""
         return bool(name) and name not in self._weights
 
     def shape(self, name: str) -> Shape:
+        """The shape of a tensor; `ValueError` if the file has none."""
         if name in self._weights:
-            return self._weights[name]
+            return tuple(self._weights[name].dims)
         if name not in self._values:
             raise ValueError(f"the file has no shape for {name!r}: export it again")
         dims = self._values[name].shape.dim
         return tuple(d.dim_value if not d.dim_param else evaluated(d.dim_param, self._sizes) for d in dims)
 
     def bytes(self, name: str) -> int:
+        """The bytes of a tensor."""
+        if name in self._weights:
+            return _stored_bytes(self._weights[name])
         kind = onnx.helper.tensor_dtype_to_np_dtype(self._values[name].elem_type)
         return math.prod(self.shape(name)) * int(kind.itemsize)
 

@@ -66,7 +66,7 @@ def failed(report: Report) -> list[str]:
 def test_every_part_is_here() -> None:
     assert {path.stem for path in (ROOT / "benchmarks" / "gpu").glob("*.py")} == {
         *gpu_main.PARTS,
-        *("__init__", "__main__", "light", "places", "report", "runner", "slim", "wheels"),
+        *("__init__", "__main__", "fusion", "light", "places", "report", "runner", "slim", "wheels"),
     }
 
 
