@@ -84,7 +84,10 @@ def _inspected(bundle: Bundle, listed: EngineList, record: EngineRecord) -> Insp
         return Inspected(record, None, "its layers were not recorded; build it again")
     if (reason := outdated(record, bundle.manifest)) is not None:
         return Inspected(record, None, reason)
-    return Inspected(record, _fusion(bundle, record, read_layers(path)))
+    try:
+        return Inspected(record, _fusion(bundle, record, read_layers(path)))
+    except ValueError as error:  # a graph without shapes, or with symbols that are not in the profile
+        return Inspected(record, None, f"the operations of its graph cannot be counted: {error}")
 
 
 def _fusion(bundle: Bundle, record: EngineRecord, layers: Sequence[Layer]) -> Fusion:
@@ -97,4 +100,7 @@ def _fusion(bundle: Bundle, record: EngineRecord, layers: Sequence[Layer]) -> Fu
         raise BackendError(f"engines are compared with their graphs by onnx ({error}): pip install onnx") from error
     graph = onnx.load(bundle.file(bundle.graph(record.graph).file), load_external_data=False).graph
     sizes = {symbol: span[1] for symbol, span in record.profile.items()}
+    if "h" in sizes:  # inside of `vae_encoder`, shapes are in pixels
+        pixels = bundle.manifest.model.vae_scale_factor
+        sizes |= {"H": sizes["h"] * pixels, "W": sizes["w"] * pixels}
     return fusion_of(layers, fusible_parts(graph), node_flops(graph, sizes))

@@ -159,6 +159,24 @@ def test_a_real_engine(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["verify", str(bundle), "--hashes-only"]) == 0
 
 
+def test_every_graph_can_be_inspected(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Operations are counted at the sizes of each profile: the encoder's convolutions at those of pixels."""
+    with machine() as gpu:
+        gpu.build(bundle, "tensorrt", {"height": ["96"], "width": ["64:128:192"]})
+    assert main(["inspect", str(bundle), "--json"]) == 0
+    found = {one["engine"]["graph"]: one for one in json.loads(capsys.readouterr().out)}
+    assert found.keys() == Bundle.open(bundle).manifest.graphs.keys()
+    assert {name: one["problem"] for name, one in found.items()} == dict.fromkeys(found)
+    pixels = 96 * 128
+    graph = onnx.load(bundle / "vae_encoder.onnx", load_external_data=False).graph
+    node = next(node for node in graph.node if node.op_type == "Conv")
+    stored = {cast.output[0]: cast.input[0] for cast in graph.node if cast.op_type == "Cast"}
+    weight = stored.get(node.input[1], node.input[1])
+    shape = next(tensor.dims for tensor in graph.initializer if tensor.name == weight)
+    counted = {node: row["flops"] for row in found["vae_encoder"]["fusion"]["rows"] for node in row["nodes"]}
+    assert counted[node.name] == 2 * pixels * np.prod(shape)
+
+
 def test_layers_go_with_their_engine(bundle: Path) -> None:
     with machine() as gpu:
         (first,) = gpu.build(bundle, "tensorrt", graphs=["blend"])
