@@ -84,8 +84,9 @@ def _inspected(bundle: Bundle, listed: EngineList, record: EngineRecord) -> Insp
         return Inspected(record, None, "its layers were not recorded; build it again")
     if (reason := outdated(record, bundle.manifest)) is not None:
         return Inspected(record, None, reason)
+    layers = read_layers(path)
     try:
-        return Inspected(record, _fusion(bundle, record, read_layers(path)))
+        return Inspected(record, _fusion(bundle, record, layers))
     except ValueError as error:  # a graph without shapes, or with symbols that are not in the profile
         return Inspected(record, None, f"the operations of its graph cannot be counted: {error}")
 
