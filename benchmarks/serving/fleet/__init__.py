@@ -1,0 +1,1 @@
+"""A fleet of servers in virtual time: latency, refusals and cost by the number of replicas."""
