@@ -63,11 +63,11 @@ def same(one: Outcome, other: Outcome) -> bool:
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_equal_seeds_have_equal_outcomes(router: str) -> None:
-    first, again = (simulate(TIMES, trace("bursts", 15.0, 20, 5), 4, router, seed=5) for _ in range(2))
+    first, again = (simulate(TIMES, trace("bursts", 15.0, 8, 5), 4, router, seed=5) for _ in range(2))
     assert same(first, again)
     if router != "round robin":
-        assert not same(first, simulate(TIMES, trace("bursts", 15.0, 20, 5), 4, router, seed=6))
-    assert not same(first, simulate(TIMES, trace("bursts", 15.0, 20, 6), 4, router, seed=5))
+        assert not same(first, simulate(TIMES, trace("bursts", 15.0, 8, 5), 4, router, seed=6))
+    assert not same(first, simulate(TIMES, trace("bursts", 15.0, 8, 6), 4, router, seed=5))
 
 
 def test_one_replica_is_the_dispatchers_own_simulation() -> None:
@@ -130,8 +130,9 @@ def test_least_work_is_nearly_one_line_for_all() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", [104_729])
 def test_least_work_is_no_worse_than_random(kind: str, seed: int) -> None:
-    jobs = trace(kind, 8 * 0.8 / TIMES.image_seconds(20), 50, seed)
-    found = {router: simulate(TIMES, jobs, 8, router, seed=seed) for router in ROUTERS}
+    jobs = trace(kind, 8 * 0.8 / TIMES.image_seconds(20), 30, seed)
+    routers = ("random", "two choices", "least work")
+    found = {router: simulate(TIMES, jobs, 8, router, seed=seed) for router in routers}
     p99 = {router: np.nanpercentile(outcome.latency, 99) for router, outcome in found.items()}
     assert p99["least work"] <= p99["random"]
     assert found["least work"].refused.mean() <= found["random"].refused.mean() + 0.002
@@ -215,7 +216,7 @@ def test_the_command_writes_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "Plan", lambda **given: study.Plan(**given, replicas=(1, 2), around=(4, 32)))
-    monkeypatch.setattr("sys.argv", ["fleet", "--seconds", "4", "--seed", "7", "--out", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["fleet", "--seconds", "3", "--seed", "7", "--out", str(tmp_path)])
     assert command.main() == 0
     document = json.loads((tmp_path / "fleet-shapes.json").read_text())
     assert document == json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -225,7 +226,7 @@ def test_the_command_writes_what_it_says(
     assert ample["cost"] > short["cost"]
     least = call_times("shapes").image_seconds(20) / 3.6  # of a thousand images in full batches, at 1 an hour
     assert all(run["cost"] >= least for run in document["results"])
-    assert short["cost"] == pytest.approx(least, rel=0.1)
+    assert short["cost"] == pytest.approx(least, rel=0.2)  # the last batches are not full
     assert "| 2 | " in (tmp_path / "fleet-shapes.md").read_text()
     assert (tmp_path / "fleet-shapes.png").stat().st_size > 10_000
 
