@@ -10,7 +10,7 @@ import pytest
 from support.exports import ROOT
 
 # Every room may import these files of the runtime.
-SHARED = {"runtime.errors", "runtime.files", "runtime.arrays", "runtime.limits", "runtime.locks"}
+SHARED = {"runtime.errors", "runtime.files", "runtime.in_place", "runtime.arrays", "runtime.limits", "runtime.locks"}
 NUMPY = {"numpy"}
 PICTURES = {"PIL"}
 SAFETENSORS = {"safetensors"}
@@ -55,13 +55,12 @@ ROOMS: dict[str, set[str]] = {
     # The embedded model has CLIP's tokenizer; the defaults of schedulers' classes decide what pipelines mend.
     "export.checkpoint": {"runtime.bundle", "runtime.scheduler", "runtime.weights", "engines"},
     "export.graphs": {"export.checkpoint", "runtime.bundle", "runtime.scheduler"},
-    "export.build": {"export.in_place", "runtime.backends", "runtime.bundle", "runtime.gpu"},
+    "export.build": {"runtime.backends", "runtime.bundle", "runtime.gpu"},
     **{
         room: {
             *("export.checkpoint", "export.graphs", "export.write", "export.goldens", "export.latent_rgb"),
             *(
                 "export.model_facts",
-                "export.in_place",
                 "runtime.bundle",
                 "runtime.latents",
                 "runtime.scheduler",
@@ -71,8 +70,7 @@ ROOMS: dict[str, set[str]] = {
         }
         for room in ("export.write", "export.parity", "export.goldens", "export.latent_rgb", "export.model_facts")
     },
-    "export.in_place": set(),
-    "export.parity_child": {"export.in_place", "export.parity"},
+    "export.parity_child": {"export.parity"},
     "export.cli": {"export.checkpoint", "export.write", "runtime.bundle", "runtime.weights"},
     "export": set(),
     "engines": set(),
