@@ -109,8 +109,14 @@ ROOMS: dict[str, set[str]] = {
         *("serve.dispatcher", "serve.http", "serve.http.webui", "serve.jobs", "serve.messages", "serve.metrics"),
         *("serve.served_model", "serve.server", "serve.settings", "serve.worker"),
     },
+    "serve.extra": set(),
+    "serve.triton": {
+        *("serve.extra", "serve.http", "serve.logs", "serve.messages", "serve.served_model", "serve.service"),
+        *("serve.settings", "serve.wiring", "serve.worker"),
+    },
     "serve.cli": {
-        *("serve.http", "serve.logs", "serve.metrics", "serve.server", "serve.settings", "serve.wiring"),
+        *("serve.extra", "serve.http", "serve.logs", "serve.metrics", "serve.server", "serve.settings"),
+        "serve.wiring",
     },
 }
 # Room -> libraries that it may import, besides the standard library; imports inside of functions count too.
@@ -140,6 +146,7 @@ LIBRARIES: dict[str, set[str]] = {
     "serve.wiring": {"fastapi"},
     "serve.server": {"uvicorn"},
     "serve.sockets": {"h11", "uvicorn"},
+    "serve.triton": NUMPY | {"triton_python_backend_utils"},
 }
 # What a room must not import although the table above lets it see a part of it.
 NEVER: dict[str, set[str]] = {
