@@ -71,8 +71,19 @@ def write_models(models: Sequence[ModelFolder], repository: Path, *, overwrite: 
             (new / VERSION).mkdir()
             (new / VERSION / "model.py").write_text(MODEL, encoding="utf-8")
             if model.copy and model.bundle is not None:
-                shutil.copytree(model.bundle, new / VERSION / BUNDLE)
+                _copy(model.bundle, new / VERSION / BUNDLE)
     return folders
+
+
+def _copy(bundle: Path, target: Path) -> None:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, _, names in os.walk(bundle, onerror=fail, followlinks=True):
+        place = target / Path(folder).relative_to(bundle)
+        place.mkdir()
+        for name in names:
+            shutil.copyfile(Path(folder, name), place / name)
 
 
 def _require_free(folder: Path, overwrite: bool) -> None:
