@@ -98,7 +98,9 @@ class Instance:
         self._end()
 
     async def _stop(self) -> None:
-        await self._fleet.stop(self._drain_seconds)
+        if self._answers:
+            await asyncio.wait(self._answers, timeout=self._drain_seconds)
+        await self._fleet.stop(0)
         await asyncio.gather(*self._answers, return_exceptions=True)
 
     def _end(self) -> None:
