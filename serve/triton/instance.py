@@ -25,6 +25,7 @@ from .calls import Face, Received, Sender
 from .errors import TritonError, triton_error
 
 logger = logging.getLogger(__name__)
+_LAST = 1.0  # seconds, for what is left when a model is unloaded
 Fail = Callable[[TritonError], None]
 
 
@@ -100,7 +101,7 @@ class Instance:
     async def _stop(self) -> None:
         if self._answers:
             await asyncio.wait(self._answers, timeout=self._drain_seconds)
-        await self._fleet.stop(0)
+        await self._fleet.stop(_LAST)
         await asyncio.gather(*self._answers, return_exceptions=True)
 
     def _end(self) -> None:
