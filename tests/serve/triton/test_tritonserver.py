@@ -4,9 +4,13 @@ import base64
 import io
 import json
 import queue
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +19,7 @@ import pytest
 import tritonclient.grpc as grpc
 import tritonclient.http as http
 from PIL import Image
+from support.exports import ROOT
 from support.kserve import tensor, wanted
 from support.tritonserver import TritonServer, environment, triton_server
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
@@ -162,6 +167,31 @@ def test_progress_over_http_as_server_sent_events(server: TritonServer, pipe: Pi
     assert [event["progress"] for event in events[:-1]][-1] == [0, 5, 5]
     with Image.open(io.BytesIO(base64.b64decode(events[-1]["image"]))) as picture:
         assert np.array_equal(np.asarray(picture)[None], drawn(pipe, TEXTS[1]))
+
+
+def from_docs(language: str, start: str, server: TritonServer) -> str:
+    """Code of docs/triton.md, for this server."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "triton.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if block.startswith(start)]
+    return code.replace("127.0.0.1:8001", server.grpc).replace("127.0.0.1:8000", server.http).replace("sd15", "shapes")
+
+
+def test_the_client_of_the_docs(server: TritonServer, tmp_path: Path, pipe: Pipeline) -> None:
+    (tmp_path / "client.py").write_text(from_docs("python", "import base64", server))
+    command = [sys.executable, "client.py"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=100).stdout
+    assert re.search(r"^picture 0: 20 of 20$", told, re.MULTILINE)
+    assert re.search(r"^\d{3,} characters of a preview$", told, re.MULTILINE)
+    with Image.open(tmp_path / "star.png") as picture:
+        assert np.array_equal(np.asarray(picture), pipe("a large red star", **SIZE, seed=7, output_type="np").images[0])
+
+
+def test_curl_as_in_the_docs(server: TritonServer) -> None:
+    command = ["bash", "-c", from_docs("sh", "curl", server)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
+    events = [json.loads(line.removeprefix("data: ")) for line in told.splitlines() if line]
+    assert "preview" in {name for event in events for name in event}
+    assert "image" in events[-1]
 
 
 def test_metadata_is_that_of_the_config(server: TritonServer) -> None:
