@@ -216,33 +216,40 @@ def test_two_clients_are_drawn_together(server: TritonServer, pipe: Pipeline) ->
 
 
 def test_a_cancelled_request_leaves_the_queue(server: TritonServer) -> None:
-    client = grpc.InferenceServerClient(server.grpc)
-    ended = threading.Event()
-    call = client.async_infer("once", tensors(prompt=TEXTS[0], **ENDLESS), lambda **_: ended.set())
-    drawn_when_there_is_room(server, call.cancel)
+    client, calls = grpc.InferenceServerClient(server.grpc), []
+
+    def begin() -> bool:
+        """Whether the call has its place: it may have come after the other request, and been refused itself."""
+        if not calls or calls[-1][1].is_set():
+            ended = threading.Event()
+            call = client.async_infer("once", tensors(prompt=TEXTS[0], **ENDLESS), lambda **_: ended.set())
+            calls.append((call, ended))
+        return "[server_busy, 429; again after" in refusal(server, "once")
+
+    until(begin)
+    call, ended = calls[-1]
+    assert not ended.is_set()
+    call.cancel()
+    until(lambda: not refusal(server, "once"))
     assert ended.wait(60)
 
 
 def test_a_closed_stream_leaves_the_queue(server: TritonServer) -> None:
     stream = Stream(server, "progress", prompt=TEXTS[0], **ENDLESS)
     stream.next()
-    drawn_when_there_is_room(server, stream.leave, model="shapes")
+    assert "[server_busy, 429; again after" in refusal(server, "shapes")
+    stream.leave()
+    until(lambda: not refusal(server, "shapes"))
 
 
-def drawn_when_there_is_room(server: TritonServer, leave: Callable[[], None], model: str = "once") -> None:
-    """A request is refused until another one, which takes minutes, is cancelled."""
-
-    def refusal() -> str:
-        try:
-            answer = Stream(server, "seed", model=model, prompt=TEXTS[1], **FILLS).all()[-1]
-        except InferenceServerException as error:
-            return str(error)
-        assert len(answer.as_numpy("seed")) == 100
-        return ""
-
-    until(lambda: "[server_busy, 429; again after" in refusal())  # the other one has been accepted
-    leave()
-    until(lambda: not refusal())
+def refusal(server: TritonServer, model: str) -> str:
+    """Why a request that fills the queue is refused; "" where it is drawn."""
+    try:
+        answer = Stream(server, "seed", model=model, prompt=TEXTS[1], **FILLS).all()[-1]
+    except InferenceServerException as error:
+        return str(error)
+    assert len(answer.as_numpy("seed")) == 100
+    return ""
 
 
 def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
