@@ -4,6 +4,7 @@ https://github.com/triton-inference-server/python_backend
 """
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,20 +56,23 @@ class TritonPythonModel:
 
 
 class _Sender:
-    """See `Sender`."""
+    """See `Sender`. A request that is cancelled just when its last response is sent has only one of the two ends."""
 
     def __init__(self, sender: Any) -> None:
-        self._sender = sender
+        self._sender, self._lock, self._ended = sender, threading.Lock(), False
 
     def send(self, outputs: Sequence[Given], *, final: bool) -> None:
-        response = pb_utils.InferenceResponse([_tensor(output) for output in outputs])
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+        self._send(pb_utils.InferenceResponse([_tensor(output) for output in outputs]), final=final)
 
     def fail(self, error: TritonError) -> None:
-        response = pb_utils.InferenceResponse(
-            error=pb_utils.TritonError(error.text, getattr(pb_utils.TritonError, error.code))
-        )
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        code = getattr(pb_utils.TritonError, error.code)
+        self._send(pb_utils.InferenceResponse(error=pb_utils.TritonError(error.text, code)), final=True)
+
+    def _send(self, response: Any, *, final: bool) -> None:
+        with self._lock:
+            if not self._ended:
+                self._ended = final
+                self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
 
     def is_cancelled(self) -> bool:
         return bool(self._sender.is_cancelled())

@@ -53,10 +53,10 @@ class Received:
 
 
 class Sender(Protocol):
-    """Where the responses of a request go. Used from several threads, from one at a time."""
+    """Where the responses of a request go. Thread-safe."""
 
     def send(self, outputs: Sequence[Given], *, final: bool) -> None:
-        """Send a response; after the final one nothing more."""
+        """Send a response; ignored after the final one."""
 
     def is_cancelled(self) -> bool:
         """Whether the client does not want it any more."""

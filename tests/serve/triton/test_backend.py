@@ -20,9 +20,12 @@ from support.triton_modules import TritonError, TritonModelException, module, re
 from tritonclient.grpc import model_config_pb2
 
 from latentrt.runtime import Pipeline
+from latentrt.runtime.errors import InputError
 from latentrt.runtime.pipeline import embedded_bundle
+from latentrt.serve.http.kserve.envelope import Given
 from latentrt.serve.messages import Called
 from latentrt.serve.triton.config import model_config
+from latentrt.serve.triton.errors import triton_error
 from latentrt.serve.worker.inline import InlineWorker
 from latentrt.serve.worker.wire import ChildConfig
 from latentrt.serve.worker.worker import Watchers, Worker
@@ -216,6 +219,18 @@ def test_a_model_that_cannot_be_loaded_says_why(backend: ModuleType, parameters:
     with pytest.raises(TritonModelException, match=message):
         backend.TritonPythonModel().initialize(arguments(parameters))
     assert not [one for one in threading.enumerate() if one not in threads and one.name == "answers"]
+
+
+def test_a_request_has_one_end(backend: ModuleType) -> None:
+    """Also where it is cancelled just when its last response is sent; Triton would refuse a second one."""
+    asked = request("seed", prompt="a star")
+    sender = backend._Sender(asked)
+    seeds = Given("seed", "INT64", np.array([7]), True)
+    sender.send([seeds], final=True)
+    sender.fail(triton_error(InputError("too late")))
+    sender.send([seeds], final=False)
+    assert asked.error is None
+    assert [one["seed"].tolist() for one in asked.responses] == [[7]]
 
 
 @pytest.mark.parametrize(("kind", "device"), [("CPU", "cpu"), ("GPU", "cuda:3"), ("MODEL", None)])
