@@ -6,7 +6,7 @@ from typing import Any
 
 from latentrt.runtime.errors import InputError
 from latentrt.serve.extra import require_extra
-from latentrt.serve.settings import Resolved, add_setting_flags, given_flags, resolve
+from latentrt.serve.settings import add_setting_flags, given_flags, resolve
 
 from .parameters import FORWARDED, forwarded
 
@@ -27,9 +27,7 @@ def add_parser(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "models", nargs="*", metavar="BUNDLE", help="folder of a bundle, or NAME=FOLDER; default: the embedded model"
-    )
+    parser.add_argument("models", nargs="+", metavar="BUNDLE", help="folder of a bundle, or NAME=FOLDER")
     parser.add_argument("repository", type=Path, metavar="REPOSITORY", help="folder to write into; made if need be")
     parser.add_argument("--name", help="name of the model, where there is one; default: that of its folder")
     parser.add_argument(
@@ -52,28 +50,21 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.models = [f"{arguments.name}={arguments.models[0]}"]
     resolved = resolve(given_flags(arguments), {})
     require_extra("triton")
+    from latentrt.serve.wiring import models_of
+
     from .repository import ModelFolder, write_models
 
-    models = _checked_bundles(resolved)
     folders = [
         ModelFolder(
             name=name,
-            bundle=bundle,
+            bundle=model.bundle.path,
             devices=resolved.settings.devices,
             progress=arguments.progress,
             settings=forwarded(resolved),
             copy=arguments.copy,
         )
-        for name, bundle in models.items()
+        for name, model in models_of(resolved.settings).items()
     ]
     for folder in write_models(folders, arguments.repository, overwrite=arguments.overwrite):
         print(folder)
     return 0
-
-
-def _checked_bundles(resolved: Resolved) -> dict[str, Path | None]:
-    """The bundles by name, each opened once. Raises `BundleError`, `InputError`."""
-    from latentrt.serve.wiring import models_of
-
-    models_of(resolved.settings)
-    return {model.name: model.path for model in resolved.settings.models}

@@ -10,7 +10,7 @@ from typing import Any
 from latentrt.runtime.errors import InputError, unknown
 from latentrt.serve.settings import Resolved, Settings, resolve, shown_value
 
-BUNDLE = "bundle"  # a relative folder is of the version's folder; without, the embedded bundle
+BUNDLE = "bundle"  # a relative folder is of the version's folder
 # Settings of the server that hold inside of Triton, too; `devices` are instance groups there.
 FORWARDED = (
     *("backend", "engines", "trust_engines", "sizes", "loras"),
@@ -37,10 +37,10 @@ def settings_of(model: str, parameters: Mapping[str, str], folder: Path) -> Sett
         folder: of its version.
     """
     values: dict[str, Any] = {name: text for name, text in parameters.items() if not name.isupper()}
-    bundle = values.pop(BUNDLE, None)
+    if not (bundle := values.pop(BUNDLE, None)):
+        raise InputError(f"config.pbtxt: the parameter {BUNDLE} is missing: expected the folder of the model's bundle")
     for name in values:
         if name not in FORWARDED:
             raise InputError(f"config.pbtxt: {unknown('parameter', name, [BUNDLE, *FORWARDED])}")
-    if bundle:
-        values["models"] = [f"{model}={folder / bundle}"]
+    values["models"] = [f"{model}={folder / bundle}"]
     return resolve(values, {}).settings

@@ -33,14 +33,14 @@ class ModelFolder:
 
     Attributes:
         name: of the model at Triton.
-        bundle: its folder; None is the embedded one, wherever the model runs.
+        bundle: its folder.
         devices, progress: as for `model_config`.
         settings: of the server, as text by key.
         copy: the bundle is copied into the model's folder, instead of named by its absolute path.
     """
 
     name: str
-    bundle: Path | None
+    bundle: Path
     devices: Sequence[str] = ()
     progress: bool = True
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -48,10 +48,8 @@ class ModelFolder:
 
     def config(self) -> str:
         """The text of `config.pbtxt`. Raises `InputError`."""
-        parameters = dict(self.settings)
-        if self.bundle is not None:
-            parameters[BUNDLE] = BUNDLE if self.copy else str(self.bundle.absolute())
-        return model_config(self.devices, parameters, progress=self.progress)
+        bundle = BUNDLE if self.copy else str(self.bundle.absolute())
+        return model_config(self.devices, {**self.settings, BUNDLE: bundle}, progress=self.progress)
 
 
 def write_models(models: Sequence[ModelFolder], repository: Path, *, overwrite: bool = False) -> list[Path]:
@@ -70,7 +68,7 @@ def write_models(models: Sequence[ModelFolder], repository: Path, *, overwrite: 
             (new / "config.pbtxt").write_text(config, encoding="utf-8")
             (new / VERSION).mkdir()
             (new / VERSION / "model.py").write_text(MODEL, encoding="utf-8")
-            if model.copy and model.bundle is not None:
+            if model.copy:
                 _copy(model.bundle, new / VERSION / BUNDLE)
     return folders
 

@@ -34,7 +34,14 @@ TEXTS = ["a small green star", "a yellow circle"]
 OPTIONS: dict[str, Any] = {"num_inference_steps": 4, "scheduler": "euler_a", "seed": 21, "guidance_scale": 2.7}
 SIZE = {"width": 96, "height": 64}
 ALL = ("image", "pixels", "seed", "progress", "preview")
-PARAMETERS = {"lazy": "true", "backend": "onnxruntime", "sizes": "96x64", "batch": "2", "drain_seconds": "30"}
+PARAMETERS = {
+    "bundle": str(embedded_bundle()),
+    "lazy": "true",
+    "backend": "onnxruntime",
+    "sizes": "96x64",
+    "batch": "2",
+    "drain_seconds": "30",
+}
 calls: list[Called] = []
 
 
@@ -194,7 +201,7 @@ def test_a_client_that_names_no_outputs_may_want_a_jpeg(model: Any) -> None:
 
 def test_one_response_where_there_is_no_progress(backend: ModuleType, pipe: Pipeline) -> None:
     model = backend.TritonPythonModel()
-    model.initialize(arguments(PARAMETERS | {"bundle": str(embedded_bundle())}, progress=False))
+    model.initialize(arguments(PARAMETERS, progress=False))
     asked = request("image", "pixels", "seed", prompt=TEXTS[0], **OPTIONS)
     more = request("image", prompt="a star", parameters={"previews": 1})
     model.execute([asked, more])
@@ -210,7 +217,7 @@ def test_one_response_where_there_is_no_progress(backend: ModuleType, pipe: Pipe
     ("parameters", "message"),
     [
         ({"bundle": "bundle"}, "/models/shapes/1/bundle is not a folder"),
-        ({"max_wiat": "1"}, "config.pbtxt: unknown parameter 'max_wiat'"),
+        ({"bundle": "b", "max_wiat": "1"}, "config.pbtxt: unknown parameter 'max_wiat'"),
         ({**PARAMETERS, "backend": "tensorrt"}, "tensorrt"),
     ],
 )

@@ -44,10 +44,11 @@ def test_the_model_is_nothing_but_an_import(tmp_path: Path) -> None:
     assert len(text.splitlines()) == 5
 
 
-def test_the_embedded_model_is_that_of_where_it_runs(tmp_path: Path) -> None:
-    assert main(["triton", str(tmp_path)]) == 0
-    assert parameters(tmp_path / "shapes") == {}
-    assert settings_of("anything", {}, tmp_path).models[0].path is None
+def test_a_forgotten_repository_is_not_the_last_bundle(tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(SHAPES, tmp_path / "bundle"))
+    with pytest.raises(SystemExit):
+        main(["triton", str(bundle)])
+    assert files(bundle) == files(SHAPES)
 
 
 def test_a_copied_bundle_moves_with_its_model(tmp_path: Path) -> None:
@@ -91,23 +92,24 @@ def test_every_forwarded_setting_is_one() -> None:
     [
         ({"max_wiat": "3"}, "config.pbtxt: unknown parameter 'max_wiat'; did you mean 'max_wait'"),
         ({"port": "80"}, "unknown parameter 'port'"),
+        ({"bundle": ""}, "the parameter bundle is missing: expected the folder"),
         ({"max_wait": "soon"}, "max-wait='soon': expected a time such as"),
     ],
 )
 def test_a_changed_config_is_checked(given: dict[str, str], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        settings_of("m", given, tmp_path)
+        settings_of("m", {"bundle": "b", **given}, tmp_path)
 
 
 def test_tritons_own_parameters_are_left_to_it(tmp_path: Path) -> None:
-    assert settings_of("m", {"EXECUTION_ENV_PATH": "/env"}, tmp_path) == settings_of("m", {}, tmp_path)
+    own = {"bundle": "b", "EXECUTION_ENV_PATH": "/env"}
+    assert settings_of("m", own, tmp_path) == settings_of("m", {"bundle": "b"}, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--name", "a"], "--name a is for one bundle: NAME=FOLDER names each of several"),
-        (["--name", "c", "a=x", "b=y"], "is for one bundle"),
+        (["--name", "c", "a=x", "b=y"], "--name c is for one bundle: NAME=FOLDER names each of several"),
         ([f"a={SHAPES}", f"a={SHAPES}"], "two models are called 'a'"),
         (["nowhere"], "nowhere"),
         (["--devices", "tpu", str(SHAPES)], "--devices='tpu': expected devices such as cpu or cuda:0"),
@@ -173,5 +175,5 @@ def test_the_command_tells_what_is_missing_without_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("latentrt.serve.extra.find_spec", lambda name: None if name == "fastapi" else name)
-    assert main(["triton", str(tmp_path / "out")]) == 1
+    assert main(["triton", str(SHAPES), str(tmp_path / "out")]) == 1
     assert "fastapi not found: `latentrt triton` needs pip install 'latentrt[serve]'" in capsys.readouterr().err

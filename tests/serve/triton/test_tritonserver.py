@@ -46,7 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
     """The model "shapes", which tells progress, and "once", which does not and has its bundle beside it."""
     folder = tmp_path_factory.mktemp("triton")
     repository = str(folder / "models")
-    assert main(["triton", repository, *FLAGS]) == 0
+    assert main(["triton", str(embedded_bundle()), repository, *FLAGS]) == 0
     assert main(["triton", f"once={embedded_bundle()}", repository, *FLAGS, "--no-progress", "--copy"]) == 0
     assert pytestconfig.cache is not None
     made = environment(pytestconfig.cache.mkdir("tritonserver"))
