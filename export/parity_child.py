@@ -3,7 +3,7 @@
 import logging
 import sys
 
-from .in_place import end_with_parent
+from latentrt.runtime.in_place import end_with_parent
 
 if __name__ == "__main__":
     end_with_parent(int(sys.argv[1]))

@@ -39,9 +39,9 @@ from latentrt.runtime.bundle import Bundle, manifest
 from latentrt.runtime.bundle.strict_json import decode, encode
 from latentrt.runtime.errors import ExportError, ParityError
 from latentrt.runtime.files import sha256_of_file
+from latentrt.runtime.in_place import clear_leftovers, folder_put_in_place
 
 from .goldens import Findings
-from .in_place import clear_leftovers, folder_put_in_place
 from .model_facts import defaults_of, golden_scheduler, model_of
 
 logger = logging.getLogger(__name__)

@@ -5,11 +5,12 @@ import asyncio
 import logging
 import os
 from contextlib import suppress
-from importlib.util import find_spec
 from typing import Any
 
-from latentrt.runtime.errors import BackendError, InputError
+from latentrt.runtime.errors import InputError
 from latentrt.serve.settings import SETTINGS, Resolved, add_flags, given_flags, resolve, shown_value
+
+from .extra import require_extra
 
 EXAMPLES = """examples:
   latentrt serve                                             # the embedded model, on http://127.0.0.1:8000
@@ -24,8 +25,6 @@ A flag is stronger than the variable LATENTRT_SERVE_NAME, which is stronger than
   name = "sd15"
   path = "engines/sd15"      # also: backend, engines, trust_engines, sizes, loras
 """
-# Modules of the extra `serve`.
-_NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
 
 
 def add_parser(commands: Any) -> None:
@@ -48,16 +47,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.print_settings:
         _print_settings(resolved)
         return 0
-    _require_extra()
+    require_extra("serve")
     if arguments.new_key is not None:
         return _print_new_key(resolved, arguments.new_key)
     return _serve(resolved, verbose=arguments.verbose)
-
-
-def _require_extra() -> None:
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise BackendError(f"{', '.join(missing)} not found: `latentrt serve` needs pip install 'latentrt[serve]'")
 
 
 def _print_settings(resolved: Resolved) -> None:

@@ -10,7 +10,7 @@ import pytest
 from support.exports import ROOT
 
 # Every room may import these files of the runtime.
-SHARED = {"runtime.errors", "runtime.files", "runtime.arrays", "runtime.limits", "runtime.locks"}
+SHARED = {"runtime.errors", "runtime.files", "runtime.in_place", "runtime.arrays", "runtime.limits", "runtime.locks"}
 NUMPY = {"numpy"}
 PICTURES = {"PIL"}
 SAFETENSORS = {"safetensors"}
@@ -55,13 +55,12 @@ ROOMS: dict[str, set[str]] = {
     # The embedded model has CLIP's tokenizer; the defaults of schedulers' classes decide what pipelines mend.
     "export.checkpoint": {"runtime.bundle", "runtime.scheduler", "runtime.weights", "engines"},
     "export.graphs": {"export.checkpoint", "runtime.bundle", "runtime.scheduler"},
-    "export.build": {"export.in_place", "runtime.backends", "runtime.bundle", "runtime.gpu"},
+    "export.build": {"runtime.backends", "runtime.bundle", "runtime.gpu"},
     **{
         room: {
             *("export.checkpoint", "export.graphs", "export.write", "export.goldens", "export.latent_rgb"),
             *(
                 "export.model_facts",
-                "export.in_place",
                 "runtime.bundle",
                 "runtime.latents",
                 "runtime.scheduler",
@@ -71,8 +70,7 @@ ROOMS: dict[str, set[str]] = {
         }
         for room in ("export.write", "export.parity", "export.goldens", "export.latent_rgb", "export.model_facts")
     },
-    "export.in_place": set(),
-    "export.parity_child": {"export.in_place", "export.parity"},
+    "export.parity_child": {"export.parity"},
     "export.cli": {"export.checkpoint", "export.write", "runtime.bundle", "runtime.weights"},
     "export": set(),
     "engines": set(),
@@ -111,8 +109,14 @@ ROOMS: dict[str, set[str]] = {
         *("serve.dispatcher", "serve.http", "serve.http.webui", "serve.jobs", "serve.messages", "serve.metrics"),
         *("serve.served_model", "serve.server", "serve.settings", "serve.worker"),
     },
+    "serve.extra": set(),
+    "serve.triton": {
+        *("serve.extra", "serve.http", "serve.logs", "serve.messages", "serve.served_model", "serve.service"),
+        *("serve.settings", "serve.wiring", "serve.worker"),
+    },
     "serve.cli": {
-        *("serve.http", "serve.logs", "serve.metrics", "serve.server", "serve.settings", "serve.wiring"),
+        *("serve.extra", "serve.http", "serve.logs", "serve.metrics", "serve.server", "serve.settings"),
+        "serve.wiring",
     },
 }
 # Room -> libraries that it may import, besides the standard library; imports inside of functions count too.
@@ -142,6 +146,7 @@ LIBRARIES: dict[str, set[str]] = {
     "serve.wiring": {"fastapi"},
     "serve.server": {"uvicorn"},
     "serve.sockets": {"h11", "uvicorn"},
+    "serve.triton": NUMPY | {"triton_python_backend_utils"},
 }
 # What a room must not import although the table above lets it see a part of it.
 NEVER: dict[str, set[str]] = {

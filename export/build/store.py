@@ -9,13 +9,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from latentrt.export.in_place import clear_leftovers
 from latentrt.runtime.bundle import Bundle, EngineList, EngineRecord, File
 from latentrt.runtime.bundle.engine_list import updated_manifest
 from latentrt.runtime.bundle.manifest import MANIFEST
 from latentrt.runtime.bundle.strict_json import encode
 from latentrt.runtime.errors import BackendError, ExportError, InputError, unknown
 from latentrt.runtime.files import not_written, require_writable, written_whole
+from latentrt.runtime.in_place import clear_leftovers
 
 FOLDER = "engines"
 

@@ -23,6 +23,10 @@ _COMMANDS = {
     "verify": ("latentrt.runtime.cli.verify", "check a bundle's hashes and its outputs"),
     "info": ("latentrt.runtime.cli.info", "show the contents of a bundle"),
     "serve": ("latentrt.serve.cli", "serve pictures over HTTP (needs the extra `serve`)"),
+    "triton": (
+        "latentrt.serve.triton.cli",
+        "write a model repository for NVIDIA Triton Inference Server (needs the extra `serve`)",
+    ),
     "export": ("latentrt.export.cli", "convert a checkpoint to a bundle (needs the extra `export`)"),
     "build": ("latentrt.export.build.cli", "build engines for a bundle (TensorRT needs an extra `tensorrt…`)"),
     "inspect": ("latentrt.export.build.inspect_cli", "show the kernels of TensorRT engines (needs onnx)"),

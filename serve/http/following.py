@@ -6,6 +6,7 @@ Knows tickets and connections, and no API's form.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -17,6 +18,7 @@ from latentrt.serve.service import Service, Ticket
 
 from .errors import ApiError, failed
 
+T = TypeVar("T")
 # Neither caches nor proxies hold events back.
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 CLIENT_GONE = 499  # never sent, as nobody is there; for the log and the metrics
@@ -65,11 +67,16 @@ async def drawn(ticket: Ticket) -> Drawn:
 
 async def unless_gone(request: Request, work: Awaitable[Drawn]) -> Drawn:
     """Wait for work, and cancel it where the client leaves; raises `ApiError` 499 then."""
-    gone, drawing = asyncio.ensure_future(client_left(request)), asyncio.ensure_future(work)
+    return await unless_left(client_left(request), work)
+
+
+async def unless_left(left: Awaitable[None], work: Awaitable[T]) -> T:
+    """Wait for work, and cancel it where `left` returns first; raises `ApiError` 499 then."""
+    gone, drawing = asyncio.ensure_future(left), asyncio.ensure_future(work)
     try:
         await asyncio.wait({gone, drawing}, return_when=asyncio.FIRST_COMPLETED)
         if not drawing.done():
-            raise ApiError(CLIENT_GONE, "the client has closed the connection")
+            raise ApiError(CLIENT_GONE, "the client has closed the connection", "cancelled")
         return drawing.result()
     finally:
         gone.cancel()

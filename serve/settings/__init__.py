@@ -1,6 +1,6 @@
 """Settings of the server: their table, and where their values come from. Knows nothing of what uses them."""
 
-from .flags import add_flags, given_flags
+from .flags import add_flags, add_setting_flags, given_flags
 from .sources import Resolved, resolve
 from .table import SETTINGS, Setting, Settings, default_text, flag_of, settings_table, shown_value, variable_of
 
@@ -10,6 +10,7 @@ __all__ = [
     "Setting",
     "Settings",
     "add_flags",
+    "add_setting_flags",
     "default_text",
     "flag_of",
     "given_flags",

@@ -18,12 +18,12 @@ from unittest import mock
 import pytest
 from support.exports import SHAPES, Exported, _context
 
-from latentrt.export import in_place, write
+from latentrt.export import write
 from latentrt.export.build import store
 from latentrt.export.build.ort_graphs import build_ort_graphs
-from latentrt.export.in_place import clear_leftovers, folder_put_in_place
 from latentrt.export.write import ExportOptions, export_bundle
-from latentrt.runtime import Bundle, ExportError, files
+from latentrt.runtime import Bundle, ExportError, files, in_place
+from latentrt.runtime.in_place import clear_leftovers, folder_put_in_place
 
 # Where a kill can do harm: each line of these files is a moment.
 WRITERS = {module.__file__ for module in (in_place, store, files)}
@@ -121,7 +121,7 @@ def test_a_killed_export_leaves_the_old_or_the_new_bundle(
         copied(sd1.bundle, out, exchange)
         assert names(tmp_path) == ["out"]
         assert whole(out) == new
-        assert len([r for r in caplog.records if "killed export left" in r.message]) == left
+        assert len([r for r in caplog.records if "killed process left" in r.message]) == left
     assert found <= {old, new}
     assert kills < 40 or found == {old, new}
 

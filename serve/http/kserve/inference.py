@@ -15,7 +15,7 @@ from latentrt.serve.http.bodies import CallReader, call_properties
 from latentrt.serve.http.errors import ApiError
 from latentrt.serve.http.following import Drawn
 from latentrt.serve.http.keys import Key
-from latentrt.serve.messages import Job, Picture
+from latentrt.serve.messages import Job, Picture, Previews
 from latentrt.serve.messages import Output as FileFormat
 from latentrt.serve.served_model import ServedModel
 
@@ -45,7 +45,9 @@ class Inference:
     outputs: Mapping[str, bool]
 
 
-def checked(asked: Asked, model: ServedModel, reader: CallReader, key: Key) -> Inference:
+def checked(
+    asked: Asked, model: ServedModel, reader: CallReader, key: Key, *, previews: Previews | None = None
+) -> Inference:
     """The job of a request; raises `InputError` or `ApiError`."""
     names = asked.outputs or dict.fromkeys(USUAL)
     for name in names:
@@ -55,7 +57,7 @@ def checked(asked: Asked, model: ServedModel, reader: CallReader, key: Key) -> I
     call = _call(asked)
     if PIXELS in outputs and call.get("output_format", "png") != "png":
         raise InputError(f"output_format={shown(call['output_format'])} loses some of {PIXELS}: leave one of them out")
-    job = reader.job({**call, "model": model.name}, key)
+    job = reader.job({**call, "model": model.name}, key, previews=previews)
     values = 3 * job.images * job.request.width * job.request.height
     if not outputs.get(PIXELS, True) and values > JSON_VALUES:
         raise InputError(

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from latentrt.runtime.files import lock
+from .files import lock
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def clear_leftovers(out: Path) -> None:
         try:
             _clear(folder, place)
         except OSError as error:
-            logger.warning("%s, which a killed export left, cannot be removed: %s", folder, error)
+            logger.warning("%s, which a killed process left, cannot be removed: %s", folder, error)
         finally:
             if handle is not None:
                 os.close(handle)
@@ -74,11 +74,11 @@ def clear_leftovers(out: Path) -> None:
 def _clear(folder: Path, place: Path) -> None:
     if folder.name.endswith(_OLD) and not os.path.lexists(place):
         folder.rename(place)
-        logger.warning("%s: put back; an export that was to replace it was killed", place)
+        logger.warning("%s: put back; a process that was to replace it was killed", place)
         return
     size = sum(file.lstat().st_size for file in folder.rglob("*"))
     shutil.rmtree(folder)
-    logger.warning("removed %s (%s MiB), which a killed export left", folder, f"{size / 2**20:,.1f}")
+    logger.warning("removed %s (%s MiB), which a killed process left", folder, f"{size / 2**20:,.1f}")
 
 
 def _short(name: str) -> str:

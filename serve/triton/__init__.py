@@ -1,0 +1,1 @@
+"""Models for NVIDIA Triton Inference Server: their folders, and what its Python backend runs."""
