@@ -109,7 +109,14 @@ ROOMS: dict[str, set[str]] = {
     "serve.server": {"serve.settings", "serve.sockets", "serve.worker"},
     "serve.wiring": {
         *("serve.dispatcher", "serve.http", "serve.http.webui", "serve.jobs", "serve.messages", "serve.metrics"),
-        *("serve.served_model", "serve.server", "serve.settings", "serve.worker"),
+        *("serve.served_model", "serve.server", "serve.service", "serve.settings", "serve.worker"),
+    },
+    "serve.ray": {
+        *("serve.http", "serve.messages", "serve.metrics", "serve.served_model", "serve.service", "serve.settings"),
+        *("serve.wiring", "serve.worker"),
+    },
+    "serve.ray_app": {
+        *("serve.logs", "serve.messages", "serve.ray", "serve.service", "serve.wiring", "serve.worker"),
     },
     "serve.cli": {
         *("serve.http", "serve.logs", "serve.metrics", "serve.server", "serve.settings", "serve.wiring"),
@@ -140,6 +147,8 @@ LIBRARIES: dict[str, set[str]] = {
     "serve.http": NUMPY | PICTURES | {"fastapi", "starlette", "pydantic"},
     "serve.metrics": {"prometheus_client"},
     "serve.wiring": {"fastapi"},
+    "serve.ray": {"fastapi", "prometheus_client", "ray"},
+    "serve.ray_app": {"ray"},
     "serve.server": {"uvicorn"},
     "serve.sockets": {"h11", "uvicorn"},
 }
