@@ -95,10 +95,12 @@ class HandleService:
         """See `Service`. The replica decides; before, the ingress bounds what waits for one."""
         self._check(job)
         answer: asyncio.Future[Admitted] = asyncio.get_running_loop().create_future()
-        ticket = self._tickets[job.id] = HandleTicket(job, self._engines.draw(job), self._hear, answer)
         # In a context of its own: Ray cancels all that a request has called when its client leaves, and jobs with an
         # Idempotency-Key are drawn to their end.
-        reader = asyncio.create_task(self._read(ticket), context=contextvars.Context())
+        context = contextvars.Context()
+        draw = context.run(self._engines.draw, job)
+        ticket = self._tickets[job.id] = HandleTicket(job, draw, self._hear, answer)
+        reader = asyncio.create_task(self._read(ticket), context=context)
         self._readers.add(reader)
         reader.add_done_callback(self._readers.discard)
         try:
@@ -145,6 +147,8 @@ class HandleService:
                     for event in message:
                         self._hear(ticket, event)
             failure: Exception = LostError("the replica said no more of the job")
+        except asyncio.CancelledError:  # of the call, which Ray may cancel by itself
+            failure = LostError("the call was cancelled")
         except Exception as error:
             failure = error
         if ticket.stream.ended:

@@ -1,6 +1,7 @@
 """Replicas of the engine in this process, behind the seam that Ray is behind otherwise, and what can go wrong there."""
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -10,6 +11,9 @@ from latentrt.serve.ray.engines import LostError, Message
 from latentrt.serve.service import Load
 
 from .fake_dispatcher import NAME
+
+# As Ray's, by which it knows what a request has called.
+of_request: contextvars.ContextVar[str | None] = contextvars.ContextVar("of_request", default=None)
 
 
 def engine(does: str = "", *, max_queue: int = 1000) -> Engine:
@@ -23,14 +27,14 @@ class LocalDraw:
 
     def __init__(self, engine: Engine, job: Job, engines: "LocalEngines") -> None:
         self._engine, self._job, self._engines = engine, job, engines
-        self._waiting: asyncio.Queue[Message | Exception | None] = asyncio.Queue()
+        self._waiting: asyncio.Queue[Message | BaseException | None] = asyncio.Queue()
         self.cancelled = False
         self.sent = 0
         self._task = asyncio.create_task(self._draw())
 
     async def messages(self) -> AsyncIterator[Message]:
         while (message := await self._waiting.get()) is not None:
-            if isinstance(message, Exception) and not isinstance(message, RefusedError):
+            if isinstance(message, BaseException) and not isinstance(message, RefusedError):
                 raise message
             yield message
 
@@ -39,7 +43,7 @@ class LocalDraw:
         self._task.cancel()
         self._waiting.put_nowait(LostError("cancelled"))
 
-    def lose(self, error: Exception) -> None:
+    def lose(self, error: BaseException) -> None:
         """As if its replica had died."""
         self._task.cancel()
         self._waiting.put_nowait(error)
@@ -59,11 +63,13 @@ class LocalEngines:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.draws: list[LocalDraw] = []
+        self.contexts: list[str | None] = []
         self.room = asyncio.Event()
         self.room.set()
         self.gone = False
 
     def draw(self, job: Job) -> LocalDraw:
+        self.contexts.append(of_request.get())
         self.draws.append(LocalDraw(self.engine, job, self))
         return self.draws[-1]
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -26,10 +26,11 @@ STARTING = 120.0  # seconds
 
 @dataclass(eq=False)
 class RayServer:
-    """A cluster with one application."""
+    """A cluster with one application. `metrics`: where Ray tells those of its node."""
 
     process: "subprocess.Popen[str]"
     address: str
+    metrics: str
     log: Path
     deployed: threading.Event = field(default_factory=threading.Event)
 
@@ -54,14 +55,12 @@ class RayServer:
 @contextmanager
 def ray_server(arguments: Mapping[str, Any], folder: Path, **environment: str) -> Iterator[RayServer]:
     """Start a cluster at free ports; nothing of it is left in the end. `folder`: for its log."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port, metrics = _free_ports(2)
     path = os.pathsep.join(map(str, (ROOT / "typings", ROOT, ROOT / "tests")))
     log = folder / "ray.log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "support.ray_server", str(port), json.dumps(arguments)],
+            [sys.executable, "-m", "support.ray_server", str(port), str(metrics), json.dumps(arguments)],
             env={**os.environ, "PYTHONPATH": path, "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0", **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -70,7 +69,7 @@ def ray_server(arguments: Mapping[str, Any], folder: Path, **environment: str) -
             cwd=ROOT,
             start_new_session=True,
         )
-    server = RayServer(process, f"http://127.0.0.1:{port}", log)
+    server = RayServer(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}/metrics", log)
     assert process.stdout is not None
     threading.Thread(target=_hear, args=(process.stdout, server), daemon=True).start()
     try:
@@ -79,6 +78,14 @@ def ray_server(arguments: Mapping[str, Any], folder: Path, **environment: str) -
         yield server
     finally:
         _end(process)
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
 
 
 def _hear(stdout: "IO[str]", server: RayServer) -> None:
@@ -100,7 +107,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
     process.wait()
 
 
-def main(port: int, arguments: Mapping[str, Any]) -> None:
+def main(port: int, metrics: int, arguments: Mapping[str, Any]) -> None:
     """The process."""
     import ray
     from ray import serve
@@ -108,7 +115,13 @@ def main(port: int, arguments: Mapping[str, Any]) -> None:
     from latentrt.serve.ray.settings import application
     from latentrt.serve.ray_app import deployments
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=True, object_store_memory=200 << 20)
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=True,
+        object_store_memory=200 << 20,
+        _metrics_export_port=metrics,
+    )
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     while True:
         serve.run(deployments(application(arguments, {}), LOADER))
@@ -119,4 +132,4 @@ def main(port: int, arguments: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), json.loads(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]))

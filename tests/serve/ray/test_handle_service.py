@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.asynchronous import run, until
 from support.fake_dispatcher import a_job, served_model
-from support.local_engines import LocalEngines, engine
+from support.local_engines import LocalEngines, engine, of_request
 
 from latentrt.serve.messages import Done, Event, Failed, Picture, Previews, Progress, RefusedError, Started
 from latentrt.serve.ray import handle_service
@@ -152,9 +152,14 @@ def test_a_job_that_no_replica_takes_in_time_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"), [(LostError("ActorDiedError"), "crashed"), (RuntimeError("a bug"), "internal")]
+    ("error", "kind"),
+    [
+        (LostError("ActorDiedError"), "crashed"),
+        (RuntimeError("a bug"), "internal"),
+        (asyncio.CancelledError(), "crashed"),
+    ],
 )
-def test_a_replica_that_ends_fails_its_jobs(error: Exception, kind: str) -> None:
+def test_a_replica_that_ends_fails_its_jobs(error: BaseException, kind: str) -> None:
     async def test() -> None:
         async with running("delay=0.05") as (service, engines):
             ticket = await service.submit(a_job("1", steps=100))
@@ -185,8 +190,9 @@ def test_a_job_goes_on_where_the_request_that_began_it_is_cancelled_by_others() 
     """Ray cancels what the context of a request has called; the job's reader is in a context of its own."""
 
     async def test() -> None:
-        async with running("delay=0.01") as (service, _):
+        async with running("delay=0.01") as (service, engines):
             tickets: list[HandleTicket] = []
+            of_request.set("a request")
 
             async def request() -> None:
                 tickets.append(await service.submit(a_job("1", steps=20)))
@@ -196,6 +202,7 @@ def test_a_job_goes_on_where_the_request_that_began_it_is_cancelled_by_others() 
             await until(lambda: tickets)
             began.cancel()
             assert isinstance((await all_of(tickets[0]))[-1], Done)
+            assert engines.contexts == [None]
 
     run(test)
 
