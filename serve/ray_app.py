@@ -112,6 +112,9 @@ class EngineReplica:
         self._engine = Engine(settings.models, options, watchers=Watchers(called=self._metrics.observe_call))
         self._hold = serve.multiplexed(max_num_models_per_replica=settings.loaded)(_held) if app.multiplexed else None
         await self._engine.start()
+        if self._hold is not None:
+            for model in settings.models[: settings.loaded]:
+                await self._hold(model.name)
 
     async def draw(self, job: Job) -> AsyncIterator[Message]:
         """See `Engine`."""

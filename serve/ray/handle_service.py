@@ -107,7 +107,7 @@ class HandleService:
             await asyncio.wait_for(asyncio.shield(answer), self._limits.patience)
         except TimeoutError:
             ticket.cancel()
-            raise self._busy(f"no replica has taken it in {self._limits.patience:g} s") from None
+            raise self._not_taken() from None
         except asyncio.CancelledError:
             ticket.cancel()
             raise
@@ -125,6 +125,11 @@ class HandleService:
         waiting = sum(not ticket.answer.done() for ticket in self._tickets.values())
         if waiting >= self._limits.waiting:
             raise self._busy(f"{waiting} jobs wait for a replica: expected at most {self._limits.waiting}")
+
+    def _not_taken(self) -> RefusedError:
+        if not self.loads():
+            return RefusedError("starting", "no replica runs yet: one is being started", RETRY)
+        return self._busy(f"no replica has taken it in {self._limits.patience:g} s")
 
     def _busy(self, why: str) -> RefusedError:
         return RefusedError("busy", f"the server is busy: {why}", self._expected())

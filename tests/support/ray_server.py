@@ -41,11 +41,15 @@ class RayServer:
         self.process.stdin.write(f"{json.dumps(arguments)}\n")
         self.process.stdin.flush()
 
+    def processes(self) -> list[psutil.Process]:
+        """Of the whole cluster."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """Processes of a deployment's replicas."""
         title = f"ray::ServeReplica:default:{deployment}"
         found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
+        for process in self.processes():
             with suppress(psutil.Error):
                 if process.cmdline() and process.cmdline()[0].startswith(title):
                     found.append(process)

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import re
 import signal
 import time
 from collections import Counter
@@ -155,6 +156,18 @@ def test_what_is_not_served_says_so(server: RayServer) -> None:
     assert "PostgreSQL" in answer.json()["error"]["message"]
     models = httpx.get(f"{server.address}/v1/models", timeout=PATIENCE).json()["data"]
     assert [(model["id"], model["ready"]) for model in models] == [("shapes", True), (DELAY, True)]
+
+
+def test_rays_metrics_hold_ours_of_every_process(server: RayServer) -> None:
+    """Those of devices from the engine, those of answers from the ingress."""
+
+    def told(pattern: str) -> bool:
+        return re.search(pattern, httpx.get(server.metrics, timeout=PATIENCE).text, re.MULTILINE) is not None
+
+    until(lambda: told(r'^ray_latentrt_unet_call_images_count\{.*deployment="Engine".*model="shapes"'))
+    until(lambda: told(r'^ray_latentrt_device_ready\{.*deployment="Engine".*device="cpu@'))
+    until(lambda: told(r'^ray_latentrt_requests_total\{.*api="images".*deployment="Ingress".*status="429"'))
+    assert not told(r'^ray_latentrt_device_ready\{.*deployment="Ingress"')
 
 
 def test_a_replica_that_is_killed_fails_its_requests_for_a_retry(server: RayServer) -> None:

@@ -139,13 +139,15 @@ def test_jobs_of_a_client_and_those_that_wait_are_bounded() -> None:
     run(test)
 
 
-def test_a_job_that_no_replica_takes_in_time_is_refused() -> None:
+@pytest.mark.parametrize(("gone", "reason"), [(False, "busy"), (True, "starting")])
+def test_a_job_that_no_replica_takes_in_time_is_refused(gone: bool, reason: str) -> None:
     async def test() -> None:
         async with running(patience=0.05) as (service, engines):
             engines.room.clear()
+            engines.gone = gone
             with pytest.raises(RefusedError) as caught:
                 await service.submit(a_job("1"))
-            assert caught.value.reason == "busy"
+            assert caught.value.reason == reason
             assert engines.draws[0].cancelled
 
     run(test)
