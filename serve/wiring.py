@@ -14,7 +14,7 @@ from latentrt.serve.http.jobs import jobs_router
 from latentrt.serve.http.keys import Key
 from latentrt.serve.http.kserve.routes import kserve_router
 from latentrt.serve.http.webui.router import webui_router
-from latentrt.serve.jobs.kept_jobs import Bounds
+from latentrt.serve.jobs.bounds import Bounds
 from latentrt.serve.jobs.memory import store_in_memory
 from latentrt.serve.jobs.runner import Runner
 from latentrt.serve.jobs.sqlite import store_in_folder
