@@ -16,10 +16,7 @@ from latentrt.serve.http.jobs import jobs_router
 from latentrt.serve.http.keys import Key
 from latentrt.serve.http.kserve.routes import kserve_router
 from latentrt.serve.http.webui.router import webui_router
-from latentrt.serve.jobs.kept_jobs import Bounds
-from latentrt.serve.jobs.memory import store_in_memory
-from latentrt.serve.jobs.runner import Runner
-from latentrt.serve.jobs.sqlite import store_in_folder
+from latentrt.serve.jobs.runner import Runner, RunnerOptions
 from latentrt.serve.jobs.store import JobStore
 from latentrt.serve.worker.fleet import Fleet
 from latentrt.serve.worker.process import Timing, WorkerProcess
@@ -31,22 +28,27 @@ from .metrics import Metrics
 from .served_model import Limits, ServedModel
 from .server import App
 from .service import Repository, Service
-from .settings import Settings
-
-MEMORY_BYTES, MEMORY_TTL = 512 << 20, 3600.0  # of results that are kept without a folder, at most
+from .settings import DatabaseUrl, Settings
+from .stores import open_store
 
 
 def store_of(settings: Settings) -> JobStore:
-    """Where native jobs are kept; raises `StateError`."""
-    if settings.state is not None:
-        return store_in_folder(settings.state, Bounds(bytes=settings.state_bytes, result_ttl=settings.result_ttl))
-    kept, seconds = min(settings.state_bytes, MEMORY_BYTES), min(settings.result_ttl, MEMORY_TTL)
-    return store_in_memory(Bounds(bytes=kept, result_ttl=seconds))
+    """Where native jobs are kept; raises `StateError`, or `BackendError` where a package is missing."""
+    state = settings.state.secret if isinstance(settings.state, DatabaseUrl) else settings.state
+    return open_store(state, settings.state_files, result_bytes=settings.state_bytes, result_ttl=settings.result_ttl)
+
+
+def runner_options(settings: Settings, devices: int) -> RunnerOptions:
+    """How many jobs are claimed at a time: with other servers at the store, no more than keep the devices busy."""
+    if not isinstance(settings.state, DatabaseUrl):
+        return RunnerOptions()
+    window = 2 * settings.max_batch * devices
+    return RunnerOptions(window=min(window, RunnerOptions().window))
 
 
 def app_of(fleet: Fleet, settings: Settings, metrics: Metrics, store: JobStore) -> App:
     """The app over the devices of this machine; it closes the store when it ends."""
-    runner = Runner(fleet.for_accepted_work, store)
+    runner = Runner(fleet.for_accepted_work, store, options=runner_options(settings, max(1, len(settings.devices))))
     jobs = jobs_face(runner, settings, stopping=lambda: fleet.stopping)
     lifespan = partial(running, runner)
     app = http_app(fleet, settings, metrics, repository=fleet.repository, jobs=jobs, lifespan=lifespan)

@@ -93,6 +93,8 @@ ROOMS: dict[str, set[str]] = {
         *("runtime.bundle", "runtime.request", "runtime.scheduler", "serve.messages", "serve.served_model"),
         "serve.service",
     },
+    "serve.jobs.postgres": {"serve.jobs", "serve.messages"},
+    "serve.stores": {"serve.jobs", "serve.jobs.postgres"},
     "serve.http": {
         *("runtime.latents", "runtime.request", "serve.jobs", "serve.messages", "serve.metrics"),
         *("serve.served_model", "serve.service"),
@@ -109,11 +111,11 @@ ROOMS: dict[str, set[str]] = {
     "serve.server": {"serve.settings", "serve.sockets", "serve.worker"},
     "serve.wiring": {
         *("serve.dispatcher", "serve.http", "serve.http.webui", "serve.jobs", "serve.messages", "serve.metrics"),
-        *("serve.served_model", "serve.server", "serve.service", "serve.settings", "serve.worker"),
+        *("serve.served_model", "serve.server", "serve.service", "serve.settings", "serve.stores", "serve.worker"),
     },
     "serve.ray": {
-        *("serve.http", "serve.messages", "serve.metrics", "serve.served_model", "serve.service", "serve.settings"),
-        *("serve.wiring", "serve.worker"),
+        *("serve.http", "serve.jobs", "serve.messages", "serve.metrics", "serve.served_model", "serve.service"),
+        *("serve.settings", "serve.wiring", "serve.worker"),
     },
     "serve.ray_app": {
         *("serve.logs", "serve.messages", "serve.ray", "serve.service", "serve.wiring", "serve.worker"),
@@ -144,6 +146,7 @@ LIBRARIES: dict[str, set[str]] = {
     "runtime.arrays": NUMPY,
     "serve.dispatcher": NUMPY | PICTURES,
     "serve.jobs": NUMPY | PICTURES,
+    "serve.jobs.postgres": {"fsspec", "psycopg"},
     "serve.http": NUMPY | PICTURES | {"fastapi", "starlette", "pydantic"},
     "serve.metrics": {"prometheus_client"},
     "serve.wiring": {"fastapi"},

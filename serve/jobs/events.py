@@ -129,6 +129,10 @@ class EventLogs:
         """The log of a job that somebody holds."""
         return self._logs.get(job)
 
+    def names(self) -> list[str]:
+        """The jobs whose logs somebody holds."""
+        return list(self._logs.keys())
+
     async def follow(
         self,
         job: str,

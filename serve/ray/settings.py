@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from latentrt.runtime.errors import InputError, shown, unknown
-from latentrt.serve.settings import SETTINGS, Setting, Settings, resolve
+from latentrt.serve.settings import SETTINGS, DatabaseUrl, Setting, Settings, resolve
 from latentrt.serve.settings.kinds import Kind, integer
 
 TARGET = 0.7  # of the images that share a UNet call: requests on a replica, above which there is another one
@@ -108,6 +108,11 @@ class Application:
         return float(on_gpu) if self.ray.gpus is None else self.ray.gpus
 
     @property
+    def keeps_jobs(self) -> bool:
+        """Whether there are native jobs."""
+        return isinstance(self.settings.state, DatabaseUrl)
+
+    @property
     def multiplexed(self) -> bool:
         """Whether a replica holds fewer models than there are."""
         return self.settings.loaded is not None and self.settings.loaded < len(self.settings.models)
@@ -144,10 +149,12 @@ def _check(result: Application) -> None:
         raise InputError(
             f"max_replicas={ray.max_replicas}: expected at least min_replicas, which is {ray.min_replicas}"
         )
-    if settings.state is not None:
+    if settings.state is not None and not result.keeps_jobs:
         raise InputError(
-            f"state={settings.state}: a folder is of one machine; on Ray Serve native jobs need PostgreSQL"
+            f"state={settings.state}: a folder is of one machine; on Ray Serve native jobs need state=postgresql://…"
         )
+    if result.keeps_jobs and ray.min_replicas == 0:
+        raise InputError(f"min_replicas=0: kept jobs start no replica; expected at least 1 with state={settings.state}")
     if settings.auth and settings.keys is None:
         raise InputError(
             "no keys are asked for, and Ray Serve may listen beyond this machine: make a key with "

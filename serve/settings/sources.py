@@ -14,6 +14,7 @@ from typing import Any
 from latentrt.runtime.errors import InputError, nearest_names, shown, unknown
 from latentrt.serve.messages import ModelSpec
 
+from .kinds import DatabaseUrl, without_password
 from .models import models_from_tables, models_from_words
 from .table import PREFIX, SETTINGS, Setting, Settings, flag_of, variable_of
 
@@ -110,6 +111,7 @@ def _read(row: Setting, name: str, source: _Source) -> Any:
         return row.kind.read(value, source.folder)
     except ValueError:
         given = value[-1] if isinstance(value, list) and len(value) == 1 else value
+        given = without_password(given) if isinstance(given, str) else given
         hint = ""
         if source.label.startswith(PREFIX) and isinstance(value, str) and value.startswith("tcp://"):
             hint = ". Kubernetes sets this for a Service of that name: say enableServiceLinks: false in the Pod"
@@ -148,6 +150,15 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
             raise InputError(f"{origins['alias']}: {alias}={unknown('model', model, names)}")
         if alias in names:
             raise InputError(f"{origins['alias']}: {alias!r} is the name of a model; expected another name")
+    if isinstance(settings.state, DatabaseUrl) and settings.state_files is None:
+        raise InputError(
+            f"{origins['state']}: {settings.state} needs --state-files, a folder that all servers of this database "
+            "share, or an address such as s3://bucket/folder: pictures are kept there"
+        )
+    if not isinstance(settings.state, DatabaseUrl) and settings.state_files is not None:
+        raise InputError(
+            f"{origins['state_files']}: expected --state postgresql://…; a folder as --state holds its files itself"
+        )
     if settings.auth and settings.keys is None and settings.uds is None and not is_loopback(settings.host):
         raise InputError(
             f"{settings.host} ({origins['host']}) can be reached from other machines, and no keys are asked for: "

@@ -19,7 +19,7 @@ from latentrt.serve.http.errors import add_handlers
 from latentrt.serve.http.job_answers import server_sent
 from latentrt.serve.http.jobs import job_schema, jobs_router
 from latentrt.serve.http.keys import Key
-from latentrt.serve.jobs.kept_jobs import Bounds
+from latentrt.serve.jobs.bounds import Bounds
 from latentrt.serve.jobs.memory import store_in_memory
 from latentrt.serve.jobs.runner import Runner, RunnerOptions
 from latentrt.serve.jobs.store import StorageError

@@ -15,7 +15,7 @@ from support.exports import ROOT
 
 from latentrt.runtime import files as runtime_files
 from latentrt.serve.jobs import files as job_files
-from latentrt.serve.jobs.kept_jobs import Bounds
+from latentrt.serve.jobs.bounds import Bounds
 from latentrt.serve.jobs.memory import store_in_memory
 from latentrt.serve.jobs.sqlite import SqliteStore, store_in_folder
 from latentrt.serve.jobs.store import (

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from latentrt.serve.jobs.kept_jobs import Bounds
+from latentrt.serve.jobs.bounds import Bounds
 from latentrt.serve.jobs.memory import store_in_memory
 from latentrt.serve.jobs.sqlite import SqliteStore, store_in_folder
 from latentrt.serve.jobs.store import MAX_ATTEMPTS, Claim, Failure, KeptJob

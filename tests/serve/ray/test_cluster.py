@@ -153,7 +153,7 @@ def test_overload_is_refused_with_the_time_to_come_back(server: RayServer) -> No
 def test_what_is_not_served_says_so(server: RayServer) -> None:
     answer = httpx.post(f"{server.address}/v1/jobs", json={"prompt": "a star"}, timeout=PATIENCE)
     assert (answer.status_code, answer.json()["error"]["code"]) == (501, "jobs_not_kept")
-    assert "PostgreSQL" in answer.json()["error"]["message"]
+    assert "state=postgresql://" in answer.json()["error"]["message"]
     models = httpx.get(f"{server.address}/v1/models", timeout=PATIENCE).json()["data"]
     assert [(model["id"], model["ready"]) for model in models] == [("shapes", True), (DELAY, True)]
 
