@@ -17,6 +17,7 @@ import openai
 import pytest
 from PIL import Image
 from support.exports import ROOT
+from support.postgres import cluster
 from support.ray_server import RayServer, ray_server
 from support.real_server import SIZE, body, metric
 
@@ -45,8 +46,15 @@ ARGUMENTS = {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayServer]:
-    with ray_server(ARGUMENTS, tmp_path_factory.mktemp("ray")) as server:
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    with cluster() as postgres:
+        state = {"state": postgres.url(postgres.database()), "state_files": str(tmp_path_factory.mktemp("files"))}
+        yield ARGUMENTS | state
+
+
+@pytest.fixture(scope="module")
+def server(arguments: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayServer]:
+    with ray_server(arguments, tmp_path_factory.mktemp("ray")) as server:
         until(lambda: ready_devices(server) == 2)
         yield server
 
@@ -150,10 +158,7 @@ def test_overload_is_refused_with_the_time_to_come_back(server: RayServer) -> No
             assert answer.headers["x-should-retry"] == "true"
 
 
-def test_what_is_not_served_says_so(server: RayServer) -> None:
-    answer = httpx.post(f"{server.address}/v1/jobs", json={"prompt": "a star"}, timeout=PATIENCE)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (501, "jobs_not_kept")
-    assert "state=postgresql://" in answer.json()["error"]["message"]
+def test_the_list_of_models_is_that_of_the_configuration(server: RayServer) -> None:
     models = httpx.get(f"{server.address}/v1/models", timeout=PATIENCE).json()["data"]
     assert [(model["id"], model["ready"]) for model in models] == [("shapes", True), (DELAY, True)]
 
@@ -190,7 +195,27 @@ def test_a_replica_that_is_killed_fails_its_requests_for_a_retry(server: RayServ
     assert post(server, 1).status_code == 200
 
 
-def test_a_new_version_fails_no_request(server: RayServer) -> None:
+def test_kept_jobs_outlive_a_replica_that_is_killed(server: RayServer) -> None:
+    jobs = [
+        httpx.post(f"{server.address}/v1/jobs", json=body(seed, steps=20, model=DELAY), timeout=PATIENCE).json()
+        for seed in range(6)
+    ]
+    until(lambda: at_work(server) >= 4)
+    server.replicas("Engine")[0].send_signal(signal.SIGKILL)
+
+    def now(job: dict[str, Any]) -> dict[str, Any]:
+        return dict(httpx.get(f"{server.address}{job['urls']['self']}", timeout=PATIENCE).json())
+
+    until(lambda: all(now(job)["status"] in ("done", "failed") for job in jobs))
+    ended = [now(job) for job in jobs]
+    assert {job["status"] for job in ended} == {"done"}
+    assert max(job["attempts"] for job in ended) == 2
+    picture = httpx.get(server.address + ended[0]["images"][0]["url"], timeout=PATIENCE)
+    assert Image.open(io.BytesIO(picture.content)).size == SIZE
+    until(lambda: ready_devices(server) == 2)
+
+
+def test_a_new_version_fails_no_request(server: RayServer, arguments: dict[str, Any]) -> None:
     before = {process.pid for name in ("Engine", "Ingress") for process in server.replicas(name)}
     statuses: Counter[int | str] = Counter()
 
@@ -199,7 +224,7 @@ def test_a_new_version_fails_no_request(server: RayServer) -> None:
             answer = post(server, seed, steps=4, model=DELAY)
             statuses[answer.status_code if answer.status_code == 200 else answer.text] += 1
 
-    server.deploy(ARGUMENTS | {"max_wait": "25s"})
+    server.deploy(arguments | {"max_wait": "25s"})
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(ask, range(3)))
     assert set(statuses) == {200}

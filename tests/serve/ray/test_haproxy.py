@@ -63,3 +63,13 @@ def test_a_stream_comes_as_it_is_drawn_and_ends_when_its_client_leaves(server: R
         assert time.monotonic() < end
         time.sleep(0.05)
     assert 'outcome="cancelled"' in httpx.get(f"{server.address}/metrics", timeout=PATIENCE).text
+
+
+def test_what_needs_postgresql_says_so(server: RayServer) -> None:
+    answers = [
+        httpx.post(f"{server.address}/v1/jobs", json={"prompt": "a star"}, timeout=PATIENCE),
+        httpx.get(f"{server.address}/v1/jobs/some/events", timeout=PATIENCE),
+    ]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (501, "jobs_not_kept")
+        assert "state=postgresql://" in answer.json()["error"]["message"]
