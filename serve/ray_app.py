@@ -112,6 +112,7 @@ class EngineReplica:
         self._engine = Engine(settings.models, options, watchers=Watchers(called=self._metrics.observe_call))
         self._hold = serve.multiplexed(max_num_models_per_replica=settings.loaded)(_held) if app.multiplexed else None
         await self._engine.start()
+        self._engine.end_with_device()
         if self._hold is not None:
             for model in settings.models[: settings.loaded]:
                 await self._hold(model.name)
@@ -131,7 +132,7 @@ class EngineReplica:
         return load
 
     async def check_health(self) -> None:
-        """Asked by Ray, which starts a replica anew where this raises."""
+        """Asked by Ray, which replaces a replica where this raises, or does not answer, three times."""
         self._engine.check()
 
 

@@ -3,6 +3,10 @@
 Knows neither Ray nor HTTP.
 """
 
+import logging
+import os
+import threading
+import time
 from collections.abc import AsyncGenerator, Sequence
 
 from latentrt.serve.messages import DispatcherOptions, Job, ModelSpec, RefusedError
@@ -14,9 +18,13 @@ from latentrt.serve.worker.worker import Watchers
 
 from .engines import Message
 
+logger = logging.getLogger(__name__)
+
 # Seconds between two messages of a job. Ray buffers what its reader has not taken, so this and the stream, which keeps
 # the newest progress and preview of each image alone, bound it.
 PAUSE = 0.05
+CANNOT_GO_ON = 70
+_WATCH_EVERY = 0.2  # seconds
 
 
 class DeviceLostError(Exception):
@@ -59,6 +67,20 @@ class Engine:
     def load(self) -> Load:
         """What the device does now."""
         return self._worker.load()
+
+    def end_with_device(self) -> None:
+        """End this process when the device hangs or cannot go on, in a thread of its own.
+
+        Ray would first wait for several failed health checks, and then for requests that never end.
+        """
+        threading.Thread(target=self._watch, name="latentrt-watch", daemon=True).start()
+
+    def _watch(self) -> None:
+        while self._worker.live:
+            time.sleep(_WATCH_EVERY)
+        logger.critical("the device hangs or cannot go on: this replica ends")
+        logging.shutdown()
+        os._exit(CANNOT_GO_ON)  # without the destructors of native libraries, which may hang
 
     def check(self) -> None:
         """Raise `DeviceLostError` where a call hangs, or the dispatcher cannot go on."""

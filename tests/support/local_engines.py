@@ -67,6 +67,7 @@ class LocalEngines:
         self.room = asyncio.Event()
         self.room.set()
         self.gone = False
+        self._started = False
 
     def draw(self, job: Job) -> LocalDraw:
         self.contexts.append(of_request.get())
@@ -76,4 +77,7 @@ class LocalEngines:
     async def loads(self) -> list[Load]:
         if self.gone:
             raise LostError("gone")
+        if not self._started:  # in the event loop of the service
+            self._started = True
+            await self.engine.start()
         return [self.engine.load()]

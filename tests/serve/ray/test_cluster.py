@@ -17,13 +17,11 @@ import openai
 import pytest
 from PIL import Image
 from support.exports import ROOT
-from support.postgres import cluster
 from support.ray_server import RayServer, ray_server
-from support.real_server import SIZE, body, metric
+from support.real_server import HANGS, SIZE, body, metric
 
 from latentrt.runtime import Pipeline
 
-pytest.importorskip("ray", reason="needs pip install 'latentrt[ray]'")
 pytestmark = pytest.mark.slow
 
 SHAPES = ROOT / "engines" / "shapes"
@@ -42,11 +40,14 @@ ARGUMENTS = {
     "ongoing": 6,
     "queued": 8,
     "max_wait": "20s",
+    "call_limit": "4s",
 }
 
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    from support.postgres import cluster
+
     with cluster() as postgres:
         state = {"state": postgres.url(postgres.database()), "state_files": str(tmp_path_factory.mktemp("files"))}
         yield ARGUMENTS | state
@@ -215,6 +216,15 @@ def test_kept_jobs_outlive_a_replica_that_is_killed(server: RayServer) -> None:
     until(lambda: ready_devices(server) == 2)
 
 
+def test_a_device_that_hangs_is_replaced(server: RayServer) -> None:
+    """Its call is too long: the replica's health check fails, and Ray starts another one."""
+    before = {process.pid for process in server.replicas("Engine")}
+    answer = post(server, HANGS, steps=4)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "device_restarted")
+    until(lambda: len({process.pid for process in server.replicas("Engine")} - before) == 1)
+    until(lambda: ready_devices(server) == 2)
+
+
 def test_a_new_version_fails_no_request(server: RayServer, arguments: dict[str, Any]) -> None:
     before = {process.pid for name in ("Engine", "Ingress") for process in server.replicas(name)}
     statuses: Counter[int | str] = Counter()
@@ -224,9 +234,12 @@ def test_a_new_version_fails_no_request(server: RayServer, arguments: dict[str, 
             answer = post(server, seed, steps=4, model=DELAY)
             statuses[answer.status_code if answer.status_code == 200 else answer.text] += 1
 
-    server.deploy(arguments | {"max_wait": "25s"})
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(4) as pool:
+        long = pool.submit(post, server, 9, steps=60, model=DELAY)
+        until(lambda: at_work(server) == 1)
+        server.deploy(arguments | {"max_wait": "25s"})
         list(pool.map(ask, range(3)))
+        assert long.result().status_code == 200
     assert set(statuses) == {200}
     assert statuses[200] > 5
     assert not before & {process.pid for name in ("Engine", "Ingress") for process in server.replicas(name)}

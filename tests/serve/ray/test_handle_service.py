@@ -22,9 +22,8 @@ Running = tuple[HandleService, LocalEngines]
 
 @asynccontextmanager
 async def running(does: str = "", *, max_queue: int = 1000, **limits: Any) -> AsyncIterator[Running]:
-    replica = engine(does, max_queue=max_queue)
-    await replica.start()
-    engines = LocalEngines(replica)
+    engines = LocalEngines(engine(does, max_queue=max_queue))
+    await engines.loads()
     service = HandleService({"shapes": served_model()}, engines, ServiceLimits(**limits))
     watching = asyncio.create_task(service.watch())
     try:

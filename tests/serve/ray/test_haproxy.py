@@ -10,7 +10,6 @@ from support.exports import ROOT
 from support.ray_server import RayServer, ray_server
 from support.real_server import SIZE, body, metric
 
-pytest.importorskip("ray", reason="needs pip install 'latentrt[ray]'")
 pytestmark = pytest.mark.slow
 
 SHAPES = ROOT / "engines" / "shapes"
