@@ -78,8 +78,6 @@ def store_in_postgres(
 
     Raises: StateError: the database or the files cannot be used, or are of another version.
     """
-    if not isinstance(files, Path) and "://" not in files:
-        files = Path(files)
 
     def opened() -> tuple[PostgresJobs, Beats, Callable[[], None]]:
         connections = Connections(url, schema)
