@@ -117,7 +117,9 @@ async def test_a_job_without_a_lease_is_drawn_by_another_and_committed_once(open
     lost = await slow.keep_picture(first.claim, picture("job", data=b"of the first"))
     assert take_back(other) == 0
     lose_lease(slow)
+    await slow.add(new_job("next"))
     assert await slow.claim(alone=True) is None  # it may not begin anything, either
+    await slow.cancel("next")
     assert take_back(other) == 1
     second = await other.claim(alone=True)
     assert second is not None

@@ -235,3 +235,4 @@ async def test_a_server_may_claim_again_what_it_has_lost_and_still_draws(opens: 
         service.gate.set()
         (kept,) = await ended(runner, "job")
         assert (kept.state, kept.number) == ("done", 2)
+        assert service.beside == [set(), set()]  # the first was over before the second began
