@@ -10,12 +10,18 @@ from latentrt.serve.jobs.sqlite import store_in_folder
 from latentrt.serve.jobs.store import JobStore
 
 MEMORY_BYTES, MEMORY_TTL = 512 << 20, 3600.0  # of results that are kept without a folder, at most
+LEASE = 30.0  # seconds
 # Modules of the extra `postgres`.
 _NEEDED = ("psycopg", "fsspec")
 
 
 def open_store(
-    state: Path | str | None, files: Path | str | None = None, *, result_bytes: int, result_ttl: float
+    state: Path | str | None,
+    files: Path | str | None = None,
+    *,
+    result_bytes: int,
+    result_ttl: float,
+    lease: float = LEASE,
 ) -> JobStore:
     """The store of a state; `files` is needed with an address of PostgreSQL.
 
@@ -24,6 +30,7 @@ def open_store(
         files: folder that all servers of the database share, or address of fsspec such as s3://bucket/folder.
         result_bytes: of documents, inputs and results, at most.
         result_ttl: seconds that results are kept.
+        lease: seconds that a server of the database may be away before others draw its jobs.
 
     Raises: StateError: it cannot be used. BackendError: a package is missing.
     """
@@ -41,4 +48,4 @@ def open_store(
         raise BackendError("state in PostgreSQL needs files, a folder or an address that all its servers share")
     from latentrt.serve.jobs.postgres.store import store_in_postgres
 
-    return store_in_postgres(state, files, bounds)
+    return store_in_postgres(state, files, bounds, lease=lease)

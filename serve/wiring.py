@@ -35,7 +35,13 @@ from .stores import open_store
 def store_of(settings: Settings) -> JobStore:
     """Where native jobs are kept; raises `StateError`, or `BackendError` where a package is missing."""
     state = settings.state.secret if isinstance(settings.state, DatabaseUrl) else settings.state
-    return open_store(state, settings.state_files, result_bytes=settings.state_bytes, result_ttl=settings.result_ttl)
+    return open_store(
+        state,
+        settings.state_files,
+        result_bytes=settings.state_bytes,
+        result_ttl=settings.result_ttl,
+        lease=settings.state_lease,
+    )
 
 
 def runner_options(settings: Settings, devices: int) -> RunnerOptions:

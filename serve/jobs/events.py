@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from latentrt.serve.messages import Preview, Progress
 
-from .store import KeptJob, State
+from .store import KeptJob, State, StorageError
 
 HEARTBEAT = 15.0  # seconds
 LAST = "end"  # the id of every job's last event
@@ -153,9 +153,10 @@ class EventLogs:
         log = self.of(job)
         while True:
             if not log.ended:
-                if (kept := await get(job)) is None:
-                    return
-                log.catch_up(kept)
+                with suppress(StorageError):  # it is asked again with the next heartbeat
+                    if (kept := await get(job)) is None:
+                        return
+                    log.catch_up(kept)
             while True:
                 changed = log.after(last)
                 for entry in changed:

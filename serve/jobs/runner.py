@@ -117,6 +117,8 @@ class Runner:
 
     def changed(self, job: str | None) -> None:
         """Look at a job that is drawn or followed here, or at all of them."""
+        if self._stopping:
+            return
         known = {*self._under_way, *self.logs.names()}
         for name in known if job is None else known & {job}:
             if name not in self._looks:

@@ -71,7 +71,7 @@ class ThreadedStore(Generic[J]):
             try:
                 return operation(*args, **kwargs)
             except self.faults as error:
-                message = f"the store of jobs cannot be used now: {error}"
+                message = f"the store of jobs cannot be used now: {' '.join(str(error).split())}"
                 raise StorageError(message, full=self.is_full(error)) from error
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, guarded)

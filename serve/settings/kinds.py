@@ -92,7 +92,7 @@ def state() -> Kind:
         return DatabaseUrl(value)
 
     expected = "a path, or postgresql://USER:PASSWORD@HOST/DATABASE with %xx for special characters"
-    return Kind(read, expected, "DIR|URL")
+    return Kind(read, expected, "PLACE")
 
 
 def place() -> Kind:
@@ -105,7 +105,7 @@ def place() -> Kind:
             raise ValueError
         return _path(value, folder)
 
-    return Kind(read, "a path, or an address such as s3://bucket/folder", "DIR|URL")
+    return Kind(read, "a path, or an address such as s3://bucket/folder", "PLACE")
 
 
 def integer(least: int, most: int) -> Kind:

@@ -156,6 +156,10 @@ class Settings:
             "with postgresql://…: folder or address of fsspec, such as s3://…, that all servers share", kinds.place()
         ),
     ] = None
+    state_lease: Annotated[
+        float,
+        Setting("with postgresql://…: others draw the jobs of a server that is away for longer", kinds.duration(2)),
+    ] = 30.0
     state_bytes: Annotated[int, Setting("of kept results, at most", kinds.size_in_bytes())] = 10 * 2**30
     result_ttl: Annotated[float, Setting("results are kept this long", kinds.duration(1))] = 24 * 3600.0
     idempotency_seconds: Annotated[

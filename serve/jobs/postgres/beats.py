@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import psycopg
 
@@ -56,6 +57,8 @@ class Beats:
     def stop(self) -> None:
         """End the thread, and give back the lease with all that is still claimed."""
         self._stopped.set()
+        with suppress(psycopg.Error):  # so that it does not wait for its next tick
+            self._jobs.row("SELECT pg_notify(%s, '')", self._schema)
         self._thread.join()
         self._lease.leave()
 
@@ -84,7 +87,8 @@ class Beats:
             self._changed(claim.job)
         for claim in jobs.claims.orphans(found):
             jobs.give_back(claim, False, False)
-        self._lease.take_back()
+        if self._lease.take_back():
+            self._changed(None)  # own notices are not heard
 
     # --- notices
 
@@ -96,6 +100,8 @@ class Beats:
                 self._changed(None)  # notices of the time before are lost
             for notice in connection.notifies(timeout=_TICK):
                 self._heard(notice.payload)
+                if self._stopped.is_set():
+                    break
         with self._lock:
             events, self._progress = list(self._progress.values()), {}
         if events:

@@ -1,7 +1,6 @@
 """Connections to PostgreSQL, one a thread: made anew when they break, given up when they hang. Knows no tables."""
 
 import os
-import select
 import socket
 import threading
 import time
@@ -114,8 +113,10 @@ class _Line:
         """Whether it can be used. One that has something to say without being asked says that its server has ended."""
         if self.connection.closed or self.listens:
             return not self.connection.closed
-        readable, _, _ = select.select([self._socket], [], [], 0)
-        return not readable
+        with suppress(BlockingIOError):
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return False
+        return True
 
     @contextmanager
     def cut_after(self, seconds: float) -> Iterator[None]:

@@ -37,7 +37,7 @@ class Lease:
 
         They are drawn alone from now on. Those that have no attempt left fail.
         """
-        self._table.end_jobs(
+        poison = self._table.end_jobs(
             f"attempts >= %s AND {_GONE}", (MAX_ATTEMPTS, self.seconds), "failed", Failure("poison", POISON)
         )
         again = (
@@ -45,7 +45,7 @@ class Lease:
             "UPDATE jobs SET state = 'waiting', server = NULL, alone = true FROM gone WHERE jobs.place = gone.place "
             f"RETURNING {self._table.notice(WAITS)}"
         )
-        return len(self._table.rows(again, self.seconds))
+        return poison + len(self._table.rows(again, self.seconds))
 
     def leave(self) -> None:
         """Give back the lease, with all that is still claimed."""

@@ -80,7 +80,7 @@ def prepare(connection: Connection, schema: str) -> str:
             f'owner run CREATE SCHEMA "{schema}" AUTHORIZATION "{user}"'
         ) from error
     try:
-        row = connection.execute("SELECT version, store FROM meta").fetchone()
+        row = connection.execute(f'SELECT version, store FROM "{schema}".meta').fetchone()
     except errors.UndefinedTable as error:
         raise StateError(f"the schema {schema} is of another program") from error
     except errors.InsufficientPrivilege as error:

@@ -88,6 +88,8 @@ def shared_files(place: Path | str, store: str, *, is_new: bool) -> Files:
 
     Raises: StateError: the place cannot be used, or has files of another store or none of this one.
     """
+    if isinstance(place, str) and (place.startswith("file://") or "://" not in place):
+        place = Path(place.removeprefix("file://"))  # fsspec writes files in place, not whole
     try:
         if isinstance(place, Path):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)

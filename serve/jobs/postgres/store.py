@@ -21,7 +21,6 @@ from .shared_files import shared_files
 from .table import NOW
 
 SCHEMA = "latentrt"
-LEASE = 30.0  # seconds that a server may be away before its jobs are drawn by others
 THREADS = 4  # each with its connection; one more listens
 _FILES_EVERY = 300.0  # seconds
 
@@ -63,7 +62,7 @@ def store_in_postgres(
     bounds: Bounds | None = None,
     *,
     schema: str = SCHEMA,
-    lease: float = LEASE,
+    lease: float = 30.0,
     now: str = NOW,
     files_every: float = _FILES_EVERY,
 ) -> PostgresStore:
@@ -79,8 +78,6 @@ def store_in_postgres(
 
     Raises: StateError: the database or the files cannot be used, or are of another version.
     """
-    if not isinstance(files, Path) and "://" not in files:
-        files = Path(files)
 
     def opened() -> tuple[PostgresJobs, Beats, Callable[[], None]]:
         connections = Connections(url, schema)

@@ -55,7 +55,7 @@ _BESIDE: Mapping[str, str] = {"state_files": 'state = "postgresql://host/jobs"\n
 _WRONG: Mapping[str, str] = {
     "": "maybe", "N": "-1", "BYTES": "3 apples", "TIME": "soon", "NAME": "nothing", "HOST": "a b", "PATH": "draw",
     "ORIGINS": "example.com", "ADDRESSES": "a b",
-    "DIR|URL": "http:///a b", "DEVICES": "toaster", "SIZES": "512", "NAME=MODEL": "a", "MODULE:FUNCTION": "a",
+    "PLACE": "http:///a b", "DEVICES": "toaster", "SIZES": "512", "NAME=MODEL": "a", "MODULE:FUNCTION": "a",
 }  # fmt: skip
 
 
