@@ -28,6 +28,7 @@ SHAPES = ROOT / "engines" / "shapes"
 DELAY = "delay-100"  # milliseconds of a UNet call
 GENERATIONS = "/v1/images/generations"
 PATIENCE = 60.0  # seconds that anything may take
+LONG = 900  # UNet calls, which take longer than that
 ARGUMENTS = {
     "models": f"shapes={SHAPES},{DELAY}={SHAPES}",
     "devices": "cpu",
@@ -40,6 +41,7 @@ ARGUMENTS = {
     "ongoing": 6,
     "queued": 8,
     "max_wait": "20s",
+    "max_steps": 1000,
     "call_limit": "4s",
 }
 
@@ -69,6 +71,11 @@ def until(condition: Any) -> None:
 
 def ready_devices(server: RayServer) -> float:
     return metric(server, "latentrt_device_ready")
+
+
+def busy_devices(server: RayServer) -> int:
+    text = httpx.get(f"{server.address}/metrics", timeout=PATIENCE).text
+    return len(re.findall(r"^latentrt_running_images\{.*\} [1-9]", text, re.MULTILINE))
 
 
 def at_work(server: RayServer) -> float:
@@ -127,24 +134,22 @@ def test_a_client_that_leaves_frees_its_slot(server: RayServer, stream: bool) ->
 
     async def leave() -> None:
         async with httpx.AsyncClient(timeout=PATIENCE) as http:
-            call = body(3, steps=140, model=DELAY, stream=stream, **({"partial_images": 3} if stream else {}))
+            call = body(3, steps=LONG, model=DELAY, stream=stream, **({"partial_images": 3} if stream else {}))
             request = asyncio.create_task(http.post(server.address + GENERATIONS, json=call))
             await asyncio.to_thread(until, lambda: at_work(server) == 1)
             request.cancel()
 
     asyncio.run(leave())
-    left = time.monotonic()
     until(lambda: at_work(server) == 0)
-    assert time.monotonic() - left < 10  # seconds; to its end it would take fourteen
 
 
 def test_an_idempotency_key_draws_on_without_its_client(server: RayServer) -> None:
     call = {"json": body(4, steps=20, model=DELAY), "headers": {"Idempotency-Key": "once"}}
+    before = metric(server, "latentrt_images_total")
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(server.address + GENERATIONS, timeout=1.0, **call)
-    start = time.monotonic()
     assert httpx.post(server.address + GENERATIONS, timeout=PATIENCE, **call).status_code == 200
-    assert time.monotonic() - start < 1.8  # seconds; drawn anew it would take two
+    assert metric(server, "latentrt_images_total") == before + 1
 
 
 def test_overload_is_refused_with_the_time_to_come_back(server: RayServer) -> None:
@@ -198,10 +203,10 @@ def test_a_replica_that_is_killed_fails_its_requests_for_a_retry(server: RayServ
 
 def test_kept_jobs_outlive_a_replica_that_is_killed(server: RayServer) -> None:
     jobs = [
-        httpx.post(f"{server.address}/v1/jobs", json=body(seed, steps=20, model=DELAY), timeout=PATIENCE).json()
+        httpx.post(f"{server.address}/v1/jobs", json=body(seed, steps=40, model=DELAY), timeout=PATIENCE).json()
         for seed in range(6)
     ]
-    until(lambda: at_work(server) >= 4)
+    until(lambda: busy_devices(server) == 2)
     server.replicas("Engine")[0].send_signal(signal.SIGKILL)
 
     def now(job: dict[str, Any]) -> dict[str, Any]:
