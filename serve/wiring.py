@@ -45,11 +45,12 @@ def store_of(settings: Settings) -> JobStore:
 
 
 def runner_options(settings: Settings, devices: int) -> RunnerOptions:
-    """How many jobs are claimed at a time: with other servers at the store, no more than keep the devices busy."""
+    """How many jobs are claimed at a time: with other servers at the store, of a client two batches at most."""
+    usual = RunnerOptions()
     if not isinstance(settings.state, DatabaseUrl):
-        return RunnerOptions()
-    window = 2 * settings.max_batch * devices
-    return RunnerOptions(window=min(window, RunnerOptions().window))
+        return usual
+    of_client = min(usual.client_window, 2 * settings.max_batch * devices)
+    return RunnerOptions(window=4 * of_client, client_window=of_client)
 
 
 def app_of(fleet: Fleet, settings: Settings, metrics: Metrics, store: JobStore) -> App:

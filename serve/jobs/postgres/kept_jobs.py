@@ -31,11 +31,11 @@ from .table import NOT_ENDED, Table
 
 _HELD = "id = %s AND number = %s AND state = 'running'"
 _WRITING = 600.0  # seconds that a server may take to write the inputs of a job
-_FACTS = f"""
-SELECT (SELECT count(*) FROM jobs WHERE client = %(client)s AND {NOT_ENDED}) AS jobs,
-    (SELECT coalesce(sum(bytes), 0) FROM jobs WHERE client = %(client)s)::bigint
+_FACTS = """
+SELECT coalesce((SELECT open FROM clients WHERE client = %(client)s), 0) AS jobs,
+    coalesce((SELECT bytes FROM clients WHERE client = %(client)s), 0)
     + (SELECT coalesce(sum(size), 0) FROM inputs JOIN jobs ON jobs.id = job WHERE client = %(client)s)::bigint AS own,
-    (SELECT coalesce(sum(bytes), 0) FROM jobs)::bigint
+    (SELECT coalesce(sum(bytes), 0) FROM clients)::bigint
     + (SELECT coalesce(sum(size), 0) FROM (SELECT max(size) AS size FROM inputs GROUP BY sha256) known)::bigint AS used,
     ARRAY(SELECT DISTINCT sha256 FROM inputs WHERE sha256 = ANY(%(inputs)s)) AS known
 """
@@ -155,7 +155,7 @@ class PostgresJobs(Table, JobFiles):
         """See `JobStore.ahead`."""
         row = self.row(
             "SELECT coalesce(sum(other.images), 0)::bigint AS images FROM jobs AS other, jobs AS own WHERE own.id = %s "
-            "AND other.state = 'waiting' AND (other.priority, other.place) < (own.priority, own.place)",
+            "AND other.state = 'waiting' AND other.whole AND (other.priority, other.place) < (own.priority, own.place)",
             job,
         )
         return 0 if row is None else int(row["images"])
@@ -230,6 +230,7 @@ class PostgresJobs(Table, JobFiles):
         )
         self.rows(f"DELETE FROM jobs WHERE expires <= {self._now} - %s RETURNING id", self._bounds.result_ttl)
         self.rows(f"DELETE FROM jobs WHERE NOT whole AND created < {self._now} - %s RETURNING id", _WRITING)
+        self.rows("DELETE FROM clients WHERE bytes = 0 AND open = 0 RETURNING client")
         forgotten = "DELETE FROM servers WHERE lease < clock_timestamp() - interval '1 day' RETURNING id"
         self.rows(forgotten)
         mine = f"UPDATE meta SET swept = {self._now} WHERE swept <= {self._now} - %s RETURNING swept"

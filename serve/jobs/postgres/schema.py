@@ -39,10 +39,10 @@ CREATE TABLE jobs (
     key_digest text,  -- of the request that had it
     key_until float8
 );
-CREATE INDEX jobs_to_claim ON jobs (priority, place) WHERE state = 'waiting' AND whole;
+CREATE INDEX jobs_to_claim ON jobs (priority, place) INCLUDE (images) WHERE state = 'waiting' AND whole;
+CREATE INDEX jobs_to_write ON jobs (created) WHERE NOT whole;
 CREATE INDEX jobs_under_way ON jobs (server) WHERE state = 'running';
 CREATE INDEX jobs_of_client ON jobs (client, place);
-CREATE INDEX jobs_bytes ON jobs (client) INCLUDE (bytes);
 CREATE INDEX jobs_to_expire ON jobs (expires) WHERE expires IS NOT NULL;
 CREATE UNIQUE INDEX jobs_by_key ON jobs (client, key) WHERE key IS NOT NULL;
 CREATE TABLE inputs (
@@ -52,6 +52,11 @@ CREATE TABLE inputs (
     PRIMARY KEY (job, sha256)
 );
 CREATE INDEX inputs_by_hash ON inputs (sha256);
+CREATE TABLE clients (  -- sums over jobs, kept by triggers: a new job is checked against them
+    client text PRIMARY KEY,
+    bytes bigint NOT NULL,
+    open int NOT NULL  -- jobs that have not ended
+);
 CREATE TABLE servers (
     id text PRIMARY KEY,
     name text NOT NULL,  -- for people
@@ -64,6 +69,26 @@ CREATE TABLE meta (
     swept float8 NOT NULL DEFAULT 0  -- when files without a job were looked for
 );
 """
+
+# What a statement adds to the sums of clients. Rows are locked in the order of their names: none waits in a circle.
+_SUMS = """
+CREATE FUNCTION clients_at_{event}() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    INSERT INTO clients SELECT client, sum(bytes), sum(open) FROM ({changes}) AS changes
+    GROUP BY client HAVING sum(bytes) <> 0 OR sum(open) <> 0 ORDER BY client
+    ON CONFLICT (client) DO UPDATE SET bytes = clients.bytes + EXCLUDED.bytes, open = clients.open + EXCLUDED.open;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER clients_at_{event} AFTER {event} ON jobs REFERENCING {tables}
+FOR EACH STATEMENT EXECUTE FUNCTION clients_at_{event}();
+"""
+_CAME = "SELECT client, bytes, (state IN ('waiting', 'running'))::int AS open FROM came"
+_WENT = "SELECT client, -bytes AS bytes, -(state IN ('waiting', 'running'))::int AS open FROM went"
+_TRIGGERS = (
+    ("INSERT", "NEW TABLE AS came", _CAME),
+    ("UPDATE", "OLD TABLE AS went NEW TABLE AS came", f"{_CAME} UNION ALL {_WENT}"),
+    ("DELETE", "OLD TABLE AS went", _WENT),
+)
 
 
 def prepare(connection: Connection, schema: str) -> str:
@@ -107,6 +132,8 @@ def _make(connection: Connection, schema: str) -> None:
     if found is None:  # IF NOT EXISTS asks for the right to make schemas even if it exists
         connection.execute(f'CREATE SCHEMA "{schema}"')
     connection.execute(_TABLES)
+    for event, tables, changes in _TRIGGERS:
+        connection.execute(_SUMS.format(event=event, tables=tables, changes=changes))
     connection.execute("INSERT INTO meta (version, store) VALUES (%s, %s)", [VERSION, secrets.token_hex(8)])
 
 

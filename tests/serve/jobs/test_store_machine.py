@@ -174,6 +174,15 @@ class PostgresMachine(StoreMachine):
 
     kinds = ("postgres",)
 
+    @invariant()
+    def sums_of_clients_are_those_of_their_jobs(self) -> None:
+        if hasattr(self, "store"):
+            rows, sums = self.store._jobs.rows, "count(*) FILTER (WHERE state IN ('waiting', 'running')) AS open"
+            found = rows("SELECT client, bytes, open FROM clients WHERE bytes <> 0 OR open <> 0 ORDER BY client")
+            assert found == rows(
+                f"SELECT client, sum(bytes)::bigint AS bytes, {sums} FROM jobs GROUP BY client ORDER BY client"
+            )
+
 
 _CLUSTERS: list[Cluster] = []
 
