@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import logging
 import os
 from contextlib import suppress
 from typing import Any
@@ -77,9 +76,7 @@ def _serve(resolved: Resolved, *, verbose: bool) -> int:
     from .server import Server
 
     settings = resolved.settings
-    configure(settings.log_format, verbose=verbose)
-    if not settings.access_log:
-        logging.getLogger("latentrt.serve.http.middleware").setLevel(logging.WARNING)
+    configure(settings.log_format, verbose=verbose, access=settings.access_log)
 
     async def run() -> int:
         metrics = Metrics()

@@ -31,12 +31,19 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
-def configure(log_format: str, *, verbose: bool = False, prefix: str = "") -> None:
-    """Log to stderr as "text" or "json", and nowhere else. `verbose`: also what is loaded and where it runs."""
+def configure(log_format: str, *, verbose: bool = False, prefix: str = "", access: bool = True) -> None:
+    """Log to stderr as "text" or "json", and nowhere else.
+
+    Args:
+        verbose: also what is loaded and where it runs.
+        prefix: goes before each message.
+        access: whether each request is logged.
+    """
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter(f"%(asctime)s %(levelname)s: {prefix}%(message)s")
     handler.setFormatter(JsonFormatter(prefix) if log_format == "json" else text)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("latentrt.runtime").setLevel(logging.INFO if verbose else logging.WARNING)
     logging.getLogger("latentrt.runtime.text").setLevel(logging.ERROR)  # its warnings hold parts of prompts
+    logging.getLogger("latentrt.serve.http.middleware").setLevel(logging.INFO if access else logging.WARNING)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

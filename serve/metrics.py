@@ -31,6 +31,7 @@ _APIS = {
     "/live": "live",
     "/ready": "ready",
 }
+PREFIX = "latentrt_"
 IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
@@ -39,17 +40,8 @@ class Metrics:
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = registry = CollectorRegistry()
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"latentrt_{name}", text, labels, registry=registry)
-
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"latentrt_{name}", text, labels, registry=registry)
-
-        def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-            return Histogram(f"latentrt_{name}", text, labels, buckets=buckets, registry=registry)
-
+        self.registry = CollectorRegistry()
+        counter, gauge, histogram = self._counter, self._gauge, self._histogram
         self.requests = counter("requests_total", "Answers, by API and HTTP status.", "api", "status")
         self.jobs = counter("jobs_total", "Jobs that have ended, by how they ended.", "model", "outcome")
         self.refused = counter("refused_total", "Jobs that were not accepted, by reason.", "reason")
@@ -74,6 +66,15 @@ class Metrics:
         )
         build = gauge("build_info", "1; the version is a label.", "version")
         build.labels(version("latentrt")).set(1)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{PREFIX}{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"{PREFIX}{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"{PREFIX}{name}", text, labels, buckets=buckets, registry=self.registry)
 
     def observe_answer(self, path: str, status: int) -> None:
         """A request was answered; 499 where the client had left."""
@@ -110,6 +111,11 @@ class Metrics:
 
     def text(self, loads: Sequence[Load]) -> bytes:
         """The metrics now, in Prometheus' text format."""
+        self.observe_loads(loads)
+        return generate_latest(self.registry)
+
+    def observe_loads(self, loads: Sequence[Load]) -> None:
+        """What devices do now."""
         for load in loads:
             self.waiting.labels(load.device).set(load.waiting)
             self.running.labels(load.device).set(load.running)
@@ -117,7 +123,6 @@ class Metrics:
             self.ready.labels(load.device).set(load.ready)
             if load.memory is not None:
                 self.memory.labels(load.device).set(load.memory)
-        return generate_latest(self.registry)
 
 
 def metrics_table() -> str:

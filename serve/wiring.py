@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 
 from latentrt.serve.dispatcher.models import served_model
-from latentrt.serve.http.app import make_app
+from latentrt.serve.http.app import Face, make_app
 from latentrt.serve.http.bodies import CallReader
 from latentrt.serve.http.config import HttpConfig
 from latentrt.serve.http.idempotency import Idempotency
@@ -14,10 +16,7 @@ from latentrt.serve.http.jobs import jobs_router
 from latentrt.serve.http.keys import Key
 from latentrt.serve.http.kserve.routes import kserve_router
 from latentrt.serve.http.webui.router import webui_router
-from latentrt.serve.jobs.kept_jobs import Bounds
-from latentrt.serve.jobs.memory import store_in_memory
-from latentrt.serve.jobs.runner import Runner
-from latentrt.serve.jobs.sqlite import store_in_folder
+from latentrt.serve.jobs.runner import Runner, RunnerOptions
 from latentrt.serve.jobs.store import JobStore
 from latentrt.serve.worker.fleet import Fleet
 from latentrt.serve.worker.process import Timing, WorkerProcess
@@ -28,44 +27,73 @@ from .messages import DispatcherOptions
 from .metrics import Metrics
 from .served_model import Limits, ServedModel
 from .server import App
-from .settings import Settings
-
-MEMORY_BYTES, MEMORY_TTL = 512 << 20, 3600.0  # of results that are kept without a folder, at most
+from .service import Repository, Service
+from .settings import DatabaseUrl, Settings
+from .stores import open_store
 
 
 def store_of(settings: Settings) -> JobStore:
-    """Where native jobs are kept; raises `StateError`."""
-    if settings.state is not None:
-        return store_in_folder(settings.state, Bounds(bytes=settings.state_bytes, result_ttl=settings.result_ttl))
-    kept, seconds = min(settings.state_bytes, MEMORY_BYTES), min(settings.result_ttl, MEMORY_TTL)
-    return store_in_memory(Bounds(bytes=kept, result_ttl=seconds))
+    """Where native jobs are kept; raises `StateError`, or `BackendError` where a package is missing."""
+    state = settings.state.secret if isinstance(settings.state, DatabaseUrl) else settings.state
+    return open_store(
+        state,
+        settings.state_files,
+        result_bytes=settings.state_bytes,
+        result_ttl=settings.result_ttl,
+        lease=settings.state_lease,
+    )
+
+
+def runner_options(settings: Settings, devices: int) -> RunnerOptions:
+    """How many jobs are claimed at a time: with other servers at the store, of a client two batches at most."""
+    usual = RunnerOptions()
+    if not isinstance(settings.state, DatabaseUrl):
+        return usual
+    of_client = min(usual.client_window, 2 * settings.max_batch * devices)
+    return RunnerOptions(window=4 * of_client, client_window=of_client)
 
 
 def app_of(fleet: Fleet, settings: Settings, metrics: Metrics, store: JobStore) -> App:
-    """The app over the devices; it closes the store when it ends."""
-    runner = Runner(fleet.for_accepted_work, store)
+    """The app over the devices of this machine; it closes the store when it ends."""
+    runner = Runner(fleet.for_accepted_work, store, options=runner_options(settings, max(1, len(settings.devices))))
+    jobs = jobs_face(runner, settings, stopping=lambda: fleet.stopping)
+    lifespan = partial(running, runner)
+    app = http_app(fleet, settings, metrics, repository=fleet.repository, jobs=jobs, lifespan=lifespan)
+    return App(app, [runner.stop])
+
+
+def jobs_face(runner: Runner, settings: Settings, *, stopping: Callable[[], bool] = lambda: False) -> Face:
+    """The routes of native jobs."""
 
     def jobs(sender: Callable[[Request], Key], reader: CallReader) -> APIRouter:
         idempotency = Idempotency(settings.idempotency_seconds)
-        return jobs_router(
-            runner, reader=reader, sender=sender, idempotency=idempotency, stopping=lambda: fleet.stopping
-        )
+        return jobs_router(runner, reader=reader, sender=sender, idempotency=idempotency, stopping=stopping)
+
+    return jobs
+
+
+@asynccontextmanager
+async def running(runner: Runner, _: FastAPI) -> AsyncIterator[None]:
+    """Jobs are drawn inside; then their store is closed."""
+    runner.start()
+    try:
+        yield
+    finally:
+        await runner.stop(0)
+        await runner.store.close()
+
+
+def http_app(
+    service: Service, settings: Settings, metrics: Metrics, *, repository: Repository, jobs: Face, lifespan: Any
+) -> FastAPI:
+    """The app over a service, with all faces. `lifespan`: as FastAPI's."""
 
     def webui(sender: Callable[[Request], Key], reader: CallReader) -> APIRouter:
         pixels = settings.picture_pixels
-        return webui_router(fleet, reader=reader, sender=sender, metrics=metrics, picture_pixels=pixels)
+        return webui_router(service, reader=reader, sender=sender, metrics=metrics, picture_pixels=pixels)
 
     def kserve(sender: Callable[[Request], Key], reader: CallReader) -> APIRouter:
-        return kserve_router(fleet, fleet.repository, reader=reader, sender=sender, metrics=metrics)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        runner.start()
-        try:
-            yield
-        finally:
-            await runner.stop(0)
-            await store.close()
+        return kserve_router(service, repository, reader=reader, sender=sender, metrics=metrics)
 
     config = HttpConfig(
         keys=settings.keys,
@@ -80,8 +108,7 @@ def app_of(fleet: Fleet, settings: Settings, metrics: Metrics, store: JobStore) 
         log_prompts=settings.log_prompts,
         idempotency_seconds=settings.idempotency_seconds,
     )
-    faces = [jobs, webui, kserve]
-    return App(make_app(fleet, config, metrics=metrics, faces=faces, lifespan=lifespan), [runner.stop])
+    return make_app(service, config, metrics=metrics, faces=[jobs, webui, kserve], lifespan=lifespan)
 
 
 def models_of(settings: Settings) -> Mapping[str, ServedModel]:
@@ -92,28 +119,34 @@ def models_of(settings: Settings) -> Mapping[str, ServedModel]:
 
 def children_of(settings: Settings, *, verbose: bool = False) -> list[ChildConfig]:
     """What each device's process runs."""
+    devices = settings.devices or (None,)
     return [
         ChildConfig(
             settings.models,
-            DispatcherOptions(
-                device=device,
-                name=name,
-                max_wait=settings.max_wait,
-                max_queue=settings.max_queue,
-                max_batch=settings.max_batch,
-                batch=settings.batch,
-                call_limit=settings.call_limit,
-                client_jobs=settings.client_jobs,
-                loaded=settings.loaded,
-                lazy=settings.lazy,
-                deterministic=settings.deterministic,
-                filter=settings.filter,
-            ),
+            dispatcher_options(settings, device, name),
             log_format=settings.log_format,
             verbose=verbose,
         )
-        for device, name in zip(settings.devices or (None,), _names(settings.devices or ("",)), strict=True)
+        for device, name in zip(devices, _names(settings.devices or ("",)), strict=True)
     ]
+
+
+def dispatcher_options(settings: Settings, device: str | None, name: str) -> DispatcherOptions:
+    """How the dispatcher of a device works; `name`: of the device in logs and metrics."""
+    return DispatcherOptions(
+        device=device,
+        name=name,
+        max_wait=settings.max_wait,
+        max_queue=settings.max_queue,
+        max_batch=settings.max_batch,
+        batch=settings.batch,
+        call_limit=settings.call_limit,
+        client_jobs=settings.client_jobs,
+        loaded=settings.loaded,
+        lazy=settings.lazy,
+        deterministic=settings.deterministic,
+        filter=settings.filter,
+    )
 
 
 def _names(devices: Sequence[str]) -> list[str]:

@@ -5,11 +5,15 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import pytest
 from support.exports import EXPORTS, QUICK_EXPORTS, ROOT, SHAPES, Exported, export
 
 from latentrt.runtime import Pipeline
+
+if TYPE_CHECKING:
+    from support.postgres import Cluster
 
 # One thread for PyTorch: its threads and ONNX Runtime's would wait for each other on small tensors.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -88,6 +92,15 @@ def exported(_exports: dict[str, Future[Exported]]) -> Callable[[str], Exported]
         return _exports[name].result()
 
     return get
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["Cluster"]:
+    """A real PostgreSQL."""
+    from support.postgres import cluster  # imported here because few tests need its library
+
+    with cluster() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

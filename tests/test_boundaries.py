@@ -91,6 +91,8 @@ ROOMS: dict[str, set[str]] = {
         *("runtime.bundle", "runtime.request", "runtime.scheduler", "serve.messages", "serve.served_model"),
         "serve.service",
     },
+    "serve.jobs.postgres": {"serve.jobs", "serve.messages"},
+    "serve.stores": {"serve.jobs", "serve.jobs.postgres"},
     "serve.http": {
         *("runtime.latents", "runtime.request", "serve.jobs", "serve.messages", "serve.metrics"),
         *("serve.served_model", "serve.service"),
@@ -107,7 +109,14 @@ ROOMS: dict[str, set[str]] = {
     "serve.server": {"serve.settings", "serve.sockets", "serve.worker"},
     "serve.wiring": {
         *("serve.dispatcher", "serve.http", "serve.http.webui", "serve.jobs", "serve.messages", "serve.metrics"),
-        *("serve.served_model", "serve.server", "serve.settings", "serve.worker"),
+        *("serve.served_model", "serve.server", "serve.service", "serve.settings", "serve.stores", "serve.worker"),
+    },
+    "serve.ray": {
+        *("serve.http", "serve.jobs", "serve.messages", "serve.metrics", "serve.served_model", "serve.service"),
+        *("serve.settings", "serve.wiring", "serve.worker"),
+    },
+    "serve.ray_app": {
+        *("serve.logs", "serve.messages", "serve.ray", "serve.service", "serve.wiring", "serve.worker"),
     },
     "serve.extra": set(),
     "serve.triton": {
@@ -141,9 +150,12 @@ LIBRARIES: dict[str, set[str]] = {
     "runtime.arrays": NUMPY,
     "serve.dispatcher": NUMPY | PICTURES,
     "serve.jobs": NUMPY | PICTURES,
+    "serve.jobs.postgres": {"fsspec", "psycopg"},
     "serve.http": NUMPY | PICTURES | {"fastapi", "starlette", "pydantic"},
     "serve.metrics": {"prometheus_client"},
     "serve.wiring": {"fastapi"},
+    "serve.ray": {"fastapi", "prometheus_client", "ray"},
+    "serve.ray_app": {"ray"},
     "serve.server": {"uvicorn"},
     "serve.sockets": {"h11", "uvicorn"},
     "serve.triton": NUMPY | {"triton_python_backend_utils"},

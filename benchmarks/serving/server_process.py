@@ -119,7 +119,6 @@ def _read(server: ServerProcess, listens: threading.Event) -> None:
 def main(loader: str, flags: Sequence[str]) -> int:
     """The process."""
     import argparse
-    import logging
 
     from latentrt.serve import wiring
     from latentrt.serve.logs import configure
@@ -131,9 +130,7 @@ def main(loader: str, flags: Sequence[str]) -> int:
     parser = argparse.ArgumentParser()
     add_flags(parser)
     settings = resolve(given_flags(parser.parse_args(flags)), {}).settings
-    configure("text")
-    if not settings.access_log:
-        logging.getLogger("latentrt.serve.http.middleware").setLevel(logging.WARNING)
+    configure("text", access=settings.access_log)
 
     async def run() -> int:
         metrics = Metrics()

@@ -26,10 +26,10 @@ class _Entry:
 
 
 class Idempotency:
-    """The kept answers of one server. Used from one event loop."""
+    """The kept answers of one server, for `seconds`. Used from one event loop."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds, self._clock = seconds, clock
+        self.seconds, self._clock = seconds, clock
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
 
     async def answer(self, client: str, key: str, body: bytes, make: Callable[[], Awaitable[Response]]) -> Response:
@@ -44,12 +44,7 @@ class Idempotency:
             found = self._entries[client, key] = _Entry(body, task, self._clock())
             task.add_done_callback(lambda done: self._made(client, key, done))
         elif found.body != body:
-            raise ApiError(
-                409,
-                "this Idempotency-Key was used for another request: use a new key",
-                "idempotency_key_reused",
-                retry=False,
-            )
+            raise key_reused()
         response = await asyncio.shield(found.answer)
         return Response(response.body, response.status_code, dict(response.headers), response.media_type)
 
@@ -62,9 +57,15 @@ class Idempotency:
         done = [(name, entry) for name, entry in self._entries.items() if _succeeded(entry.answer)]
         size = sum(len(entry.answer.result().body) for _, entry in done)
         for name, entry in done:
-            if self._clock() - entry.began > self._seconds or len(self._entries) > KEPT or size > KEPT_BYTES:
+            if self._clock() - entry.began > self.seconds or len(self._entries) > KEPT or size > KEPT_BYTES:
                 size -= len(entry.answer.result().body)
                 del self._entries[name]
+
+
+def key_reused() -> ApiError:
+    """The answer to another body under a known key."""
+    text = "this Idempotency-Key was used for another request: use a new key"
+    return ApiError(409, text, "idempotency_key_reused", retry=False)
 
 
 def _succeeded(task: "asyncio.Task[Response]") -> bool:

@@ -17,14 +17,14 @@ from latentrt.runtime.limits import MAX_STEPS
 from latentrt.runtime.request.options import request_schema
 from latentrt.serve.jobs.events import HEARTBEAT, LAST, Entry
 from latentrt.serve.jobs.runner import Runner
-from latentrt.serve.jobs.store import FullError, KeptJob, StorageError
+from latentrt.serve.jobs.store import FullError, IdempotencyKey, KeptJob, ReusedKeyError, StorageError
 from latentrt.serve.messages import Job, Previews, RefusedError
 
 from .bodies import MEDIA_TYPES, CallReader, call_properties
 from .config import IDEMPOTENCY_SECONDS
 from .errors import EVERYWHERE, OF_WORK, ApiError, errors
 from .following import STREAM_HEADERS
-from .idempotency import Idempotency
+from .idempotency import Idempotency, key_reused
 from .job_answers import BYTES, PATH, JobAnswer, JobList, job_answer, server_sent
 from .keys import Key
 
@@ -115,6 +115,8 @@ def _storing() -> Iterator[None]:
     """What the store raises, as an answer."""
     try:
         yield
+    except ReusedKeyError as error:
+        raise key_reused() from error
     except FullError as error:
         raise ApiError(507, str(error), "store_full") from error
     except StorageError as error:
@@ -148,18 +150,19 @@ class _Routes:
     ) -> Response:
         """Keep a job and answer at once: it is drawn also when the client is gone."""
         if idempotency_key is None:
-            return await self._created(request)
-        digest = hashlib.sha256(await request.body()).digest()
-        name = self._sender(request).name
-        return await self._idempotency.answer(name, f"job {idempotency_key}", digest, lambda: self._created(request))
+            return await self._created(request, None)
+        digest = hashlib.sha256(await request.body())
+        known = IdempotencyKey(idempotency_key, digest.hexdigest(), self._idempotency.seconds)
+        name, made = self._sender(request).name, f"job {idempotency_key}"
+        return await self._idempotency.answer(name, made, digest.digest(), lambda: self._created(request, known))
 
-    async def _created(self, request: Request) -> Response:
+    async def _created(self, request: Request, known: IdempotencyKey | None) -> Response:
         if self._stopping():
             raise RefusedError("stopping", "the server stops: ask again", RETRY_AFTER)
         key = self._sender(request)
         job = await self._reader.read(request, lambda body: self._job(body, key))
         with _storing():
-            kept = await self._runner.accept(job)
+            kept = await self._runner.accept(job, known)
             answer = await self._answer(request, kept)
         return JSONResponse(answer.model_dump(), 202, {"Location": answer.urls.self})
 

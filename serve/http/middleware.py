@@ -229,7 +229,7 @@ class RequestIds:
             await self._app(scope, receive, with_ids)
         finally:
             seconds = time.monotonic() - start
-            self._answered(scope["path"], status)
+            self._answered(scope["path"].removeprefix(scope.get("root_path", "")), status)
             logger.info(
                 "%s %s %d in %.3f s",
                 scope["method"],

@@ -1,22 +1,19 @@
-"""The table of jobs in SQLite: its schema, transactions, and rows as records. Used from one thread.
+"""The table of jobs in SQLite: its schema, and its transactions. Used from one thread.
 
 Knows nothing of files and of the order in which they are written.
 """
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .store import Failure, KeptJob, KeptPicture, StateError
+from .store import StateError
 
 APPLICATION = 0x4C52544A  # says in the file that it is of latentrt's jobs
 VERSION = 1
 BUSY_SECONDS = 10.0
-PRIORITIES = ("interactive", "batch")  # the first are claimed first
 _SCHEMA = """
 CREATE TABLE jobs (
     place INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order in which they came
@@ -133,24 +130,3 @@ class Database:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
-
-
-def job_of(row: sqlite3.Row) -> KeptJob:
-    """A row as a record."""
-    values = {name: row[name] for name in row.keys() if name in KeptJob.__slots__}  # noqa: SIM118
-    failure = row["failure"]
-    return KeptJob(
-        **{
-            **values,
-            "priority": PRIORITIES[row["priority"]],
-            "alone": bool(row["alone"]),
-            "failure": None if failure is None else Failure(**json.loads(failure)),
-            "pictures": tuple(KeptPicture(**picture) for picture in json.loads(row["pictures"])),
-            "timings": json.loads(row["timings"]),
-        }
-    )
-
-
-def json_of(record: Any) -> str | None:
-    """A record as a row holds it. JSON escapes what is not ASCII, and so also what is not valid Unicode."""
-    return None if record is None else json.dumps(asdict(record))

@@ -1,5 +1,6 @@
 """One claimed job on its way through a service: what its events mean for the store and for those who follow it."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
@@ -30,6 +31,7 @@ class Drawing:
         self.started = False
         self.admitted: Admitted | None = None
         self.ticket: Ticket | None = None
+        self.left = asyncio.Event()  # nothing here has to do with it any more
         self.pictures: list[KeptPicture] = []
         self._store, self._insist = store, insist
         self._admitted_at = 0.0
@@ -64,6 +66,11 @@ class Drawing:
         """Its first image is being drawn."""
         self.started = True
         self.log.state("running", self.kept.attempts)
+
+    def progress(self, event: Progress) -> None:
+        """An image has made a call."""
+        self.log.progress(event)
+        self._store.tell(event)
 
     async def keep(self, picture: Picture) -> None:
         """Write a picture. Where that fails, this job fails, and the others go on."""
@@ -131,7 +138,7 @@ async def draw(drawing: Drawing) -> Done | None:
                 case Started():
                     drawing.start()
                 case Progress():
-                    drawing.log.progress(event)
+                    drawing.progress(event)
                 case Preview():
                     drawing.log.preview(event)
                 case Picture():

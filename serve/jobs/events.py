@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from latentrt.serve.messages import Preview, Progress
 
-from .store import KeptJob, State
+from .store import KeptJob, State, StorageError
 
 HEARTBEAT = 15.0  # seconds
 LAST = "end"  # the id of every job's last event
@@ -129,6 +129,10 @@ class EventLogs:
         """The log of a job that somebody holds."""
         return self._logs.get(job)
 
+    def names(self) -> list[str]:
+        """The jobs whose logs somebody holds."""
+        return list(self._logs.keys())
+
     async def follow(
         self,
         job: str,
@@ -149,9 +153,10 @@ class EventLogs:
         log = self.of(job)
         while True:
             if not log.ended:
-                if (kept := await get(job)) is None:
-                    return
-                log.catch_up(kept)
+                with suppress(StorageError):  # it is asked again with the next heartbeat
+                    if (kept := await get(job)) is None:
+                        return
+                    log.catch_up(kept)
             while True:
                 changed = log.after(last)
                 for entry in changed:

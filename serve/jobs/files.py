@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from latentrt.runtime.files import written_whole
 
-Folder = Literal["inputs", "results"]
+Folder = Literal["inputs", "results", "marks"]
 FOLDERS: tuple[Folder, ...] = ("inputs", "results")
 
 

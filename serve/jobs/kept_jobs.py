@@ -3,16 +3,14 @@
 Used from one thread; blocks. Knows no event loop.
 """
 
-import hashlib
 import json
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
 
-from latentrt.serve.messages import Picture, RefusedError
-
-from .database import PRIORITIES, Database, job_of, json_of
+from .bounds import ROW, Bounds, no_room, require_id
+from .database import Database
 from .files import Files
+from .job_files import JobFiles
+from .rows import PRIORITIES, failure_text, job_of, pictures_text, timings_text
 from .store import (
     MAX_ATTEMPTS,
     POISON,
@@ -24,36 +22,18 @@ from .store import (
     KeptJob,
     KeptPicture,
     NewJob,
-    StorageError,
 )
 
-RETRY_AFTER = 30.0  # seconds
-ROW = 1024  # bytes that a row takes besides its document
 _HELD = "id = ? AND number = ? AND state = 'running'"
 _ENDED = "state IN ('done', 'failed', 'cancelled')"
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How much a store keeps.
-
-    Attributes:
-        client_jobs: jobs of one client that wait or are drawn.
-        bytes: of documents, inputs and results, with what accepted jobs may still need.
-        result_ttl: seconds that results are kept after the end of their job. For as long again, the store knows that
-            they have been there.
-    """
-
-    client_jobs: int = 10_000
-    bytes: int = 10 << 30
-    result_ttl: float = 24 * 3600.0
-
-
-class KeptJobs:
+class KeptJobs(JobFiles):
     """Jobs in a database, and their files."""
 
     def __init__(self, database: Database, files: Files, bounds: Bounds, clock: Callable[[], float]) -> None:
-        self._database, self._files, self._bounds, self._clock = database, files, bounds, clock
+        super().__init__(files)
+        self._database, self._bounds, self._clock = database, bounds, clock
 
     def recover(self) -> int:
         """Make jobs wait again that were under way when the last process died; how many there were.
@@ -69,8 +49,7 @@ class KeptJobs:
 
     def add(self, job: NewJob) -> KeptJob:
         """See `JobStore.add`."""
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", job.id):  # it becomes the name of a file
-            raise ValueError(f"the id of a job is {job.id[:80]!r}")
+        require_id(job.id)
         self._require_few(job.client)
         size = ROW + len(job.document) + job.reserve
         lack = self._lacks_room(job, size)
@@ -78,7 +57,7 @@ class KeptJobs:
             self.sweep()
             lack = self._lacks_room(job, size)
         if lack is not None:
-            raise FullError(f"this job needs {size / 2**20:,.1f} MiB, and {lack}: try again when results have expired")
+            raise FullError(no_room(size, lack))
         for sha256, data in job.inputs.items():
             self._files.write("inputs", sha256, data)
         with self._database.transaction():
@@ -91,30 +70,20 @@ class KeptJobs:
             for sha256, data in job.inputs.items():
                 self._database.change("INSERT INTO inputs VALUES (?, ?, ?)", job.id, sha256, len(data))
         assert row is not None
-        return job_of(row)
+        return job_of(dict(row))
 
     def _require_few(self, client: str) -> None:
-        most = self._bounds.client_jobs
-        if self._database.value(f"SELECT count(*) FROM jobs WHERE client = ? AND NOT {_ENDED}", client) >= most:
-            raise RefusedError("client_busy", f"you have {most} jobs that have not ended", RETRY_AFTER)
+        sql = f"SELECT count(*) FROM jobs WHERE client = ? AND NOT {_ENDED}"
+        self._bounds.require_few(self._database.value(sql, client))
 
     def _lacks_room(self, job: NewJob, size: int) -> str | None:
-        """Why a job cannot be kept, or None.
-
-        A client's jobs may take as much as is left free with them, so that nobody fills the store alone (dynamic
-        thresholds, Choudhury and Hahne, 1998).
-        """
-        used, most = self._used(job.inputs) + size, self._bounds.bytes
-        if used > most:
-            return f"with it the server would keep {used / 2**20:,.1f} MiB of at most {most / 2**20:,.1f}"
+        """Why a job cannot be kept, or None."""
         own = self._database.value("SELECT coalesce(sum(bytes), 0) FROM jobs WHERE client = ?", job.client)
         own += self._database.value(
             "SELECT coalesce(sum(size), 0) FROM inputs JOIN jobs ON jobs.id = inputs.job WHERE client = ?", job.client
         )
         own += size + sum(map(len, job.inputs.values()))
-        if own > most - used:
-            return f"with it your jobs would take {own / 2**20:,.1f} MiB and leave {(most - used) / 2**20:,.1f} free"
-        return None
+        return self._bounds.lack(self._used(job.inputs) + size, own)
 
     def _used(self, new: Mapping[str, bytes]) -> int:
         """Bytes in use or reserved, with new inputs that are not there yet."""
@@ -126,14 +95,14 @@ class KeptJobs:
     def get(self, job: str) -> KeptJob | None:
         """See `JobStore.get`."""
         row = self._database.row("SELECT * FROM jobs WHERE id = ?", job)
-        return None if row is None else job_of(row)
+        return None if row is None else job_of(dict(row))
 
     def of_client(self, client: str, limit: int, before: str | None) -> list[KeptJob]:
         """See `JobStore.of_client`."""
         older = "" if before is None else " AND place < (SELECT place FROM jobs WHERE id = ? AND client = ?)"
         values = () if before is None else (before, client)
         sql = f"SELECT * FROM jobs WHERE client = ?{older} ORDER BY place DESC LIMIT ?"
-        return [job_of(row) for row in self._database.rows(sql, client, *values, limit)]
+        return [job_of(dict(row)) for row in self._database.rows(sql, client, *values, limit)]
 
     def ahead(self, job: str) -> int:
         """See `JobStore.ahead`."""
@@ -160,14 +129,7 @@ class KeptJobs:
                 f"WHERE id = ({first}) AND (NOT alone OR ?) RETURNING *",
                 *(self._clock(), *without, alone),
             )
-        return None if row is None else job_of(row)
-
-    def input(self, sha256: str) -> bytes:
-        """See `JobStore.input`."""
-        data = self._files.read("inputs", sha256)
-        if data is None or hashlib.sha256(data).hexdigest() != sha256:
-            raise StorageError(f"the given picture {sha256[:16]}… {'is missing' if data is None else 'is damaged'}")
-        return data
+        return None if row is None else job_of(dict(row))
 
     def give_back(self, claim: Claim, counted: bool, alone: bool) -> bool:
         """See `JobStore.give_back`."""
@@ -177,21 +139,6 @@ class KeptJobs:
                 *(not counted, alone, claim.job, claim.number),
             )
         return changed == 1
-
-    def keep_picture(self, claim: Claim, picture: Picture) -> KeptPicture:
-        """See `JobStore.keep_picture`."""
-        name = f"{claim.job}-{claim.number}-{picture.image}.{picture.format}"
-        self._files.write("results", name, picture.data)
-        return KeptPicture(
-            picture.image,
-            picture.seed,
-            picture.height,
-            picture.width,
-            picture.format,
-            len(picture.data),
-            hashlib.sha256(picture.data).hexdigest(),
-            name,
-        )
 
     def end(
         self,
@@ -228,16 +175,12 @@ class KeptJobs:
         self._database.change(
             "UPDATE jobs SET state = ?, failure = ?, ended = ?, expires = ?, pictures = ?, timings = ?, "
             "bytes = ? + length(document) WHERE id = ?",
-            *(state, json_of(failure), now, now + self._bounds.result_ttl),
-            json.dumps([asdict(picture) for picture in pictures]),
-            json.dumps(dict(timings or {})),
+            *(state, failure_text(failure), now, now + self._bounds.result_ttl),
+            pictures_text(pictures),
+            timings_text(timings),
             *(ROW + sum(picture.size for picture in pictures), job),
         )
         self._database.change("DELETE FROM inputs WHERE job = ?", job)
-
-    def picture(self, picture: KeptPicture) -> bytes | None:
-        """See `JobStore.picture`."""
-        return self._files.read("results", picture.name)
 
     def sweep(self) -> int:
         """See `JobStore.sweep`. Rows go before files, so that no row names a file that is not there."""

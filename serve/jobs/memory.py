@@ -3,9 +3,10 @@
 import time
 from collections.abc import Callable
 
+from .bounds import Bounds
 from .database import Database
 from .files import FOLDERS, Folder
-from .kept_jobs import Bounds, KeptJobs
+from .kept_jobs import KeptJobs
 from .sqlite import SqliteStore
 
 

@@ -4,6 +4,7 @@ Knows stores and services. Which of the submitted jobs is drawn first is the dis
 """
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -11,14 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from latentrt.serve.messages import Failed, Job, RefusedError
+from latentrt.serve.messages import Failed, Job, Progress, RefusedError
 from latentrt.serve.service import Service
 
 from .drawing import Drawing, draw
 from .events import EventLogs
 from .outlook import Outlook, Pace
 from .resolved import ModelChangedError, Resolver
-from .store import Failure, JobStore, KeptJob, StorageError
+from .store import Failure, IdempotencyKey, JobStore, KeptJob, StorageError
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -62,6 +63,7 @@ class Runner:
         self._pace = Pace()
         self._under_way: dict[str, Drawing] = {}
         self._followers: set[asyncio.Task[None]] = set()
+        self._looks: dict[str, asyncio.Task[None]] = {}  # at jobs that other servers have changed
         self._submits: asyncio.Task[None] | None = None
         self._sweeps: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
@@ -73,10 +75,10 @@ class Runner:
 
     # --- for the faces
 
-    async def accept(self, job: Job) -> KeptJob:
+    async def accept(self, job: Job, key: IdempotencyKey | None = None) -> KeptJob:
         """Keep a job to draw it later; on return it is committed. Raises what `JobStore.add` raises."""
         new = await asyncio.to_thread(self._resolver.new_job, job, now=self._clock())
-        kept = await self.store.add(new)
+        kept = await self.store.add(dataclasses.replace(new, key=key))
         self._woken.set()
         return kept
 
@@ -97,6 +99,8 @@ class Runner:
         drawing = self._under_way.get(job.id)
         if drawing is not None and drawing.admitted is not None:
             return drawing.outlook(self._clock())
+        if job.state == "running" and drawing is None:  # at another server
+            return Outlook(0, None)
         ahead = await self.store.ahead(job.id)
         return self._pace.outlook(self._service.loads(), ahead, job.images)
 
@@ -105,10 +109,44 @@ class Runner:
         drawing = self._under_way.get(job.id)
         return job.state == "running" and (drawing is None or drawing.started)
 
+    # --- what other servers of the store do; see `Listener`
+
+    def waits(self) -> None:
+        """There is a job to claim."""
+        self._woken.set()
+
+    def changed(self, job: str | None) -> None:
+        """Look at a job that is drawn or followed here, or at all of them."""
+        if self._stopping:
+            return
+        known = {*self._under_way, *self.logs.names()}
+        for name in known if job is None else known & {job}:
+            if name not in self._looks:
+                task = self._looks[name] = asyncio.create_task(self._look_at(name))
+                task.add_done_callback(lambda _, name=name: self._looks.pop(name, None))  # type: ignore[misc]
+        if job is None:
+            self._woken.set()
+
+    def progressed(self, event: Progress) -> None:
+        """Tell those who follow the job here."""
+        log = self.logs.find(event.job)
+        if log is not None and not log.is_drawn_here:
+            log.progress(event)
+
+    async def _look_at(self, job: str) -> None:
+        with suppress(StorageError):  # followers ask again with the next heartbeat, and leases with the next beat
+            kept = await self.store.get(job)
+            drawing, log = self._under_way.get(job), self.logs.find(job)
+            if drawing is not None and (kept is None or kept.has_ended or kept.claim != drawing.kept.claim):
+                drawing.cancel()
+            if log is not None and kept is not None:
+                log.catch_up(kept)
+
     # --- the loop
 
     def start(self) -> None:
         """Begin to draw what waits in the store."""
+        self.store.listen(self)
         self._submits = asyncio.create_task(self._submit_for_ever())
         self._sweeps = asyncio.create_task(self._sweep_for_ever())
 
@@ -126,7 +164,8 @@ class Runner:
             await asyncio.wait([self._submits], timeout=max(0.0, until - time.monotonic()))
         if self._followers:
             await asyncio.wait(self._followers, timeout=max(0.0, until - time.monotonic()))
-        left = [task for task in (self._submits, self._sweeps, *self._followers) if task is not None]
+        tasks = (self._submits, self._sweeps, *self._followers, *self._looks.values())
+        left = [task for task in tasks if task is not None]
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
@@ -195,6 +234,9 @@ class Runner:
         return any(load.waiting or load.running for load in self._service.loads())
 
     async def _submit(self, kept: KeptJob) -> None:
+        if (before := self._under_way.get(kept.id)) is not None:  # its claim was lost while the store was away
+            before.cancel()
+            await before.left.wait()
         drawing = Drawing(kept, self.store, self.logs.of(kept.id), self._insist)
         self._under_way[kept.id] = drawing
         try:
@@ -255,6 +297,7 @@ class Runner:
         self._left(drawing)
 
     def _left(self, drawing: Drawing) -> None:
+        drawing.left.set()
         if self._under_way.get(drawing.kept.id) is drawing:  # else it has been claimed again by now
             drawing.log.is_drawn_here = False
             del self._under_way[drawing.kept.id]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from latentrt.runtime.errors import LatentRTError
-from latentrt.serve.messages import FailedKind, Picture, Priority
+from latentrt.serve.messages import FailedKind, Picture, Priority, Progress
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 Ended = Literal["done", "failed", "cancelled"]
@@ -34,6 +34,24 @@ class FullError(LatentRTError):
     """The store has no room for another job until old results have expired."""
 
 
+class ReusedKeyError(LatentRTError):
+    """A client has used an idempotency key for another request before."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """By what a client says that a request is the one that it has sent before.
+
+    Attributes:
+        digest: hex hash of the request's body.
+        seconds: how long the store remembers it.
+    """
+
+    key: str
+    digest: str
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class NewJob:
     """A job to keep.
@@ -45,6 +63,7 @@ class NewJob:
         images: how many it draws.
         reserve: bytes that its pictures take at most.
         deadline: when it must have finished; None is without.
+        key: for stores of several servers. Where there is one server, that knows which keys it was sent.
     """
 
     id: str
@@ -57,6 +76,7 @@ class NewJob:
     weight: float = 1.0
     priority: Priority = "interactive"
     deadline: float | None = None
+    key: IdempotencyKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +166,31 @@ class Counts:
     most_bytes: int
 
 
+class Listener(Protocol):
+    """Hears what other servers of a store do. Called on the event loop; nothing is promised to be heard."""
+
+    def waits(self) -> None:
+        """There is a job to claim."""
+
+    def changed(self, job: str | None) -> None:
+        """The store knows more of a job, or its claim may be lost; None: that may be so for any."""
+
+    def progressed(self, event: Progress) -> None:
+        """An image of a job that another server draws has made a call."""
+
+
 class JobStore(Protocol):
-    """Keeps jobs. Every method may raise `StorageError`."""
+    """Keeps jobs. Every method that waits may raise `StorageError`."""
 
     @property
     def durable(self) -> bool:
         """Whether its jobs are there after a restart."""
 
     async def add(self, job: NewJob) -> KeptJob:
-        """Keep a new job; on return it is committed. Raises `FullError`, or `RefusedError` for too many of a client."""
+        """Keep a new job; on return it is committed. The one that is there for a job with the same key.
+
+        Raises `FullError`, `RefusedError` for too many of a client, `ReusedKeyError`.
+        """
 
     async def get(self, job: str) -> KeptJob | None:
         """A job by its id."""
@@ -210,6 +246,12 @@ class JobStore(Protocol):
 
     async def sweep(self) -> int:
         """Remove what has expired and files that belong to no job; how many jobs have expired."""
+
+    def listen(self, listener: Listener) -> None:
+        """Tell what other servers do from now on, on the running event loop."""
+
+    def tell(self, event: Progress) -> None:
+        """Let the listeners of other servers hear, soon, what this one draws."""
 
     async def close(self) -> None:
         """Stop using the store; waits for what is being written."""

@@ -6,13 +6,29 @@ A kind reads one value by itself and raises `ValueError` for others. It knows ne
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 _BYTES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST = 10 * 365 * 86400.0  # seconds; more is a mistake
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseUrl:
+    """An address of PostgreSQL; its text shows no password, `secret` is the whole."""
+
+    secret: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return without_password(self.secret)
+
+
+def without_password(text: str) -> str:
+    """A text with the passwords of the addresses in it hidden; those of parts that are not escaped, too."""
+    text = re.sub(r"(://[^/:@?\s]*):\S*@", r"\1:***@", text)
+    return re.sub(r"(password=)[^&\s]*", r"\1***", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +75,37 @@ def _path(value: Any, folder: Path) -> Path:
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise ValueError
     return folder / Path(value).expanduser()
+
+
+_HOST = r"(?:\[[\da-fA-F:.]+\]|[^\s@/:,?#\[\]]*)(?::\d{1,5})?"
+_POSTGRES = re.compile(rf"postgres(?:ql)?://(?:[^\s@]*@)?{_HOST}(?:,{_HOST})*(?:/[^\s@#?]*)?(?:\?[^\s@#]*)?")
+
+
+def state() -> Kind:
+    """A folder, or the address of a database."""
+
+    def read(value: Any, folder: Path) -> Path | DatabaseUrl:
+        if not isinstance(value, str) or "://" not in value:
+            return _path(value, folder)
+        if not _POSTGRES.fullmatch(value):
+            raise ValueError
+        return DatabaseUrl(value)
+
+    expected = "a path, or postgresql://USER:PASSWORD@HOST/DATABASE with %xx for special characters"
+    return Kind(read, expected, "PLACE")
+
+
+def place() -> Kind:
+    """A folder, or an address of another kind."""
+
+    def read(value: Any, folder: Path) -> Path | str:
+        if isinstance(value, str) and re.fullmatch(r"[a-z][a-z0-9+.-]*://\S+", value):
+            return value
+        if isinstance(value, str) and "://" in value:
+            raise ValueError
+        return _path(value, folder)
+
+    return Kind(read, "a path, or an address such as s3://bucket/folder", "PLACE")
 
 
 def integer(least: int, most: int) -> Kind:

@@ -6,19 +6,22 @@ Each wrong value is refused with one line that says where it stands and what is 
 import ipaddress
 import logging
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latentrt.runtime.errors import InputError, nearest_names, shown, unknown
+from latentrt.serve.messages import ModelSpec
 
+from .kinds import DatabaseUrl, without_password
 from .models import models_from_tables, models_from_words
 from .table import PREFIX, SETTINGS, Setting, Settings, flag_of, variable_of
 
 logger = logging.getLogger(__name__)
 
 DEFAULT = "default"
+FLAG = "--{}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +44,17 @@ class _Source:
         return self.label.format(name)
 
 
-def resolve(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Resolved:
+def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], *, label: str = FLAG) -> Resolved:
     """The settings that hold.
 
     Args:
         flags: by name, as `given_flags` returns them.
         environ: LATENTRT_SERVE_… variables; others are ignored.
+        label: how messages call a flag; "{}" is the setting's name.
 
     Raises: InputError: a wrong value, an unknown key, or settings that do not go together.
     """
-    sources = list(_sources(flags, environ))
+    sources = list(_sources(flags, environ, label))
     values: dict[str, Any] = {}
     origins = dict.fromkeys([*SETTINGS, "models"], DEFAULT)
     for name, row in SETTINGS.items():
@@ -61,8 +65,8 @@ def resolve(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Resolved:
     settings = Settings(**values)
     for source in sources:
         if source.values.get("models"):
-            models = models_from_tables if source.label.endswith(":{}") else models_from_words
-            values["models"] = models(source.values["models"], settings, source.where("model"), source.folder)
+            models, given = _models_reader(source), source.values["models"]
+            values["models"] = models(given, settings, source.where("model"), source.folder)
             origins["models"] = _shown_origin(source, "models")
             break
     else:
@@ -72,9 +76,16 @@ def resolve(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Resolved:
     return Resolved(settings, origins)
 
 
-def _sources(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[_Source]:
+def _models_reader(source: _Source) -> Callable[[Any, Settings, str, Path], tuple[ModelSpec, ...]]:
+    """Files have tables; flags and variables have words, and where their values come from YAML, tables too."""
+    given = source.values["models"]
+    tables = isinstance(given, list) and any(isinstance(item, Mapping) for item in given)
+    return models_from_tables if tables or source.label.endswith(":{}") else models_from_words
+
+
+def _sources(flags: Mapping[str, Any], environ: Mapping[str, str], label: str) -> Iterator[_Source]:
     """From the strongest to the weakest."""
-    yield _Source(flags, Path(), "--{}")
+    yield _Source(flags, Path(), label)
     variables = {
         name: environ[variable_of(name)] for name in (*SETTINGS, "models", "config") if environ.get(variable_of(name))
     }
@@ -87,7 +98,7 @@ def _sources(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[_
 
 
 def _shown_origin(source: _Source, name: str) -> str:
-    if source.label.startswith("--"):
+    if source.label == FLAG:
         return "arguments" if name == "models" else flag_of(name)
     if source.label.startswith(PREFIX):
         return variable_of(name)
@@ -100,6 +111,7 @@ def _read(row: Setting, name: str, source: _Source) -> Any:
         return row.kind.read(value, source.folder)
     except ValueError:
         given = value[-1] if isinstance(value, list) and len(value) == 1 else value
+        given = without_password(given) if isinstance(given, str) else given
         hint = ""
         if source.label.startswith(PREFIX) and isinstance(value, str) and value.startswith("tcp://"):
             hint = ". Kubernetes sets this for a Service of that name: say enableServiceLinks: false in the Pod"
@@ -138,6 +150,15 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
             raise InputError(f"{origins['alias']}: {alias}={unknown('model', model, names)}")
         if alias in names:
             raise InputError(f"{origins['alias']}: {alias!r} is the name of a model; expected another name")
+    if isinstance(settings.state, DatabaseUrl) and settings.state_files is None:
+        raise InputError(
+            f"{origins['state']}: {settings.state} needs --state-files, a folder that all servers of this database "
+            "share, or an address such as s3://bucket/folder: pictures are kept there"
+        )
+    if not isinstance(settings.state, DatabaseUrl) and settings.state_files is not None:
+        raise InputError(
+            f"{origins['state_files']}: expected --state postgresql://…; a folder as --state holds its files itself"
+        )
     if settings.auth and settings.keys is None and settings.uds is None and not is_loopback(settings.host):
         raise InputError(
             f"{settings.host} ({origins['host']}) can be reached from other machines, and no keys are asked for: "

@@ -143,8 +143,23 @@ class Settings:
     ] = False
     preload: Annotated[bool, Setting("listen only when the models are loaded", kinds.switch())] = False
     state: Annotated[
-        Path | None, Setting("folder that keeps jobs through restarts", kinds.path("DIR"), "jobs are in memory")
+        Path | kinds.DatabaseUrl | None,
+        Setting(
+            "folder that keeps jobs through restarts; or postgresql://…, for several servers",
+            kinds.state(),
+            "jobs are in memory",
+        ),
     ] = None
+    state_files: Annotated[
+        Path | str | None,
+        Setting(
+            "with postgresql://…: folder or address of fsspec, such as s3://…, that all servers share", kinds.place()
+        ),
+    ] = None
+    state_lease: Annotated[
+        float,
+        Setting("with postgresql://…: others draw the jobs of a server that is away for longer", kinds.duration(2)),
+    ] = 30.0
     state_bytes: Annotated[int, Setting("of kept results, at most", kinds.size_in_bytes())] = 10 * 2**30
     result_ttl: Annotated[float, Setting("results are kept this long", kinds.duration(1))] = 24 * 3600.0
     idempotency_seconds: Annotated[

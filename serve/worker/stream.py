@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from latentrt.serve.messages import Done, Event, Failed, Preview, Progress
 
@@ -15,7 +16,7 @@ class EventStream:
     def __init__(self) -> None:
         """Without events."""
         self._waiting: dict[object, Event] = {}  # in the order in which they are read
-        self._more = asyncio.Event()
+        self._more, self._over = asyncio.Event(), asyncio.Event()
         self._ended = False
         self._count = 0
 
@@ -34,6 +35,20 @@ class EventStream:
         self._waiting.pop(key, None)  # the newer one comes after what happened before it
         self._waiting[key] = event
         self._more.set()
+        if self._ended:
+            self._over.set()
+
+    async def read_batches(self, pause: float) -> AsyncIterator[list[Event]]:
+        """All that waits, at most once in `pause` seconds but at once at the end. For one reader, instead of `read`."""
+        while True:
+            await self._more.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), pause)
+            self._more.clear()
+            events, self._waiting = list(self._waiting.values()), {}
+            yield events
+            if self._ended:
+                return
 
     async def read(self) -> AsyncIterator[Event]:
         """Events, until the end. For one reader."""

@@ -19,10 +19,10 @@ from latentrt.serve.http.errors import add_handlers
 from latentrt.serve.http.job_answers import server_sent
 from latentrt.serve.http.jobs import job_schema, jobs_router
 from latentrt.serve.http.keys import Key
-from latentrt.serve.jobs.kept_jobs import Bounds
+from latentrt.serve.jobs.bounds import Bounds
 from latentrt.serve.jobs.memory import store_in_memory
 from latentrt.serve.jobs.runner import Runner, RunnerOptions
-from latentrt.serve.jobs.store import StorageError
+from latentrt.serve.jobs.store import JobStore, StorageError
 from tests.serve.jobs.fakes import FakeService, picture_of, shapes_model
 
 MODEL = shapes_model()
@@ -31,10 +31,10 @@ MODEL = shapes_model()
 class Server:
     """An app with the routes, a fake service, and a client that checks each answer against OpenAPI."""
 
-    def __init__(self, **bounds: Any) -> None:
+    def __init__(self, *, store: JobStore | None = None, **bounds: Any) -> None:
         self.now = 1000.0
         self.service = FakeService(MODEL)
-        self.store = store_in_memory(Bounds(**bounds), clock=lambda: self.now)
+        self.store = store or store_in_memory(Bounds(**bounds), clock=lambda: self.now)
         options = RunnerOptions(poll=0.02, longest_pause=0.02)
         self.runner = Runner(self.service, self.store, options=options, clock=lambda: self.now)
         self.app = FastAPI()
@@ -79,8 +79,8 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(**bounds: Any) -> AsyncIterator[Server]:
-    server = Server(**bounds)
+async def serving(*, store: JobStore | None = None, **bounds: Any) -> AsyncIterator[Server]:
+    server = Server(store=store, **bounds)
     server.runner.start()
     yield server
     await server.runner.stop(1)

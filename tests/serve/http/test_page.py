@@ -17,7 +17,7 @@ from latentrt.serve.http.bodies import CallReader
 from latentrt.serve.http.config import HttpConfig
 from latentrt.serve.http.jobs import jobs_router
 from latentrt.serve.http.keys import Key, new_key
-from latentrt.serve.jobs.kept_jobs import Bounds
+from latentrt.serve.jobs.bounds import Bounds
 from latentrt.serve.jobs.memory import store_in_memory
 from latentrt.serve.jobs.runner import Runner
 from latentrt.serve.served_model import ServedModel

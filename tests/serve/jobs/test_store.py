@@ -9,15 +9,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 from support.exports import ROOT
 
 from latentrt.runtime import files as runtime_files
 from latentrt.serve.jobs import files as job_files
-from latentrt.serve.jobs.kept_jobs import Bounds
-from latentrt.serve.jobs.memory import store_in_memory
-from latentrt.serve.jobs.sqlite import SqliteStore, store_in_folder
+from latentrt.serve.jobs.bounds import Bounds
+from latentrt.serve.jobs.sqlite import store_in_folder
 from latentrt.serve.jobs.store import (
     Claim,
     FullError,
@@ -28,20 +28,21 @@ from latentrt.serve.jobs.store import (
 from latentrt.serve.messages import RefusedError
 
 from .fakes import names_in
-from .store_parts import TTL, Clock, new_job, picture, sha256
+from .store_parts import TTL, Clock, Place, Store, new_job, picture, sha256
 
-Open = Callable[..., SqliteStore]
+Open = Callable[..., Store]
 
 
-@pytest.fixture(params=["memory", "folder"])
+@pytest.fixture(params=["memory", "folder", "postgres"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
-    """Opens a store of either kind; closes it at the end."""
-    stores: list[SqliteStore] = []
+    """Opens a store of every kind; closes it at the end."""
+    stores: list[Store] = []
+    place = Place(request.param, tmp_path, lambda: request.getfixturevalue("postgres"))
 
-    def open_store(**bounds: Any) -> SqliteStore:
-        kept, clock = Bounds(**{"result_ttl": TTL, **bounds}), Clock()
-        is_memory = request.param == "memory"
-        store = store_in_memory(kept, clock=clock) if is_memory else store_in_folder(tmp_path, kept, clock=clock)
+    def open_store(**bounds: Any) -> Store:
+        clock = Clock()
+        store = place.open(Bounds(**{"result_ttl": TTL, **bounds}), clock)
+        _CLOCKS[store] = clock
         stores.append(store)
         return store
 
@@ -50,13 +51,14 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
         asyncio.run(store.close())
 
 
-def clock_of(store: SqliteStore) -> Clock:
-    clock = store._jobs._clock
-    assert isinstance(clock, Clock)
-    return clock
+_CLOCKS: WeakKeyDictionary[Store, Clock] = WeakKeyDictionary()
 
 
-async def drawn(store: SqliteStore, name: str, **changes: Any) -> KeptPicture:
+def clock_of(store: Store) -> Clock:
+    return _CLOCKS[store]
+
+
+async def drawn(store: Store, name: str, **changes: Any) -> KeptPicture:
     """A job that has been drawn."""
     await store.add(new_job(name, **changes))
     kept = await store.claim(alone=True)

@@ -3,19 +3,20 @@
 import asyncio
 import itertools
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.postgres import Cluster
 
-from latentrt.serve.jobs.kept_jobs import Bounds
-from latentrt.serve.jobs.memory import store_in_memory
-from latentrt.serve.jobs.sqlite import SqliteStore, store_in_folder
+from latentrt.serve.jobs.bounds import Bounds
 from latentrt.serve.jobs.store import MAX_ATTEMPTS, Claim, Failure, KeptJob
 
-from .store_parts import TTL, Clock, new_job, picture, sha256
+from .store_parts import TTL, Clock, Place, Store, die, new_job, picture, sha256
 
 INPUTS = [b"first", b"second", b"third"]
 
@@ -23,21 +24,20 @@ INPUTS = [b"first", b"second", b"third"]
 class StoreMachine(RuleBasedStateMachine):
     """A store against a plain model of it; a folder is closed and opened, cleanly and not, in between."""
 
-    folder: tempfile.TemporaryDirectory[str] | None = None
+    kinds: ClassVar[Sequence[str]] = ("memory", "folder")
 
-    @initialize(durable=st.booleans())
-    def begin(self, durable: bool) -> None:
+    @initialize(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        kind = data.draw(st.sampled_from(self.kinds))
         self.loop, self.clock, self.ids = asyncio.new_event_loop(), Clock(), itertools.count()
-        self.folder = tempfile.TemporaryDirectory() if durable else None
+        self.folder = tempfile.TemporaryDirectory()
+        self.place = Place(kind, Path(self.folder.name), lambda: _CLUSTERS[0])
         self.jobs: dict[str, dict[str, Any]] = {}
         self.claims: list[Claim] = []
         self.store = self.open()
 
-    def open(self) -> SqliteStore:
-        bounds = Bounds(result_ttl=TTL)
-        if self.folder is None:
-            return store_in_memory(bounds, clock=self.clock)
-        return store_in_folder(Path(self.folder.name), bounds, clock=self.clock)
+    def open(self) -> Store:
+        return self.place.open(Bounds(result_ttl=TTL), self.clock)
 
     def run(self, what: Any) -> Any:
         return self.loop.run_until_complete(what)
@@ -128,10 +128,10 @@ class StoreMachine(RuleBasedStateMachine):
             if job.get("expires", 1e9) + TTL <= self.clock.now:
                 del self.jobs[name]
 
-    @precondition(lambda self: self.folder is not None)
+    @precondition(lambda self: self.place.kind != "memory")
     @rule()
     def restart(self) -> None:
-        self.run(self.store.close())
+        die(self.store)
         self.store = self.open()
         for name, job in self.jobs.items():
             if job["state"] == "running" and job["attempts"] >= MAX_ATTEMPTS:
@@ -166,9 +166,41 @@ class StoreMachine(RuleBasedStateMachine):
         assert set(self.store._jobs._files.names("inputs")) == used
         self.run(self.store.close())
         self.loop.close()
-        if self.folder is not None:
-            self.folder.cleanup()
+        self.folder.cleanup()
+
+
+class PostgresMachine(StoreMachine):
+    """The same of PostgreSQL, where each restart is another server."""
+
+    kinds = ("postgres",)
+
+    @invariant()
+    def sums_of_clients_are_those_of_their_jobs(self) -> None:
+        if hasattr(self, "store"):
+            rows, sums = self.store._jobs.rows, "count(*) FILTER (WHERE state IN ('waiting', 'running')) AS open"
+            found = rows("SELECT client, bytes, open FROM clients WHERE bytes <> 0 OR open <> 0 ORDER BY client")
+            assert found == rows(
+                f"SELECT client, sum(bytes)::bigint AS bytes, {sums} FROM jobs GROUP BY client ORDER BY client"
+            )
+
+
+_CLUSTERS: list[Cluster] = []
+
+
+@pytest.fixture(autouse=True)
+def _cluster(request: pytest.FixtureRequest) -> None:
+    if issubclass(request.node.cls, TestPostgresMachine) and not _CLUSTERS:
+        _CLUSTERS.append(request.getfixturevalue("postgres"))
 
 
 TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestPostgresMachine = PostgresMachine.TestCase
+TestPostgresMachine.settings = settings(max_examples=4, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.slow
+class TestPostgresLonger(TestPostgresMachine):  # type: ignore[misc, valid-type]
+    """More of it."""
+
+    settings = settings(max_examples=12, stateful_step_count=30, deadline=None)

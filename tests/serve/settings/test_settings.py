@@ -10,7 +10,17 @@ from support.exports import ROOT
 
 from latentrt.runtime.errors import InputError
 from latentrt.serve.messages import ModelSpec
-from latentrt.serve.settings import SETTINGS, Resolved, add_flags, flag_of, given_flags, resolve, variable_of
+from latentrt.serve.settings import (
+    SETTINGS,
+    DatabaseUrl,
+    Resolved,
+    add_flags,
+    flag_of,
+    given_flags,
+    resolve,
+    shown_value,
+    variable_of,
+)
 from latentrt.serve.settings.sources import is_loopback
 from latentrt.serve.settings.table import DEFAULTS, settings_table
 
@@ -25,6 +35,7 @@ _TEXTS: Mapping[str, tuple[str, str, str]] = {
     "sizes": ("512x512", "64x64,128x64", "8x8"),
     "alias": ("a=shapes", "b=shapes", "a=shapes,b=shapes"),
     "state": ("/a", "/b", "/c"),
+    "state_files": ("/a", "s3://bucket/jobs", "/c"),
     "max_batch": ("1", "2", "3"),
     "batch": ("1", "2", "3"),
     "filter": ("a:b", "a.b:c", "d:e"),
@@ -38,11 +49,13 @@ _BY_METAVAR: Mapping[str, tuple[str, str, str]] = {
     "FILE": ("/a/b", "/c", "/d"),
     "DIR": ("/a/b", "/c", "/d"),
 }
+# What a setting goes with, in the file.
+_BESIDE: Mapping[str, str] = {"state_files": 'state = "postgresql://host/jobs"\n'}
 # What no setting of this metavar takes.
 _WRONG: Mapping[str, str] = {
     "": "maybe", "N": "-1", "BYTES": "3 apples", "TIME": "soon", "NAME": "nothing", "HOST": "a b", "PATH": "draw",
     "ORIGINS": "example.com", "ADDRESSES": "a b",
-    "DEVICES": "toaster", "SIZES": "512", "NAME=MODEL": "a", "MODULE:FUNCTION": "a",
+    "PLACE": "http:///a b", "DEVICES": "toaster", "SIZES": "512", "NAME=MODEL": "a", "MODULE:FUNCTION": "a",
 }  # fmt: skip
 
 
@@ -79,7 +92,7 @@ def read(name: str, text: str) -> Any:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_flag_beats_variable_beats_file_beats_default(name: str, tmp_path: Path) -> None:
     by_flag, by_variable, by_file = texts(name)
-    file = settings_file(tmp_path, f'{name} = "{by_file}"\n')
+    file = settings_file(tmp_path, f'{name} = "{by_file}"\n{_BESIDE.get(name, "")}')
     environ = {variable_of(name): by_variable}
     cases = [
         (resolved("--config", str(file), *words(name, by_flag), environ=environ), by_flag, flag_of(name)),
@@ -117,6 +130,41 @@ def test_shown_values_are_read_back() -> None:
         for text in texts(name):
             value = read(name, text)
             assert read(name, row.kind.show(value)) == value
+
+
+ADDRESS = "postgresql://jobs:s%40cret@db.example:5432/jobs?sslmode=require"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        ADDRESS,
+        "postgresql:///jobs?host=/run/postgresql&password=s%40cret",
+        "postgres://jobs:s%40cret@a.example,b.example:5433/jobs?target_session_attrs=any",
+        "postgresql://jobs:s%40cret@[2001:db8::1]:5432",
+        "postgresql://jobs:s%40:c/ret?@db.example/jobs",
+    ],
+)
+def test_the_address_of_a_database_never_shows_its_password(address: str) -> None:
+    found = resolved(f"--state={address}", "--state-files=s3://bucket/jobs").settings
+    assert isinstance(found.state, DatabaseUrl)
+    assert found.state.secret == address
+    assert found.state_files == "s3://bucket/jobs"
+    for text in (str(found.state), repr(found), shown_value("state", found.state)):
+        assert "cret" not in text
+        assert "s%40" not in text
+    assert "jobs" in str(found.state)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["postgresql://jobs:se@cret@db.example/jobs", "mysql://jobs:cret@db/jobs", "postgresql://jobs:cret@db:port/jobs"],
+)
+def test_nor_does_the_refusal_of_a_wrong_one(address: str) -> None:
+    for arguments, environ in (([f"--state={address}"], {}), ([], {"LATENTRT_SERVE_STATE": address})):
+        with pytest.raises(InputError, match=r"jobs:\*\*\*@db.*expected a path, or postgresql://") as caught:
+            resolved(*arguments, environ=environ)
+        assert "cret" not in str(caught.value)
 
 
 def test_toml_holds_numbers_lists_and_tables(tmp_path: Path) -> None:
@@ -168,6 +216,9 @@ def test_models_are_named_by_their_folder_or_by_their_word(tmp_path: Path) -> No
         (["a", "b", "--engines=c"], "", "say it in each [[model]]"),
         (["sd=a", "--alias=b=sd14"], "", "unknown model 'sd14'; did you mean 'sd'?"),
         (["sd=a", "--alias=sd=sd"], "", "is the name of a model"),
+        (["--state=postgresql://me:secret@db/jobs"], "", "postgresql://me:***@db/jobs needs --state-files"),
+        ([], "state_files = '/a'", "state_files: expected --state postgresql://"),
+        (["--state=/a", "--state-files=/b"], "", "a folder as --state holds its files itself"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: list[str], text: str, message: str, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Jobs in PostgreSQL, of several servers. Needs the extra `postgres`."""
