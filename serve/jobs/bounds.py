@@ -47,9 +47,14 @@ class Bounds:
         return None
 
 
+def is_id(job: str) -> bool:
+    """Whether a text can be the id of a job, and so the name of a file."""
+    return re.fullmatch(r"[A-Za-z0-9_-]{1,64}", job) is not None
+
+
 def require_id(job: str) -> None:
-    """Raise `ValueError` for an id that cannot be the name of a file."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", job):
+    """Raise `ValueError` for a text that cannot be the id of a job."""
+    if not is_id(job):
         raise ValueError(f"the id of a job is {job[:80]!r}")
 
 

@@ -51,6 +51,13 @@ class Drawing:
         self._is_cancelled = True
         self.abandon()
 
+    def has_lost(self, now: KeptJob | None) -> bool:
+        """Whether the claim is lost. `now`: the job in the store, perhaps as it was before the claim."""
+        claimed = self.kept.number
+        return (
+            now is None or now.has_ended or now.number > claimed or (now.number == claimed and now.state == "waiting")
+        )
+
     def abandon(self) -> None:
         """Stop drawing it."""
         if self.ticket is not None:

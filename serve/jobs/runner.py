@@ -63,7 +63,9 @@ class Runner:
         self._pace = Pace()
         self._under_way: dict[str, Drawing] = {}
         self._followers: set[asyncio.Task[None]] = set()
-        self._looks: dict[str, asyncio.Task[None]] = {}  # at jobs that other servers have changed
+        # Jobs that other servers have changed since they were looked at, and those that are looked at.
+        self._unseen: set[str] = set()
+        self._looks: dict[str, asyncio.Task[None]] = {}
         self._submits: asyncio.Task[None] | None = None
         self._sweeps: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
@@ -121,9 +123,9 @@ class Runner:
             return
         known = {*self._under_way, *self.logs.names()}
         for name in known if job is None else known & {job}:
+            self._unseen.add(name)
             if name not in self._looks:
-                task = self._looks[name] = asyncio.create_task(self._look_at(name))
-                task.add_done_callback(lambda _, name=name: self._looks.pop(name, None))  # type: ignore[misc]
+                self._looks[name] = asyncio.create_task(self._look_at(name))
         if job is None:
             self._woken.set()
 
@@ -134,13 +136,19 @@ class Runner:
             log.progress(event)
 
     async def _look_at(self, job: str) -> None:
-        with suppress(StorageError):  # followers ask again with the next heartbeat, and leases with the next beat
-            kept = await self.store.get(job)
-            drawing, log = self._under_way.get(job), self.logs.find(job)
-            if drawing is not None and (kept is None or kept.has_ended or kept.claim != drawing.kept.claim):
-                drawing.cancel()
-            if log is not None and kept is not None:
-                log.catch_up(kept)
+        try:
+            while job in self._unseen:
+                self._unseen.remove(job)
+                kept = await self.store.get(job)
+                drawing, log = self._under_way.get(job), self.logs.find(job)
+                if drawing is not None and drawing.has_lost(kept):
+                    drawing.cancel()
+                if log is not None and kept is not None:
+                    log.catch_up(kept)
+        except StorageError:  # followers ask again with the next heartbeat, and leases with the next beat
+            self._unseen.discard(job)
+        finally:
+            del self._looks[job]
 
     # --- the loop
 

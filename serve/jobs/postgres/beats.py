@@ -69,6 +69,7 @@ class Beats:
                     self._next_beat = time.monotonic() + min(BEAT, self._lease.seconds / 4)
                     self._beat()
                 self._tick()
+                self._is_away = False
             except (psycopg.Error, OSError) as error:
                 if not self._is_away:
                     logger.warning("PostgreSQL cannot be reached, it is tried again: %s", reason(error))
@@ -96,7 +97,6 @@ class Beats:
         """Hear for a moment, then tell what has gathered."""
         with self._connections.listening(self._schema) as (connection, is_new):
             if is_new:
-                self._is_away = False
                 self._changed(None)  # notices of the time before are lost
             for notice in connection.notifies(timeout=_TICK):
                 self._heard(notice.payload)

@@ -6,7 +6,7 @@ written, and can be claimed after that: so a sweep of another server knows whose
 
 from collections.abc import Collection, Mapping, Sequence
 
-from latentrt.serve.jobs.bounds import ROW, Bounds, no_room, require_id
+from latentrt.serve.jobs.bounds import ROW, Bounds, is_id, no_room, require_id
 from latentrt.serve.jobs.files import Files
 from latentrt.serve.jobs.job_files import JobFiles
 from latentrt.serve.jobs.rows import PRIORITIES, job_of
@@ -141,11 +141,15 @@ class PostgresJobs(Table, JobFiles):
 
     def get(self, job: str) -> KeptJob | None:
         """See `JobStore.get`."""
+        if not is_id(job):  # clients send anything, and PostgreSQL refuses texts with NUL
+            return None
         row = self.row("SELECT * FROM jobs WHERE id = %s", job)
         return None if row is None else job_of(row)
 
     def of_client(self, client: str, limit: int, before: str | None) -> list[KeptJob]:
         """See `JobStore.of_client`."""
+        if before is not None and not is_id(before):
+            return []
         older = "" if before is None else "AND place < (SELECT place FROM jobs WHERE id = %s AND client = %s)"
         values = () if before is None else (before, client)
         sql = f"SELECT * FROM jobs WHERE client = %s {older} ORDER BY place DESC LIMIT %s"
@@ -214,7 +218,8 @@ class PostgresJobs(Table, JobFiles):
     def cancel(self, job: str) -> KeptJob | None:
         """See `JobStore.cancel`."""
         failure = Failure("cancelled", "the client has cancelled it")
-        self.end_jobs(f"id = %s AND {NOT_ENDED}", (job,), "cancelled", failure)
+        if is_id(job):
+            self.end_jobs(f"id = %s AND {NOT_ENDED}", (job,), "cancelled", failure)
         return self.get(job)
 
     # --- sweeping

@@ -1,5 +1,6 @@
 """The routes of native jobs at servers that share one PostgreSQL: any of them answers for all."""
 
+import argparse
 import asyncio
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,13 @@ import pytest
 from support.postgres import Cluster
 
 from latentrt.serve.jobs.postgres.store import PostgresStore, store_in_postgres
+from latentrt.serve.settings import add_flags, given_flags, resolve
+from latentrt.serve.wiring import runner_options
 from tests.serve.jobs.runners import checked
 
 from .test_jobs import Server, serving
+
+SHARED = ("--state=postgresql://db/jobs", "--state-files=s3://bucket/jobs")
 
 
 @pytest.fixture
@@ -54,6 +59,22 @@ async def test_a_key_is_known_to_all_servers(stores: tuple[PostgresStore, Postgr
         assert [answer.status_code for answer in elsewhere] == [202, 409]
         assert elsewhere[1].json()["error"]["code"] == "idempotency_key_reused"
         assert elsewhere[1].headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--max-batch=1"], (64, 16)),
+        ([*SHARED, "--max-batch=1"], (8, 2)),
+        ([*SHARED, "--max-batch=1", "--devices=cpu,cpu,cpu"], (24, 6)),
+        ([*SHARED, "--max-batch=64"], (64, 16)),
+    ],
+)
+def test_a_server_leaves_jobs_to_others(flags: list[str], expected: tuple[int, int]) -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    options = runner_options(resolve(given_flags(parser.parse_args(flags)), {}).settings)
+    assert (options.window, options.client_window) == expected
 
 
 @checked

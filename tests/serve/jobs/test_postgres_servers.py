@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from latentrt.serve.jobs.events import Entry
 from latentrt.serve.jobs.postgres import connections
 from latentrt.serve.jobs.postgres.store import PostgresStore, store_in_postgres
 from latentrt.serve.jobs.runner import Runner, RunnerOptions
-from latentrt.serve.jobs.store import StorageError
+from latentrt.serve.jobs.store import KeptJob, StorageError
 
 from .fakes import FakeService, names_in, picture_of
 from .runners import MODEL, checked, ended, make
@@ -219,6 +220,60 @@ async def test_a_partition_may_draw_twice_and_commits_once(
             await second.store.sweep()
             assert names_in(tmp_path / "results") == [kept.pictures[0].name]
             assert kept.pictures[0].name.startswith("job-2-")
+
+
+@checked
+async def test_only_what_is_newer_than_a_claim_ends_its_drawing(opens: Opens, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = FakeService(MODEL, gate=asyncio.Event())
+    async with server(service, opens()) as runner:
+        await runner.accept(make("job"))
+        await until(lambda: service.submitted)
+        get, read = runner.store.get, asyncio.Event()
+        now = await get("job")
+        old = replace(now, number=now.number - 1, state="waiting")
+        for seen in (old, replace(old, state="running"), now):
+
+            async def stale(_: str, seen: KeptJob = seen) -> KeptJob:
+                read.set()
+                return seen
+
+            read.clear()
+            monkeypatch.setattr(runner.store, "get", stale)
+            runner.changed("job")
+            await read.wait()
+            await until(lambda: not runner._looks)
+            assert service.open == {"job"}
+            assert not runner._under_way["job"].ticket.cancelled.is_set()
+        for lost in (None, replace(now, state="waiting"), replace(now, number=now.number + 1)):
+            assert runner._under_way["job"].has_lost(lost)
+        monkeypatch.setattr(runner.store, "get", get)
+        assert service.gate is not None
+        service.gate.set()
+        (kept,) = await ended(runner, "job")
+        assert kept.state == "done"
+
+
+@checked
+async def test_a_change_while_a_job_is_looked_at_is_not_missed(opens: Opens, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with server(idle(), opens()) as front:
+        await front.accept(make("job"))
+        events = following(front, "job")
+        await until(lambda: (log := front.logs.find("job")) is not None and log.after(None))
+        get, asked, answers = front.store.get, asyncio.Event(), asyncio.Event()
+
+        async def slow(job: str) -> KeptJob | None:
+            kept = await get(job)
+            asked.set()
+            await answers.wait()
+            return kept
+
+        monkeypatch.setattr(front.store, "get", slow)
+        front.changed("job")
+        await asked.wait()
+        await front.store.cancel("job")  # after the first look has read the job
+        front.changed("job")
+        answers.set()
+        assert [entry.name for entry in await asyncio.wait_for(events, 20)] == ["state", "cancelled"]
 
 
 @checked

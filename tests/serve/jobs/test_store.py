@@ -176,6 +176,9 @@ def test_a_page_of_jobs_begins_after_another(opened: Open) -> None:
         assert [kept.id for kept in await store.of_client("me", limit=2)] == ["4", "2"]
         assert [kept.id for kept in await store.of_client("me", limit=9, before="2")] == ["1", "0"]
         assert await store.of_client("me", limit=9, before="3") == []  # a job of another client says nothing
+        for text in ("none", "\0", "a\0b", "../x", "", "é"):
+            assert await store.of_client("me", limit=9, before=text) == []
+            assert await store.get(text) is await store.cancel(text) is None
 
     asyncio.run(check())
 
