@@ -1,14 +1,18 @@
 """A random checkpoint of the size of Stable Diffusion 1.5, its fp16 bundle, and engines, for the part `latency`.
 
-They are made on the machine, as they are too large to transfer: the checkpoint takes seconds, the export minutes. What
-exists is kept, so the part can be called again after it ran out of time.
+They are made on the machine, as they are too large to transfer: in seconds from the graphs of `full_size_graphs.py`, if
+these were carried there; otherwise the checkpoint takes seconds and its export minutes. What exists is kept, so the
+part can be called again after it ran out of time.
 """
 
+import lzma
 import shutil
+import tarfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from latentrt.runtime.backends.engine_fit import needed_graphs
 from latentrt.runtime.backends.trt.library import TRT_BACKENDS
@@ -16,8 +20,11 @@ from latentrt.runtime.bundle.bundle import Bundle
 from latentrt.runtime.cli.main import main
 
 from .fusion import report_fusion
+from . import full_size_graphs
 from .places import Place
 from .report import Report
+
+T = TypeVar("T")
 
 
 def checkpoint_of(place: Place) -> Path:
@@ -33,6 +40,9 @@ def bundle_of(place: Place) -> Path:
 def run(place: Place, report: Report, pixels: int = 512, batches: tuple[int, ...] = (1, 4)) -> None:
     """Make what is missing, and report the seconds. Passes if the bundle exists; engines that fail are noted."""
     checkpoint, bundle = checkpoint_of(place), bundle_of(place)
+    archive = full_size_graphs.archive_of(place.graphs)
+    if not bundle.exists() and archive.exists():
+        use_carried(report, archive, checkpoint, bundle)
     if not checkpoint.exists():
         timed(report, "checkpoint", partial(random_checkpoint, checkpoint))
     if not bundle.exists():
@@ -63,11 +73,22 @@ def run(place: Place, report: Report, pixels: int = 512, batches: tuple[int, ...
             report_fusion(report, bundle, engines)
 
 
-def timed(report: Report, name: str, work: Callable[[], object]) -> None:
+def use_carried(report: Report, archive: Path, checkpoint: Path, bundle: Path) -> None:
+    """Make checkpoint and bundle from carried graphs; if these are damaged, that is noted, and nothing is made."""
+    try:
+        restore = partial(full_size_graphs.restore, archive, checkpoint, bundle)
+        same = timed(report, "weights of carried graphs", restore)
+        report.figure("weights are those of the export", same)
+    except (OSError, EOFError, ValueError, tarfile.TarError, lzma.LZMAError) as error:
+        report.note(f"{archive} cannot be used, carry it again: {type(error).__name__}: {error}")
+
+
+def timed(report: Report, name: str, work: Callable[[], T]) -> T:
     """Call `work` and report its seconds."""
     start = time.perf_counter()
-    work()
+    result = work()
     report.figure(f"seconds: {name}", time.perf_counter() - start)
+    return result
 
 
 def random_checkpoint(folder: Path) -> None:
