@@ -6,7 +6,8 @@
 `prepare` makes a random checkpoint, exports it, and packs both without their weights into FOLDER/SIZE.tar.xz. The
 weights are draws of a seed, so `restore` draws them again and puts them where the manifest says: with the PyTorch of
 `prepare`, checkpoint and bundle are those of the export to the byte. With another whose draws differ, they still belong
-together, as the manifest gets the hashes of what was written.
+together, as the manifest gets the hashes of what was written; only weights of at most 256 bytes, which are inside the
+graphs, stay those of the export.
 """
 
 import argparse
@@ -78,7 +79,7 @@ def pack(checkpoint: Path, bundle: Path, archive: Path, *, seed: int, tensors: I
     }
     with tempfile.TemporaryDirectory() as scratch, written_whole(archive) as partial:
         (Path(scratch) / RECIPE).write_text(json.dumps(recipe), encoding="utf-8")
-        with tarfile.open(partial, "w:xz", preset=9) as tar:
+        with tarfile.open(partial, "w:xz") as tar:
             tar.add(Path(scratch) / RECIPE, RECIPE, filter=_plain)
             for root, name, weights in ((bundle, "bundle", DATA), (checkpoint, "checkpoint", ".safetensors")):
                 for file in sorted(root.rglob("*")):
