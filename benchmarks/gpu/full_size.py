@@ -5,9 +5,7 @@ these were carried there; otherwise the checkpoint takes seconds and its export 
 part can be called again after it ran out of time.
 """
 
-import lzma
 import shutil
-import tarfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,8 +17,8 @@ from latentrt.runtime.backends.trt.library import TRT_BACKENDS
 from latentrt.runtime.bundle.bundle import Bundle
 from latentrt.runtime.cli.main import main
 
+from . import carried
 from .fusion import report_fusion
-from . import full_size_graphs
 from .places import Place
 from .report import Report
 
@@ -40,7 +38,7 @@ def bundle_of(place: Place) -> Path:
 def run(place: Place, report: Report, pixels: int = 512, batches: tuple[int, ...] = (1, 4)) -> None:
     """Make what is missing, and report the seconds. Passes if the bundle exists; engines that fail are noted."""
     checkpoint, bundle = checkpoint_of(place), bundle_of(place)
-    archive = full_size_graphs.archive_of(place.graphs)
+    archive = carried.archive_of(place.graphs)
     if not bundle.exists() and archive.exists():
         use_carried(report, archive, checkpoint, bundle)
     if not checkpoint.exists():
@@ -76,10 +74,10 @@ def run(place: Place, report: Report, pixels: int = 512, batches: tuple[int, ...
 def use_carried(report: Report, archive: Path, checkpoint: Path, bundle: Path) -> None:
     """Make checkpoint and bundle from carried graphs; if these are damaged, that is noted, and nothing is made."""
     try:
-        restore = partial(full_size_graphs.restore, archive, checkpoint, bundle)
+        restore = partial(carried.restore, archive, checkpoint, bundle)
         same = timed(report, "weights of carried graphs", restore)
         report.figure("weights are those of the export", same)
-    except (OSError, EOFError, ValueError, tarfile.TarError, lzma.LZMAError) as error:
+    except carried.DAMAGED as error:
         report.note(f"{archive} cannot be used, carry it again: {type(error).__name__}: {error}")
 
 

@@ -37,6 +37,7 @@ PARTS: Mapping[str, Part] = {
     "backends": Part(15, 120, BACKENDS, daring=True),
     "states": Part(15, 90, BACKENDS),
     "pictures": Part(30, 180, BACKENDS),
+    "norms": Part(15, 90, BACKENDS),
     "waits": Part(10, 60, BACKENDS),
     "loras": Part(15, 120, BACKENDS),
     "noise": Part(10, 90),
@@ -88,11 +89,11 @@ def _of(backend: str, parts: str) -> list[Job]:
 
 # What decides most comes first. The machine needs minutes to start and to receive files, so the last call is shorter.
 HALF_HOUR = (
-    Call(540, _of("onnxruntime", "device ceilings backends states pictures waits full_size group_norms")),
+    Call(540, _of("onnxruntime", "device ceilings backends states pictures norms waits full_size group_norms")),
     Call(
         480,
         _of("onnxruntime", "latency loras noise ideas")
-        + _of("tensorrt", "backends states pictures waits full_size latency"),
+        + _of("tensorrt", "backends states pictures norms waits full_size latency"),
     ),
-    Call(360, _of("tensorrt_rtx", "backends states pictures waits older full_size latency")),
+    Call(360, _of("tensorrt_rtx", "backends states pictures norms waits older full_size latency")),
 )

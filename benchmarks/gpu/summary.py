@@ -66,8 +66,8 @@ def joined(outcomes: Iterable[Outcome]) -> Iterator[dict[str, Any]]:
 def joined_report(outcomes: Iterable[Outcome]) -> dict[str, Any] | None:
     """The findings of all jobs of a part; None if none has a report.
 
-    Jobs may have figures of the same name, as of what each measures beside its backend: from the second on, the name
-    starts with the backend.
+    Jobs may have different figures of the same name, as of what each measures beside its backend: from the second on,
+    the name starts with the backend.
     """
     found: dict[str, Any] | None = None
     for outcome in outcomes:
@@ -77,7 +77,8 @@ def joined_report(outcomes: Iterable[Outcome]) -> dict[str, Any] | None:
             found = {"when": report.when, "finished": True, "checks": [], "figures": {}, "notes": []}
         figures: dict[str, Any] = found["figures"]
         for name, value in report.figures.items():
-            figures[f"{outcome.job.backend}: {name}" if name in figures else name] = value
+            taken = name in figures and figures[name] != value
+            figures[f"{outcome.job.backend}: {name}" if taken else name] = value
         found["checks"] += report.checks
         found["notes"] += (note for note in report.notes if note not in found["notes"])
         found["finished"] &= report.finished

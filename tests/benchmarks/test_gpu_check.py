@@ -64,7 +64,7 @@ def test_every_part_is_here() -> None:
     assert {path.stem for path in (ROOT / "benchmarks" / "gpu").glob("*.py")} == {
         *PARTS,
         *("__init__", "__main__", "parts", "places", "report", "runner", "summary"),
-        *("full_size_graphs", "fusion", "light", "slim", "wheels"),
+        *("carried", "full_size_graphs", "fusion", "light", "slim", "wheels"),
     }
 
 

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from support.exports import ROOT, Exported
 
 from benchmarks.common import make_checkpoint
-from benchmarks.gpu import full_size, full_size_graphs
-from benchmarks.gpu.full_size_graphs import Tensor, archive_of, pack, prepare, restore
+from benchmarks.gpu import carried, full_size
+from benchmarks.gpu.carried import Tensor, archive_of, pack, rejoin, restore, tensors_in
+from benchmarks.gpu.full_size_graphs import prepare
 from benchmarks.gpu.places import Place
 from benchmarks.gpu.report import Report
 from latentrt.runtime import Bundle, Pipeline
@@ -25,14 +26,6 @@ from latentrt.runtime.weights.stored import stored_weight
 def content(folder: Path) -> dict[str, bytes]:
     files = (file for file in folder.rglob("*") if file.is_file())
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
-
-
-def tensors_in(checkpoint: Path) -> list[Tensor]:
-    return [
-        Tensor(file.relative_to(checkpoint).as_posix(), name, list(weight.shape))
-        for file in sorted(checkpoint.rglob("*.safetensors"))
-        for name, weight in load_file(file).items()
-    ]
 
 
 @pytest.fixture
@@ -46,7 +39,7 @@ def packed(
         for file in dict.fromkeys(tensor.file for tensor in tensors):
             yield file, load_file(given.checkpoint / file)
 
-    monkeypatch.setattr(full_size_graphs, "_drawn", weights)
+    monkeypatch.setattr(carried, "_drawn", weights)
     archive = archive_of(tmp_path / "graphs")
     pack(given.checkpoint, given.bundle, archive, seed=0, tensors=tensors_in(given.checkpoint))
     return given, archive
@@ -70,6 +63,8 @@ def test_every_weight_finds_its_place(packed: tuple[Exported, Path], tmp_path: P
     assert content(bundle) == content(given.bundle)
     assert content(checkpoint).keys() == content(given.checkpoint).keys()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bundle", "checkpoint", "graphs"]
+    assert rejoin(archive, checkpoint, tmp_path / "rejoined")
+    assert content(tmp_path / "rejoined") == content(bundle)
     again = archive.with_name("again.tar.xz")
     pack(given.checkpoint, given.bundle, again, seed=0, tensors=tensors_in(given.checkpoint))
     assert again.read_bytes() == archive.read_bytes()
@@ -81,9 +76,9 @@ def test_other_draws_make_another_whole_bundle(
 ) -> None:
     """As with another PyTorch: the manifest has the new hashes, and checkpoint and bundle have the same weights."""
     given, archive = packed
-    drawn = full_size_graphs._drawn
+    drawn = carried._drawn
     other = lambda *a: ((file, {n: 2 * w for n, w in weights.items()}) for file, weights in drawn(*a))  # noqa: E731
-    monkeypatch.setattr(full_size_graphs, "_drawn", other)
+    monkeypatch.setattr(carried, "_drawn", other)
     assert not restore(archive, tmp_path / "checkpoint", tmp_path / "bundle")
     bundle = Bundle.open(tmp_path / "bundle")
     assert bundle.altered_files() == []
@@ -141,8 +136,8 @@ def tiny(exported: Callable[[str], Exported], monkeypatch: pytest.MonkeyPatch) -
 def test_the_draws_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     make_checkpoint.make_checkpoint(tmp_path / "made", "tiny", torch.float16, seed=5)
     tensors = [Tensor(*row) for row in make_checkpoint.tensors_of("tiny")]
-    for file, weights in full_size_graphs._drawn(5, tensors):
-        full_size_graphs._save(weights, tmp_path / "drawn" / file)
+    for _ in carried._saved(carried._drawn(5, tensors), tmp_path / "drawn"):
+        pass
     assert len(content(tmp_path / "drawn")) == 3
     for file, drawn in content(tmp_path / "drawn").items():
         assert drawn == (tmp_path / "made" / file).read_bytes(), file

@@ -38,7 +38,7 @@ def test_libraries_take_turns_and_never_share_a_process() -> None:
     assert turns == list(BACKENDS) == ["onnxruntime", "tensorrt", "tensorrt_rtx"]
     assert len(set(jobs)) == len(jobs)
     assert [job.part for job in jobs if job.backend == "tensorrt"] == [
-        *("backends", "states", "pictures", "waits", "loras", "ideas"),
+        *("backends", "states", "pictures", "norms", "waits", "loras", "ideas"),
     ]
     assert not {job.part for job in jobs} & {"full_size", "group_norms", "latency"}
     assert list(jobs_of(["waits", "device", "older"], ["tensorrt_rtx"])) == [
@@ -52,7 +52,18 @@ def test_the_calls_fit_half_an_hour_and_need_nothing_of_a_later_one() -> None:
     for call in HALF_HOUR:
         assert sum(PARTS[job.part].needs for job in call.jobs) + GRACE <= call.seconds
     jobs = [job for call in HALF_HOUR for job in call.jobs]
-    order = ["device", "ceilings", "backends", "states", "pictures", "waits", "full_size", "group_norms", "latency"]
+    order = [
+        "device",
+        "ceilings",
+        "backends",
+        "states",
+        "pictures",
+        "norms",
+        "waits",
+        "full_size",
+        "group_norms",
+        "latency",
+    ]
     assert [job.part for job in jobs[: len(order)]] == order
     assert {job.backend for job in jobs[: len(order)]} == {"", "onnxruntime"}
     assert len(set(jobs)) == len(jobs)
@@ -261,7 +272,7 @@ def test_the_script_runs_parts_and_says_what_failed(
     script = ROOT / "benchmarks" / "gpu_check.sh"
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     options = ["--out", tmp_path / "out", "--work", tmp_path / "work", "--device", "cpu", "--backend", "onnxruntime"]
-    wheels.prepare(tmp_path / "wheels", [make_wheel(tmp_path / "made", "polygraphy", "carried")])
+    wheels.prepare(tmp_path / "wheels", [make_wheel(tmp_path / "made", "polygraphy", "carried")], 10**6)
     environment = {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     environment |= {"GPU_WHEELS": str(tmp_path / "wheels"), "GPU_SITE": str(tmp_path / "site")}
 
