@@ -154,10 +154,9 @@ def test_a_backend_that_does_not_run_is_tried_by_daring_parts_only(run: Callable
 
 def test_what_does_not_fit_is_not_started(run: Callable[..., list[Outcome]], monkeypatch: pytest.MonkeyPatch) -> None:
     """A short part behind one that does not fit still runs, and one that takes too long ends within the budget."""
-    monkeypatch.setattr(runner, "PARTS", {"late": Part(50, 60), "hang": Part(0, 60), "good": Part(0, 60)})
-    begin = time.monotonic()
-    outcomes = run([Job("late"), Job("good"), Job("hang"), Job("good")], until=begin + 3)
-    assert time.monotonic() - begin < 3.8
+    monkeypatch.setattr(runner, "PARTS", {"late": Part(50, 60), "hang": Part(0, 60), "good": Part(0.1, 60)})
+    outcomes = run([Job("late"), Job("good"), Job("hang"), Job("good")], until=time.monotonic() + 3)
+    assert sum(outcome.seconds for outcome in outcomes) < 3.5
     assert [o.verdict for o in outcomes if o.verdict != "running"] == [
         *("no time left", "passed", "ran too long", "no time left"),
     ]
