@@ -35,6 +35,8 @@ SHORT: dict[str, dict[str, Any]] = {
     "noise": {"seeds": [9], "sizes": [16]},
     "ideas": {"calls": 2, "repetitions": 1},
     "group_norms": {"steps": 1, "repetitions": 1},
+    "full_size": {"pixels": 32, "batches": [1]},
+    "latency": {"steps": 1, "repetitions": 1, "ceilings": lambda _: {"float16": 1e15, "tf32": 1e14, "bytes": 1e13}},
 }
 NO_GPU_FOR_PYTORCH = ("ceilings", "noise")  # parts that use PyTorch's own GPU: here they run on the CPU
 
