@@ -59,7 +59,7 @@ CASES = (
         Case(1280, 8),
     ),  # 1.5
     *(Case(320, 128), Case(960, 128), Case(640, 64), Case(1920, 64), Case(1280, 32), Case(2560, 32)),
-    *(Case(512, 64, 1e-6), Case(256, 256, 1e-6), Case(128, 512, 1e-6)),
+    *(Case(512, 64, 1e-6), Case(128, 512, 1e-6)),
 )
 
 
@@ -69,11 +69,11 @@ def run(place: Place, report: Report) -> None:
     content = graph.read_bytes() if graph.is_file() else norms_graph()
     bundle = norms_bundle(place.bundle, place.work / "bundles" / "norms", content)
     inputs = {f"x_{case.name}": values(case) for case in CASES}
+    expected = {case: exact_norm(case, inputs[f"x_{case.name}"]) for case in CASES}
 
     def compare(label: str, pipe: Pipeline) -> None:
         found = pipe.run("norms", inputs)
-        for case in CASES:
-            exact = exact_norm(case, inputs[f"x_{case.name}"])
+        for case, exact in expected.items():
             error = float(np.abs(found[case.name] - exact).max() / np.abs(exact).max())
             report.at_most(f"{label}: {case.channels} × {case.side}², {case.group:,} values a group", error, LIMIT)
 

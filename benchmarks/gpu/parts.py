@@ -37,7 +37,7 @@ PARTS: Mapping[str, Part] = {
     "backends": Part(15, 120, BACKENDS, daring=True),
     "states": Part(15, 90, BACKENDS),
     "pictures": Part(30, 180, BACKENDS),
-    "norms": Part(15, 90, BACKENDS),
+    "norms": Part(20, 120, BACKENDS),
     "waits": Part(10, 60, BACKENDS),
     "loras": Part(15, 120, BACKENDS),
     "noise": Part(10, 90),

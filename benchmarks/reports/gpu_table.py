@@ -38,8 +38,8 @@ def gpu_table(folder: Path) -> str:
     ]
     text = (
         f"A random model of the size of Stable Diffusion 1.5 in fp16 at 512×512, with guidance, on {_gpu(parts)}: "
-        "median and 90th percentile in milliseconds. The floor is the time of the graphs' operations and bytes at the rates "
-        f"measured on this card. [All that was measured](benchmarks/results/{folder.name}/summary.txt)."
+        "median and 90th percentile in milliseconds. The floor is the time of the graphs' operations and bytes at "
+        f"rates that were measured on this card. [All that was measured](benchmarks/results/{folder.name}/summary.txt)."
     )
     return "\n\n".join((text, table(head, lines)))
 

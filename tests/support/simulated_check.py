@@ -35,7 +35,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "noise": {"seeds": [9], "sizes": [16]},
     "ideas": {"calls": 2, "repetitions": 1},
     "group_norms": {"steps": 1, "repetitions": 1},
-    "full_size": {"pixels": 32, "batches": [1]},
+    "full_size": {"pixels": 64, "batches": [1]},
     "latency": {"steps": 1, "repetitions": 1, "ceilings": lambda _: {"float16": 1e15, "tf32": 1e14, "bytes": 1e13}},
 }
 NO_GPU_FOR_PYTORCH = ("ceilings", "noise")  # parts that use PyTorch's own GPU: here they run on the CPU
@@ -71,6 +71,9 @@ def part(faults: dict[str, Any], name: str) -> SimpleNamespace:
     """The module of a part, or one that fails as planned."""
     module = importlib.import_module(name)
     options = faults.get("options", SHORT).get(name.rpartition(".")[2], {})
+
+    if name.endswith(".norms"):
+        module.CASES = module.CASES[4:7]  # small ones
 
     def run(place: Any, report: Report, **more: Any) -> None:
         if report.file.stem in faults.get("crash", ()):
