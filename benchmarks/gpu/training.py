@@ -4,7 +4,6 @@ It continues where an earlier call or another machine ended, if the state is the
 goes to `training` in the folder of --work. Pictures that are trained on are not in it, as their seed draws them again.
 """
 
-import re
 import shutil
 import subprocess
 import sys
@@ -18,13 +17,12 @@ from .report import Report
 
 STATE, CHECKPOINT, LOG = "shapes-unet.pt", "shapes", "training.log"
 POOLED = ("captions", "latents")  # of the state: large, and drawn again where they are missing
-LINE = re.compile(r" *(\d+)  loss ([\d.]+)  ([\d.]+) it/s")
 
 
 def run(
     place: Place, report: Report, seconds: float = 450, steps: int = 20_000, batch: int = 128, pool: int = 40_000
 ) -> None:
-    """Report the loss and the steps a second, and bring state and checkpoint back. Passes if a checkpoint was written.
+    """Report step, running loss and seconds spent, and bring back state and checkpoint. Passes if one was written.
 
     Args:
         place: for its device and its folder of work.
@@ -41,10 +39,8 @@ def run(
         done = trained(folder, words, seconds, log)
         if not done:
             done = trained(folder, ["--export"], seconds, log)
-    for step, loss, rate in LINE.findall((folder / LOG).read_text(encoding="utf-8"))[-1:]:
-        report.figure("training", {"step": int(step), "loss": float(loss), "steps_a_second": float(rate)})
     report.check("a checkpoint was written", done, f"see {LOG}")
-    bring_back(folder, results)
+    bring_back(folder, results, report)
 
 
 def trained(folder: Path, words: list[str], seconds: float, log: TextIO) -> bool:
@@ -57,12 +53,13 @@ def trained(folder: Path, words: list[str], seconds: float, log: TextIO) -> bool
         return False
 
 
-def bring_back(folder: Path, results: Path) -> None:
-    """Copy the checkpoint, the log and a state without the pictures, which is small."""
+def bring_back(folder: Path, results: Path, report: Report) -> None:
+    """Copy the checkpoint, the log and a state without the pictures, which is small; report where it stands."""
     import torch
 
     shutil.copytree(folder / CHECKPOINT, results / CHECKPOINT, dirs_exist_ok=True)
     shutil.copy(folder / LOG, results / LOG)
     if (folder / STATE).exists():
         state = torch.load(folder / STATE, map_location="cpu")
+        report.figure("training", {name: state[name] for name in ("step", "running", "spent")})
         torch.save({name: value for name, value in state.items() if name not in POOLED}, results / STATE)

@@ -351,6 +351,25 @@ def test_a_case_that_fails_is_left_out(tmp_path: Path) -> None:
     assert list(report.figures) == ["good, batch 1"]
 
 
+def test_a_diffusers_that_does_not_load_is_a_failed_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipelines before it, and latentrt's own, are measured nevertheless."""
+
+    def pipelines(*_: Any, **__: Any) -> Iterator[tuple[str, Any]]:
+        yield "eager", None
+        raise RuntimeError("no kernel")
+
+    measured: list[list[str]] = []
+    monkeypatch.setattr(latency, "diffusers_pipelines", pipelines)
+    monkeypatch.setattr(latency, "compare", lambda _report, _title, draws, *_: measured.append(list(draws)))
+    place = Place(tmp_path, device="cpu", backends=("onnxruntime",))
+    full_size.checkpoint_of(place).mkdir()
+    full_size.bundle_of(place).symlink_to(place.bundle)
+    rates = {"float16": 1e15, "tf32": 1e14, "bytes": 1e13}
+    report = done("latency", place, batches=(1,), ceilings=lambda _: rates)
+    assert failed(report) == ["diffusers: RuntimeError: no kernel"]
+    assert measured == [["onnxruntime", "diffusers eager"]]
+
+
 def test_latency_needs_a_checkpoint(tmp_path: Path) -> None:
     assert "run the part full_size first" in failed(done("latency", Place(tmp_path)))[0]
 

@@ -22,17 +22,17 @@ def run(folder: Path, **options: float) -> Report:
 @pytest.mark.slow
 def test_it_continues_elsewhere_with_what_was_brought_back(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    report = run(first, steps=100)
+    report = run(first, steps=2)
     assert [check["passed"] for check in report.checks] == [True]
-    assert report.figures["training"]["step"] == 100
+    assert report.figures["training"]["step"] == 2
     brought = first / "out" / "training"
     state = torch.load(brought / "shapes-unet.pt")
-    assert state["step"] == 100
+    assert state["step"] == 2
     assert not {"latents", "captions"} & state.keys()
     shutil.copytree(brought, second / "work" / "training")
-    report = run(second, steps=200)
-    assert report.figures["training"]["step"] == 200
-    assert torch.load(second / "out" / "training" / "shapes-unet.pt")["step"] == 200
+    report = run(second, steps=3)
+    assert report.figures["training"]["step"] == 3
+    assert torch.load(second / "out" / "training" / "shapes-unet.pt")["step"] == 3
     weights = "unet/diffusion_pytorch_model.safetensors"
     files = [SHAPES_CHECKPOINT / weights, *(f / "out" / "training" / "shapes" / weights for f in (first, second))]
     assert len({file.read_bytes() for file in files}) == 3
@@ -43,14 +43,15 @@ def test_an_interrupted_training_is_exported(tmp_path: Path, monkeypatch: pytest
 
     def trained(folder: Path, words: list[str], *_: object) -> bool:
         calls.append(words)
-        torch.save({"step": 7, "latents": torch.zeros(3)}, folder / training.STATE)
+        torch.save({"step": 7, "running": 0.5, "spent": 2.0, "latents": torch.zeros(3)}, folder / training.STATE)
         return words == ["--export"]
 
     monkeypatch.setattr(training, "trained", trained)
     report = run(tmp_path)
     assert [words[0] for words in calls] == ["--warm", "--export"]
     assert [check["passed"] for check in report.checks] == [True]
-    assert torch.load(tmp_path / "out" / "training" / training.STATE) == {"step": 7}
+    assert torch.load(tmp_path / "out" / "training" / training.STATE) == {"step": 7, "running": 0.5, "spent": 2.0}
+    assert report.figures["training"]["step"] == 7
 
 
 def test_a_state_is_loaded_without_its_device() -> None:
