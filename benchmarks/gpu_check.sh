@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks and figures that need an NVIDIA GPU; docs/gpu.md explains the parts.
 #
-#     benchmarks/gpu_check.sh [PART ...] [--out FOLDER] [--seconds 570]
+#     benchmarks/gpu_check.sh [PART ...] [--half-hour 1|2|3] [--list] [--out FOLDER] [--seconds 570]
 #
 # Needs Python 3.12 with PyTorch, and no network: missing wheels come from build/gpu_wheels, which
 # `python -m benchmarks.gpu.wheels prepare build/gpu_wheels` makes on another machine. They are installed into
@@ -25,5 +25,5 @@ export PYTHONPATH="$site:$PWD${PYTHONPATH:+:$PYTHONPATH}"
 # ONNX Runtime looks for the libraries of PyTorch's wheels in its own site-packages, but may be installed elsewhere.
 libraries=$("$python" -c 'import glob, sys; print(":".join(d for p in sys.path if p for d in sorted(glob.glob(p + "/nvidia/*/lib"))))')
 export LD_LIBRARY_PATH="${libraries}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-# Ten minutes in all, installation included. A --seconds among the arguments comes later and wins.
-exec "$python" -m benchmarks.gpu --seconds "$((570 - SECONDS))" "$@"
+# Seconds are counted from the start of this script, so installation is part of the budget.
+exec "$python" -m benchmarks.gpu --spent "$SECONDS" "$@"

@@ -52,13 +52,13 @@ def make_checkpoint(folder: Path, size: str, dtype: torch.dtype, seed: int = 0) 
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
     counts = {}
-    parts = [part for part in WEIGHTS if part in configs]
+    parts = _parts(size)
     for part in parts:
         _write(folder / part / "config.json", configs[part])
         weights = {
             name: random_weight(name, shape, generator).to(dtype) for name, shape in parameters(part, configs[part])
         }
-        save_file(weights, folder / part / f"{WEIGHTS[part]}.safetensors", metadata={"format": "pt"})
+        save_file(weights, folder / _file(part), metadata={"format": "pt"})
         counts[part] = sum(weight.numel() for weight in weights.values())
     _write(folder / "scheduler" / "scheduler_config.json", configs["scheduler"])
     index = {"feature_extractor": [None, None], "requires_safety_checker": False, "safety_checker": [None, None]}
@@ -71,6 +71,21 @@ def make_checkpoint(folder: Path, size: str, dtype: torch.dtype, seed: int = 0) 
     index["scheduler"] = ["diffusers", configs["scheduler"]["_class_name"]]
     _write(folder / "model_index.json", {**configs["index"], **index})
     return counts
+
+
+def tensors_of(size: str) -> Iterator[tuple[str, str, torch.Size]]:
+    """File, name and shape of each tensor of a checkpoint, in the order in which `make_checkpoint` draws them."""
+    for part in _parts(size):
+        for name, shape in parameters(part, SIZES[size][part]):
+            yield _file(part), name, shape
+
+
+def _parts(size: str) -> list[str]:
+    return [part for part in WEIGHTS if part in SIZES[size]]
+
+
+def _file(part: str) -> str:
+    return f"{part}/{WEIGHTS[part]}.safetensors"
 
 
 def parameters(part: str, config: dict[str, Any]) -> Iterator[tuple[str, torch.Size]]:

@@ -1,6 +1,5 @@
 """Which backends run on this GPU: ONNX Runtime's CUDA provider, and engines of TensorRT and TensorRT for RTX."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +19,13 @@ FEW: CallOptions = {"num_inference_steps": 2, "seed": 1, "output_type": "latent"
 
 
 def run(place: Place, report: Report) -> None:
-    """Build the engines that other parts use, and draw with every backend. Passes if one draws and none fails."""
+    """Build the engines that other parts use, and draw. Passes if no backend that runs fails."""
 
     def draws(backend: str, pipe: Pipeline) -> None:
         latents = pipe(PROMPT, **FEW).latents
         report.check(backend, bool(np.isfinite(latents).all()), f"{pipe.backend} draws")
 
-    # One backend at a time, so that a crash does not lose the findings before it.
-    for backend in place.backends:
-        report.figure("trying", backend)
-        engines = ensure_engines(replace(place, backends=(backend,)), report, "plain")
-        on_each_backend(place, report, draws, engines=engines, backends=(backend,))
-    report.figure("trying", "done")
-    if not report.checks:
-        report.check("a backend runs", False, "none does, see the notes")
+    on_each_backend(place, report, draws, engines=ensure_engines(place, report, "plain"))
 
 
 def ensure_engines(place: Place, report: Report, name: str, options: BuildOptions | None = None) -> Path:

@@ -1,7 +1,8 @@
 """A random checkpoint of the size of Stable Diffusion 1.5, its fp16 bundle, and engines, for the part `latency`.
 
-They are made on the machine, as they are too large to transfer: the checkpoint takes seconds, the export minutes. What
-exists is kept, so the part can be called again after it ran out of time.
+They are made on the machine, as they are too large to transfer: in seconds from the graphs of `full_size_graphs.py`, if
+these were carried there; otherwise the checkpoint takes seconds and its export minutes. What exists is kept, so the
+part can be called again after it ran out of time.
 """
 
 import shutil
@@ -9,15 +10,19 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from latentrt.runtime.backends.engine_fit import needed_graphs
 from latentrt.runtime.backends.trt.library import TRT_BACKENDS
 from latentrt.runtime.bundle.bundle import Bundle
 from latentrt.runtime.cli.main import main
 
+from . import carried
 from .fusion import report_fusion
 from .places import Place
 from .report import Report
+
+T = TypeVar("T")
 
 
 def checkpoint_of(place: Place) -> Path:
@@ -33,6 +38,9 @@ def bundle_of(place: Place) -> Path:
 def run(place: Place, report: Report, pixels: int = 512, batches: tuple[int, ...] = (1, 4)) -> None:
     """Make what is missing, and report the seconds. Passes if the bundle exists; engines that fail are noted."""
     checkpoint, bundle = checkpoint_of(place), bundle_of(place)
+    archive = carried.archive_of(place.graphs)
+    if not bundle.exists() and archive.exists():
+        use_carried(report, archive, checkpoint, bundle)
     if not checkpoint.exists():
         timed(report, "checkpoint", partial(random_checkpoint, checkpoint))
     if not bundle.exists():
@@ -63,11 +71,22 @@ def run(place: Place, report: Report, pixels: int = 512, batches: tuple[int, ...
             report_fusion(report, bundle, engines)
 
 
-def timed(report: Report, name: str, work: Callable[[], object]) -> None:
+def use_carried(report: Report, archive: Path, checkpoint: Path, bundle: Path) -> None:
+    """Make checkpoint and bundle from carried graphs; if these are damaged, that is noted, and nothing is made."""
+    try:
+        restore = partial(carried.restore, archive, checkpoint, bundle)
+        same = timed(report, "weights of carried graphs", restore)
+        report.figure("weights are those of the export", same)
+    except carried.DAMAGED as error:
+        report.note(f"{archive} cannot be used, carry it again: {type(error).__name__}: {error}")
+
+
+def timed(report: Report, name: str, work: Callable[[], T]) -> T:
     """Call `work` and report its seconds."""
     start = time.perf_counter()
-    work()
+    result = work()
     report.figure(f"seconds: {name}", time.perf_counter() - start)
+    return result
 
 
 def random_checkpoint(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from latentrt.export.build.inspection import inspect_engines
-from latentrt.runtime.errors import InputError, LatentRTError
+from latentrt.runtime.errors import InputError
 
 from .report import Report
 
@@ -16,5 +16,5 @@ def report_fusion(report: Report, bundle: Path, engines: Path) -> None:
             report.figure(f"{one.record.backend} engine of {name}", text)
     except InputError:
         return  # no engine was built, which the caller has noted
-    except LatentRTError as error:
+    except Exception as error:  # these figures must not end a part
         report.note(f"the engines' kernels are not known: {error}")

@@ -57,16 +57,10 @@ def run(
             for name, pipe in opened(place, report, engines=place.engines("sd15"), bundle=bundle)
         }
         precision = Bundle.open(bundle).manifest.recipe.precision
-        theirs = dict(
-            diffusers_pipelines(
-                place,
-                report,
-                checkpoint,
-                precision=precision,
-                compiler=compiler,
-                variants=VARIANTS if compiles else VARIANTS[:-1],
-            )
-        )
+        variants = VARIANTS if compiles else VARIANTS[:-1]
+        given = {"precision": precision, "compiler": compiler, "variants": variants}
+        theirs: dict[str, Any] = {}  # if one cannot be loaded, those before it and our own are measured
+        attempt(report, "diffusers", lambda: theirs.update(diffusers_pipelines(place, report, checkpoint, **given)))
         for batch in batches:
             draws = {name: partial(draw_ours, pipe, batch, steps) for name, pipe in ours.items()}
             draws |= {f"diffusers {name}": partial(draw_theirs, pipe, batch, steps) for name, pipe in theirs.items()}

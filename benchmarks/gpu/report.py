@@ -20,6 +20,7 @@ class Report:
         checks: name, whether it passed, and a line with the figure and its limit.
         figures: any JSON values by name.
         notes: what could not be checked, and why.
+        left_out: backends that do not run here.
         finished: whether the part ran to its end.
         when: time of the start.
     """
@@ -28,6 +29,7 @@ class Report:
     checks: list[dict[str, Any]] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     finished: bool = False
     when: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S"))
 
@@ -53,6 +55,11 @@ class Report:
         print(f"note: {text}", flush=True)
         self.save()
 
+    def leave_out(self, backend: str, why: str) -> None:
+        """Note that a backend does not run here."""
+        self.left_out.append(backend)
+        self.note(f"{backend} {why}")
+
     def finish(self) -> None:
         """Mark the part as finished."""
         self.finished = True
@@ -67,9 +74,16 @@ class Report:
         partial.replace(self.file)
 
     @property
+    def verdict(self) -> str:
+        """How a finished part ended: "passed", "failed", or "left out" if no backend ran and nothing was checked."""
+        if self.left_out and not self.checks:
+            return "left out"
+        return "passed" if all(check["passed"] for check in self.checks) else "failed"
+
+    @property
     def passed(self) -> bool:
-        """Whether the part ran to its end and no check failed."""
-        return self.finished and all(check["passed"] for check in self.checks)
+        """Whether the part ran to its end, checked what there is, and no check failed."""
+        return self.finished and self.verdict == "passed"
 
     @staticmethod
     def read(file: Path) -> "Report":

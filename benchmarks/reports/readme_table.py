@@ -1,4 +1,4 @@
-"""Update the README's table of peers from the JSON files of a device.
+"""Update the README's table of a device: of peers, or of a GPU if the folder has the summary of the GPU check.
 
     python -m benchmarks.reports.readme_table benchmarks/results/DEVICE README.md
 
@@ -8,13 +8,20 @@ Replaces what stands between two comments, `MARKS`.
 import argparse
 from pathlib import Path
 
+from .gpu_table import SUMMARY, gpu_table
 from .report import cell, load, machine, measured, of_kind, peer_rows, table, title
 
 MARKS = ("<!-- figures of {} -->", "<!-- end of figures -->")
 
 
 def readme_block(folder: Path) -> str:
-    """The README's table: latency of each peer by model, cold start with the smallest, memory with the largest."""
+    """The README's table of a device, between its marks."""
+    made = gpu_table(folder) if (folder / SUMMARY).exists() else peers_table(folder)
+    return "\n\n".join((MARKS[0].format(folder.name), made, MARKS[1]))
+
+
+def peers_table(folder: Path) -> str:
+    """Latency of each peer by model, cold start with the smallest, memory with the largest, and a chart."""
     runs = load(folder)
     peers = of_kind(runs, "peers")
     if not peers:
@@ -33,14 +40,13 @@ def readme_block(folder: Path) -> str:
         size = sizes.get(f"{environment}: installed size")
         lines.append((peer, *cells, cold, memory, f"{size['p50']:,.0f} MB" if size else "-"))
     first, folder_name = peers[0]["results"]["model"], folder.name
-    marks = (MARKS[0].format(folder_name), MARKS[1])
     where = f"benchmarks/results/{folder_name}"
     text = (
         f"Seconds for a picture, on {machine(last)}; first picture of a new process with {first}, peak memory with "
         f"{last['results']['model']}. Random weights but for {first}. [The whole report]({where}/report.md)."
     )
     chart = f"![latency, cold start and memory of each]({where}/peers-{last['results']['model']}.png)"
-    return "\n\n".join((marks[0], text, table(head, lines), chart, marks[1]))
+    return "\n\n".join((text, table(head, lines), chart))
 
 
 def with_block(readme: str, block: str, device: str) -> str:
@@ -56,7 +62,7 @@ def with_block(readme: str, block: str, device: str) -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Update the README's table of peers.")
+    parser = argparse.ArgumentParser(description="Update the README's table of a device.")
     parser.add_argument("folder", type=Path, help="such as benchmarks/results/epyc-2-cores")
     parser.add_argument("readme", type=Path)
     arguments = parser.parse_args()

@@ -23,8 +23,9 @@ PEER_FIGURES = {
 
 
 def load(folder: Path) -> dict[str, Run]:
-    """All runs of a device, by the name of their file."""
-    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
+    """All runs of a device, by the name of their file. The summary of the GPU check is none."""
+    read = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
+    return {name: run for name, run in read.items() if "benchmark" in run}
 
 
 def measured(run: Run) -> dict[str, Run]:

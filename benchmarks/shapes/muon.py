@@ -25,7 +25,7 @@ def orthogonal(matrices: Tensor, rounds: int = 5) -> Tensor:
     a, b, c = QUINTIC
     scaled = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
     gram = scaled @ scaled.mT
-    identity = torch.eye(gram.shape[-1])
+    identity = torch.eye(gram.shape[-1], device=gram.device)
     product = identity.expand_as(gram)
     for _ in range(rounds):
         factor = a * identity + b * gram + c * (gram @ gram)

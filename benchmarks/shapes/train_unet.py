@@ -6,7 +6,8 @@ v-prediction on a schedule with zero terminal SNR. Latents are encoded once with
 the captions is replaced by "" for guidance; the result is the moving average of both networks. Muon updates the UNet's
 matrices, AdamW everything else. The learning rate reaches zero at the last step; an interrupted run continues from its
 state. `--warm` starts from the checkpoint's networks at half the learning rate, and may be repeated with other seeds;
-`--export` writes a checkpoint from the saved state of a training that is still running.
+`--export` writes a checkpoint from the saved state of a training that is still running. A GPU is used where there is
+one; its states continue on a CPU and the other way round, with the same draws.
 """
 
 from __future__ import annotations
@@ -157,20 +158,23 @@ def encoded_pool(vae: AutoencoderKL, count: int, *, seed: int) -> tuple[Tensor, 
     scenes = list(islice(drawings.training_scenes(rng, two_objects=TWO_OBJECTS), count))
     latents = []
     for at in range(0, count, 50):
-        images = to_tensor(drawings.draw(scenes[at : at + 50], rng))
-        latents.append(vae.encode(images).latent_dist.mean * SCALING_FACTOR)
+        images = to_tensor(drawings.draw(scenes[at : at + 50], rng)).to(vae.device)
+        latents.append(vae.encode(images).latent_dist.mean.cpu() * SCALING_FACTOR)
     return torch.cat(latents), [scene.caption() for scene in scenes]
 
 
 def velocity_loss(
     model: Captioned, clean: Tensor, ids: Tensor, alphas: Tensor, noise: torch.Generator, *, exponent: float
 ) -> Tensor:
-    """The loss of a batch, at random timesteps: uniform for an exponent of 1, more often noisy ones above it."""
+    """The loss of a batch, at random timesteps: uniform for an exponent of 1, more often noisy ones above it.
+
+    Draws are those of the CPU on every device.
+    """
     late = torch.rand(len(clean), generator=noise) ** exponent
-    timesteps = (len(alphas) * (1 - late)).long().clamp(0, len(alphas) - 1)
+    timesteps = (len(alphas) * (1 - late)).long().clamp(0, len(alphas) - 1).to(clean.device)
     signal = alphas[timesteps].sqrt()[:, None, None, None]
     spread = (1 - alphas[timesteps]).sqrt()[:, None, None, None]
-    epsilon = torch.randn(clean.shape, generator=noise)
+    epsilon = torch.randn(clean.shape, generator=noise).to(clean.device)
     predicted = model(signal * clean + spread * epsilon, timesteps, ids)
     return nn.functional.mse_loss(predicted, signal * epsilon - spread * clean)
 
@@ -183,6 +187,16 @@ def new_optimizers(model: Captioned) -> dict[str, torch.optim.Optimizer]:
         (matrices if inner and parameter.ndim > 1 else others).append(parameter)
     adamw = torch.optim.AdamW(others, lr=RATES["adamw"], betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     return {"muon": Muon(matrices, RATES["muon"]), "adamw": adamw}
+
+
+def on_cpu(value: Any) -> Any:
+    """A state with its tensors on the CPU, so that it can be loaded without a GPU."""
+    match value:
+        case Tensor():
+            return value.cpu()
+        case dict():
+            return {name: on_cpu(item) for name, item in value.items()}
+    return value
 
 
 def write_checkpoint(model: Captioned, folder: Path) -> None:
@@ -209,12 +223,15 @@ def main() -> None:
     )
     parser.add_argument("--state", type=Path, default=STATE, help="default: ~/.cache/latentrt/shapes-unet.pt")
     parser.add_argument("--out", type=Path, default=SHAPES_CHECKPOINT, help="must have vae; default: tests/data/shapes")
+    parser.add_argument("--device", help="such as cpu or cuda; default: a GPU where there is one")
+    parser.add_argument("--batch", type=int, help=f"default: {BATCHES[0]}, and {BATCHES[1]} later")
     parser.add_argument("--warm", action="store_true", help="start from the checkpoint's networks, at half the rate")
     parser.add_argument("--export", action="store_true", help="only write a checkpoint from the state")
     options = parser.parse_args()
 
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.manual_seed(options.seed)
-    state: dict[str, Any] = torch.load(options.state) if options.state.exists() else {}
+    state: dict[str, Any] = torch.load(options.state, map_location="cpu") if options.state.exists() else {}
     write_tokenizer(options.out / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(options.out / "tokenizer")
     words = " ".join((*drawings.COLOURS, *drawings.SHAPES, *drawings.RADII[1], "a an and left of on background"))
@@ -227,19 +244,20 @@ def main() -> None:
 
     known = len(state.setdefault("captions", []))
     if known < options.pool:
-        vae = AutoencoderKL.from_pretrained(options.out / "vae", torch_dtype=torch.float32).eval()
+        vae = AutoencoderKL.from_pretrained(options.out / "vae", torch_dtype=torch.float32).eval().to(device)
         latents, captions = encoded_pool(vae, options.pool - known, seed=options.seed + known)
         state["latents"] = torch.cat((state["latents"], latents)) if known else latents
         state["captions"] += captions
         print(f"latents: mean {state['latents'].mean():.3f}, deviation {state['latents'].std():.3f}", flush=True)
-    latents = state["latents"]
+    latents = state["latents"].to(device)
     # row numbers of the small embedding instead of ids
     ids = torch.searchsorted(model.used, token_ids(tokenizer, state["captions"]))
     empty = torch.searchsorted(model.used, token_ids(tokenizer, [""]))
-    alphas = DDIMScheduler.from_config(SCHEDULER).alphas_cumprod
+    alphas = DDIMScheduler.from_config(SCHEDULER).alphas_cumprod.to(device)
 
     if options.warm:
         model.load_checkpoint(options.out)
+    model.to(device)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizers = new_optimizers(model)
     step, spent, running = state.get("step", 0), state.get("spent", 0.0), state.get("running", 1.0)
@@ -251,8 +269,8 @@ def main() -> None:
     options.state.parent.mkdir(parents=True, exist_ok=True)
 
     def save_state() -> None:
-        state.update({name: optimizer.state_dict() for name, optimizer in optimizers.items()})
-        state.update(model=model.state_dict(), average=average.state_dict())
+        state.update({name: on_cpu(optimizer.state_dict()) for name, optimizer in optimizers.items()})
+        state.update(model=on_cpu(model.state_dict()), average=on_cpu(average.state_dict()))
         state.update(step=step, spent=spent, running=running)
         partial = options.state.with_suffix(".partial")
         torch.save(state, partial)
@@ -266,11 +284,13 @@ def main() -> None:
         for name, optimizer in optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step / options.steps, peak=peaks[name], warm_up=0.01, fall=0.3)
-        batch = BATCHES[options.warm or step >= SMALL_BATCHES]
+        batch = options.batch or BATCHES[options.warm or step >= SMALL_BATCHES]
         chosen = torch.randint(len(latents), (batch,), generator=noise)
         kept = torch.rand(batch, 1, generator=noise) >= DROPPED_CAPTIONS
         captions = torch.where(kept, ids[chosen], empty)
-        loss = velocity_loss(model, latents[chosen], captions, alphas, noise, exponent=options.exponent)
+        loss = velocity_loss(
+            model, latents[chosen.to(device)], captions.to(device), alphas, noise, exponent=options.exponent
+        )
         model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -288,7 +308,7 @@ def main() -> None:
         if step % 250 == 0:
             save_state()
     save_state()
-    write_checkpoint(average, options.out)
+    write_checkpoint(average.cpu(), options.out)
     print(f"{step} steps in {spent / 60:.0f} minutes, loss {running:.4f}, checkpoint in {options.out}")
 
 

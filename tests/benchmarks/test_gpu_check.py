@@ -1,12 +1,8 @@
-"""Every part of the GPU check on the simulated GPU or the CPU, planted faults, and how parts are run."""
+"""Every part of the GPU check on the simulated GPU or the CPU, and planted faults."""
 
 import importlib
-import json
 import shutil
 import struct
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,11 +16,12 @@ from support.exports import ROOT, Exported
 from support.simulator import Machine, machine
 from support.simulator import ort as simulated
 
-from benchmarks.gpu import __main__ as gpu_main
-from benchmarks.gpu import full_size, group_norms, latency, pictures, runner, states, waits, wheels
+from benchmarks.gpu import full_size, group_norms, latency, pictures, states, waits
+from benchmarks.gpu.parts import PARTS, Job
 from benchmarks.gpu.places import Place
 from benchmarks.gpu.report import Report
-from benchmarks.gpu.runner import run_part, run_parts, write_summary
+from benchmarks.gpu.runner import Outcome
+from benchmarks.gpu.summary import write_summary
 from benchmarks.quality import cuda_noise
 from latentrt.export import cli as export_cli
 from latentrt.runtime import BackendError, Pipeline
@@ -65,8 +62,9 @@ def failed(report: Report) -> list[str]:
 
 def test_every_part_is_here() -> None:
     assert {path.stem for path in (ROOT / "benchmarks" / "gpu").glob("*.py")} == {
-        *gpu_main.PARTS,
-        *("__init__", "__main__", "fusion", "light", "places", "report", "runner", "slim", "wheels"),
+        *PARTS,
+        *("__init__", "__main__", "parts", "places", "report", "runner", "summary"),
+        *("carried", "full_size_graphs", "fusion", "light", "slim", "wheels"),
     }
 
 
@@ -87,8 +85,9 @@ def test_no_gpu_is_a_failed_check(work: Path) -> None:
     with machine(devices=0):
         assert failed(done("device", Place(work))) == ["a GPU is visible: none"]
         report = done("backends", Place(work))
-    assert failed(report) == ["a backend runs: none does, see the notes"]
-    assert {note.split(" ")[0] for note in report.notes} == {"onnxruntime", "tensorrt", "tensorrt_rtx"}
+    assert report.verdict == "left out"
+    assert report.left_out == ["onnxruntime", "tensorrt", "tensorrt_rtx"]
+    assert {note.split(" ")[0] for note in report.notes} == {*report.left_out}
 
 
 @pytest.mark.slow
@@ -148,7 +147,7 @@ def test_the_part_older_runs_what_the_library_refuses(
     assert "says that it does not support this GPU" in report.figures["the library refuses"]
     assert report.figures["drawn on"] == "tensorrt_rtx on Simulated GPU"
     report = done("states", Place(work, backends=RTX), steps=1)
-    assert failed(report) == ["a backend runs: none does, see the notes"]
+    assert (report.verdict, report.left_out) == ("left out", ["tensorrt_rtx"])
     assert any("does not support this GPU" in note for note in report.notes)
 
 
@@ -332,7 +331,7 @@ def test_latencies(full: Place) -> None:
     cases = ("onnxruntime", "diffusers eager", "diffusers channels-last", "diffusers compiled")
     floor = report.figures[f"floor, {title}"]["ms"]
     assert floor == pytest.approx(sum(g["ms"] for g in report.figures[f"floor, {title}"]["graphs"].values()), rel=1e-4)
-    text = write_summary([runner.Outcome("latency", "passed", 1.0, report=report)], full.work)
+    text = write_summary([Outcome(Job("latency", "onnxruntime"), "passed", 1.0, report=report)], full.work)
     assert len([line for line in text.splitlines() if line.endswith("times the floor")]) == len(cases)
     for case in cases:
         figures = report.figures[f"{case}, {title}"]
@@ -350,6 +349,25 @@ def test_a_case_that_fails_is_left_out(tmp_path: Path) -> None:
     latency.compare(report, "batch 1", draws, 2, 1.0)
     assert failed(report) == ["bad, batch 1: RuntimeError: no kernel"]
     assert list(report.figures) == ["good, batch 1"]
+
+
+def test_a_diffusers_that_does_not_load_is_a_failed_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipelines before it, and latentrt's own, are measured nevertheless."""
+
+    def pipelines(*_: Any, **__: Any) -> Iterator[tuple[str, Any]]:
+        yield "eager", None
+        raise RuntimeError("no kernel")
+
+    measured: list[list[str]] = []
+    monkeypatch.setattr(latency, "diffusers_pipelines", pipelines)
+    monkeypatch.setattr(latency, "compare", lambda _report, _title, draws, *_: measured.append(list(draws)))
+    place = Place(tmp_path, device="cpu", backends=("onnxruntime",))
+    full_size.checkpoint_of(place).mkdir()
+    full_size.bundle_of(place).symlink_to(place.bundle)
+    rates = {"float16": 1e15, "tf32": 1e14, "bytes": 1e13}
+    report = done("latency", place, batches=(1,), ceilings=lambda _: rates)
+    assert failed(report) == ["diffusers: RuntimeError: no kernel"]
+    assert measured == [["onnxruntime", "diffusers eager"]]
 
 
 def test_latency_needs_a_checkpoint(tmp_path: Path) -> None:
@@ -388,171 +406,3 @@ def test_full_size(full: Place, small: Exported, monkeypatch: pytest.MonkeyPatch
     assert sizes == [("sd15", torch.float16)]
     assert list(report.figures) == ["seconds: checkpoint", "seconds: export"]
     assert full_size.checkpoint_of(place).is_dir()
-
-
-# --- reports, and how parts are run -----------------------------------------------------------------------------------
-
-
-def test_a_report_is_on_disk_at_once_and_knows_nan(tmp_path: Path) -> None:
-    report = Report(tmp_path / "deep" / "report.json")
-    report.at_most("error", float("nan"), 1.0)
-    report.figure("inf", [float("inf"), 1 / 3])
-    read = Report.read(report.file)
-    assert failed(read) == ["error: nan, at most 1e+00"]
-    assert read.figures["inf"] == ["inf", 0.333333]
-    assert not read.finished
-
-
-def python(code: str) -> list[str]:
-    """A part that starts its report and continues with `code`."""
-    begin = "import sys, time; from pathlib import Path; from benchmarks.gpu.report import Report\n"
-    begin += "report = Report(Path(sys.argv[1])); report.check('begun', True, 'yes')\n"
-    return [sys.executable, "-c", begin + code]
-
-
-def test_parts_end_in_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "GRACE", 0.5)
-    monkeypatch.chdir(ROOT)
-    endings = {
-        "good": ("report.finish()", 30.0),
-        "bad": ("report.check('sum', False, '3 is not 4'); report.finish(); sys.exit(1)", 30.0),
-        "crash": ("print('about to'); import os; os.abort()", 30.0),
-        "error": ("raise KeyError('colour')", 30.0),
-        "exit": ("report.finish(); print('leaving'); import os; os.abort()", 30.0),
-        "hang": ("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)", 2.0),
-    }
-    commands = [
-        (part, [*python(code), str(tmp_path / "reports" / f"{part}.json")], limit)
-        for part, (code, limit) in endings.items()
-    ]
-    start = time.monotonic()
-    outcomes = list(run_parts([*commands, ("late", ["true"], 1000.0)], 1e6, tmp_path))
-    assert time.monotonic() - start < 40
-    assert {outcome.part: outcome.verdict for outcome in outcomes} == {
-        "good": "passed",
-        "bad": "failed",
-        "crash": "crashed",
-        "error": "crashed",
-        "exit": "passed",
-        "hang": "ran too long",
-        "late": "crashed",
-    }
-    text = write_summary(outcomes, tmp_path / "out")
-    assert "ended with status 1; last line of its log: KeyError: 'colour'" in text
-    assert "ended with status -6; last line of its log: leaving" in text
-    assert "FAILED  sum: 3 is not 4" in text
-    assert "ended with status -6; last line of its log: about to" in text
-    parts = json.loads((tmp_path / "out" / "summary.json").read_text())["parts"]
-    assert [part["part"] for part in parts] == [*endings, "late"]
-    assert parts[2]["report"]["checks"] == [{"name": "begun", "passed": True, "text": "yes"}]
-    assert (tmp_path / "out" / "summary.txt").read_text() == text
-
-
-def test_a_backend_that_ends_the_process_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The part runs again for those behind it; what is left out is kept for later parts, also of later calls."""
-    backends, crashing = ["onnxruntime", "tensorrt", "tensorrt_rtx"], "tensorrt"
-
-    def call(*parts: str) -> list[tuple[str, list[str]]]:
-        outcomes: list[runner.Outcome] = []
-        ran = []
-        for part, command, _ in gpu_main.commands(parts, backends, [], outcomes, tmp_path):
-            given = [command[i + 1] for i, word in enumerate(command) if word == "--backend"]
-            ran.append((part, given))
-            report = Report(tmp_path / "report.json")
-            if part == "backends" and crashing in given:
-                report.figures["trying"] = crashing
-            else:
-                report.finished = True
-            outcomes.append(runner.Outcome(part, "passed" if report.finished else "crashed", 1.0, report=report))
-        return ran
-
-    why = "the part backends crashed while it tried this backend"
-    assert call("device", "backends") == [("device", backends), ("backends", backends), ("backends", ["tensorrt_rtx"])]
-    assert f"tensorrt is left out: {why}" in capsys.readouterr().out
-    call("pictures")
-    assert gpu_main.left_out(tmp_path) == {"tensorrt": why}
-    backends, crashing = ["tensorrt_rtx"], "tensorrt_rtx"
-    assert call("backends", "waits") == [("backends", backends), ("waits", backends)]
-    assert gpu_main.left_out(tmp_path) == {"tensorrt": why, "tensorrt_rtx": why}
-    crashing = "none"
-    call("backends")
-    assert gpu_main.left_out(tmp_path) == {"tensorrt": why}
-
-
-def test_parts_do_not_try_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where no backend remains. Only the parts that find out whether it runs try it."""
-    seen: dict[str, list[str]] = {}
-    gpu_main.write_left_out(tmp_path, {"tensorrt_rtx": "it crashed"})
-
-    def run(place: Place, report: Report) -> None:
-        seen[report.file.stem] = list(place.backends)
-
-    for part in ("waits", "states", "backends", "older"):
-        monkeypatch.setattr(importlib.import_module(f"benchmarks.gpu.{part}"), "run", run)
-        gpu_main.run_here(part, Place(tmp_path, backends=RTX if part == "waits" else ("onnxruntime", *RTX)), {})
-    assert seen == {
-        "waits": [],
-        "states": ["onnxruntime"],
-        "backends": ["onnxruntime", *RTX],
-        "older": ["onnxruntime", *RTX],
-    }
-    notes = {part: Report.read(tmp_path / "reports" / f"{part}.json").notes for part in seen}
-    assert notes["waits"] == notes["states"] == ["tensorrt_rtx is left out: it crashed"]
-    assert not notes["backends"]
-
-
-def test_without_names_the_quick_parts_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    ran: list[tuple[str, list[str]]] = []
-    monkeypatch.setattr(
-        gpu_main, "run_parts", lambda commands, _seconds, _work: [ran.append(c[:2]) for c in commands][:0]
-    )
-    monkeypatch.setattr(gpu_main, "commands", lambda parts, _b, options, *_: [(part, options, 1.0) for part in parts])
-    for words in ([], ["latency", "--batch", "1", "--no-compile"]):
-        monkeypatch.setattr(sys, "argv", ["gpu_check", *words, "--out", str(tmp_path), "--work", str(tmp_path)])
-        gpu_main.main()
-    *quick, (last, options) = ran
-    order = ["device", "ceilings", "backends", "states", "pictures", "waits"]
-    assert [part for part, _ in quick][: len(order)] == order
-    assert not {part for part, _ in quick} & {"full_size", "latency", "group_norms"}
-    assert last == "latency"
-    assert options[-3:] == ["--batch", "1", "--no-compile"]
-
-
-def test_no_time_left(tmp_path: Path) -> None:
-    (outcome,) = run_parts([("one", ["true"], 30.0)], runner.GRACE + 1, tmp_path)
-    assert (outcome.verdict, outcome.seconds) == ("no time left", 0.0)
-
-
-def test_an_old_report_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
-    old = Report(tmp_path / "reports" / "one.json")
-    old.finish()
-    assert run_part("one", ["false"], 5.0, tmp_path).verdict == "crashed"
-
-
-@pytest.mark.slow
-def test_the_script_runs_parts_and_says_what_failed(
-    tmp_path: Path, make_wheel: Callable[[Path, str, str], Path]
-) -> None:
-    """Without a GPU, `device` fails, and ONNX Runtime on the CPU passes. A wheel is installed first."""
-    script = ROOT / "benchmarks" / "gpu_check.sh"
-    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
-    options = ["--out", tmp_path / "out", "--work", tmp_path / "work", "--device", "cpu", "--backend", "onnxruntime"]
-    wheels.prepare(tmp_path / "wheels", [make_wheel(tmp_path / "made", "polygraphy", "carried")], 10**6)
-    environment = {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    environment |= {"GPU_WHEELS": str(tmp_path / "wheels"), "GPU_SITE": str(tmp_path / "site")}
-
-    def run(*words: object) -> "subprocess.CompletedProcess[str]":
-        command = [str(word) for word in (script, *words)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-    child = run("device", "backends", "waits", *options)
-    assert child.returncode == 1, child.stderr
-    found = {p["part"]: p for p in json.loads((tmp_path / "out" / "summary.json").read_text())["parts"]}
-    assert found["backends"]["verdict"] == found["waits"]["verdict"] == "passed", child.stdout
-    assert found["device"]["verdict"] == "failed"
-    assert found["device"]["report"]["figures"]["modules"]["polygraphy"] == "no version"
-    assert "FAILED  a GPU is visible" in child.stdout
-    assert "== backends" in (tmp_path / "out" / "logs.txt").read_text()
-    wrong = run("colours")
-    assert wrong.returncode == 2
-    assert "unknown part 'colours': choose from device, ceilings" in wrong.stderr
