@@ -64,7 +64,6 @@ def test_it_computes_the_same(moves: tuple[str, ...], used: bool, left: list[str
     after = ir.from_proto(before)
     assert drop_attention_casts(after) == 1
     assert [node.op_type for node in after.graph] == left
-    onnx.checker.check_model(ir.to_proto(after))
     random = np.random.default_rng(5)
     feeds = {n: random.standard_normal((1, 2, 5, 64)).astype(np.float16) for n in ("query", "key", "value")}
     (expected, *_), (got, *_) = (
