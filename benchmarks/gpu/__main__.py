@@ -32,7 +32,7 @@ PARTS = {
     "ideas": 90,
     "older": 90,
     "full_size": 540,
-    "group_norms": 300,
+    "ort_options": 540,
     "latency": 540,
 }
 
