@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from latentrt.export.in_place import end_with_parent
+from latentrt.runtime.in_place import end_with_parent
 
 from .parts import HALF_HOUR, PARTS, QUICK, Job, jobs_of
 from .places import BACKENDS, Place
@@ -27,6 +27,7 @@ from .summary import keep, kept, passed, write, write_summary
 
 LEFT_OUT = "left_out.json"  # in the folder of --work: backends that later parts leave out, with the reasons
 KEPT = "half_hour.json"  # there, too: the outcomes of the calls before
+SPARE = 30.0  # seconds before its limit at which a part begins nothing new
 MOST = 570.0  # seconds by default: just below ten minutes
 
 
@@ -159,7 +160,11 @@ def run_here(arguments: argparse.Namespace) -> int:
     report = Report(arguments.out / "reports" / f"{Job(part, *backends).name}.json")
     report.save()
     place = Place(arguments.work, device=arguments.device, backends=backends, graphs=arguments.graphs)
-    options = {"batches": arguments.batch or (1, 4), "compiles": not arguments.no_compile} if part == "latency" else {}
+    options: dict[str, Any] = {}
+    if part == "latency":
+        options = {"batches": arguments.batch or (1, 4), "compiles": not arguments.no_compile}
+    elif part == "ort_options":
+        options = {"seconds": arguments.seconds - SPARE}
     importlib.import_module(f"benchmarks.gpu.{part}").run(place, report, **options)
     report.finish()
     return int(not report.passed)

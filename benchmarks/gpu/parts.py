@@ -44,7 +44,7 @@ PARTS: Mapping[str, Part] = {
     "ideas": Part(10, 90, BACKENDS),
     "older": Part(15, 90, ("tensorrt_rtx",), daring=True),
     "full_size": Part(45, 540, BACKENDS, quick=False),
-    "group_norms": Part(60, 300, ("onnxruntime",), quick=False),
+    "ort_options": Part(60, 540, ("onnxruntime",), quick=False),
     "latency": Part(60, 540, BACKENDS, quick=False),
     "training": Part(520, 600, quick=False),  # it trains for 450 seconds
 }
@@ -90,7 +90,7 @@ def _of(backend: str, parts: str) -> list[Job]:
 
 # What decides most comes first. The machine needs minutes to start and to receive files, so the last call is shorter.
 HALF_HOUR = (
-    Call(540, _of("onnxruntime", "device ceilings backends states pictures norms waits full_size group_norms")),
+    Call(540, _of("onnxruntime", "device ceilings backends states pictures norms waits full_size ort_options")),
     Call(
         480,
         _of("onnxruntime", "latency loras noise ideas")

@@ -76,7 +76,8 @@ def run_jobs(
             yield Outcome(job, "no time left")
         else:
             yield Outcome(job, "running")
-            outcome = run_job(job, command(job), min(part.limit, left), reports)
+            limit = min(part.limit, left)
+            outcome = run_job(job, [*command(job), "--seconds", f"{limit:.0f}"], limit, reports)
             if job.part == "backends":
                 left_out.pop(job.backend, None)
                 if outcome.verdict not in ("passed", "failed"):

@@ -11,7 +11,7 @@ from latentrt.runtime.bundle import Bundle, sizes_text
 from latentrt.runtime.errors import InputError
 
 from .ort_graphs import BACKEND as ONNXRUNTIME
-from .ort_graphs import DEVICES, build_ort_graphs
+from .ort_graphs import DEVICES, REWRITES, build_ort_graphs
 from .profiles import SizeRanges, buckets_from_options
 from .store import Built
 from .trt_engines import Task, build_engines
@@ -25,7 +25,7 @@ EXAMPLES = """examples:
 
 Sizes are static (512) or a range (min:opt:max). Static sizes run fastest. Repeating a size option builds an engine for
 each size; repeating several builds all combinations. onnxruntime rewrites graphs to its own operators; they serve all
-sizes, so only --device, --graph and --engines apply.
+sizes, so only --device, --rewrite, --graph and --engines apply.
 """
 
 
@@ -56,6 +56,14 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         sizes.add_argument(f"--{name}", action="append", default=[], metavar="SIZE", help=text)
     _add_builder_options(parser.add_argument_group("builder"))
     parser.add_argument("--device", choices=DEVICES, help="for onnxruntime; default: all")
+    others = ", ".join(name for name, rewrite in REWRITES.items() if not rewrite.default)
+    parser.add_argument(
+        "--rewrite",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"for onnxruntime, repeatable: {', '.join(REWRITES)}; default: all but {others}",
+    )
     parser.add_argument("--graph", action="append", default=[], help="build only this graph; repeatable")
     parser.add_argument("--engines", type=Path, metavar="DIR", help="store engines here instead of in the bundle")
     parser.set_defaults(run=run)
@@ -116,6 +124,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         if arguments.device:
             raise InputError(f"--device is for onnxruntime; {arguments.backend} builds only for NVIDIA GPUs")
+        if arguments.rewrite:
+            raise InputError(f"--rewrite is for onnxruntime; {arguments.backend} fuses operators by itself")
         _build_trt_engines(arguments, options, sizes)
     return 0
 
@@ -128,7 +138,13 @@ def _tactics(text: str | None) -> tuple[str, ...] | None:
 
 def _build_ort_graphs(arguments: argparse.Namespace) -> None:
     devices = (arguments.device,) if arguments.device else DEVICES
-    for built in build_ort_graphs(arguments.bundle, devices=devices, engines=arguments.engines, graphs=arguments.graph):
+    for built in build_ort_graphs(
+        arguments.bundle,
+        devices=devices,
+        engines=arguments.engines,
+        graphs=arguments.graph,
+        rewrites=arguments.rewrite,
+    ):
         print(_line(built), flush=True)
 
 

@@ -4,13 +4,15 @@ The files are stored like engines and share the bundle's weights. Needs onnx_ir,
 Runtime.
 """
 
+import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentrt.runtime.bundle import Bundle, EngineRecord
-from latentrt.runtime.errors import BackendError, ExportError
+from latentrt.runtime.errors import BackendError, ExportError, InputError, unknown
 
 from .store import Built, add_engine, built_before, clear_killed, require_storable, require_unaltered, with_file
 
@@ -20,8 +22,37 @@ if TYPE_CHECKING:
 BACKEND = "onnxruntime"
 DEVICES = ("cpu", "cuda")
 
-# What is replaced, and a function that does so in place and returns the number of replacements.
-Rewrite = tuple[str, Callable[["ir.Model"], int]]
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """One kind of replacement.
+
+    Attributes:
+        device: the device whose kernels it is for.
+        function: module and name in the package `rewrites`, of a function that changes a graph in place and returns
+            the number of replacements.
+        default: whether graphs get it unless others are named. Those that are none may or may not be faster.
+    """
+
+    device: str
+    function: str
+    default: bool = True
+
+
+# By name, in the order in which they are applied: each leaves to the next what it does not take.
+REWRITES = {
+    "attention": Rewrite("cpu", "attention.use_flash_attention"),
+    "group_norm": Rewrite("cuda", "group_norm.use_ort_group_norms"),
+    "skip_group_norm": Rewrite("cuda", "skip_group_norm.add_time_in_group_norms"),
+    "residual_group_norm": Rewrite("cuda", "skip_group_norm.add_residual_in_group_norms", default=False),
+    "attention_casts": Rewrite("cuda", "attention_casts.drop_attention_casts"),
+    "packed_attention": Rewrite("cuda", "packed_attention.use_packed_attention", default=False),
+    "multi_head_attention": Rewrite("cuda", "attention.use_multi_head_attention", default=False),
+    "flat_attention": Rewrite("cuda", "attention.use_flat_attention"),
+    "bias_split_gelu": Rewrite("cuda", "bias_split_gelu.use_bias_split_gelu"),
+    "skip_layer_norm": Rewrite("cuda", "skip_layer_norm.use_skip_layer_norm"),
+    "bias_add": Rewrite("cuda", "bias_add.use_bias_add"),
+}
 
 
 def build_ort_graphs(
@@ -30,32 +61,35 @@ def build_ort_graphs(
     devices: Sequence[str] = DEVICES,
     engines: Path | None = None,
     graphs: Sequence[str] = (),
+    rewrites: Sequence[str] = (),
 ) -> Iterator[Built]:
-    """Rewrite graphs for faster kernels of ONNX Runtime: group norms and attention, for "cuda" and for "cpu".
+    """Rewrite graphs for faster kernels of ONNX Runtime, for "cuda" and for "cpu".
 
-    The files serve all sizes and LoRA. Graphs without such operators are skipped, and existing files are kept.
+    The files serve all sizes and LoRA. Graphs without such operators are skipped, and existing files are kept. A file
+    replaces that of other rewrites of the same graph and device.
 
     Args:
         engines: folder for the files; None is the bundle's own.
         graphs: names of graphs; empty is all.
+        rewrites: keys of `REWRITES`; empty is all that are a default.
 
-    Raises `BackendError` if onnx_ir is missing, `InputError` for unknown graphs, and `ExportError` for altered files
-    and if no graph has anything to replace.
+    Raises `BackendError` if onnx_ir is missing, `InputError` for unknown graphs and rewrites and for rewrites that are
+    for other devices, and `ExportError` for altered files and if no graph has anything to replace.
     """
-    rewrites = _rewrites()
+    chosen = chosen_rewrites(devices, rewrites)
+    functions = {device: _functions(names) for device, names in chosen.items()}
     clear_killed(Path(bundle_path), engines)
     bundle = Bundle.open(bundle_path)
     require_unaltered(bundle, graphs)
     found = False
     for name in graphs or bundle.manifest.graphs:
-        for device in devices:
-            what, rewrite = rewrites[device]
-            record = _record(bundle, name, device, what)
+        for device, names in chosen.items():
+            record = _record(bundle, name, device, names)
             built = built_before(bundle.path, engines, record)
             if built is None:
                 require_storable(bundle.path, engines)
                 began = time.perf_counter()
-                content = _rewritten(bundle.file(bundle.graph(name).file), rewrite)
+                content = _rewritten(bundle.file(bundle.graph(name).file), functions[device])
                 if content is None:
                     continue
                 add_engine(bundle.path, engines, record, content)
@@ -63,46 +97,70 @@ def build_ort_graphs(
             found = True
             yield built
     if not found:
-        raise _nothing_to_replace(bundle, graphs, devices)
+        raise _nothing_to_replace(bundle, graphs, chosen)
 
 
-def _rewrites() -> dict[str, Rewrite]:
-    """Device -> its rewrite. Imported here because importing this module does not need onnx_ir."""
+def chosen_rewrites(devices: Sequence[str], names: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Device -> its rewrites in their order, for devices that have any; no names is all defaults.
+
+    Raises `InputError` for unknown names and if no device has a rewrite of these names.
+    """
+    for name in names:
+        if name not in REWRITES:
+            raise InputError(unknown("rewrite", name, REWRITES))
+    chosen = {
+        device: [
+            name
+            for name, rewrite in REWRITES.items()
+            if rewrite.device == device and (name in names if names else rewrite.default)
+        ]
+        for device in devices
+    }
+    found = {device: rewrites for device, rewrites in chosen.items() if rewrites}
+    if not found:
+        here = [name for name, rewrite in REWRITES.items() if rewrite.device in devices]
+        raise InputError(
+            f"{', '.join(names)}: not a rewrite for {' or '.join(devices)}, which has {', '.join(here)}. "
+            f"Leave out --device, or name one of these"
+        )
+    return found
+
+
+def _functions(names: Sequence[str]) -> list[Callable[["ir.Model"], int]]:
+    """The functions of rewrites. Imported here because importing this module does not need onnx_ir."""
+    found: list[Callable[[ir.Model], int]] = []
     try:
-        from latentrt.export.build.rewrites.attention import use_flash_attention
-        from latentrt.export.build.rewrites.attention_casts import drop_attention_casts
-        from latentrt.export.build.rewrites.group_norm import use_ort_group_norms
+        for name in names:
+            module, function = REWRITES[name].function.split(".")
+            found.append(getattr(importlib.import_module(f"latentrt.export.build.rewrites.{module}"), function))
     except ImportError as error:
         raise BackendError(f"{BACKEND}'s graphs are built with onnx_ir ({error}): pip install onnx-ir") from error
-
-    def for_cuda(model: "ir.Model") -> int:
-        return use_ort_group_norms(model) + drop_attention_casts(model)
-
-    return {"cpu": ("attention", use_flash_attention), "cuda": ("group_norm, attention", for_cuda)}
+    return found
 
 
-def _rewritten(path: Path, rewrite: Callable[["ir.Model"], int]) -> bytes | None:
-    """The ONNX file after the rewrite, which refers to the same weights; None if there was nothing to replace."""
+def _rewritten(path: Path, functions: Sequence[Callable[["ir.Model"], int]]) -> bytes | None:
+    """The ONNX file after all rewrites, which refers to the same weights; None if there was nothing to replace."""
     import onnx_ir as ir
 
     model = ir.load(path)
-    if not rewrite(model):
+    if not sum([rewrite(model) for rewrite in functions]):
         return None
     content: bytes = ir.to_proto(model).SerializeToString()
     return content
 
 
-def _nothing_to_replace(bundle: Bundle, graphs: Sequence[str], devices: Sequence[str]) -> ExportError:
+def _nothing_to_replace(bundle: Bundle, graphs: Sequence[str], chosen: dict[str, list[str]]) -> ExportError:
     recipe = bundle.manifest.recipe
+    tried = "; ".join(f"on {device} {', '.join(names)}" for device, names in chosen.items())
     return ExportError(
         f"{bundle.path}: {', '.join(graphs or bundle.manifest.graphs)}: nothing to replace by an operator of {BACKEND} "
-        f"on {' or '.join(devices)}. On cuda it replaces group norms of opset 21 and later in fp32 or fp16, and drops "
-        "casts of 16-bit attention; on cpu it replaces attention of opset 23 and later in fp32. This bundle has opset "
-        f"{recipe.opset}, {recipe.precision}, VAE {recipe.vae_precision}. Its graphs run as exported"
+        f"({tried}). On cuda the kernels take fp32 and fp16, and group norms from opset 21 on; on cpu they take "
+        f"attention of opset 23 and later in fp32. This bundle has opset {recipe.opset}, {recipe.precision}, "
+        f"VAE {recipe.vae_precision}. Its graphs run as exported"
     )
 
 
-def _record(bundle: Bundle, name: str, device: str, what: str) -> EngineRecord:
+def _record(bundle: Bundle, name: str, device: str, rewrites: Sequence[str]) -> EngineRecord:
     from latentrt.export.build.rewrites.nodes import DOMAIN, DOMAIN_VERSION
 
     manifest = bundle.manifest
@@ -118,7 +176,7 @@ def _record(bundle: Bundle, name: str, device: str, what: str) -> EngineRecord:
         precision=manifest.recipe.precision,
         tf32=False,
         profile={},
-        options={what: DOMAIN},
+        options={", ".join(rewrites): DOMAIN},
         host_code=False,
         onnx_sha256=manifest.files[file].sha256,
         weights_sha256=weights.sha256 if weights else None,

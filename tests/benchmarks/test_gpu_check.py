@@ -16,7 +16,7 @@ from support.exports import ROOT, Exported
 from support.simulator import Machine, machine
 from support.simulator import ort as simulated
 
-from benchmarks.gpu import full_size, group_norms, latency, pictures, states, waits
+from benchmarks.gpu import full_size, latency, ort_options, pictures, states, waits
 from benchmarks.gpu.parts import PARTS, Job
 from benchmarks.gpu.places import Place
 from benchmarks.gpu.report import Report
@@ -24,6 +24,7 @@ from benchmarks.gpu.runner import Outcome
 from benchmarks.gpu.summary import write_summary
 from benchmarks.quality import cuda_noise
 from latentrt.export import cli as export_cli
+from latentrt.export.build.ort_graphs import chosen_rewrites
 from latentrt.runtime import BackendError, Pipeline
 from latentrt.runtime.backends.trt.loaded_engine import LoadedEngine
 from latentrt.runtime.cli.main import _parser
@@ -160,15 +161,46 @@ def ort(exported: Callable[[str], Exported], tmp_path: Path) -> Place:
 
 
 @pytest.mark.slow
-def test_group_norms(ort: Place) -> None:
+def test_ort_options(ort: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind of variant; the other ones differ in names only."""
+    some = ["exported", "built", "built, channels last", "packed attention", "only bias_add"]
+    monkeypatch.setattr(ort_options, "VARIANTS", {title: ort_options.VARIANTS[title] for title in some})
+    monkeypatch.setattr(ort_options, "OF_SHAPES", ("exported", "packed attention"))
     with machine(onnxruntime={}):
-        report = done("group_norms", ort, steps=1, repetitions=1)
+        report = done("ort_options", ort, steps=1, repetitions=1)
     assert report.passed, failed(report)
-    assert len(report.checks) == 2 * 3 + 2 * 2
-    assert not report.notes
-    for name in ("shapes", "sd15"):
-        for variant in group_norms.VARIANTS:
-            assert report.figures[f"{name}, {variant}"].keys() == {"denoise_ms_a_call", "vae_decoder_ms"}
+    assert len(report.checks) == (3 + 3) + (1 + 2 + 2)
+    assert report.notes == ["sd15, only bias_add: this model has nothing to replace"]  # which is a small one here
+    keys = {"denoise_ms_a_call", "vae_decoder_ms"}
+    assert report.figures["sd15, exported"].keys() == keys
+    for title in ("shapes, packed attention", *(f"sd15, {title}" for title in some[1:4])):
+        assert report.figures[title].keys() == keys | {f"{key}_of_exported" for key in keys}
+
+
+def test_variants_of_ort_options() -> None:
+    """Names of rewrites that exist, each default alone, too; the most telling first."""
+    variants = ort_options.VARIANTS
+    assert list(variants)[:3] == ["exported", "built", "built, channels last"]
+    assert set(ort_options.OF_SHAPES) <= variants.keys()
+    for variant in variants.values():
+        if variant.rewrites is not None:
+            assert chosen_rewrites(["cuda"], variant.rewrites)["cuda"]
+    alone = {variant.rewrites for variant in variants.values() if len(variant.rewrites or ()) == 1}
+    assert alone == {(name,) for name in chosen_rewrites(["cuda"])["cuda"] if name != "attention_casts"}
+
+
+@pytest.mark.slow
+def test_ort_options_stop_in_time(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a version does not know is a note, and so is a variant for which no time is left."""
+    refused = ort_options.Variant(None, {"user_compute_stream": "none"})
+    monkeypatch.setattr(ort_options, "VARIANTS", {"exported": ort_options.Variant(None), "refused": refused})
+    monkeypatch.setattr(ort_options, "OF_SHAPES", ("exported", "refused"))
+    place = Place(work / "late", backends=("onnxruntime",))
+    with machine(onnxruntime={}):
+        for seconds, note in ((60, "shapes, refused does not run: "), (-1, "shapes, refused: no time left")):
+            report = done("ort_options", place, steps=1, repetitions=1, seconds=seconds)
+            assert report.passed, failed(report)
+            assert report.notes[0].startswith(note)
 
 
 # --- planted faults are found -----------------------------------------------------------------------------------------
@@ -237,23 +269,23 @@ def test_a_wait_inside_of_the_loop_is_found(gpu: Machine, work: Path, monkeypatc
 
 
 @pytest.mark.slow
-def test_wrong_group_norms_are_found(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """First a kernel with a wrong epsilon, then a library without the kernel."""
-    expanded = simulated.with_group_norms_expanded
+def test_wrong_kernels_are_found(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First kernels with a wrong epsilon, then a library without them."""
+    expanded = simulated.with_contrib_ops_expanded
     epsilon = struct.pack("<f", 1e-5), struct.pack("<f", 2e-2)
-    monkeypatch.setattr(simulated, "with_group_norms_expanded", lambda model: expanded(model.replace(*epsilon)))
-    monkeypatch.setattr(group_norms, "VARIANTS", dict(list(group_norms.VARIANTS.items())[:2]))
-    place = Place(work / "group_norms", backends=("onnxruntime",))
+    monkeypatch.setattr(simulated, "with_contrib_ops_expanded", lambda model: expanded(model.replace(*epsilon)))
+    monkeypatch.setattr(ort_options, "OF_SHAPES", ort_options.OF_SHAPES[:2])
+    place = Place(work / "kernels", backends=("onnxruntime",))
     with machine(onnxruntime={}):
-        report = done("group_norms", place, steps=1, repetitions=1)
+        report = done("ort_options", place, steps=1, repetitions=1)
     assert report.notes == [f"{full_size.bundle_of(place)} does not exist: run the part full_size first"]
     found = failed(report)
-    assert [line.split(":")[0] for line in found] == ["shapes, group norms"] * len(found)
+    assert [line.split(":")[0] for line in found] == ["shapes, built"] * len(found)
     assert any("latents" in line for line in found)
     with machine(onnxruntime={"group_norm": False}):
-        found = failed(done("group_norms", place, steps=1, repetitions=1))
+        found = failed(done("ort_options", place, steps=1, repetitions=1))
     assert len(found) == 1
-    assert found[0].startswith("shapes, group norms: its graphs are used: ")
+    assert found[0].startswith("shapes, built: its graphs are used: ")
     assert "using the exported one" in found[0]
 
 

@@ -40,7 +40,7 @@ def test_libraries_take_turns_and_never_share_a_process() -> None:
     assert [job.part for job in jobs if job.backend == "tensorrt"] == [
         *("backends", "states", "pictures", "norms", "waits", "loras", "ideas"),
     ]
-    assert not {job.part for job in jobs} & {"full_size", "group_norms", "latency"}
+    assert not {job.part for job in jobs} & {"full_size", "ort_options", "latency"}
     assert list(jobs_of(["waits", "device", "older"], ["tensorrt_rtx"])) == [
         *(Job("device"), Job("waits", "tensorrt_rtx"), Job("older", "tensorrt_rtx")),
     ]
@@ -61,7 +61,7 @@ def test_the_calls_fit_half_an_hour_and_need_nothing_of_a_later_one() -> None:
         "norms",
         "waits",
         "full_size",
-        "group_norms",
+        "ort_options",
         "latency",
     ]
     assert [job.part for job in jobs[: len(order)]] == order

@@ -34,7 +34,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "loras": {"steps": 1},
     "noise": {"seeds": [9], "sizes": [16]},
     "ideas": {"calls": 2, "repetitions": 1},
-    "group_norms": {"steps": 1, "repetitions": 1},
+    "ort_options": {"steps": 1, "repetitions": 1},
     "full_size": {"pixels": 64, "batches": [1]},
     "latency": {"steps": 1, "repetitions": 1, "ceilings": lambda _: {"float16": 1e15, "tf32": 1e14, "bytes": 1e13}},
 }

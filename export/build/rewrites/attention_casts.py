@@ -6,12 +6,15 @@ kernels sum these products in float32 anyway, and there is none for float32 oper
 
 import onnx_ir as ir
 
+from .patterns import only_user
+
 WIDEST = 256  # channels of a head that the kernels take, a multiple of 8
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+MOVES = ("Transpose", "Reshape")
 
 
 def drop_attention_casts(model: ir.Model) -> int:
-    """Feed Attention with what is cast for it, and cast its output instead, in place; returns how many."""
+    """Feed Attention with what is cast for it, in place; returns how many."""
     changed = 0
     for node in [node for node in model.graph if node.op_type == "Attention"]:
         sources = [_before_cast(value) for value in node.inputs]
@@ -42,15 +45,26 @@ def _has_kernel(node: ir.Node) -> bool:
 
 
 def _cast_output(graph: ir.Graph, node: ir.Node) -> None:
-    """Whatever reads the output still gets float32."""
+    """Let what only moves the output do so in 16 bits, up to a cast back, which goes; else cast the output."""
     output, source = node.outputs[0], node.inputs[0]
     assert source is not None
     assert source.dtype is not None
+    moved = [output]
+    while (user := only_user(moved[-1])) is not None and user.op_type in MOVES and user.inputs[0] is moved[-1]:
+        moved.append(user.outputs[0])
+    if user is not None and user.op_type == "Cast" and user.attributes["to"].as_int() == source.dtype:
+        for value in moved:
+            value.dtype = source.dtype
+        if user.outputs[0].is_graph_output():
+            moved[-1].name = user.outputs[0].name
+        ir.convenience.replace_all_uses_with(user.outputs[0], moved[-1], replace_graph_outputs=True)
+        graph.remove(user, safe=True)
+        return
     uses = tuple(output.uses())
     cast = ir.node("Cast", [output], {"to": int(ir.DataType.FLOAT)}, name=f"{output.name}.float32")
     cast.outputs[0].name = f"{output.name}.float32"
     cast.outputs[0].dtype, cast.outputs[0].shape = ir.DataType.FLOAT, output.shape
-    for user, index in uses:
-        user.replace_input_with(index, cast.outputs[0])
+    for reader, index in uses:
+        reader.replace_input_with(index, cast.outputs[0])
     output.dtype = source.dtype
     graph.insert_after(node, cast)

@@ -22,7 +22,7 @@ def use_ort_group_norms(model: ir.Model) -> int:
     """
     if model.opset_imports.get("", 0) < PER_CHANNEL_OPSET:
         return 0
-    return replace_each(model, "GroupNormalization", _has_kernel, _replace)
+    return replace_each(model, "GroupNormalization", lambda node: node if _has_kernel(node) else None, _replace)
 
 
 def _has_kernel(node: ir.Node) -> bool:

@@ -152,8 +152,14 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     copy = Path(shutil.copytree(SHAPES.bundle, tmp_path / "shapes"))
     built = [(one.record.graph, one.record.device) for one in build_ort_graphs(copy)]
-    # The VAE has no attention.
-    assert built == [("denoise", "cpu"), ("denoise", "cuda"), ("vae_decoder", "cuda"), ("vae_encoder", "cuda")]
+    # The VAE has no attention, and that of the text encoder has a mask.
+    assert built == [
+        ("text_encoder", "cuda"),
+        ("denoise", "cpu"),
+        ("denoise", "cuda"),
+        ("vae_decoder", "cuda"),
+        ("vae_encoder", "cuda"),
+    ]
     assert all(again.seconds is None for again in build_ort_graphs(copy))
     return copy
 

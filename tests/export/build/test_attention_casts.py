@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 from support.exports import Exported
 
-from latentrt.export.build.ort_graphs import build_ort_graphs
+from latentrt.export.build.ort_graphs import build_ort_graphs, chosen_rewrites
 from latentrt.export.build.rewrites.attention_casts import drop_attention_casts
 from latentrt.runtime.arrays import DTYPES
 from latentrt.runtime.bundle import Bundle, shape_at
@@ -19,36 +19,54 @@ from latentrt.runtime.bundle import Bundle, shape_at
 SIZES = {"B": 2, "G": 2, "h": 10, "w": 6, "S": 77}
 
 
-def model(width: int, dtype: int = TensorProto.FLOAT16, casts: int = 3) -> onnx.ModelProto:
-    """Attention on operands (1, 2, 5, width), of which some are cast to float32; the output is cast back."""
+def model(
+    width: int, dtype: int = TensorProto.FLOAT16, casts: int = 3, moves: tuple[str, ...] = (), used: bool = False
+) -> onnx.ModelProto:
+    """Attention on operands (1, 2, 5, width), of which some are cast to float32; the output is cast back.
+
+    `moves` are operators between the output and its cast; with `used`, the output in float32 has another use.
+    """
     nodes, names = [], []
     for i, name in enumerate(("query", "key", "value")):
         nodes += [helper.make_node("Cast", [name], [f"{name}_32"], to=TensorProto.FLOAT)] if i < casts else []
         names.append(f"{name}_32" if i < casts else name)
-    nodes += [
-        helper.make_node("Attention", names, ["mixed"]),
-        helper.make_node("Cast", ["mixed"], ["result"], to=dtype),
-    ]
+    nodes.append(helper.make_node("Attention", names, ["mixed"]))
+    last = "mixed"
+    for move in moves:
+        nodes.append(helper.make_node(move, [last], [last := f"{last}.{move}"]))
+    nodes.append(helper.make_node("Cast", [last], ["result"], to=dtype))
+    if used:
+        nodes.append(helper.make_node("Neg", ["mixed"], ["negative"]))
     operands = [
         helper.make_tensor_value_info(name, dtype if i < casts else TensorProto.FLOAT, [1, 2, 5, width])
         for i, name in enumerate(("query", "key", "value"))
     ]
-    result = helper.make_tensor_value_info("result", dtype, [1, 2, 5, width])
+    results = [helper.make_tensor_value_info("result", dtype, None)]
+    results += [helper.make_tensor_value_info("negative", TensorProto.FLOAT, None)] if used else []
     mixed = helper.make_tensor_value_info("mixed", TensorProto.FLOAT, [1, 2, 5, width])
-    graph = helper.make_graph(nodes, "attention", operands, [result], value_info=[
+    graph = helper.make_graph(nodes, "attention", operands, results, value_info=[
         mixed, *(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 5, width]) for name in names),
     ])  # fmt: skip
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
 
 
-def test_it_computes_the_same() -> None:
-    before = model(64)
+@pytest.mark.parametrize(
+    ("moves", "used", "left"),
+    [
+        ((), False, ["Attention"]),
+        (("Transpose",), False, ["Attention", "Transpose"]),
+        (("Neg",), False, ["Attention", "Cast", "Neg", "Cast"]),  # which is computed in float32
+        ((), True, ["Attention", "Cast", "Cast", "Neg"]),
+    ],
+)
+def test_it_computes_the_same(moves: tuple[str, ...], used: bool, left: list[str]) -> None:
+    before = model(64, moves=moves, used=used)
     after = ir.from_proto(before)
     assert drop_attention_casts(after) == 1
-    assert [node.op_type for node in after.graph] == ["Attention", "Cast", "Cast"]
+    assert [node.op_type for node in after.graph] == left
     random = np.random.default_rng(5)
     feeds = {n: random.standard_normal((1, 2, 5, 64)).astype(np.float16) for n in ("query", "key", "value")}
-    (expected,), (got,) = (
+    (expected, *_), (got, *_) = (
         onnxruntime.InferenceSession(proto.SerializeToString()).run(None, feeds)
         for proto in (before, ir.to_proto(after))
     )
@@ -90,4 +108,4 @@ def test_stable_diffusion_2_in_fp16(exported: Callable[[str], Exported], tmp_pat
     (expected,) = onnxruntime.InferenceSession(original).run(None, feeds)
     assert np.abs(got - expected).max() < 1e-3 * np.abs(expected).max()
     built = list(build_ort_graphs(bundle.path, devices=["cuda"], engines=tmp_path, graphs=["denoise"]))
-    assert [one.record.options for one in built] == [{"group_norm, attention": "com.microsoft"}]
+    assert [one.record.options for one in built] == [{", ".join(chosen_rewrites(["cuda"])["cuda"]): "com.microsoft"}]

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
+from support.contrib_ops import CONTRIB_OPS
 from support.exports import SHAPES, Exported
 from support.lora_files import shapes_file
 from support.simulator import Machine, machine
@@ -32,24 +32,8 @@ PROMPT = "a small blue diamond on a white background"
 FEW: dict[str, Any] = {"num_inference_steps": 3, "output_type": "latent", "seed": 4}
 CUDA = ("cuda",)
 GRAPHS = ("denoise", "vae_decoder", "vae_encoder")
+BUILT = ("text_encoder", *GRAPHS)  # the text encoder has layer norms
 SIZES = {"B": 1, "G": 2, "n": 2, "h": 8, "w": 6, "H": 32, "W": 24, "S": 77}
-
-
-class GroupNorm(OpRun):  # type: ignore[misc]
-    """`com.microsoft.GroupNorm` as its documentation defines it, on (n, h, w, c), in float32."""
-
-    op_domain = "com.microsoft"
-
-    def _run(
-        self, x: Any, gamma: Any, beta: Any, *, activation: int, channels_last: int, epsilon: float, groups: int
-    ) -> tuple[NDArray[Any]]:
-        assert channels_last == 1
-        assert gamma.dtype == beta.dtype == np.float32
-        n, h, w, c = x.shape
-        grouped = x.astype(np.float32).reshape(n, h * w, groups, c // groups)
-        mean, variance = grouped.mean((1, 3), keepdims=True), grouped.var((1, 3), keepdims=True)
-        y = ((grouped - mean) / np.sqrt(variance + np.float32(epsilon))).reshape(x.shape) * gamma + beta
-        return ((y / (1 + np.exp(-y)) if activation else y).astype(x.dtype),)
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +45,7 @@ def _cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def bundle(tmp_path: Path) -> Path:
     """A copy of the embedded bundle, with its graphs built."""
     copy = Path(shutil.copytree(SHAPES.bundle, tmp_path / "shapes"))
-    assert [built.record.graph for built in build_ort_graphs(copy, devices=CUDA)] == list(GRAPHS)
+    assert [built.record.graph for built in build_ort_graphs(copy, devices=CUDA)] == list(BUILT)
     return copy
 
 
@@ -88,7 +72,7 @@ def test_a_graph_computes_what_it_did(
     assert "GroupNormalization" not in left
     proto = ir.to_proto(model)
     onnx.load_external_data_for_model(proto, str(bundle.path))
-    got = ReferenceEvaluator(proto, new_ops=[GroupNorm]).run(None, feeds)
+    got = ReferenceEvaluator(proto, new_ops=CONTRIB_OPS).run(None, feeds)
     for output, mine, wanted in zip(spec.outputs, got, expected, strict=True):
         assert mine.dtype == wanted.dtype
         if output.dtype == "uint8":  # rounded: differences of one level, and few
@@ -126,7 +110,7 @@ def differs(model: ir.Model) -> tuple[int, list[str], float]:
     count = use_ort_group_norms(model)
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
-    got = ReferenceEvaluator(proto, new_ops=[GroupNorm]).run(None, {"x": x})
+    got = ReferenceEvaluator(proto, new_ops=CONTRIB_OPS).run(None, {"x": x})
     worst = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(got, expected, strict=True))
     return count, [node.op_type for node in model.graph], worst
 
@@ -203,7 +187,7 @@ def test_the_limits_of_the_kernel_are_within(shape: tuple[int, ...], groups: int
 
 def test_files_share_the_weights_and_are_kept(bundle: Path) -> None:
     files = EngineList.of_bundle(Bundle.open(bundle))
-    assert [record.graph for record in files.engines] == list(GRAPHS)
+    assert [record.graph for record in files.engines] == list(BUILT)
     for record in files.engines:
         assert files.intact(record)
         original = Bundle.open(bundle).graph(record.graph).file
@@ -225,7 +209,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([*command, "--height", "64"]) == 1
     assert "no sizes and no builder options" in capsys.readouterr().err
     assert main([*command, "--graph", "time"]) == 1
-    assert "nothing to replace by an operator of onnxruntime on cpu or cuda" in capsys.readouterr().err
+    assert (
+        "nothing to replace by an operator of onnxruntime (on cpu attention; on cuda group_norm, "
+        in capsys.readouterr().err
+    )
     (record,) = EngineList.of_bundle(Bundle.open(SHAPES.bundle), tmp_path / "elsewhere").engines
     assert (record.profile, record.device) == ({}, "cuda")
 
@@ -235,12 +222,14 @@ def test_info_lists_them(bundle: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "vae_decoder    any size" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "reason"), [("sd1-bf16", "bf16"), ("sd2-fp32-opset18", "opset 18")])
-def test_bundles_without_such_norms_are_refused(
-    exported: Callable[[str], Exported], tmp_path: Path, name: str, reason: str
+@pytest.mark.parametrize(
+    ("name", "rewrites", "reason"), [("sd1-bf16", (), "bf16"), ("sd2-fp32-opset18", ("group_norm",), "opset 18")]
+)
+def test_bundles_without_such_operators_are_refused(
+    exported: Callable[[str], Exported], tmp_path: Path, name: str, rewrites: tuple[str, ...], reason: str
 ) -> None:
     with pytest.raises(ExportError, match=f"(?s)nothing to replace.*on cuda.*{reason}"):
-        list(build_ort_graphs(exported(name).bundle, devices=CUDA, engines=tmp_path))
+        list(build_ort_graphs(exported(name).bundle, devices=CUDA, engines=tmp_path, rewrites=rewrites))
 
 
 def test_wrong_names_and_altered_graphs_are_refused(bundle: Path) -> None:
@@ -329,7 +318,7 @@ def test_those_of_another_export_are_not_used(
     assert again["vae_decoder"] is None
     assert "engines/denoise-" in drawn(bundle, expected)
     names = sorted(path.name.split("-")[0] for path in (bundle / "engines").iterdir())
-    assert names == sorted(GRAPHS)
+    assert names == sorted(BUILT)
 
 
 @pytest.mark.usefixtures("gpu")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as real
 
+from .contrib_ops import with_contrib_ops_expanded
 from .cuda import Cuda
-from .group_norm import with_group_norms_expanded
 from .work import OK, Fault, Work
 
 PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -54,7 +54,7 @@ def simulated_onnxruntime(
         if isinstance(model, bytes):
             if not group_norm:
                 raise RuntimeError("Could not find an implementation for GroupNorm(1) node with name 'group_norm'")
-            model = with_group_norms_expanded(model)
+            model = with_contrib_ops_expanded(model)
         inner = real.InferenceSession(model, options, providers=[PROVIDERS[1]])
         return InferenceSession(cuda, inner, facts, recording_seconds, capture_fails=capture_fails)
 
