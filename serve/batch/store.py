@@ -40,7 +40,7 @@ class Store:
 
     def shown(self, path: PurePosixPath) -> str:
         """See `Place`."""
-        return f"{self._protocol}://{str(path).removeprefix('//')}"
+        return f"{self._protocol}://{path}"
 
     def key(self, path: PurePosixPath) -> str:
         """See `Place`."""
@@ -58,7 +58,7 @@ class Store:
     def save(self, image: "Image.Image", path: PurePosixPath) -> None:
         """See `Place`."""
         data = io.BytesIO()
-        image.save(data, "PNG", **getattr(image, "encoderinfo", {}))
+        image.save(data, "PNG")
         target = self.key(path)
         try:
             if self._protocol in _WHOLE_AT_ONCE:
