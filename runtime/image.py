@@ -14,6 +14,8 @@ from .files import not_written, require_writable, written_whole
 if TYPE_CHECKING:
     from PIL import Image
 
+_END_OF_PNG = b"IEND\xaeB`\x82"
+
 
 def pil_from_arrays(images: NDArray[np.uint8], text: Sequence[Mapping[str, str]]) -> list["Image.Image"]:
     """(n, H, W, 3) bytes to PIL images; `text[i]` goes to `image.info`, and `image.save` writes it to PNG files."""
@@ -33,10 +35,15 @@ def pil_from_arrays(images: NDArray[np.uint8], text: Sequence[Mapping[str, str]]
 
 def text_of_png(file: BinaryIO) -> dict[str, str]:
     """The text chunks of a whole PNG file; raises `OSError` or `ValueError` where it is none, or not whole."""
+    import io  # imported here because only jobs that are resumed need it
+
     from PIL import Image
 
+    data = file.read()
+    if not data.endswith(_END_OF_PNG):
+        raise ValueError("the file does not end as PNG files do")
     try:
-        with Image.open(file, formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             return {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
     except (SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error

@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import sys
 import time
@@ -206,6 +209,24 @@ def test_an_interrupt_ends_the_workers(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "interrupted; no incomplete files were left" in capsys.readouterr().err
     wait_until_no_worker_is_left()
     assert 1 <= len(files("i")) < 50
+
+
+def test_the_docs_commands_and_code_run(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "batch.md").read_text()
+    blocks = {name: re.findall(rf"```{name}\n(.*?)```", text, re.DOTALL) for name in ("console", "jsonl", "python")}
+    Path("jobs.jsonl").write_text(blocks["jsonl"][0])
+    commands = [shlex.split(line[2:]) for line in blocks["console"][0].splitlines() if "jobs.jsonl" in line]
+    made = []
+    for command in commands:
+        assert main([*command[1:], *FLAGS]) == 0
+        made.append(files("pictures"))
+        shutil.rmtree("pictures")
+    assert made[0] == made[1]
+    assert sorted(made[0]) == ["fox-0001.png", "fox-0003-0.png", "fox-0003-1.png", "hare.png"]
+    capsys.readouterr()
+    (code,) = blocks["python"]
+    exec(compile(code, "batch.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"# ([({].*)", code)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,15 @@
 """How jobs are put into units, before anything is drawn."""
 
 import random
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from latentrt.runtime.errors import InputError
+from latentrt.runtime.errors import BackendError, InputError
 from latentrt.runtime.jobs import Job, LocalFiles
-from latentrt.serve.batch.cluster import shares, task_size
+from latentrt.serve.batch.cluster import connected, shares, task_size
 from latentrt.serve.batch.units import Unit, together, units_of
 
 
@@ -114,3 +115,17 @@ def test_tasks_are_small_and_few() -> None:
     assert task_size(100, 2) == 1
     assert task_size(1000, 2) == 7
     assert task_size(10**6, 2) == 32
+
+
+def test_an_address_without_a_cluster_is_refused_at_once() -> None:
+    with socket.socket() as bound:  # but it does not listen
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        for given in (address, f"ray://{address}"):
+            with (
+                pytest.raises(BackendError, match=f"no Ray cluster at {given}: .*Start one with: ray start"),
+                connected(given),
+            ):
+                pass
+    with pytest.raises(BackendError, match="expected host:port, ray://host:port, auto or local"), connected("nonsense"):
+        pass
