@@ -1,13 +1,15 @@
 """Draws jobs on a Ray cluster: lines to units, units to workers, outcomes as they come."""
 
-from collections.abc import Generator, Iterable, Mapping
+import tempfile
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import InputError
-from latentrt.runtime.image import require_png
+from latentrt.runtime.image import require_place, require_png
 from latentrt.runtime.jobs import NO_JOBS, Job, Outcome, jobs_of_lines, lines_of_mappings, lines_of_source
 from latentrt.runtime.pipeline import embedded_bundle
 
@@ -103,7 +105,19 @@ def outcomes(
     units = units_of([job for _, job in jobs if isinstance(job, Job)], defaults, pattern, place, batch)
     if not units:
         return
-    work = Work(model, str(Path.cwd()), out, defaults)
-    with connected(address):
+    with connected(address), _proof(pattern) as proof:
+        work = Work(model, str(Path.cwd()), out, defaults, proof)
         for text in mapped([unit.to_json() for unit in units], work, actors_for(model.device, actors, len(units))):
             yield from outcomes_of_json(text)
+
+
+@contextmanager
+def _proof(pattern: PurePath) -> Iterator[Path | None]:
+    """A file where the pictures go, by which workers know that it is the same folder; None where there is no folder."""
+    if not isinstance(pattern, Path):
+        yield None
+        return
+    require_place(pattern)
+    folder = next(parent for parent in pattern.absolute().parents if parent.exists())
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".latentrt-") as file:
+        yield Path(file.name)

@@ -4,8 +4,9 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from latentrt.runtime.errors import BackendError, InputError, LatentRTError
@@ -33,12 +34,14 @@ class Work:
         folder: of the driver, from which paths are relative.
         out: pattern of the files, as it was given.
         defaults: options that jobs may override.
+        proof: a file that the driver has put where the pictures go; None for stores.
     """
 
     model: Model
     folder: str
     out: str
     defaults: Mapping[str, Any]
+    proof: Path | None = None
 
 
 class Drawer:
@@ -52,7 +55,9 @@ class Drawer:
             return
         try:
             self._place, self._pattern = place_of(work.out)
-            _enter(work.folder, required="://" not in work.out)
+            _require_shared(work.proof)
+            with suppress(OSError):  # only relative paths need it
+                os.chdir(work.folder)
             self._pipe: Pipeline = named(work.model.loader)(work.model)
         except LatentRTError as error:
             self._broken = f"{error} (on {socket.gethostname()})"
@@ -138,15 +143,12 @@ def outcomes_of_json(text: str) -> list[Outcome]:
     return [Outcome(number, tuple(Drawn(*file) for file in files), *rest) for number, files, *rest in rows]
 
 
-def _enter(folder: str, *, required: bool) -> None:
-    """Relative paths are those of the driver."""
-    try:
-        os.chdir(folder)
-    except OSError as error:
-        if required:
-            raise InputError(
-                f"the folder {folder} is not here: share it between all machines, or draw to a URL"
-            ) from error
+def _require_shared(proof: Path | None) -> None:
+    """Pictures must not end up on the disks of workers."""
+    if proof is not None and not proof.exists():
+        raise InputError(
+            f"the folder {proof.parent} is not the same here: share it between all machines, or draw to a URL"
+        )
 
 
 def _key(number: int) -> str:

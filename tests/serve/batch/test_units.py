@@ -9,7 +9,7 @@ import pytest
 
 from latentrt.runtime.errors import BackendError, InputError
 from latentrt.runtime.jobs import Job, LocalFiles
-from latentrt.serve.batch.cluster import connected, shares, task_size
+from latentrt.serve.batch.cluster import actors_for, connected, shares, task_size
 from latentrt.serve.batch.units import Unit, together, units_of
 
 
@@ -109,6 +109,28 @@ def test_shares_of_a_cluster() -> None:
         shares(9, 64.0, 8)
     with pytest.raises(InputError, match="no CPU left"):
         shares(1, 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "gpus", "expected"),
+    [
+        (None, None, 8.0, (8, 1)),  # one worker for each GPU
+        ("cuda", 3, 8.0, (3, 1)),
+        ("cpu", None, 8.0, (2, 0)),  # one for each machine that lives and has CPUs
+        (None, None, 0.0, (2, 0)),
+        (None, 6, 0.0, (6, 0)),
+        (None, 500, 0.0, (100, 0)),  # not more than units
+    ],
+)
+def test_workers_of_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, device: str | None, count: int | None, gpus: float, expected: tuple[int, int]
+) -> None:
+    machines = [(True, {"CPU": 16.0}), (True, {"CPU": 16.0}), (True, {}), (False, {"CPU": 16.0})]
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 32.0, "GPU": gpus})
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": alive, "Resources": r} for alive, r in machines])
+    actors = actors_for(device, count, 100)
+    assert (actors.count, actors.gpus) == expected
+    assert actors.count * actors.cpus <= 32
 
 
 def test_tasks_are_small_and_few() -> None:
