@@ -1,7 +1,7 @@
 """Jobs, one JSON object a line: where they come from, what they say, which files they write, what becomes of them."""
 
-from .drawing import Drawn, Outcome, draw_job, files_to_write, finished_files, names_of, reason_of, save_images
-from .job import JOB_KEYS, Job, job_of_line, jobs_of_lines, numbered
+from .drawing import Drawn, Outcome, draw_job, files_to_write, finished_files, names_of, save_images
+from .job import JOB_KEYS, Job, jobs_of_lines, numbered
 from .lines import lines_of_mappings, lines_of_source
 from .places import LocalFiles, Place
 from .report import NO_JOBS, report_lines
@@ -17,13 +17,11 @@ __all__ = [
     "draw_job",
     "files_to_write",
     "finished_files",
-    "job_of_line",
     "jobs_of_lines",
     "lines_of_mappings",
     "lines_of_source",
     "names_of",
     "numbered",
-    "reason_of",
     "report_lines",
     "save_images",
 ]
