@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from .files import not_written, require_writable, written_whole
 
 if TYPE_CHECKING:
     from PIL import Image
+
+_END_OF_PNG = b"IEND\xaeB`\x82"
 
 
 def pil_from_arrays(images: NDArray[np.uint8], text: Sequence[Mapping[str, str]]) -> list["Image.Image"]:
@@ -31,7 +33,23 @@ def pil_from_arrays(images: NDArray[np.uint8], text: Sequence[Mapping[str, str]]
     return result
 
 
-def require_png(path: Path) -> None:
+def text_of_png(file: BinaryIO) -> dict[str, str]:
+    """The text chunks of a whole PNG file; raises `OSError` or `ValueError` where it is none, or not whole."""
+    import io  # imported here because only jobs that are resumed need it
+
+    from PIL import Image
+
+    data = file.read()
+    if not data.endswith(_END_OF_PNG):
+        raise ValueError("the file does not end as PNG files do")
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            return {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
+    except (SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from error
+
+
+def require_png(path: PurePath) -> None:
     """Raise `InputError` if a file name does not end in .png."""
     if path.suffix.lower() != ".png":
         raise InputError(f"{path} does not end in .png: images are saved as PNG, which can hold their text")

@@ -183,6 +183,17 @@ class Pipeline:
         request = Request.from_call(manifest, self._scheduler_config, prompt, options)
         return self._checked_steps(request)
 
+    def png_texts(
+        self, prompt: str | Sequence[str] | None = None, **options: Unpack[CallOptions]
+    ) -> list[dict[str, str]]:
+        """The text chunks that each picture of this call would have in a PNG file. Draws nothing.
+
+        Raises: InputError, SchedulerError: wrong arguments.
+        """
+        manifest = self.bundle.manifest
+        self._require_own()
+        return self._stages.png_texts(Request.from_call(manifest, self._scheduler_config, prompt, options))
+
     def _checked_steps(self, request: Request) -> Iterator[Step]:
         try:
             yield from self._steps(request)

@@ -157,9 +157,12 @@ class Stages:
         Args:
             indices: which images of the call they are; None is all of them.
         """
+        return pil_from_arrays(pictures, self.png_texts(request, indices))
+
+    def png_texts(self, request: Request, indices: Sequence[int] | None = None) -> list[dict[str, str]]:
+        """The text chunks of these images of a call."""
         source = self._source()
-        texts = [png_text(request, i, source) for i in (range(len(pictures)) if indices is None else indices)]
-        return pil_from_arrays(pictures, texts)
+        return [png_text(request, i, source) for i in (range(len(request.seeds)) if indices is None else indices)]
 
     def preview(self, latents: Float32, method: str, *, tiling: bool) -> NDArray[np.uint8]:
         """(n, H, W, 3) bytes of predicted clean latents (n, C, h, w); see `Step.preview`."""

@@ -36,6 +36,7 @@ ROOMS: dict[str, set[str]] = {
         *("runtime.backends", "runtime.bundle", "runtime.image", "runtime.loop", "runtime.protocols"),
         *("runtime.request", "runtime.scheduler", "runtime.stages", "runtime.text", "engines"),
     },
+    "runtime.jobs": {"runtime.image", "runtime.pipeline", "runtime.request"},
     "runtime.goldens": {
         *("runtime.bundle", "runtime.loop", "runtime.pipeline", "runtime.protocols", "runtime.scheduler"),
         "runtime.text",
@@ -46,6 +47,7 @@ ROOMS: dict[str, set[str]] = {
             "runtime.bundle",
             "runtime.goldens",
             "runtime.image",
+            "runtime.jobs",
             "runtime.pipeline",
             "runtime.request",
         ),
@@ -75,6 +77,8 @@ ROOMS: dict[str, set[str]] = {
     "export": set(),
     "engines": set(),
     "serve": set(),
+    # Ray Data's workers have a pipeline each; they share nothing with the dispatcher.
+    "serve.batch": {"runtime.bundle", "runtime.image", "runtime.jobs", "runtime.pipeline", "serve.places"},
     "serve.messages": {"runtime.request"},
     "serve.served_model": {
         *("runtime.bundle", "runtime.protocols", "runtime.request", "runtime.scheduler", "runtime.text"),
@@ -146,8 +150,11 @@ LIBRARIES: dict[str, set[str]] = {
     "runtime.stages": NUMPY | PICTURES,
     "runtime.pipeline": NUMPY | PICTURES,
     "runtime.goldens": NUMPY | SAFETENSORS,
+    "runtime.jobs": PICTURES | {"fsspec", "pyarrow"},
     "runtime.cli": NUMPY | PICTURES | {"tqdm", "matplotlib"},
     "runtime.arrays": NUMPY,
+    "serve.batch": PICTURES | {"fsspec", "tqdm"},
+    "serve.batch.cluster": {"ray"},
     "serve.dispatcher": NUMPY | PICTURES,
     "serve.jobs": NUMPY | PICTURES,
     "serve.jobs.postgres": {"fsspec", "psycopg"},

@@ -1,18 +1,21 @@
 """`latentrt generate`: a prompt on the command line, or a file of jobs, becomes PNG files."""
 
 import argparse
+import importlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentrt.runtime.errors import InputError, unknown
 from latentrt.runtime.image import require_place, require_png, save_npy, save_or_keep, save_png
+from latentrt.runtime.jobs import lines_of_source, numbered
 from latentrt.runtime.latents import PREVIEWS
+from latentrt.runtime.request.options import flag_of
 from latentrt.runtime.request.recorded import Recorded, recorded_in, require_unchanged
 from latentrt.runtime.weights import file_and_weight, sha256_of_lora
 
 from .flags import add_bundle_flags, add_option_flags, given_options, load_pipeline
-from .jobs import lines_of_file, numbered, run_jobs
+from .jobs import run_jobs
 
 if TYPE_CHECKING:
     from latentrt.runtime.pipeline import Pipeline, Result
@@ -29,6 +32,7 @@ EXAMPLES = """examples:
   latentrt generate --like out.png --seed 8 -o other.png                 # out.png again, but for its seed
   latentrt generate --jobs jobs.jsonl --steps 20 -o pictures/cat.png     # pictures/cat-0001.png is line 1's
   make-jobs | latentrt generate --jobs -
+  latentrt generate --jobs s3://b/jobs.parquet --ray auto -o s3://b/pictures/cat.png      # on a Ray cluster
 
 a line of jobs.jsonl, with options as in Python; flags are for lines that do not say otherwise:
   {"prompt": "a cat", "negative_prompt": "blurry", "seed": 7, "num_inference_steps": 30, "out": "cat.png"}
@@ -45,7 +49,23 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("prompt", nargs="?", help="what to draw")
-    parser.add_argument("--jobs", type=Path, metavar="FILE", help="draw each line of a JSONL file; - reads stdin")
+    parser.add_argument(
+        "--jobs", metavar="FILE", help="draw each line of a JSONL file or row of a Parquet file; - reads stdin"
+    )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="draw the jobs on a Ray cluster, but for those that are finished; default: the cluster of RAY_ADDRESS, "
+        "one that runs here, or one that is started for the jobs (needs the extra `ray`)",
+    )
+    parser.add_argument(
+        "--ray-actors", type=int, metavar="N", help="pipelines of the cluster; default: one a GPU, or one a machine"
+    )
+    parser.add_argument(
+        "--ray-batch", type=int, metavar="N", help="similar jobs that are drawn in one call, 1 by default"
+    )
     parser.add_argument(
         "--like",
         type=Path,
@@ -53,7 +73,7 @@ def add_parser(commands: Any) -> None:
         help="draw a picture of latentrt or of a web UI again, with the options given beside it",
     )
     add_bundle_flags(parser)
-    parser.add_argument("-o", "--out", type=Path, default=Path("out.png"), help="PNG file; default: out.png")
+    parser.add_argument("-o", "--out", default="out.png", help="PNG file, or a URL with --ray; default: out.png")
     parser.add_argument(
         "--lora",
         action="append",
@@ -76,10 +96,13 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw what the arguments ask for; returns the exit status."""
+    if arguments.ray is not None:
+        return _run_on_ray(arguments)
+    arguments.out = _local(arguments.out)
     _check_combinations(arguments)
     options = given_options(arguments)
     if arguments.jobs is not None:
-        lines = lines_of_file(arguments.jobs)
+        lines = lines_of_source(arguments.jobs)
         with load_pipeline(arguments) as pipe:
             _set_loras(pipe, arguments, None)
             return run_jobs(pipe, lines, options, arguments.out)
@@ -106,7 +129,37 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _run_on_ray(arguments: argparse.Namespace) -> int:
+    """Hand the jobs to `latentrt.serve`, which the runtime knows by name alone."""
+    if arguments.jobs is None:
+        raise InputError("--ray draws jobs on a cluster: pass --jobs FILE")
+    for flag in ("prompt", "like", "preview", "save_latents"):
+        if getattr(arguments, flag) is not None:
+            raise InputError(f"{'a prompt' if flag == 'prompt' else flag_of(flag)} cannot be combined with --ray")
+    status: int = importlib.import_module("latentrt.serve.batch.command").run(
+        arguments.jobs,
+        arguments.out,
+        given_options(arguments),
+        model={
+            **{name: getattr(arguments, name) for name in ("bundle", "backend", "device", "engines", "trust_engines")},
+            "loras": _given_loras(arguments),
+        },
+        address=arguments.ray or None,
+        actors=arguments.ray_actors,
+        batch=1 if arguments.ray_batch is None else arguments.ray_batch,
+    )
+    return status
+
+
+def _local(out: str) -> Path:
+    if "://" in out:
+        raise InputError(f"-o {out}: without --ray, pictures are written to files of this machine")
+    return Path(out)
+
+
 def _check_combinations(arguments: argparse.Namespace) -> None:
+    if (arguments.ray_actors, arguments.ray_batch) != (None, None):
+        raise InputError("--ray-actors and --ray-batch are for --ray")
     if arguments.preview not in (None, *PREVIEWS):
         if arguments.prompt is not None:
             raise InputError(unknown("preview", arguments.preview, PREVIEWS))
@@ -128,10 +181,7 @@ def _check_combinations(arguments: argparse.Namespace) -> None:
 def _set_loras(pipe: "Pipeline", arguments: argparse.Namespace, recorded: Recorded | None) -> None:
     """The LoRAs of --lora, else those that a picture was drawn with."""
     if arguments.lora:
-        loras = list(map(file_and_weight, arguments.lora))
-        if len(dict(loras)) < len(loras):
-            raise InputError("--lora names a file twice: pass each LoRA once, with the sum of its weights")
-        pipe.set_loras(dict(loras))
+        pipe.set_loras(_given_loras(arguments))
         return
     if recorded is None:
         return
@@ -150,6 +200,13 @@ def _set_loras(pipe: "Pipeline", arguments: argparse.Namespace, recorded: Record
         require_unchanged(lora, arguments.like, sha256_of_lora)
     if recorded.loras:
         pipe.set_loras({lora.path: lora.weight for lora in recorded.loras})
+
+
+def _given_loras(arguments: argparse.Namespace) -> dict[Path | str, float]:
+    loras = list(map(file_and_weight, arguments.lora))
+    if len(dict(loras)) < len(loras):
+        raise InputError("--lora names a file twice: pass each LoRA once, with the sum of its weights")
+    return dict(loras)
 
 
 def _drawn(pipe: "Pipeline", options: dict[str, Any], out: Path, preview: str | None) -> "Result":

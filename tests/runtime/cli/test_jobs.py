@@ -12,8 +12,9 @@ from PIL import Image
 from support.exports import Exported
 
 from latentrt.runtime import Pipeline
-from latentrt.runtime.cli.jobs import JOB_KEYS, run_jobs
+from latentrt.runtime.cli.jobs import run_jobs
 from latentrt.runtime.cli.main import main
+from latentrt.runtime.jobs import JOB_KEYS
 from latentrt.runtime.request import OPTIONS
 
 SIZE: dict[str, Any] = {"num_inference_steps": 2, "height": 32, "width": 32}
