@@ -203,4 +203,4 @@ TestPostgresMachine.settings = settings(max_examples=4, stateful_step_count=25, 
 class TestPostgresLonger(TestPostgresMachine):  # type: ignore[misc, valid-type]
     """More of it."""
 
-    settings = settings(max_examples=12, stateful_step_count=30, deadline=None)
+    settings = settings(max_examples=8, stateful_step_count=30, deadline=None)
