@@ -23,7 +23,8 @@ def drop_attention_casts(model: ir.Model) -> int:
         casts = [value.producer() for value in node.inputs if value is not None]
         for i, source in enumerate(sources):
             node.replace_input_with(i, source)
-        model.graph.remove([cast for cast in casts if cast is not None and not cast.outputs[0].uses()])
+        unused = {cast for cast in casts if cast is not None and not cast.outputs[0].uses()}
+        model.graph.remove(unused, safe=True)
         _cast_output(model.graph, node)
         changed += 1
     return changed

@@ -149,7 +149,6 @@ def test_a_graph_computes_what_it_did(
     names = ["attention_casts", rewrite] if "attention" in rewrite else [rewrite]
     assert rewritten(model, names) > 0
     after = operators(model)
-    assert sum(after.values()) <= sum(before.values()) + 2 * after["com.microsoft.GroupNorm"] + after["Concat"]
     blocks, transformers = before["Gelu"], before["GroupNormalization"] - before["Sigmoid"]
     assert blocks >= transformers > 0
     nodes = {node.outputs[0].name: node for node in ir.load(path).graph}
