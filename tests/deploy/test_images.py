@@ -16,7 +16,6 @@ import jsonschema
 import pytest
 from check_jsonschema.builtin_schemas import get_builtin_schema
 from support.deploy import (
-    COMING_EXTRAS,
     DEPLOY,
     LAST_ANSWERS,
     documents,
@@ -101,7 +100,7 @@ def extras() -> Iterator[str]:
 
 
 def test_extras_exist() -> None:
-    assert set(extras()) <= {*PROJECT["project"]["optional-dependencies"], *COMING_EXTRAS}
+    assert set(extras()) <= PROJECT["project"]["optional-dependencies"].keys()
     assert {"serve", "tensorrt-cu13", "export"} <= set(extras())
 
 

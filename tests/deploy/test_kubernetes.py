@@ -11,7 +11,7 @@ import yaml
 from support.deploy import DEPLOY, LAST_ANSWERS, documents, probe_paths, settings_of
 
 from latentrt.serve.metrics import Metrics
-from latentrt.serve.settings import SETTINGS
+from latentrt.serve.ray.settings import application
 
 FOLDER = DEPLOY / "kubernetes"
 VERSIONS = ("1.30", "1.33", kubernetes_validate.latest_version())
@@ -207,8 +207,10 @@ def test_the_rayservice_has_the_form_of_its_definition() -> None:
 
 def test_ray_starts_the_application_with_settings_that_exist() -> None:
     assert RAY_APP["import_path"] == "latentrt.serve.ray_app:build"
-    assert set(RAY_APP["args"]) <= {*SETTINGS, "models", "state_files"}
     ports = {port["name"]: port["containerPort"] for port in RAY_HEAD["spec"]["containers"][0]["ports"]}
     assert ports["serve"] == RAY_CONFIG["http_options"]["port"]
     assert RAY_HEAD["spec"]["containers"][0]["env"] == RAY_WORKERS["template"]["spec"]["containers"][0]["env"]
-    assert "postgres" in str(settings_of([], variables(RAY_HEAD["spec"]["containers"][0])).state)
+    found = application(RAY_APP["args"], variables(RAY_HEAD["spec"]["containers"][0]))
+    workers = RAY_WORKERS["minReplicas"], RAY_WORKERS["maxReplicas"]
+    assert (found.ray.min_replicas, found.ray.max_replicas) == workers
+    assert (found.keeps_jobs, found.gpus, str(found.settings.state_files)) == (True, 1, "/var/lib/latentrt")

@@ -16,8 +16,6 @@ from latentrt.serve.settings.table import variable_of
 
 DEPLOY = ROOT / "deploy"
 LAST_ANSWERS = 10  # seconds; see serve/server.py
-# Named by these files before the server has them.
-COMING_SETTINGS, COMING_EXTRAS = {"state_files"}, {"postgres", "ray"}
 
 
 def documents(file: str) -> list[dict[str, Any]]:
@@ -27,7 +25,7 @@ def documents(file: str) -> list[dict[str, Any]]:
 
 def settings_of(words: Iterable[str], variables: Mapping[str, str]) -> Settings:
     """What a server would make of its arguments and variables; unknown ones fail."""
-    known = {variable_of(name) for name in (*SETTINGS, "models", "config", *COMING_SETTINGS)}
+    known = {variable_of(name) for name in (*SETTINGS, "models", "config")}
     unknown = {name for name in variables if name.startswith("LATENTRT_")} - known
     assert not unknown, f"no settings of the server: {sorted(unknown)}"
     parser = argparse.ArgumentParser(exit_on_error=False)
