@@ -26,7 +26,7 @@ from types import FrameType
 HEAVY = ("engines/shapes", "tests/data")
 STORE = Path("build/light")
 LIMIT = 64 * 2**20  # bytes of one transfer
-SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class LightError(Exception):
@@ -116,8 +116,6 @@ def main() -> int:
     except LightError as error:
         print(f"light: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 def _stop(number: int, _: FrameType | None) -> None:

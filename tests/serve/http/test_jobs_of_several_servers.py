@@ -73,7 +73,8 @@ async def test_a_key_is_known_to_all_servers(stores: tuple[PostgresStore, Postgr
 def test_a_server_leaves_jobs_to_others(flags: list[str], expected: tuple[int, int]) -> None:
     parser = argparse.ArgumentParser()
     add_flags(parser)
-    options = runner_options(resolve(given_flags(parser.parse_args(flags)), {}).settings)
+    settings = resolve(given_flags(parser.parse_args(flags)), {}).settings
+    options = runner_options(settings, max(1, len(settings.devices)))
     assert (options.window, options.client_window) == expected
 
 

@@ -10,7 +10,7 @@ import pytest
 from support.exports import ROOT
 
 from latentrt.runtime.cli import main
-from latentrt.serve import cli
+from latentrt.serve import extra
 from latentrt.serve.settings import SETTINGS, flag_of
 
 
@@ -41,7 +41,7 @@ def test_it_does_not_open_itself_to_everybody(capsys: pytest.CaptureFixture[str]
 
 
 def test_it_says_what_to_install(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "uvicorn" else object())
+    monkeypatch.setattr(extra, "find_spec", lambda name: None if name == "uvicorn" else object())
     assert main(["serve"]) == 1
     assert (
         capsys.readouterr().err == "latentrt: uvicorn not found: `latentrt serve` needs pip install 'latentrt[serve]'\n"
