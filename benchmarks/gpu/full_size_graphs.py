@@ -27,7 +27,7 @@ def prepare(folder: Path, size: str, seed: int = 0) -> Path:
     import torch
 
     from benchmarks.common.make_checkpoint import make_checkpoint, tensors_of
-    from latentrt.export import ExportOptions, export_bundle
+    from latentrt.export.write import ExportOptions, export_bundle
 
     with tempfile.TemporaryDirectory(dir=made_folder(folder)) as scratch:
         checkpoint, bundle = Path(scratch) / f"{size}.checkpoint", Path(scratch) / size
@@ -40,7 +40,7 @@ def prepare(folder: Path, size: str, seed: int = 0) -> Path:
 
 def prepare_shapes(folder: Path) -> None:
     """Export the embedded model in fp16 and pack it, and write the graph of `norms.py`."""
-    from latentrt.export import ExportOptions, export_bundle
+    from latentrt.export.write import ExportOptions, export_bundle
 
     from .norms import norms_graph
 

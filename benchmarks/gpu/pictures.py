@@ -51,7 +51,7 @@ def make_fp16_bundle(place: Place, report: Report) -> None:
         except DAMAGED as error:
             report.note(f"{archive} cannot be used, carry it again: {type(error).__name__}: {error}")
     if not folder.exists():
-        from latentrt.export import ExportOptions, export_bundle  # imported here because it needs PyTorch
+        from latentrt.export.write import ExportOptions, export_bundle  # imported here because it needs PyTorch
 
         export_bundle(SHAPES_CHECKPOINT, folder, ExportOptions(precision="fp16"))
 

@@ -29,9 +29,13 @@ MARGIN = 500_000  # bytes of a transfer for the manifest, and for changes of the
 PYTHON = "3.12"
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (17, 24, 27, 28, 31, 34, 35)] + ["manylinux2014_x86_64"]
 # In the order in which they are needed there. onnxruntime-gpu hides onnxruntime, which has the same module name.
-# diffusers depends on importlib_metadata, which PyTorch does not bring.
+# Rewriting graphs and counting operations need onnx, and diffusers importlib_metadata; PyTorch brings the rest.
 WHEELS = (
     "onnxruntime-gpu==1.31.1",
+    "ml_dtypes==0.5.4",
+    "protobuf==6.33.6",
+    "onnx==1.23.2",
+    "onnx_ir==1.1.0",
     "importlib_metadata==10.2.0",
     "diffusers==0.42.1",
     "polygraphy==0.53.6",

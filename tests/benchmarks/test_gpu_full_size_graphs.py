@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from support.exports import ROOT, Exported
 
 from benchmarks.common import make_checkpoint
+from benchmarks.common.make_checkpoint import DTYPES
 from benchmarks.gpu import carried, full_size
 from benchmarks.gpu.carried import Tensor, archive_of, pack, rejoin, restore, tensors_in
 from benchmarks.gpu.full_size_graphs import prepare
@@ -32,12 +33,16 @@ def content(folder: Path) -> dict[str, bytes]:
 def packed(
     request: pytest.FixtureRequest, exported: Callable[[str], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Exported, Path]:
-    """An export, and its archive, with the checkpoint's own weights in place of draws."""
+    """An export, and its archive, with the checkpoint's own weights in place of draws, in the export's precision.
+
+    An export rounds weights to its precision, also those that it then keeps in float32; draws are in float16.
+    """
     given = exported(request.param)
+    dtype = DTYPES[Bundle.open(given.bundle).manifest.recipe.precision]
 
     def weights(_: int, tensors: Sequence[Tensor]) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         for file in dict.fromkeys(tensor.file for tensor in tensors):
-            yield file, load_file(given.checkpoint / file)
+            yield file, {name: weight.to(dtype) for name, weight in load_file(given.checkpoint / file).items()}
 
     monkeypatch.setattr(carried, "_drawn", weights)
     archive = archive_of(tmp_path / "graphs")

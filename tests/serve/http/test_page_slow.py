@@ -25,7 +25,7 @@ PROMPT = "a large red star on a blue background"
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with real_server("--sizes=128x128,192x128", "--lazy") as server:
+    with real_server("--sizes=128x128,192x128", "--max-steps=600", "--lazy") as server:
         yield server.address
 
 
@@ -244,7 +244,7 @@ def test_with_the_keyboard_alone(tab: Tab) -> None:
 
 
 def test_a_reload_goes_on_with_the_drawing(tab: Tab) -> None:
-    tab.begin(PROMPT, num_inference_steps=150, seed=4)
+    tab.begin(PROMPT, num_inference_steps=600, seed=4)
     tab.page.wait_for_selector("progress[value]")
     tab.page.reload()
     tab.wait()
@@ -307,7 +307,7 @@ def test_everybody_can_use_it(browser: Browser, address: str, scheme: str, viewp
     check("empty")
     page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
     check("all options")
-    tab.begin(PROMPT, num_inference_steps=100)
+    tab.begin(PROMPT, num_inference_steps=400)
     page.wait_for_selector("progress[value]")
     check("drawing")
     tab.wait()

@@ -190,6 +190,8 @@ def test_a_full_disk_refuses_jobs_and_nothing_else(small_disk: Path) -> None:
         before = post(server, 1, "/v1/jobs").json()["id"]
         assert ended(server, before)["status"] == "done"
         caught = post(server, 2, "/v1/jobs", steps=100).json()["id"]
+        while job_of(server, caught)["status"] == "waiting":  # a claim has to be written, too
+            time.sleep(0.02)
         fill(small_disk / "filler")
         refused = post(server, 3, "/v1/jobs")
         assert refused.status_code == 507, refused.text
