@@ -413,7 +413,7 @@ def test_full_size(full: Place, small: Exported, monkeypatch: pytest.MonkeyPatch
     place = Place(full.work, backends=RTX)
     report = done("full_size", place, pixels=32, batches=(1, 2))
     assert report.passed
-    assert list(report.figures) == ["seconds: tensorrt_rtx engines"]
+    assert [name for name in report.figures if name.startswith("seconds")] == ["seconds: tensorrt_rtx engines"]
     with Pipeline.load(full_size.bundle_of(place), backend="tensorrt_rtx", engines=place.engines("sd15")) as pipe:
         assert pipe("a", num_inference_steps=1, num_images_per_prompt=2, output_type="latent").latents.shape[0] == 2
 
