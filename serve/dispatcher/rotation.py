@@ -11,21 +11,25 @@ class Rotation(Generic[K]):
 
     def __init__(self) -> None:
         self._deficits: dict[K, float] = {}  # in the order of their turns
+        self._quantum, self._due = 0.0, set[K]()  # of this round, and who has not got it yet
 
     def next(self, costs: Mapping[K, float], weights: Mapping[K, float]) -> K:
         """The key whose turn it is; `spend` takes the cost off its deficit.
 
         Args:
             costs: of what each key does next; not empty. Only these stay in the rotation.
-            weights: above 0; a key gets the largest cost times its weight in each round.
+            weights: above 0; a key gets the largest cost times its weight in each round. That is the largest at the
+                beginning of the round, the same for all, as costs change from job to job.
         """
         self._keep(costs)
-        quantum = max(max(costs.values()), 1e-9)
         while True:
             for key in list(self._deficits):
                 if self._deficits[key] >= costs[key]:
                     return key
-                self._to_the_end(key, quantum * weights[key])
+                if key not in self._due:
+                    self._quantum, self._due = max(max(costs.values()), 1e-9), set(self._deficits)
+                self._due.discard(key)
+                self._to_the_end(key, self._quantum * weights[key])
 
     def current(self, weights: Mapping[K, float], quantum: float) -> K:
         """The key whose turn it is where the cost is known afterwards: it keeps its turn while it has deficit left."""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from latentrt.serve.dispatcher.rotation import Rotation
@@ -13,6 +13,7 @@ COSTS = st.lists(st.floats(1.0, 100.0), min_size=1, max_size=20)
 
 @settings(deadline=None, max_examples=50)
 @given(WEIGHTS, COSTS)
+@example({"a": 1.0, "b": 1.0}, [20.0, 17.0, 50.0])
 def test_those_who_always_wait_have_shares_in_proportion_to_their_weights(
     weights: dict[str, float], costs: list[float]
 ) -> None:

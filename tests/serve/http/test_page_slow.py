@@ -223,8 +223,7 @@ def test_with_the_keyboard_alone(tab: Tab) -> None:
     keys.press("Enter")
     go_to("dialog .buttons button:nth-child(3)")
     keys.press("Enter")
-    page.wait_for_selector("#start-mask")
-    assert page.evaluate("document.activeElement.id") == "start-mask"
+    expect(page.locator("#start-mask")).to_be_focused()
     keys.press("Enter")
     page.wait_for_selector(".board")
     before = page.evaluate("document.querySelector('.paint').toDataURL()")
