@@ -7,7 +7,6 @@ most 256 bytes, which are inside the graphs, stay as they were. Needs PyTorch to
 """
 
 import base64
-import hashlib
 import json
 import lzma
 import shutil
@@ -23,7 +22,7 @@ import numpy as np
 
 from latentrt.runtime import Bundle, BundleError
 from latentrt.runtime.bundle.manifest import MANIFEST, Weight
-from latentrt.runtime.files import written_whole
+from latentrt.runtime.files import sha256_of_file, written_whole
 
 if TYPE_CHECKING:
     import torch
@@ -213,8 +212,7 @@ def _with_new_hashes(bundle: Path, manifest: dict[str, Any]) -> bool:
     """Write the manifest with the hashes of the files; return whether they were right before."""
     before = json.dumps(manifest["files"])
     for name, entry in manifest["files"].items():
-        with (bundle / name).open("rb") as file:
-            entry["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        entry["sha256"] = sha256_of_file(bundle / name)
     same = json.dumps(manifest["files"]) == before
     if not same:
         (bundle / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

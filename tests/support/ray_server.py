@@ -18,7 +18,20 @@ from typing import IO, Any
 
 import psutil
 from support.exports import ROOT
+from support.real_server import SIZE
 
+DELAY = "delay-100"  # milliseconds of a UNet call
+# Two replicas of the engine on CPUs, which serve the embedded model, and the same with calls that take longer.
+ARGUMENTS: Mapping[str, Any] = {
+    "models": ",".join(f"{name}={ROOT / 'engines' / 'shapes'}" for name in ("shapes", DELAY)),
+    "devices": "cpu",
+    "backend": "onnxruntime",
+    "sizes": f"{SIZE[0]}x{SIZE[1]}",
+    "auth": "false",
+    "min_replicas": 2,
+    "cpus": "0.5",
+    "batch": 2,
+}
 LOADER = "support.real_server:load_with_faults"
 SAID = "latentrt test: "
 STARTING = 120.0  # seconds

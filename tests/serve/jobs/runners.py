@@ -8,8 +8,7 @@ from typing import Any
 
 from latentrt.serve.jobs.memory import store_in_memory
 from latentrt.serve.jobs.runner import Runner, RunnerOptions
-from latentrt.serve.jobs.sqlite import SqliteStore
-from latentrt.serve.jobs.store import KeptJob
+from latentrt.serve.jobs.store import JobStore, KeptJob
 from latentrt.serve.messages import Job
 
 from .fakes import FakeService, job_for, shapes_model
@@ -30,15 +29,17 @@ def checked(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 
 
 @asynccontextmanager
-async def running(service: FakeService, store: SqliteStore | None = None, options: RunnerOptions = QUICK) -> Any:
-    """A runner that is started, and stopped at the end."""
+async def running(
+    service: FakeService, store: JobStore | None = None, options: RunnerOptions = QUICK, patience: float = 5.0
+) -> Any:
+    """A runner that is started, and stopped at the end, where it waits so many seconds for what is under way."""
     kept = store or store_in_memory()
     runner = Runner(service, kept, options=options)
     runner.start()
     try:
         yield runner
     finally:
-        await runner.stop(5)
+        await runner.stop(patience)
         await kept.close()
 
 

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from latentrt.serve.jobs.runner import Runner, RunnerOptions
 from latentrt.serve.jobs.store import KeptJob, StorageError
 
 from .fakes import FakeService, names_in, picture_of
-from .runners import MODEL, checked, ended, make
+from .runners import MODEL, checked, ended, make, running
 
 # The store is asked only when something was heard.
 SLOW = RunnerOptions(poll=60.0, look=0.02, longest_pause=0.2)
 Opens = Callable[..., PostgresStore]
+server = partial(running, options=SLOW, patience=2.0)
 
 
 @pytest.fixture
@@ -34,18 +35,6 @@ def opens(postgres: Cluster, tmp_path: Path) -> Opens:
         return store_in_postgres(url or postgres.url(), tmp_path, schema=schema, lease=lease, files_every=0)
 
     return open_store
-
-
-@asynccontextmanager
-async def server(service: FakeService, store: PostgresStore, options: RunnerOptions = SLOW) -> Any:
-    """A runner that is started, and stopped at the end."""
-    runner = Runner(service, store, options=options)
-    runner.start()
-    try:
-        yield runner
-    finally:
-        await runner.stop(2)
-        await store.close()
 
 
 def idle() -> FakeService:

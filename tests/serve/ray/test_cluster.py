@@ -17,27 +17,19 @@ import openai
 import pytest
 from PIL import Image
 from support.exports import ROOT
-from support.ray_server import RayServer, ray_server
+from support.ray_server import ARGUMENTS as BASE
+from support.ray_server import DELAY, RayServer, ray_server
 from support.real_server import HANGS, SIZE, body, metric
 
 from latentrt.runtime import Pipeline
 
 pytestmark = pytest.mark.slow
 
-SHAPES = ROOT / "engines" / "shapes"
-DELAY = "delay-100"  # milliseconds of a UNet call
 GENERATIONS = "/v1/images/generations"
 PATIENCE = 60.0  # seconds that anything may take
 LONG = 900  # UNet calls, which take longer than that
 ARGUMENTS = {
-    "models": f"shapes={SHAPES},{DELAY}={SHAPES}",
-    "devices": "cpu",
-    "backend": "onnxruntime",
-    "sizes": f"{SIZE[0]}x{SIZE[1]}",
-    "auth": "false",
-    "min_replicas": 2,
-    "cpus": "0.5",
-    "batch": 2,
+    **BASE,
     "ongoing": 6,
     "queued": 8,
     "max_wait": "20s",
@@ -97,7 +89,7 @@ def pixels(b64: str | None) -> Any:
 
 def test_pictures_are_those_of_one_machine_to_the_bit(server: RayServer) -> None:
     """Four at a time, on two replicas, as many share a UNet call."""
-    pipeline = Pipeline.load(SHAPES, backend="onnxruntime", device="cpu")
+    pipeline = Pipeline.load(ROOT / "engines" / "shapes", backend="onnxruntime", device="cpu")
 
     def drawn(seed: int) -> Any:
         options = {key: value for key, value in body(seed, steps=6).items() if key != "prompt"}

@@ -6,31 +6,19 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from support.exports import ROOT
-from support.ray_server import RayServer, ray_server
-from support.real_server import SIZE, body, metric
+from support.ray_server import ARGUMENTS, DELAY, RayServer, ray_server
+from support.real_server import body, metric
 
 pytestmark = pytest.mark.slow
 
-SHAPES = ROOT / "engines" / "shapes"
-DELAY = "delay-100"
 PATIENCE = 60.0  # seconds that anything may take
-ARGUMENTS = {
-    "models": f"shapes={SHAPES},{DELAY}={SHAPES}",
-    "loaded": 1,
-    "devices": "cpu",
-    "backend": "onnxruntime",
-    "sizes": f"{SIZE[0]}x{SIZE[1]}",
-    "auth": "false",
-    "min_replicas": 2,
-    "cpus": "0.5",
-    "batch": 2,
-}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayServer]:
-    with ray_server(ARGUMENTS, tmp_path_factory.mktemp("ray"), RAY_SERVE_ENABLE_HA_PROXY="1") as server:
+    with ray_server(
+        {**ARGUMENTS, "loaded": 1}, tmp_path_factory.mktemp("ray"), RAY_SERVE_ENABLE_HA_PROXY="1"
+    ) as server:
         assert any(process.name() == "haproxy" for process in server.processes())
         yield server
 
