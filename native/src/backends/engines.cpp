@@ -1,0 +1,25 @@
+#include "engines.hpp"
+
+#include "../base/error.hpp"
+
+namespace lrt {
+
+Engines::Engines(const Library& library, const Bundle& bundle, Device device)
+    : library_(library), bundle_(bundle), device_(std::move(device)) {
+    const Manifest& manifest = bundle.manifest;
+    if (device_.is_cpu() && (manifest.precision == "bf16" || manifest.vae_precision == "bf16"))
+        throw backend_error(bundle.folder.string() + " is a bf16 bundle, but ONNX Runtime has no bf16 kernels for CPUs: "
+                                                     "export with --precision fp32, or use a GPU");
+    for (const auto& [name, graph] : manifest.graphs) slots_[name];
+}
+
+const Session& Engines::get(const std::string& graph) {
+    Slot& slot = slots_.at(graph);
+    // Where it throws, the next call tries again.
+    std::call_once(slot.once, [&] { slot.session = std::make_unique<Session>(library_, bundle_, graph, device_); });
+    return *slot.session;
+}
+
+std::string Engines::name() const { return "onnxruntime-" + device_.provider + " " + library_.version(); }
+
+}  // namespace lrt

@@ -1,0 +1,61 @@
+#include "json.hpp"
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <set>
+#include <stdexcept>
+#include <sys/stat.h>
+#include <vector>
+
+namespace lrt {
+
+namespace {
+
+[[noreturn]] void fail() { throw std::runtime_error(std::strerror(errno)); }
+
+}  // namespace
+
+std::string bytes_of(const Path& file, std::size_t most) {
+    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> stream(std::fopen(file.c_str(), "rbe"), std::fclose);
+    if (stream == nullptr) fail();
+    struct stat status {};
+    if (fstat(fileno(stream.get()), &status) != 0) fail();
+    if (!S_ISREG(status.st_mode)) throw std::runtime_error("it is not a regular file");
+    const auto size = static_cast<std::size_t>(status.st_size);
+    if (size > most)
+        throw std::runtime_error("it has " + std::to_string(size) + " bytes: expected at most " + std::to_string(most));
+    std::string bytes(size, '\0');
+    if (std::fread(bytes.data(), 1, size, stream.get()) != size) {
+        if (std::ferror(stream.get()) != 0) fail();
+        throw std::runtime_error("it was changed while it was read");
+    }
+    return bytes;
+}
+
+Json json_from(std::string_view text) {
+    std::vector<std::set<std::string>> open;  // keys of the objects that are not closed
+    const auto unique = [&](int, Json::parse_event_t event, Json& parsed) {
+        if (event == Json::parse_event_t::object_start) {
+            if (open.size() > 100) throw std::runtime_error("it is nested too deeply");
+            open.emplace_back();
+        } else if (event == Json::parse_event_t::object_end) {
+            open.pop_back();
+        } else if (event == Json::parse_event_t::key) {
+            const auto& key = parsed.get_ref<const std::string&>();
+            if (!open.back().insert(key).second) throw std::runtime_error("the key \"" + key + "\" occurs twice");
+        }
+        return true;
+    };
+    try {
+        return Json::parse(text.begin(), text.end(), unique);
+    } catch (const Json::exception& error) {
+        // The library's text begins with its own name of the error, in brackets.
+        const std::string what = error.what();
+        const auto from = what.rfind("[json.exception", 0) == 0 ? what.find("] ") + 2 : 0;
+        throw std::runtime_error(what.substr(from, 300));
+    }
+}
+
+}  // namespace lrt
