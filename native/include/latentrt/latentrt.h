@@ -5,9 +5,9 @@
  * `_free` or `latentrt_close`; freeing NULL does nothing. Nothing that is passed in is kept after the call, but for the
  * log callback. No function throws, prints or changes the process (locale, signals, environment).
  *
- * Structs are filled by their `_init` function, which also writes `struct_size`. A program that was compiled with an
- * older header passes smaller structs: what they lack has its default. A larger struct is accepted while the bytes that
- * this library does not know are zero.
+ * Structs are filled by their `_init` function, which gets their size and writes it to `struct_size`. A program that was
+ * compiled with an older header passes smaller structs: what they lack has its default. A larger struct is accepted
+ * while the bytes that this library does not know are zero.
  *
  * Text is UTF-8 with a length in bytes; LATENTRT_NUL as length means that it ends at its first NUL.
  *
@@ -215,9 +215,10 @@ LATENTRT_API latentrt_status latentrt_error_status(const latentrt_error *error);
 LATENTRT_API const char *latentrt_error_text(const latentrt_error *error);
 LATENTRT_API void latentrt_error_free(latentrt_error *error);
 
-LATENTRT_API void latentrt_open_options_init(latentrt_open_options *options);
-LATENTRT_API void latentrt_request_init(latentrt_request *request);
-LATENTRT_API void latentrt_verification_init(latentrt_verification *verification);
+/* `struct_size` is sizeof the struct, as the program was compiled. */
+LATENTRT_API void latentrt_open_options_init(latentrt_open_options *options, size_t struct_size);
+LATENTRT_API void latentrt_request_init(latentrt_request *request, size_t struct_size);
+LATENTRT_API void latentrt_verification_init(latentrt_verification *verification, size_t struct_size);
 
 /* Opens a bundle, a folder. `options` may be NULL. */
 LATENTRT_API latentrt_status latentrt_open(const char *bundle, const latentrt_open_options *options,

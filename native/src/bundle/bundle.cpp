@@ -147,6 +147,19 @@ void require_format(const Json& json) {
         throw std::runtime_error(std::string("bundle.json has the key 'plans', which ") + FORMATS[0] + " has not");
 }
 
+// Name of the class of the checkpoint's own scheduler.
+std::string scheduler_class(const Path& file) {
+    try {
+        const Json config = json_from(bytes_of(file, MOST));
+        const auto name = config.is_object() ? config.find("_class_name") : config.end();
+        if (!config.is_object() || name == config.end() || !name->is_string())
+            throw std::runtime_error("it names no class");
+        return name->get<std::string>();
+    } catch (const std::runtime_error& error) {
+        throw bundle_error(file.string() + " cannot be used: " + error.what() + ". Copy the bundle again");
+    }
+}
+
 }  // namespace
 
 Manifest manifest_from(std::string_view text) {
@@ -179,6 +192,7 @@ Bundle open_bundle(const Path& folder) {
             throw bundle_error(folder.string() + " is damaged: " + name + " has " + std::to_string(status.st_size) +
                                " bytes instead of " + std::to_string(size) + ". Copy the bundle again");
     }
+    bundle.manifest.scheduler_class = scheduler_class(bundle.file(bundle.manifest.scheduler));
     return bundle;
 }
 

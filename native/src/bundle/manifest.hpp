@@ -73,6 +73,7 @@ struct Manifest {
     Model model;
     Defaults defaults;
     std::string scheduler;           // file of the scheduler's config
+    std::string scheduler_class;     // the class that it names
     std::vector<std::string> plans;  // files of plan packs; optional, latentrt.bundle/2
     std::map<std::string, Graph> graphs;
     std::optional<Golden> golden;

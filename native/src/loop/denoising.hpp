@@ -22,6 +22,7 @@ class Denoising {
 
     std::size_t calls() const { return trajectories_.front().plan->calls(); }
     std::size_t done() const { return done_; }
+    std::size_t images() const { return trajectories_.size(); }
     // One model call for all images.
     void call();
     // (B, C, h, w): register 0 is the sample, R - 1 the clean latents as predicted now.

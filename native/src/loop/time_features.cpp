@@ -56,7 +56,8 @@ std::shared_ptr<const Features> TimeFeatures::computed(const Trajectory& traject
             std::copy(array.values.begin(), array.values.end(), tiled.back().row(call * groups));
     }
     const Session& session = engines_.get("time");
-    std::vector<Value> values{Value::over(session.library(), timesteps)};
+    std::vector<Value> values;
+    values.push_back(Value::over(session.library(), timesteps));
     for (const Floats& array : tiled) values.push_back(Value::over(session.library(), array));
     std::vector<std::pair<std::string, const Value*>> inputs{{"timesteps", &values[0]}};
     for (std::size_t i = 0; i < tiled.size(); ++i) inputs.emplace_back(trajectory.time_inputs[i].first, &values[i + 1]);
