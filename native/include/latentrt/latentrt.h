@@ -269,8 +269,8 @@ LATENTRT_API int32_t latentrt_images_width(const latentrt_images *images);
 LATENTRT_API uint64_t latentrt_images_seed(const latentrt_images *images, size_t index);
 /* (height, width, 3) bytes; NULL for LATENTRT_OUTPUT_LATENTS, or an index that there is not. */
 LATENTRT_API const uint8_t *latentrt_images_pixels(const latentrt_images *images, size_t index);
-/* (C, h, w); `count` gets the number of floats, and may be NULL. */
-LATENTRT_API const float *latentrt_images_latents(const latentrt_images *images, size_t index, size_t *count);
+/* `shape` gets three sizes, C, h and w, and may be NULL. */
+LATENTRT_API const float *latentrt_images_latents(const latentrt_images *images, size_t index, size_t *shape);
 /* Milliseconds of a stage: tokenize, text_encoder, vae_encoder, denoise, vae_decoder, total; 0 where it did not run. */
 LATENTRT_API double latentrt_images_milliseconds(const latentrt_images *images, const char *stage);
 /* What PNG files of latentrt hold as text, by key: parameters (as web UIs read it) and latentrt (JSON). NULL: no such

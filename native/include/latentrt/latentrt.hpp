@@ -12,7 +12,7 @@
 
 #include <latentrt/latentrt.h>
 
-#include <cmath>
+#include <array>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -254,10 +254,17 @@ class Images {
         const std::size_t size = static_cast<std::size_t>(height()) * static_cast<std::size_t>(width()) * 3;
         return {data, data == nullptr ? 0 : size};
     }
+    // (C, h, w).
     View<float> latents(std::size_t index) const noexcept {
-        View<float> view;
-        view.data = latentrt_images_latents(images_.get(), index, &view.size);
-        return view;
+        std::array<std::size_t, 3> shape{};
+        const float* data = latentrt_images_latents(images_.get(), index, shape.data());
+        return {data, shape[0] * shape[1] * shape[2]};
+    }
+    // C, h and w.
+    std::array<std::size_t, 3> latent_shape() const noexcept {
+        std::array<std::size_t, 3> shape{};
+        latentrt_images_latents(images_.get(), 0, shape.data());
+        return shape;
     }
     double milliseconds(const char* stage) const noexcept { return latentrt_images_milliseconds(images_.get(), stage); }
     // "" for a key that there is not.

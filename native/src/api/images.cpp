@@ -40,9 +40,10 @@ const uint8_t* latentrt_images_pixels(const latentrt_images* images, size_t inde
     return images->drawn.pixels.row(index);
 }
 
-const float* latentrt_images_latents(const latentrt_images* images, size_t index, size_t* count) {
+const float* latentrt_images_latents(const latentrt_images* images, size_t index, size_t* shape) {
     const bool there = index < latentrt_images_count(images);
-    if (count != nullptr) *count = there ? images->drawn.latents.stride() : 0;
+    for (std::size_t axis = 0; shape != nullptr && axis < 3; ++axis)
+        shape[axis] = there ? static_cast<std::size_t>(images->drawn.latents.shape[axis + 1]) : 0;
     return there ? images->drawn.latents.row(index) : nullptr;
 }
 
