@@ -1,0 +1,138 @@
+#include "png.hpp"
+
+#include "../base/error.hpp"
+
+#include <array>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <string_view>
+
+#define STB_IMAGE_WRITE_STATIC
+#define STB_IMAGE_WRITE_IMPLEMENTATION
+#define STBI_WRITE_NO_STDIO
+#include <stb/stb_image_write.h>
+
+namespace lrt {
+
+namespace {
+
+constexpr std::size_t CHANNELS = 3;
+constexpr std::size_t FILTERS = 5;
+constexpr int QUALITY = 8;  // how many earlier places stb compares with
+
+using Buffer = std::vector<std::uint8_t>;
+
+std::uint32_t crc_of(const std::uint8_t* bytes, std::size_t size) {
+    std::array<std::uint32_t, 256> table{};
+    for (std::uint32_t i = 0; i < table.size(); ++i) {
+        std::uint32_t word = i;
+        for (int bit = 0; bit < 8; ++bit) word = word >> 1 ^ ((word & 1) != 0 ? 0xEDB88320u : 0u);
+        table[i] = word;
+    }
+    std::uint32_t crc = 0xFFFFFFFFu;
+    for (std::size_t i = 0; i < size; ++i) crc = table[(crc ^ bytes[i]) & 0xFF] ^ crc >> 8;
+    return ~crc;
+}
+
+void append(Buffer& file, std::uint32_t word) {
+    for (int shift = 24; shift >= 0; shift -= 8) file.push_back(static_cast<std::uint8_t>(word >> shift));
+}
+
+void append_chunk(Buffer& file, std::string_view type, const std::uint8_t* data, std::size_t size) {
+    if (size > std::numeric_limits<std::int32_t>::max()) throw input_error("a PNG file holds at most 2 GB in one chunk");
+    append(file, static_cast<std::uint32_t>(size));
+    const std::size_t begin = file.size();
+    file.insert(file.end(), type.begin(), type.end());
+    file.insert(file.end(), data, data + size);
+    append(file, crc_of(file.data() + begin, file.size() - begin));
+}
+
+void append_header(Buffer& file, std::int64_t height, std::int64_t width) {
+    Buffer data;
+    append(data, static_cast<std::uint32_t>(width));
+    append(data, static_cast<std::uint32_t>(height));
+    data.insert(data.end(), {8, 2, 0, 0, 0});  // 8 bits, RGB, deflate, filters, no interlace
+    append_chunk(file, "IHDR", data.data(), data.size());
+}
+
+void append_text(Buffer& file, const std::string& key, const std::string& value) {
+    const std::string data = key + std::string(5, '\0') + value;  // not compressed, no language, no translated key
+    append_chunk(file, "iTXt", reinterpret_cast<const std::uint8_t*>(data.data()), data.size());
+}
+
+int paeth(int left, int up, int corner) {
+    const int guess = left + up - corner;
+    const int by_left = std::abs(guess - left), by_up = std::abs(guess - up), by_corner = std::abs(guess - corner);
+    return by_left <= by_up && by_left <= by_corner ? left : by_up <= by_corner ? up : corner;
+}
+
+// What a filter of PNG expects a byte to be, from those beside, above, and beside that.
+int expected(std::size_t filter, int left, int up, int corner) {
+    switch (filter) {
+        case 1: return left;
+        case 2: return up;
+        case 3: return (left + up) / 2;
+        case 4: return paeth(left, up, corner);
+        default: return 0;
+    }
+}
+
+// One row by one filter; returns the sum of the differences' sizes.
+std::size_t filtered(std::size_t filter, const std::uint8_t* row, const std::uint8_t* above, std::size_t size,
+                     std::uint8_t* out) {
+    std::size_t sum = 0;
+    for (std::size_t i = 0; i < size; ++i) {
+        const bool first = i < CHANNELS;
+        const int left = first ? 0 : row[i - CHANNELS], up = above == nullptr ? 0 : above[i];
+        const int corner = first || above == nullptr ? 0 : above[i - CHANNELS];
+        out[i] = static_cast<std::uint8_t>(row[i] - expected(filter, left, up, corner));
+        sum += static_cast<std::size_t>(std::abs(static_cast<int>(static_cast<std::int8_t>(out[i]))));
+    }
+    return sum;
+}
+
+// Each row with its filter before it: the one that leaves the least, as libpng chooses.
+Buffer filtered(const std::uint8_t* pixels, std::size_t height, std::size_t width) {
+    const std::size_t size = width * CHANNELS;
+    Buffer result, tried(size);
+    result.reserve(height * (size + 1));
+    for (std::size_t y = 0; y < height; ++y) {
+        const std::uint8_t *row = pixels + y * size, *above = y == 0 ? nullptr : row - size;
+        std::size_t best = 0, least = std::numeric_limits<std::size_t>::max();
+        for (std::size_t filter = 0; filter < FILTERS; ++filter)
+            if (const std::size_t sum = filtered(filter, row, above, size, tried.data()); sum < least) {
+                least = sum;
+                best = filter;
+            }
+        filtered(best, row, above, size, tried.data());
+        result.push_back(static_cast<std::uint8_t>(best));
+        result.insert(result.end(), tried.begin(), tried.end());
+    }
+    return result;
+}
+
+void append_pixels(Buffer& file, const std::uint8_t* pixels, std::int64_t height, std::int64_t width) {
+    Buffer data = filtered(pixels, static_cast<std::size_t>(height), static_cast<std::size_t>(width));
+    if (data.size() > static_cast<std::size_t>(std::numeric_limits<int>::max() / 2))
+        throw input_error("the picture is too large for a PNG file");
+    int size = 0;
+    const std::unique_ptr<std::uint8_t, void (*)(void*)> deflated(
+        stbi_zlib_compress(data.data(), static_cast<int>(data.size()), &size, QUALITY), std::free);
+    if (deflated == nullptr) throw std::bad_alloc();
+    append_chunk(file, "IDAT", deflated.get(), static_cast<std::size_t>(size));
+}
+
+}  // namespace
+
+std::vector<std::uint8_t> png_from(const std::uint8_t* pixels, std::int64_t height, std::int64_t width,
+                                   const std::vector<std::pair<std::string, std::string>>& texts) {
+    Buffer file{0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n'};
+    append_header(file, height, width);
+    for (const auto& [key, value] : texts) append_text(file, key, value);
+    append_pixels(file, pixels, height, width);
+    append_chunk(file, "IEND", nullptr, 0);
+    return file;
+}
+
+}  // namespace lrt
