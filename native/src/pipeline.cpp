@@ -32,11 +32,6 @@ Floats chosen_layers(const Value& all, const std::vector<std::int64_t>& layers) 
     return result;
 }
 
-std::optional<Floats> if_any(Floats&& values) {
-    if (values.values.empty()) return std::nullopt;
-    return std::move(values);
-}
-
 // What some models add to the embedding of the timestep, for one image, each (G, width).
 std::vector<std::pair<std::string, Floats>> time_inputs(const Graph& graph, const float* pooled, const Floats& time_ids,
                                                         double guidance_scale, std::int64_t groups) {
@@ -148,9 +143,9 @@ std::vector<Trajectory> Pipeline::trajectories(const Request& request, Clock& cl
         trajectory.guidance = request.guidance(image);
         trajectory.noise = std::move(start.noise);
         trajectory.guidance_rescale = static_cast<float>(request.guidance_rescale);
-        trajectory.clean = if_any(std::move(start.clean));
-        trajectory.mask = if_any(std::move(start.mask));
-        trajectory.extra = if_any(std::move(start.extra));
+        trajectory.clean = std::move(start.clean);
+        trajectory.mask = std::move(start.mask);
+        trajectory.extra = std::move(start.extra);
         trajectory.time_inputs =
             time_inputs(bundle_.graph("time"), conditioning.pooled ? conditioning.pooled->row(image) : nullptr,
                         request.time_ids, request.guidance_scales[image], sides[1]);

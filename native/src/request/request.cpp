@@ -176,11 +176,11 @@ Request request_from(const latentrt_request& given, const GivenPlan* plan, const
     return request;
 }
 
-Floats Request::guidance(std::size_t image) const {
+Floats Request::guidance(std::size_t index) const {
     const auto calls = static_cast<std::int64_t>(plan->calls());
     if (!guided) return {{calls, 1}, std::vector<float>(plan->calls(), 1.0f)};
-    if (is_guided(guidance_scales[image], plan->is_plus_plus(), distilled))
-        return guidance_weights(guidance_scales[image], *plan, guidance_start, guidance_end);
+    if (is_guided(guidance_scales[index], plan->is_plus_plus(), distilled))
+        return guidance_weights(guidance_scales[index], *plan, guidance_start, guidance_end);
     // Another image of the call is guided; this one takes the prompt alone.
     Floats weights(Shape{calls, 2});
     for (std::size_t call = 0; call < plan->calls(); ++call) weights.row(call)[1] = 1;

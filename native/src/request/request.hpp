@@ -43,7 +43,7 @@ struct Request {
     std::vector<Side> sides() const { return guided ? std::vector<Side>{negative, positive} : std::vector{positive}; }
     std::size_t images() const { return seeds.size(); }
     // (calls, groups), weights of the groups' predictions for an image.
-    Floats guidance(std::size_t image) const;
+    Floats guidance(std::size_t index) const;
 };
 
 // A plan that the caller has, and the prediction type of its scheduler's config, "" where that is not known.
