@@ -125,7 +125,7 @@ void append_pixels(Buffer& file, const std::uint8_t* pixels, std::int64_t height
 
 }  // namespace
 
-std::vector<std::uint8_t> png_from(const std::uint8_t* pixels, std::int64_t height, std::int64_t width,
+std::vector<std::uint8_t> png_file(const std::uint8_t* pixels, std::int64_t height, std::int64_t width,
                                    const std::vector<std::pair<std::string, std::string>>& texts) {
     Buffer file{0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n'};
     append_header(file, height, width);
