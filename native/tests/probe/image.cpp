@@ -10,7 +10,7 @@ PROBE std::size_t probe_png(const std::uint8_t* pixels, std::int64_t height, std
                             const char* const* texts, std::size_t texts_count, std::uint8_t* out, std::size_t size) {
     std::vector<std::pair<std::string, std::string>> pairs;
     for (std::size_t i = 0; i < texts_count; i += 2) pairs.emplace_back(texts[i], texts[i + 1]);
-    const std::vector<std::uint8_t> file = lrt::png_from(pixels, height, width, pairs);
+    const std::vector<std::uint8_t> file = lrt::png_file(pixels, height, width, pairs);
     if (file.size() <= size) std::copy(file.begin(), file.end(), out);
     return file.size();
 }
