@@ -1,17 +1,12 @@
 #include "png.hpp"
 
 #include "../base/error.hpp"
+#include "deflate.hpp"
 
 #include <array>
 #include <cstdlib>
 #include <limits>
-#include <memory>
 #include <string_view>
-
-#define STB_IMAGE_WRITE_STATIC
-#define STB_IMAGE_WRITE_IMPLEMENTATION
-#define STBI_WRITE_NO_STDIO
-#include <stb/stb_image_write.h>
 
 namespace lrt {
 
@@ -19,7 +14,6 @@ namespace {
 
 constexpr std::size_t CHANNELS = 3;
 constexpr std::size_t FILTERS = 5;
-constexpr int QUALITY = 8;  // how many earlier places stb compares with
 
 using Buffer = std::vector<std::uint8_t>;
 
@@ -113,14 +107,9 @@ Buffer filtered(const std::uint8_t* pixels, std::size_t height, std::size_t widt
 }
 
 void append_pixels(Buffer& file, const std::uint8_t* pixels, std::int64_t height, std::int64_t width) {
-    Buffer data = filtered(pixels, static_cast<std::size_t>(height), static_cast<std::size_t>(width));
-    if (data.size() > static_cast<std::size_t>(std::numeric_limits<int>::max() / 2))
-        throw input_error("the picture is too large for a PNG file");
-    int size = 0;
-    const std::unique_ptr<std::uint8_t, void (*)(void*)> deflated(
-        stbi_zlib_compress(data.data(), static_cast<int>(data.size()), &size, QUALITY), std::free);
-    if (deflated == nullptr) throw std::bad_alloc();
-    append_chunk(file, "IDAT", deflated.get(), static_cast<std::size_t>(size));
+    const Buffer rows = filtered(pixels, static_cast<std::size_t>(height), static_cast<std::size_t>(width));
+    const Buffer data = deflated(rows);
+    append_chunk(file, "IDAT", data.data(), data.size());
 }
 
 }  // namespace

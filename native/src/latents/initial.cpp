@@ -75,7 +75,7 @@ InitialLatents initial_latents(const Plan& plan, TorchGenerator& generator, cons
                                const KnownImage* known, TorchGenerator* between) {
     const std::size_t count = elements(shape), draws = plan.draw_count();
     InitialLatents result;
-    if (known != nullptr && known->whole) result.clean.emplace(shape, known->whole->sample(generator));
+    if (known != nullptr && known->whole) result.clean = {shape, known->whole->sample(generator)};
 
     result.noise.shape = {static_cast<std::int64_t>(1 + draws), shape[0], shape[1], shape[2]};
     result.noise.values.reserve((1 + draws) * count);
@@ -83,11 +83,11 @@ InitialLatents initial_latents(const Plan& plan, TorchGenerator& generator, cons
 
     if (known != nullptr && !known->mask.empty()) {
         if (known->masked) {
-            result.extra.emplace(Shape{1 + shape[0], shape[1], shape[2]}, known->mask);
-            append(*result.extra, known->masked->sample(generator));
+            result.extra = {{1 + shape[0], shape[1], shape[2]}, known->mask};
+            append(result.extra, known->masked->sample(generator));
         } else {
             generator.randn(count);  // diffusers samples the masked picture for other UNets too
-            result.mask.emplace(Shape{1, shape[1], shape[2]}, known->mask);
+            result.mask = {{1, shape[1], shape[2]}, known->mask};
         }
     }
     for (std::size_t i = 0; i < draws; ++i) append(result.noise, (between == nullptr ? generator : *between).randn(count));

@@ -1,5 +1,5 @@
 // What the loop starts from, for one image: noise and the latents of given pictures, drawn in the order of diffusers'
-// pipelines. See runtime/latents/initial.py.
+// pipelines. See runtime/latents/initial.py. What is missing has no values.
 #pragma once
 
 #include "../base/array.hpp"
@@ -39,10 +39,10 @@ std::vector<KnownImage> known_images(const ImageInput& image, const Plan& plan, 
                                      bool inpaints, const Encode& encode);
 
 struct InitialLatents {
-    Floats noise;                 // (1 + draws, C, h, w): the initial noise, then one draw for each stochastic call
-    std::optional<Floats> clean;  // (C, h, w), latents of the given picture
-    std::optional<Floats> extra;  // (1 + C, h, w), for UNets that inpaint: the mask and the masked picture's latents
-    std::optional<Floats> mask;   // (1, h, w), for other UNets
+    Floats noise;  // (1 + draws, C, h, w): the initial noise, then one draw for each stochastic call
+    Floats clean;  // (C, h, w), latents of the given picture
+    Floats extra;  // (1 + C, h, w), for UNets that inpaint: the mask and the latents of the masked picture
+    Floats mask;   // (1, h, w), for other UNets
 };
 
 // `shape` is (C, h, w). `noise`, where it is not NULL, is used instead of the generator's initial noise; `between`

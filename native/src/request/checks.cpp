@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <random>
 
 namespace lrt {
 
@@ -81,6 +82,8 @@ void check_text(std::string_view name, std::string_view text) {
 
 std::vector<std::uint64_t> checked_seeds(const std::uint64_t* seeds, std::size_t count, std::size_t images,
                                          std::int64_t noise_seed_delta) {
+    const std::uint64_t random = count == 0 ? std::random_device()() : 0;
+    if (count == 0) seeds = &random, count = 1;
     if (count != 1 && count != images)
         throw input_error(std::to_string(count) + " seeds for " + std::to_string(images) +
                           " images: pass one, or one for each");

@@ -24,7 +24,7 @@ void check_pair(std::string_view name, latentrt_pair value);
 // The length of a text of UTF-8; `name` may be one that the table does not have.
 void check_text(std::string_view name, std::string_view text);
 
-// The seed of each image: counted up from one, or one for each. `noise_seed_delta` must fit them too.
+// The seed of each image: random, counted up from one, or one for each. `noise_seed_delta` must fit them too.
 std::vector<std::uint64_t> checked_seeds(const std::uint64_t* seeds, std::size_t count, std::size_t images,
                                          std::int64_t noise_seed_delta);
 

@@ -5,6 +5,8 @@
 
 #include <latentrt/latentrt.h>
 
+#include <vector>
+
 namespace lrt {
 
 // (2, 6) of [negative, positive]: original size, top left of the crop, target size, each as (height, width). As in

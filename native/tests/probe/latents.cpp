@@ -131,11 +131,10 @@ PROBE void probe_initial(const latentrt_pixels* images, std::size_t images_count
         const InitialLatents initial =
             initial_latents(plan, generator, {shape[0], shape[1], shape[2]}, noise,
                             known.empty() ? nullptr : &known.at(index), between ? &*between : nullptr);
-        const std::optional<Floats> parts[] = {initial.noise, initial.clean, initial.extra, initial.mask};
-        for (std::size_t i = 0; i < 4; ++i) {
-            sizes[i] = parts[i] ? parts[i]->values.size() : 0;
-            if (sizes[i] != 0) copied(parts[i]->values, out);
-            out += sizes[i];
+        for (const Floats* part : {&initial.noise, &initial.clean, &initial.extra, &initial.mask}) {
+            copied(part->values, out);
+            *sizes++ = part->values.size();
+            out += part->values.size();
         }
     });
 }
