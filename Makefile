@@ -4,13 +4,13 @@
 # make test-all   these and the slow ones: more exports, real engine builds, diffusers beside every plan
 # make check      ruff and mypy, in .venv
 # make bench      compare this machine with its peers, and write a report; DEVICE=cuda for a GPU, MODELS=shapes for less
-# make embedding  the example in C++, out/embedding/draw; needs cmake and a compiler, see docs/embedding.md
+# make native     the library for C and C++ and latentrt-draw, in out/native; needs cmake and a compiler, see docs/embedding.md
 
 PYTHON ?= python3
 DEVICE ?= cpu
 MODELS ?= shapes medium sd15
 
-.PHONY: demo serve test test-all check bench embedding clean
+.PHONY: demo serve test test-all check bench native clean
 
 demo: .venv-demo/installed
 	.venv-demo/bin/latentrt generate "a large red star on a blue background" --seed 1 -o out/demo.png
@@ -32,10 +32,10 @@ check: .venv/installed
 bench: .venv/installed
 	.venv/bin/python -m benchmarks.bench --device $(DEVICE) --models $(MODELS)
 
-embedding:
-	docs/embedding/fetch_headers.sh out/embedding/include
-	cmake --log-level=WARNING -S docs/embedding -B out/embedding
-	cmake --build out/embedding
+native:
+	native/fetch_headers.sh out/native/include
+	cmake --log-level=WARNING -S native -B out/native -DLATENTRT_TESTS=ON
+	cmake --build out/native --parallel 2
 
 .venv-demo/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-demo

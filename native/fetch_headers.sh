@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fetch the headers that the example is compiled with: ONNX Runtime, nlohmann/json and stb, from Debian's
+# Fetch the headers that the library is compiled with: ONNX Runtime, nlohmann/json and stb, from Debian's
 # packages. Nothing is installed, and apt's own configuration and lists stay as they are.
 #
 #   fetch_headers.sh FOLDER      headers go to FOLDER/onnxruntime, FOLDER/nlohmann and FOLDER/stb
