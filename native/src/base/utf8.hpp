@@ -1,6 +1,7 @@
 // UTF-8 to code points and back.
 #pragma once
 
+#include <cstddef>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -12,7 +13,18 @@ std::optional<std::u32string> decoded(std::string_view text);
 
 std::string encoded(std::u32string_view points);
 
-// A text for a message: in quotes as Python's repr writes it, and cut after `most` code points.
+// The code point that begins at this byte, which is moved behind it; nothing where none does.
+std::optional<char32_t> next_point(std::string_view text, std::size_t& at);
+
+void append_utf8(std::string& text, char32_t point);
+
+// Bytes of a code point.
+constexpr std::size_t utf8_size(char32_t point) {
+    return point < 0x80 ? 1 : point < 0x800 ? 2 : point < 0x10000 ? 3 : 4;
+}
+
+// A text for a message: in quotes as Python's repr writes it, and cut after `most` code points. A byte that is not
+// UTF-8 is written as \x and two digits.
 std::string shown(std::string_view text, std::size_t most = 80);
 
 }  // namespace lrt
