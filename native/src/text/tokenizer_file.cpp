@@ -68,6 +68,8 @@ class Reader {
             case Json::parse_event_t::object_start:
             case Json::parse_event_t::array_start:
                 if (open_.size() == DEEPEST) throw std::runtime_error("it is nested too deeply");
+                // Else its end would not be told, since its key is not kept.
+                if (is_in("vocab")) throw std::runtime_error("model.vocab holds lists or objects: expected numbers");
                 open_.emplace_back();
                 return true;
             case Json::parse_event_t::key: return on_key(json.get_ref<const std::string&>());
@@ -80,7 +82,8 @@ class Reader {
     bool on_key(const std::string& key) {
         open_.back().key = key;
         // The vocabulary finds what occurs twice in it by itself.
-        if (!is_in("vocab") && !open_.back().keys.insert(key).second)
+        if (is_in("vocab")) return false;
+        if (!open_.back().keys.insert(key).second)
             throw std::runtime_error("the key " + shown(key, 40) + " occurs twice");
         return true;
     }
