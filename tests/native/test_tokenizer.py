@@ -26,7 +26,14 @@ BLOCKS = [
     *((0x20, 0x7F), (0xA0, 0x250), (0x250, 0x3FF), (0x400, 0x530), (0x531, 0x590), (0x591, 0x7C0), (0x900, 0xDFF)),
     *((0xE00, 0x1000), (0x10A0, 0x1250), (0x1100, 0x11FF), (0x13A0, 0x1400), (0x1E00, 0x2000), (0x2000, 0x2BFF)),
     *((0x3040, 0x3100), (0x4E00, 0x5000), (0xA640, 0xA7FF), (0xAC00, 0xAD00), (0xF900, 0xFB50), (0xFB50, 0xFE10)),
-    *((0x10400, 0x10450), (0x1D15E, 0x1D800), (0x1F300, 0x1FA00), (0x2F800, 0x2FA20), (0xE0000, 0xE0100), (1, 0x110000)),
+    *(
+        (0x10400, 0x10450),
+        (0x1D15E, 0x1D800),
+        (0x1F300, 0x1FA00),
+        (0x2F800, 0x2FA20),
+        (0xE0000, 0xE0100),
+        (1, 0x110000),
+    ),
 ]
 CASES: dict[str, Callable[[str], str]] = {
     "alone": lambda c: c,
@@ -82,7 +89,9 @@ def some_texts(seed: int, count: int) -> list[str]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_letter_and_sign(case: str) -> None:
-    words = [CASES[case](c) for c in POINTS if unicodedata.category(c) not in ("Cn", "Co") and not "\u4e01" <= c <= "\u9fff"]
+    words = [
+        CASES[case](c) for c in POINTS if unicodedata.category(c) not in ("Cn", "Co") and not "\u4e01" <= c <= "\u9fff"
+    ]
     words = [word for word in words if not ("\U00020000" <= word[0] <= "\U0003ffff" or "가" < word[0] < "힐")]
     assert not clip().different(joined(words, 1000))
 
@@ -138,7 +147,17 @@ def test_random_texts(count: int, sdxl: Pair) -> None:
 
 def test_words_that_are_added(sdxl: Pair) -> None:
     rng = random.Random(3)
-    words = ["<|startoftext|>", "<|endoftext|>", "<cat-toy>", "<cat-toy>_1", "<cat-toy>_", "emb_x", "e\u0323\u0301", "cafe\u0301", "!"]
+    words = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        "<cat-toy>",
+        "<cat-toy>_1",
+        "<cat-toy>_",
+        "emb_x",
+        "e\u0323\u0301",
+        "cafe\u0301",
+        "!",
+    ]
     cases = [str.upper, str.lower, str.title, str.swapcase, str]
     glue = ["", "", "x", " ", "1", "é", "<", "|>", "!", ".", "\u0301", "  ", "<|", "'s", "\u3000"]
     texts = []
@@ -171,7 +190,13 @@ def test_a_file_of_an_older_library(tmp_path: Path) -> None:
 def test_words_that_hold_spaces_or_begin_others(tmp_path: Path) -> None:
     flags = {"single_word": False, "lstrip": False, "rstrip": False}
     words = [("<Cat>", True, False), ("<DOG>", True, True)]
-    words += [(" x", True, False), ("y ", True, False), ("q  Q", True, False), ("<cat", False, False), ("ab", True, True)]
+    words += [
+        (" x", True, False),
+        ("y ", True, False),
+        ("q  Q", True, False),
+        ("<cat", False, False),
+        ("ab", True, True),
+    ]
     words += [("abc", True, False), ("İ", True, False)]
     vocabulary, new, tokens = content()["model"]["vocab"], 49408, []
     for word, normalized, special in words:
@@ -206,8 +231,31 @@ BRACKETED = ["(a cat:1.3), [b]", "a BREAK b, c", "(a:0)", "", "BREAK", "a (b:-1.
 @pytest.mark.parametrize("syntax", ["plain", "web-ui"])
 def test_chunks(syntax: str, split: bool, sdxl: Pair) -> None:
     rng = random.Random(f"{syntax} {split}")
-    words = [*"abc", ",", ",", "cat", "<cat-toy>", " ", "\u3000", "BREAK", "(x:1.21)", "[", ")", "\x1f", "naïve café", "İ", "!"]
-    prompts = [*BRACKETED, "a " * 75, "a, " * 60, "a " * 74 + "<cat-toy> b", "a " * 75 + "\u2003 b \x1f", "<cat-toy>" * 26]
+    words = [
+        *"abc",
+        ",",
+        ",",
+        "cat",
+        "<cat-toy>",
+        " ",
+        "\u3000",
+        "BREAK",
+        "(x:1.21)",
+        "[",
+        ")",
+        "\x1f",
+        "naïve café",
+        "İ",
+        "!",
+    ]
+    prompts = [
+        *BRACKETED,
+        "a " * 75,
+        "a, " * 60,
+        "a " * 74 + "<cat-toy> b",
+        "a " * 75 + "\u2003 b \x1f",
+        "<cat-toy>" * 26,
+    ]
     prompts += [" ".join(rng.choices(words, k=rng.randint(0, 260))) for _ in range(250)]
     cut = 0
     for pair in (clip(), sdxl):
@@ -270,7 +318,10 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "version": (lambda: changed(lambda data: data.update(version="2.0")), "version is"),
     "no version": (lambda: changed(lambda data: data.pop("version")), "version is missing"),
     "no normalizer": (lambda: changed(lambda data: data.update(normalizer=None)), "normalizer is null"),
-    "other normalizer": (lambda: changed(lambda data: data.update(normalizer={"type": "NFC"})), r"normalizer.type is \"NFC\""),
+    "other normalizer": (
+        lambda: changed(lambda data: data.update(normalizer={"type": "NFC"})),
+        r"normalizer.type is \"NFC\"",
+    ),
     "NFKC": (lambda: normalizer(0, type="NFKC"), r"normalizers\[0\].type is \"NFKC\""),
     "space": (lambda: normalizer(1, content="_"), r"normalizers\[1\].content is \"_\""),
     "space's pattern": (lambda: normalizer(1, pattern={"String": " "}), r"normalizers\[1\].pattern is"),
@@ -282,7 +333,10 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "invert": (lambda: pre_tokenizer(0, invert=False), "invert is false"),
     "prefix": (lambda: pre_tokenizer(1, add_prefix_space=True), "add_prefix_space is true"),
     "no pattern": (lambda: pre_tokenizer(1, use_regex=False), "use_regex is false"),
-    "post-processor": (lambda: changed(lambda data: data.update(post_processor={"type": "Sequence"})), "post_processor.type"),
+    "post-processor": (
+        lambda: changed(lambda data: data.update(post_processor={"type": "Sequence"})),
+        "post_processor.type",
+    ),
     "trims": (lambda: changed(lambda data: data["post_processor"].update(trim_offsets=True)), "trim_offsets is true"),
     "no model": (lambda: changed(lambda data: data.pop("model")), "model is missing"),
     "model's type": (lambda: small(type="WordPiece"), r"model.type is \"WordPiece\""),
@@ -354,7 +408,10 @@ def test_a_small_vocabulary(tmp_path: Path) -> None:
     vocab = {name: i for i, name in enumerate(names)} | {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
     rng = random.Random(6)
     texts = ["".join(rng.choices("abcdef é", k=rng.randint(0, 12))) for _ in range(500)]
-    orders = [[["a", "b"], ["b", "c"], ["ab", "c"], ["c", "d</w>"], ["a", "bc"]], [["c", "d</w>"], ["b", "c"], ["a", "b"]]]
+    orders = [
+        [["a", "b"], ["b", "c"], ["ab", "c"], ["c", "d</w>"], ["a", "bc"]],
+        [["c", "d</w>"], ["b", "c"], ["a", "b"]],
+    ]
     for merges in [*orders, [*orders[0], ["a", "b"]], []]:
         (tmp_path / "tokenizer.json").write_bytes(with_model(content(), vocab=vocab, merges=merges))
         # Numbers of added tokens count from the vocabulary's size.
