@@ -158,4 +158,4 @@ def with_model(content: dict[str, Any], **changes: Any) -> bytes:
     return json.dumps(content | {"model": content["model"] | changes}).encode()
 
 
-__all__ = ["CLIP", "FACTS", "NativeTokenizer", "Pair", "Reader", "c_char_p", "parsed", "with_model"]
+__all__ = ["CLIP", "FACTS", "NativeTokenizer", "Pair", "Reader", "c_size_t", "parsed", "with_model"]

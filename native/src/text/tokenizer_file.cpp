@@ -153,15 +153,8 @@ TokenizerFile tokenizer_file_from(std::string_view json) {
     file.vocabulary.finish();
     file.unknown = content.at("model").at("unk_token").get<std::string>();
     file.special_words = knows_special_words(content);
-    const Json& tokens = content.at("added_tokens");
-    for (const Json& token : tokens) file.added.push_back(added_token_from(token));
+    for (const Json& token : content.at("added_tokens")) file.added.push_back(added_token_from(token));
     check_numbers(file.added, file.vocabulary);
-    // The library looks for special ones first, so that of equal ones the others count.
-    std::vector<AddedToken> sorted;
-    for (const bool special : {true, false})
-        for (std::size_t i = 0; i < tokens.size(); ++i)
-            if (tokens[i].at("special").get<bool>() == special) sorted.push_back(file.added[i]);
-    file.added = std::move(sorted);
     return file;
 }
 
