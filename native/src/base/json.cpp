@@ -1,5 +1,7 @@
 #include "json.hpp"
 
+#include "utf8.hpp"
+
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -12,6 +14,14 @@
 namespace lrt {
 
 namespace {
+
+// The library's texts quote what was read, which may be anything, and are cut: messages are UTF-8.
+std::string valid(std::string text) {
+    if (!decoded(text))
+        for (char& letter : text)
+            if (static_cast<unsigned char>(letter) >= 0x80) letter = '?';
+    return text;
+}
 
 [[noreturn]] void fail() { throw std::runtime_error(std::strerror(errno)); }
 
@@ -54,7 +64,7 @@ Json json_from(std::string_view text) {
         // The library's text begins with its own name of the error, in brackets.
         const std::string what = error.what();
         const auto from = what.rfind("[json.exception", 0) == 0 ? what.find("] ") + 2 : 0;
-        throw std::runtime_error(what.substr(from, 300));
+        throw std::runtime_error(valid(what.substr(from, 300)));
     }
 }
 

@@ -1,78 +1,77 @@
-// Plans and plan packs. Errors are texts in `error`, which holds 4096 bytes; functions then return null or 0.
+// The room `scheduler`. Where a function fails, its text begins with the status.
+#include "answer.hpp"
+
 #include "../../src/base/error.hpp"
 #include "../../src/scheduler/plan_packs.hpp"
 
-#include <cstring>
+#include <optional>
+#include <stdexcept>
 
-#define EXPORTED extern "C" __attribute__((visibility("default")))
+using namespace lrt;
 
 namespace {
 
-void tell(char* error, const std::string& text) {
-    const std::size_t length = text.size() < 4095 ? text.size() : 4095;
-    std::memcpy(error, text.data(), length);
-    error[length] = 0;
-}
-
 template <typename Work>
-auto told(char* error, Work work) -> decltype(work()) {
-    error[0] = 0;
-    try {
-        return work();
-    } catch (const lrt::Error& failure) {
-        tell(error, std::to_string(failure.status()) + " " + failure.what());
-    } catch (const std::exception& failure) {
-        tell(error, std::string("another exception: ") + failure.what());
-    }
-    return {};
+auto plan_or_null(char* error, Work work) -> decltype(work()) {
+    decltype(work()) result = nullptr;
+    probe::told(error, [&] {
+        try {
+            result = work();
+        } catch (const Error& failure) {
+            throw std::runtime_error(std::to_string(failure.status()) + " " + failure.what());
+        }
+    });
+    return result;
 }
 
 }  // namespace
 
-EXPORTED lrt::PlanPacks* packs_new() { return new lrt::PlanPacks; }
-EXPORTED void packs_free(lrt::PlanPacks* packs) { delete packs; }
+PROBE PlanPacks* packs_new() { return new PlanPacks; }
+PROBE void packs_free(PlanPacks* packs) { delete packs; }
 
-EXPORTED int packs_add(lrt::PlanPacks* packs, const char* file, const char* prediction_type, char* error) {
-    return told(error, [&] {
+PROBE void packs_add(PlanPacks* packs, const char* file, const char* prediction_type, char* error) {
+    plan_or_null(error, [&]() -> Plan* {
         packs->add(file, prediction_type);
-        return 1;
+        return nullptr;
     });
 }
 
-EXPORTED std::size_t packs_names(const lrt::PlanPacks* packs) { return packs->names().size(); }
-EXPORTED const char* packs_name(const lrt::PlanPacks* packs, std::size_t index) { return packs->names()[index].c_str(); }
+PROBE std::size_t packs_names(const PlanPacks* packs) { return packs->names().size(); }
 
-// A strength below 0 is none; NaN and others are handed on.
-EXPORTED lrt::Plan* packs_find(const lrt::PlanPacks* packs, const char* scheduler, std::size_t length,
-                               std::int64_t steps, const double* strength, int distilled_image, char* error) {
-    return told(error, [&] {
-        const std::optional<double> given = strength == nullptr ? std::nullopt : std::optional<double>(*strength);
-        return new lrt::Plan(packs->find({scheduler, length}, steps, given, distilled_image != 0));
+PROBE std::size_t packs_name(const PlanPacks* packs, std::size_t index, char* out, std::size_t size) {
+    return probe::put(packs->names().at(index), out, size);
+}
+
+// Without a strength where the pointer is null.
+PROBE Plan* packs_find(const PlanPacks* packs, const char* scheduler, std::size_t length, std::int64_t steps,
+                       const double* strength, int distilled_image, char* error) {
+    return plan_or_null(error, [&] {
+        const auto given = strength == nullptr ? std::nullopt : std::optional<double>(*strength);
+        return new Plan(packs->find({scheduler, length}, steps, given, distilled_image != 0));
     });
 }
 
-EXPORTED lrt::Plan* plan_read(const char* json, std::size_t length, char* prediction_type, char* error) {
-    return told(error, [&] {
+PROBE Plan* plan_read(const char* json, std::size_t length, char* prediction_type, std::size_t size, char* error) {
+    return plan_or_null(error, [&] {
         std::string type;
-        auto* plan = new lrt::Plan(lrt::plan_from_document({json, length}, &type));
-        tell(prediction_type, type);
-        return plan;
+        const Plan plan = plan_from_document({json, length}, &type);
+        probe::put(type, prediction_type, size);
+        return new Plan(plan);
     });
 }
 
-EXPORTED void plan_free(lrt::Plan* plan) { delete plan; }
+PROBE void plan_free(Plan* plan) { delete plan; }
 
-EXPORTED std::size_t plan_facts(const lrt::Plan* plan, int* starts_clean, int* is_plus_plus, std::size_t* draws) {
-    *starts_clean = plan->starts_clean();
-    *is_plus_plus = plan->is_plus_plus();
-    *draws = plan->draw_count();
-    return plan->calls();
+PROBE void plan_facts(const Plan* plan, std::size_t* facts) {
+    facts[0] = plan->starts_clean();
+    facts[1] = plan->is_plus_plus();
+    facts[2] = plan->draw_count();
 }
 
-// One of the arrays, by its place in Python's dataclass; `draws` (3) as bytes.
-EXPORTED std::size_t plan_array(const lrt::Plan* plan, int which, const void** values) {
-    const std::vector<float>* arrays[] = {&plan->timesteps, &plan->coefficients, &plan->initial, nullptr,
-                                          &plan->noise_levels, &plan->blend,     &plan->guidance};
+// The arrays in the order of Python's; `draws` has bytes, the others float32. Returns the number of entries.
+PROBE std::size_t plan_array(const Plan* plan, std::size_t which, const void** values) {
+    const std::vector<float>* arrays[] = {&plan->timesteps,    &plan->coefficients, &plan->initial, nullptr,
+                                          &plan->noise_levels, &plan->blend,        &plan->guidance};
     if (which == 3) {
         *values = plan->draws.data();
         return plan->draws.size();
