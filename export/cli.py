@@ -41,6 +41,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--steps", type=int, help="default number of steps of the bundle")
     parser.add_argument("--guidance-scale", type=float, help="default guidance scale of the bundle")
     parser.add_argument("--golden-prompt", help="prompt of the golden image")
+    parser.add_argument(
+        "--no-plans",
+        action="store_true",
+        help="leave out the plans of ten schedulers, about 1 MB, which programs in C and C++ need; `latentrt plans` "
+        "adds some later",
+    )
     _add_source(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT when the new bundle is complete")
     parser.set_defaults(run=run)
@@ -93,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         "compact": arguments.compact,
         "num_inference_steps": arguments.steps,
         "guidance_scale": arguments.guidance_scale,
+        "plans": not arguments.no_plans,
         "overwrite": arguments.overwrite,
     }
     if arguments.golden_prompt is not None:

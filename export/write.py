@@ -35,18 +35,20 @@ from latentrt.export.graphs.fuse import blend_model, fuse_denoise
 from latentrt.export.graphs.onnx_export import TRANSPOSED, onnx_from_module
 from latentrt.export.graphs.onnx_files import dtype_name, save_graph, stored_weights
 from latentrt.export.graphs.precision import dtype_of, keep_unet_islands
-from latentrt.runtime.bundle import Bundle, manifest
+from latentrt.runtime.bundle import Bundle, manifest, takes
+from latentrt.runtime.bundle.plan_files import pack_name
 from latentrt.runtime.bundle.strict_json import decode, encode
 from latentrt.runtime.errors import ExportError, ParityError
 from latentrt.runtime.files import sha256_of_file
 from latentrt.runtime.in_place import clear_leftovers, folder_put_in_place
+from latentrt.runtime.scheduler.plan_pack import PackWriter, add_default_schedulers
 
 from .goldens import Findings
 from .model_facts import defaults_of, golden_scheduler, model_of
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("text encoder", "UNet", "VAE decoder", "VAE encoder", "tokenizer", "parity with PyTorch", "hashes")
+STAGES = ("text encoder", "UNet", "VAE decoder", "VAE encoder", "tokenizer", "parity with PyTorch", "plans", "hashes")
 _MOST_STEPS = 1000
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
@@ -62,6 +64,7 @@ class ExportOptions:
         compact: store fp32 weights as fp16 where that is exact.
         num_inference_steps, guidance_scale: the bundle's defaults.
         golden_prompt: prompt of the golden image.
+        plans: write the plan pack, which runtimes without Python need.
         overwrite: replace an existing folder.
     """
 
@@ -72,6 +75,7 @@ class ExportOptions:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     golden_prompt: str = "a photo of an astronaut riding a horse on mars"
+    plans: bool = True
     overwrite: bool = False
 
 
@@ -138,6 +142,7 @@ class _Writer:
         self.graphs: dict[str, manifest.Graph] = {}
         self.weights: dict[str, list[manifest.Weight]] = {}
         self.findings: Findings | None = None
+        self.packs: tuple[str, ...] = ()
 
     def stages(self) -> Iterator[Callable[[], None]]:
         """The work of each of `STAGES`, in order."""
@@ -147,6 +152,7 @@ class _Writer:
         yield self.vae_encoder
         yield self.tokenizer
         yield self.parity
+        yield self.plans
         yield self.write_manifest
 
     def text_encoder(self) -> None:
@@ -217,6 +223,24 @@ class _Writer:
         logger.info("the parity check wrote:\n%s", child.stderr)
         raise _parity_failure(child.returncode, child.stderr)
 
+    def plans(self) -> None:
+        """Write the plans of ten schedulers, unless none can use the checkpoint's config."""
+        if not self.options.plans:
+            return
+        config = self.checkpoint.configs["scheduler"]
+        writer = PackWriter(
+            config,
+            prediction_type=config.get("prediction_type", "epsilon"),
+            text_encoders=len(self.checkpoint.family.text_encoders),
+            distilled=takes(self.graphs["time"], "guidance_embedding"),
+        )
+        add_default_schedulers(writer)
+        content = writer.content()
+        name = pack_name(content)
+        (self.folder / name).parent.mkdir()
+        (self.folder / name).write_bytes(content)
+        self.packs = (name,)
+
     def write_manifest(self) -> None:
         assert self.findings is not None
         files = {
@@ -226,7 +250,7 @@ class _Writer:
         }
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         content = manifest.Manifest(
-            format=manifest.FORMAT,
+            format=manifest.FORMATS[bool(self.packs)],
             producer=manifest.Producer(importlib.metadata.version("latentrt"), versions),
             checkpoint=self.record.result(),
             recipe=self.recipe,
@@ -238,6 +262,7 @@ class _Writer:
             engines=(),
             golden=self.findings.golden,
             files=files,
+            plans=self.packs,
         )
         (self.folder / manifest.MANIFEST).write_text(manifest.manifest_json(content), encoding="utf-8")
 

@@ -139,6 +139,18 @@ def lock(path: Path, flags: int = os.O_RDONLY) -> int | None:
     return None
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the folder; the operating system releases it if the process dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if sys.platform != "win32":
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _temporary(path: Path) -> tuple[Path, int | None]:
     """An empty file beside `path` that belongs to this process, and its lock; None where files have no locks."""
     suffix = path.suffix if len(path.suffix) <= 16 else ""

@@ -1,11 +1,9 @@
 """Add engines to a bundle or to a separate folder, under a lock. Knows nothing of how engines are built."""
 
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from latentrt.runtime.bundle.engine_list import updated_manifest
 from latentrt.runtime.bundle.manifest import MANIFEST
 from latentrt.runtime.bundle.strict_json import encode
 from latentrt.runtime.errors import BackendError, ExportError, InputError, unknown
-from latentrt.runtime.files import not_written, require_writable, written_whole
+from latentrt.runtime.files import locked, not_written, require_writable, written_whole
 from latentrt.runtime.in_place import clear_leftovers
 
 FOLDER = "engines"
@@ -84,7 +82,7 @@ def add_engine(
     file = folder / record.file
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with locked(folder):
             bundle = Bundle.open(bundle_path)
             present = EngineList.of_bundle(bundle, engines)
             new = {record.file: content} | ({record.layers: layers} if record.layers else {})
@@ -121,7 +119,7 @@ def clear_killed(bundle_path: Path, engines: Path | None) -> None:
     folder = bundle_path if engines is None else engines
     with suppress(OSError):
         if (folder / FOLDER).is_dir():
-            with _locked(folder):
+            with locked(folder):
                 _remove_unlisted(folder, EngineList.of_bundle(Bundle.open(bundle_path), engines).files)
 
 
@@ -142,14 +140,3 @@ def _serves_the_same(old: EngineRecord, new: EngineRecord) -> bool:
     """Whether `new` replaces `old`: the same graph, library, GPUs and sizes."""
     names = ("graph", "backend", "version", "device", "compute_capabilities", "profile")
     return all(getattr(old, name) == getattr(new, name) for name in names)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the folder; the operating system releases it if the process dies."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

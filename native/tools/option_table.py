@@ -1,6 +1,6 @@
 """Writes `native/src/request/options.gen.hpp`, the table of options for C++, from `runtime/request/options.py`.
 
-    python native/tools/option_table.py
+python native/tools/option_table.py
 """
 
 import inspect

@@ -13,7 +13,7 @@ from latentrt.runtime.errors import BundleError, shown
 from latentrt.runtime.files import read_json, sha256_of_file
 
 from .checks import faults
-from .manifest import FORMAT, MANIFEST, Graph, Manifest
+from .manifest import FORMATS, MANIFEST, SECOND_KEYS, Graph, Manifest
 from .strict_json import StrictJSONError, decode
 
 
@@ -98,8 +98,11 @@ def _read_manifest(path: Path) -> Manifest:
     except ValueError as error:
         raise BundleError(f"{file} is not valid JSON ({error}); copy or export the bundle again") from error
     version = data.get("format") if isinstance(data, dict) else None
-    if version != FORMAT:
-        raise BundleError(f"{file} has format {shown(version)}, but this version of latentrt reads only {FORMAT!r}")
+    if version not in FORMATS:
+        known = " and ".join(map(repr, FORMATS))
+        raise BundleError(f"{file} has format {shown(version)}, but this version of latentrt reads only {known}")
+    if version == FORMATS[0] and (newer := [key for key in SECOND_KEYS if key in data]):
+        raise BundleError(f"{file} has the key {newer[0]!r}, which the format {version!r} has not")
     try:
         manifest = decode(Manifest, data, MANIFEST)
     except StrictJSONError as error:

@@ -104,6 +104,9 @@ def _files(manifest: Manifest) -> Iterator[str]:
         **{f"graphs.{name}.file": graph.file for name, graph in manifest.graphs.items()},
         **{f"model.text_encoders[{i}].tokenizer": e.tokenizer for i, e in enumerate(manifest.model.text_encoders)},
     }
+    names |= {f"plans[{i}]": name for i, name in enumerate(manifest.plans)}
+    if len(set(manifest.plans)) < len(manifest.plans):
+        yield "plans lists a file twice"
     if manifest.golden is not None:
         names["golden.file"] = manifest.golden.file
     for where, name in names.items():

@@ -1,11 +1,14 @@
 """The content of bundle.json, as frozen dataclasses. `engines/README.md` is the specification."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from .strict_json import encode, schema
 
-FORMAT = "latentrt.bundle/1"
+# The second has optional keys that the first has not: a reader of the first alone would ignore what they say.
+FORMATS = ("latentrt.bundle/1", "latentrt.bundle/2")
+SECOND_KEYS = ("plans",)
 MANIFEST = "bundle.json"
 
 
@@ -217,7 +220,11 @@ class File:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Manifest:
-    """The content of bundle.json."""
+    """The content of bundle.json.
+
+    Attributes:
+        plans: files of plan packs, for runtimes that compile no plans; optional, `latentrt.bundle/2`.
+    """
 
     format: str
     producer: Producer
@@ -231,6 +238,12 @@ class Manifest:
     engines: tuple[EngineRecord, ...]
     golden: Golden | None
     files: dict[str, File]
+    plans: tuple[str, ...] = ()
+
+
+def with_plans(manifest: Manifest, plans: tuple[str, ...], files: Mapping[str, File]) -> Manifest:
+    """The manifest with other plan packs; its format is the one it had, if that has the key."""
+    return replace(manifest, format=FORMATS[1] if plans else manifest.format, plans=plans, files=dict(files))
 
 
 def manifest_json(manifest: Manifest) -> str:
@@ -240,4 +253,4 @@ def manifest_json(manifest: Manifest) -> str:
 
 def manifest_schema() -> str:
     """The text of `engines/bundle.schema.json`."""
-    return json.dumps({"title": FORMAT, **schema(Manifest)}, indent=1) + "\n"
+    return json.dumps({"title": FORMATS[-1], **schema(Manifest)}, indent=1) + "\n"

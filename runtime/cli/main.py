@@ -20,6 +20,7 @@ from latentrt.runtime.errors import LatentRTError
 _COMMANDS = {
     "generate": ("latentrt.runtime.cli.generate", "draw pictures"),
     "schedule": ("latentrt.runtime.cli.schedule", "show timesteps and noise levels of schedulers"),
+    "plans": ("latentrt.runtime.cli.plans", "compile schedulers for programs in C and C++"),
     "verify": ("latentrt.runtime.cli.verify", "check a bundle's hashes and its outputs"),
     "info": ("latentrt.runtime.cli.info", "show the contents of a bundle"),
     "serve": ("latentrt.serve.cli", "serve pictures over HTTP (needs the extra `serve`)"),

@@ -15,8 +15,10 @@ from latentrt.runtime.bundle import Defaults, Manifest, takes
 from latentrt.runtime.errors import InputError
 from latentrt.runtime.latents import GivenImages, ImageInput, TorchGenerator, is_npy, read_npy
 from latentrt.runtime.limits import MAX_IMAGES, MAX_NOISE, MAX_PIXELS, MAX_TOKENS, raised_by
-from latentrt.runtime.scheduler import Plan, resolve
+from latentrt.runtime.scheduler import Plan
 from latentrt.runtime.scheduler.config import checked_options
+from latentrt.runtime.scheduler.naming import resolve_for_model
+from latentrt.runtime.scheduler.starts import timesteps_within
 from latentrt.runtime.text import TextInput, text_inputs_from_call
 
 from . import kinds
@@ -146,13 +148,10 @@ class Request:
 def _scheduler(
     given: str | Mapping[str, Any] | Plan | None, config: Mapping[str, Any], manifest: Manifest
 ) -> dict[str, Any] | Plan:
-    """The resolved config, or the plan; Align Your Steps has other levels for SDXL."""
+    """The resolved config, or the plan."""
     if isinstance(given, Plan):
         return given
-    resolved = resolve(given, config)
-    if resolved.get("schedule_type") == "align_your_steps" and len(manifest.model.text_encoders) == 2:
-        resolved["schedule_type"] = "align_your_steps_sdxl"
-    return resolved
+    return resolve_for_model(given, config, text_encoders=len(manifest.model.text_encoders))
 
 
 def _is_guided(guidance_scale: float, plus_plus: bool, *, distilled: bool) -> bool:
@@ -230,11 +229,10 @@ def _lcm_timesteps(config: Mapping[str, Any], steps: int, strength: float) -> li
     """`steps` timesteps within the part that strength leaves, as in diffusers' image-to-image pipeline of distilled
     models; other pipelines leave out steps."""
     options = checked_options(config)
-    distilled_at, train = options["original_inference_steps"], options["num_train_timesteps"]
-    left = [i * (train // distilled_at) - 1 for i in range(int(distilled_at * strength), 0, -1)]
-    if steps > len(left):
-        raise InputError(f"num_inference_steps={steps}: expected at most {len(left)} at strength={strength:g}")
-    return [float(left[int(i)]) for i in np.linspace(0, len(left), steps, endpoint=False)]
+    left = int(options["original_inference_steps"] * strength)
+    if steps > left:
+        raise InputError(f"num_inference_steps={steps}: expected at most {left} at strength={strength:g}")
+    return timesteps_within(options, steps, left)
 
 
 def _seeds(seed: int | Sequence[int] | None, count: int, delta: int) -> tuple[int, ...]:

@@ -87,6 +87,16 @@ def resolve(scheduler: str | Config | None, checkpoint_config: Config) -> dict[s
     return _named(scheduler, carried)
 
 
+def resolve_for_model(
+    scheduler: str | Config | None, checkpoint_config: Config, *, text_encoders: int
+) -> dict[str, Any]:
+    """`resolve` for a model with one or two text encoders: Align Your Steps has other levels for SDXL."""
+    config = resolve(scheduler, checkpoint_config)
+    if config.get("schedule_type") == "align_your_steps" and text_encoders == 2:
+        config["schedule_type"] = "align_your_steps_sdxl"
+    return config
+
+
 def _named(name: object, carried: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint's config, changed to a class or a short name."""
     if isinstance(name, str) and (name in SAMPLERS or name in UNPLANNED):
@@ -98,7 +108,7 @@ def _named(name: object, carried: dict[str, Any]) -> dict[str, Any]:
         options = from_web_ui(name)
         return _named(options.pop("name"), carried) | options
     if not isinstance(name, str) or base not in known:
-        every = (*scheduler_names(), *_unlisted_names())
+        every = every_name()
         raise SchedulerError(
             unknown("scheduler", name, every if nearest_names(name, every) else (*known, *SAMPLERS))
             + " A schedule type may follow a name, as in euler_karras"
@@ -127,6 +137,11 @@ def _schedule_type(name: str, class_name: str, kind: str) -> dict[str, Any]:
         takers = ", ".join(short for short, other in short_names().items() if "schedule_type" in ALL_OPTIONS[other])
         raise SchedulerError(f"{name!r}: {class_name} has its own steps and takes no schedule type; these do: {takers}")
     return off | {"schedule_type": kind}
+
+
+def every_name() -> tuple[str, ...]:
+    """All names that `resolve` accepts as they stand: listed and unlisted ones, without those of web UIs."""
+    return (*scheduler_names(), *_unlisted_names())
 
 
 def _unlisted_names() -> tuple[str, ...]:

@@ -99,11 +99,23 @@ def _consumed_draws(calls: Sequence[Call]) -> NDArray[np.bool_]:
     return np.array([call.draws and i <= last for i, call in enumerate(calls)])
 
 
+def counted_steps(options: Options, steps: int) -> int:
+    """The number of steps that a strength takes its share of, for checked options and the number asked for."""
+    sampler = SAMPLERS[options["_class_name"]]
+    if options.get("schedule_type") is None:
+        return steps
+    return _counted(options, sampler, sampler.schedule(options, Steps(steps)), steps)
+
+
+def _counted(options: Options, sampler: Sampler, schedule: Schedule, steps: int) -> int:
+    """Some schedule types give a few steps more or fewer."""
+    return steps if options.get("schedule_type") is None else -(-len(schedule.timesteps) // sampler.order)
+
+
 def _part(options: Options, sampler: Sampler, schedule: Schedule, steps: int) -> tuple[int, int]:
     """First call and end (exclusive) of the part to run, counted as in diffusers' image-to-image pipelines."""
     begin, end = 0, len(schedule.timesteps)
-    if options.get("schedule_type") is not None:  # some types give a few steps more or fewer
-        steps = -(-end // sampler.order)
+    steps = _counted(options, sampler, schedule, steps)
     train_steps, start, stop = (options[key] for key in ("num_train_timesteps", "denoising_start", "denoising_end"))
     if options["_class_name"] in _UNCUT and (start is not None or stop is not None):
         raise SchedulerError(

@@ -138,6 +138,13 @@ _BY_LABEL: Mapping[str, Known] = {label: known for known in reversed(WEB_UI_SAMP
 _TYPES: Mapping[str, str | None] = {label.lower(): ours for label, ours in AUTOMATIC1111_TYPES.items()}
 
 
+def web_ui_labels() -> Iterator[str]:
+    """What `from_web_ui` knows without a separate schedule type, in lower case: samplers, and those with a type."""
+    for label, known in _BY_LABEL.items():
+        if known.ours is not None:
+            yield from (label, *(f"{label} {end}" for end in _TYPES))
+
+
 def is_web_ui_name(name: str) -> bool:
     """Whether `from_web_ui` knows the sampler, maybe with a schedule type after it."""
     label = name.strip().lower()

@@ -103,7 +103,8 @@ void take_plan(Request& request, const latentrt_request& given, const Manifest& 
     std::optional<double> strength = request.strength;
     // As diffusers' inpainting pipelines: nothing of the picture is left to begin from.
     if (masked && strength == 1.0) strength.reset();
-    request.plan = std::make_shared<const Plan>(packs.find(name, steps, strength));
+    const bool distilled_image = request.image && !masked && manifest.graphs.at("time").takes("guidance_embedding");
+    request.plan = std::make_shared<const Plan>(packs.find(name, steps, strength, distilled_image));
     request.num_inference_steps = steps;
     request.scheduler = name.empty() ? manifest.scheduler_class : name;
 }
