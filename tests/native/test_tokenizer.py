@@ -117,8 +117,7 @@ def test_every_canonical_composition() -> None:
     # All pairs of what may come first with what may come last.
     firsts = sorted({nfc.normalize_str(text[:-1]) for text in parts} | {text[0] for text in parts})
     lasts = sorted({text[-1] for text in parts} | {"\u1161", "\u11a7", "\u11a8", "\u11c2", "\u11c3"})
-    rng = random.Random(11)
-    pairs = [first + last for first in firsts for last in rng.sample(lasts, 12)]
+    pairs = [first + last for first in firsts for last in lasts]
     assert not clip().different(joined(pairs, 500))
 
 
@@ -158,7 +157,7 @@ def test_words_that_are_added(sdxl: Pair) -> None:
         "cafe\u0301",
         "!",
     ]
-    cases = [str.upper, str.lower, str.title, str.swapcase, str]
+    cases: list[Callable[[str], str]] = [str.upper, str.lower, str.title, str.swapcase, str]
     glue = ["", "", "x", " ", "1", "é", "<", "|>", "!", ".", "\u0301", "  ", "<|", "'s", "\u3000"]
     texts = []
     for _ in range(3_000):

@@ -4,7 +4,7 @@ import ctypes
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
+from ctypes import byref, c_int, c_size_t, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
