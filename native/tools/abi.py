@@ -23,7 +23,7 @@ RECORD = NATIVE / "abi.txt"
 def exports(library: Path) -> list[str]:
     """Names of the defined dynamic symbols, without the version's own."""
     lines = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
-    return sorted(line.split()[2] for line in lines.splitlines() if line.split()[1] != "A")
+    return sorted(line.split()[2].partition("@")[0] for line in lines.splitlines() if line.split()[1] != "A")
 
 
 def soname(library: Path) -> str:

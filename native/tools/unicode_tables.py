@@ -79,13 +79,12 @@ def compositions(decomposed: dict[str, str]) -> list[tuple[str, str, str]]:
     return sorted(found)
 
 
-def combining_classes() -> list[tuple[int, int, int]]:
+def combining_classes(decomposed: dict[str, str]) -> list[tuple[int, int, int]]:
     """Ranges of characters with a combining class, found by how NFD sorts them beside characters of known class."""
     nfd = normalizers.NFD()
-    parts = changes(nfd)
     # What is sorted behind the least class or before the greatest one has a class.
     least, greatest = "\u0334", "\u0345"
-    asked = [c for c in POINTS if c != _SEPARATOR and c not in parts]
+    asked = [c for c in POINTS if c != _SEPARATOR and c not in decomposed]
     behind = normalized(nfd, [c + least for c in asked])
     before = normalized(nfd, [greatest + c for c in asked])
     marks = [c for c, a, b in zip(asked, behind, before, strict=True) if a != c + least or b != greatest + c]
@@ -115,7 +114,8 @@ def text_tables() -> str:
     if {c: new for c, new in lower.items() if len(new) > 1} != {"\u0130": "i\u0307"}:
         raise ValueError("other characters than U+0130 have a lower case of several: text/normal_form.cpp knows one")
     spaces = matched(r"\s")
-    if spaces != ranges(c for c in POINTS if not normalizers.Replace(Regex(r"\s"), "").normalize_str(c)):
+    others = set(normalizers.Replace(Regex(r"\s"), "").normalize_str("".join(POINTS)))
+    if spaces != ranges(c for c in POINTS if c not in others):
         raise ValueError("the normalizer and the pre-tokenizer take different characters for spaces")
     pool, rows = "", []
     for c, parts in decomposed.items():
@@ -128,7 +128,9 @@ def text_tables() -> str:
         _table("Range", "SPACES", map(_hex, spaces)),
         _table("LowerCase", "LOWER_CASES", (f"{{0x{a:x}, 0x{b:x}, {s}, {d}}}" for a, b, s, d in lower_cases(lower))),
         _table(
-            "CombiningClass", "COMBINING_CLASSES", (f"{{0x{a:x}, 0x{b:x}, {k}}}" for a, b, k in combining_classes())
+            "CombiningClass",
+            "COMBINING_CLASSES",
+            (f"{{0x{a:x}, 0x{b:x}, {k}}}" for a, b, k in combining_classes(decomposed)),
         ),
         _table("Decomposition", "DECOMPOSITIONS", (f"{{0x{c:x}, {at}, {count}}}" for c, at, count in rows)),
         _table("char32_t", "DECOMPOSED", (f"0x{ord(c):x}" for c in pool)),

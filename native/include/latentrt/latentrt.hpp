@@ -45,6 +45,14 @@ inline void check(latentrt_status status, latentrt_error* error) {
     throw Error(status, latentrt_error_text(error));
 }
 
+// Calls a function whose last argument is where its error goes.
+template <typename Function>
+void call(Function&& function) {
+    latentrt_error* error = nullptr;
+    const latentrt_status status = function(&error);
+    check(status, error);
+}
+
 inline latentrt_text text(const std::string& given) { return {given.data(), given.size()}; }
 
 // Views of strings that live longer.
@@ -87,8 +95,9 @@ class Step {
     Preview preview(std::size_t image, latentrt_preview method = LATENTRT_PREVIEW_AUTO) const {
         Preview found;
         std::int32_t height = 0, width = 0;
-        latentrt_error* error = nullptr;
-        detail::check(latentrt_step_preview(step_, image, method, &found.pixels.data, &height, &width, &error), error);
+        detail::call([&](latentrt_error** error) {
+            return latentrt_step_preview(step_, image, method, &found.pixels.data, &height, &width, error);
+        });
         found.height = height;
         found.width = width;
         found.pixels.size = static_cast<std::size_t>(height) * static_cast<std::size_t>(width) * 3;
@@ -104,8 +113,7 @@ class Call {
   public:
     Call() : call_(nullptr, latentrt_call_free) {
         latentrt_call* made = nullptr;
-        latentrt_error* error = nullptr;
-        detail::check(latentrt_call_new(&made, &error), error);
+        detail::call([&](latentrt_error** error) { return latentrt_call_new(&made, error); });
         call_.reset(made);
     }
     void cancel() noexcept { latentrt_cancel(call_.get()); }
@@ -120,8 +128,9 @@ class Plan {
   public:
     explicit Plan(std::string_view json) : plan_(nullptr, latentrt_plan_free) {
         latentrt_plan* made = nullptr;
-        latentrt_error* error = nullptr;
-        detail::check(latentrt_plan_from_memory(json.data(), json.size(), &made, &error), error);
+        detail::call([&](latentrt_error** error) {
+            return latentrt_plan_from_memory(json.data(), json.size(), &made, error);
+        });
         plan_.reset(made);
     }
     const latentrt_plan* get() const noexcept { return plan_.get(); }
@@ -274,8 +283,9 @@ class Images {
     }
     View<std::uint8_t> png(std::size_t index) const {
         View<std::uint8_t> file;
-        latentrt_error* error = nullptr;
-        detail::check(latentrt_images_png(images_.get(), index, &file.data, &file.size, &error), error);
+        detail::call([&](latentrt_error** error) {
+            return latentrt_images_png(images_.get(), index, &file.data, &file.size, error);
+        });
         return file;
     }
 
@@ -324,8 +334,7 @@ class Pipeline {
             given.log_user = log_.get();
         }
         latentrt_pipeline* opened = nullptr;
-        latentrt_error* error = nullptr;
-        detail::check(latentrt_open(bundle.c_str(), &given, &opened, &error), error);
+        detail::call([&](latentrt_error** error) { return latentrt_open(bundle.c_str(), &given, &opened, error); });
         pipeline_.reset(opened);
     }
 
@@ -360,8 +369,7 @@ class Pipeline {
     latentrt_verification verify() {
         latentrt_verification found;
         latentrt_verification_init(&found, sizeof found);
-        latentrt_error* error = nullptr;
-        detail::check(latentrt_verify(pipeline_.get(), &found, &error), error);
+        detail::call([&](latentrt_error** error) { return latentrt_verify(pipeline_.get(), &found, error); });
         return found;
     }
 

@@ -34,7 +34,7 @@ Denoising::Denoising(Engines& engines, TimeFeatures& features, const Manifest& m
     for (const char* name : CHANGING) inputs_.at(name).changes = true;
     for (const Trajectory& trajectory : trajectories) {
         features_.push_back(features.of(trajectory));
-        masked_ = masked_ || trajectory.mask.has_value();
+        masked_ = masked_ || !trajectory.mask.values.empty();
     }
     fill_inputs();
     if (masked_ || !engines.device().is_cpu()) fill_known();
@@ -67,16 +67,16 @@ void Denoising::fill_inputs() {
             if (outputs[i].bytes() != input.image_bytes) throw backend_error("context returned keys of another size");
             std::memcpy(of_image<std::byte>(input, image), outputs[i].data(), input.image_bytes);
         }
-        if (trajectory.extra)
-            std::copy(trajectory.extra->values.begin(), trajectory.extra->values.end(),
+        if (!trajectory.extra.values.empty())
+            std::copy(trajectory.extra.values.begin(), trajectory.extra.values.end(),
                       of_image<float>(inputs_.at("extra"), image));
         const std::size_t size = trajectory.noise.stride();
         for (std::size_t r = 0; r < static_cast<std::size_t>(state_shape_[1]); ++r) {
             const float of_noise = trajectory.plan->initial[2 * r], of_clean = trajectory.plan->initial[2 * r + 1];
             float* out = first_state_.row(image) + r * size;
-            for (std::size_t i = 0; i < size; ++i)
-                out[i] = of_noise * trajectory.noise.values[i] +
-                         (trajectory.clean ? of_clean * trajectory.clean->values[i] : 0.0f);
+            for (std::size_t i = 0; i < size; ++i) out[i] = of_noise * trajectory.noise.values[i];
+            for (std::size_t i = 0; i < trajectory.clean.values.size(); ++i)
+                out[i] += of_clean * trajectory.clean.values[i];
         }
     }
     first_ = Value::over(denoise_.library(), first_state_);
@@ -91,9 +91,9 @@ void Denoising::fill_known() {
         const Trajectory& trajectory = trajectories_[image];
         float* mask = of_image<float>(known_.at("mask"), image);
         std::fill_n(mask, known_.at("mask").image_bytes / sizeof(float), 1.0f);
-        if (!trajectory.mask) continue;
-        std::copy(trajectory.mask->values.begin(), trajectory.mask->values.end(), mask);
-        std::copy(trajectory.clean->values.begin(), trajectory.clean->values.end(),
+        if (trajectory.mask.values.empty()) continue;
+        std::copy(trajectory.mask.values.begin(), trajectory.mask.values.end(), mask);
+        std::copy(trajectory.clean.values.begin(), trajectory.clean.values.end(),
                   of_image<float>(known_.at("clean"), image));
         std::copy_n(trajectory.noise.values.begin(), trajectory.noise.stride(),
                     of_image<float>(known_.at("noise"), image));

@@ -4,7 +4,6 @@
 #include "../base/array.hpp"
 #include "../scheduler/plan.hpp"
 
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,9 +16,10 @@ struct Trajectory {
     Floats guidance;             // (M, G), weights of the groups' predictions in each call
     Floats noise;                // (1 + draws, C, h, w): the initial noise, then the draws in order
     float guidance_rescale = 0;  // calls that take the last group's prediction alone are not rescaled
-    std::optional<Floats> clean;  // (C, h, w), for plans that start from clean latents, and with a mask
-    std::optional<Floats> mask;   // (1, h, w), for ordinary UNets: 1 where they draw; elsewhere `clean` is restored
-    std::optional<Floats> extra;  // (C + 1, h, w), for UNets that inpaint: the mask, the latents of the masked picture
+    // What is missing has no values.
+    Floats clean;  // (C, h, w), for plans that start from clean latents, and with a mask
+    Floats mask;   // (1, h, w), for ordinary UNets: 1 where they draw; elsewhere `clean` is restored
+    Floats extra;  // (C + 1, h, w), for UNets that inpaint: the mask, the latents of the masked picture
     // Inputs of the graph `time` besides timesteps, by name, each (G, width).
     std::vector<std::pair<std::string, Floats>> time_inputs;
 };

@@ -1,6 +1,9 @@
 #include "added_tokens.hpp"
 
+#include "../base/utf8.hpp"
+
 #include <algorithm>
+#include <stdexcept>
 #include <utility>
 
 namespace lrt {
@@ -8,10 +11,12 @@ namespace lrt {
 void AddedTokens::add(std::u32string word, std::uint32_t id) { words_.push_back({std::move(word), id}); }
 
 void AddedTokens::finish() {
-    std::reverse(words_.begin(), words_.end());
-    std::stable_sort(words_.begin(), words_.end(), [](const Word& a, const Word& b) { return a.text < b.text; });
+    std::sort(words_.begin(), words_.end(), [](const Word& a, const Word& b) { return a.text < b.text; });
     const auto same = [](const Word& a, const Word& b) { return a.text == b.text; };
-    words_.erase(std::unique(words_.begin(), words_.end(), same), words_.end());
+    const auto twice = std::adjacent_find(words_.begin(), words_.end(), same);
+    if (twice != words_.end())
+        throw std::runtime_error("added_tokens: two of them are " + shown(encoded(twice->text), 40) +
+                                 " in their normal form and lower case");
 }
 
 std::optional<AddedTokens::Found> AddedTokens::longest_at(std::u32string_view text, std::size_t at) const {

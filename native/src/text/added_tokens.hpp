@@ -17,8 +17,8 @@ class AddedTokens {
         std::uint32_t id;
     };
 
-    // Of equal words, the one that is added last counts.
     void add(std::u32string word, std::uint32_t id);
+    // Throws std::runtime_error for equal words: of these, the library `tokenizers` finds one by chance.
     void finish();
     // The first word from a place on, and of those there the longest.
     std::optional<Found> find(std::u32string_view text, std::size_t from) const;

@@ -24,7 +24,12 @@ struct Part {
     char32_t point;
     std::uint8_t combining_class;
     int inserted;
+    std::size_t place;
 };
+
+void add(std::vector<Part>& parts, char32_t point, std::uint8_t combining_class, int inserted) {
+    parts.push_back({point, combining_class, inserted, parts.size()});
+}
 
 std::uint8_t class_of(char32_t point) {
     if (point < FIRST_MARK) return 0;
@@ -33,9 +38,9 @@ std::uint8_t class_of(char32_t point) {
 }
 
 void decompose_syllable(char32_t index, std::vector<Part>& parts) {
-    parts.push_back({LEADS + index / (VOWEL_COUNT * TAIL_COUNT), 0, 0});
-    parts.push_back({VOWELS + index / TAIL_COUNT % VOWEL_COUNT, 0, 1});
-    if (index % TAIL_COUNT != 0) parts.push_back({TAILS + index % TAIL_COUNT, 0, 1});
+    add(parts, LEADS + index / (VOWEL_COUNT * TAIL_COUNT), 0, 0);
+    add(parts, VOWELS + index / TAIL_COUNT % VOWEL_COUNT, 0, 1);
+    if (index % TAIL_COUNT != 0) add(parts, TAILS + index % TAIL_COUNT, 0, 1);
 }
 
 void decompose(char32_t point, std::vector<Part>& parts) {
@@ -43,21 +48,23 @@ void decompose(char32_t point, std::vector<Part>& parts) {
     const Decomposition* row =
         std::lower_bound(DECOMPOSITIONS.begin(), DECOMPOSITIONS.end(), point,
                          [](const Decomposition& before, char32_t value) { return before.point < value; });
-    if (row == DECOMPOSITIONS.end() || row->point != point) return parts.push_back({point, class_of(point), 0});
+    if (row == DECOMPOSITIONS.end() || row->point != point) return add(parts, point, class_of(point), 0);
     for (std::size_t i = 0; i < row->count; ++i) {
         const char32_t part = DECOMPOSED[row->at + i];
-        parts.push_back({part, class_of(part), i == 0 ? 0 : 1});
+        add(parts, part, class_of(part), i == 0 ? 0 : 1);
     }
 }
 
-// Sorts each run of marks by class.
+// Sorts each run of marks by class; those of one class stay in order.
 void sort_marks(std::vector<Part>& parts) {
     const auto is_mark = [](const Part& part) { return part.combining_class != 0; };
-    const auto before = [](const Part& a, const Part& b) { return a.combining_class < b.combining_class; };
+    const auto before = [](const Part& a, const Part& b) {
+        return std::tie(a.combining_class, a.place) < std::tie(b.combining_class, b.place);
+    };
     for (auto first = parts.begin(); first != parts.end();) {
         first = std::find_if(first, parts.end(), is_mark);
         const auto last = std::find_if_not(first, parts.end(), is_mark);
-        std::stable_sort(first, last, before);
+        std::sort(first, last, before);
         first = last;
     }
 }

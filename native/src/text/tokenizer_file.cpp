@@ -68,6 +68,8 @@ class Reader {
             case Json::parse_event_t::object_start:
             case Json::parse_event_t::array_start:
                 if (open_.size() == DEEPEST) throw std::runtime_error("it is nested too deeply");
+                // Else its end would not be told, since its key is not kept.
+                if (is_in("vocab")) throw std::runtime_error("model.vocab holds lists or objects: expected numbers");
                 open_.emplace_back();
                 return true;
             case Json::parse_event_t::key: return on_key(json.get_ref<const std::string&>());
@@ -80,7 +82,8 @@ class Reader {
     bool on_key(const std::string& key) {
         open_.back().key = key;
         // The vocabulary finds what occurs twice in it by itself.
-        if (!is_in("vocab") && !open_.back().keys.insert(key).second)
+        if (is_in("vocab")) return false;
+        if (!open_.back().keys.insert(key).second)
             throw std::runtime_error("the key " + shown(key, 40) + " occurs twice");
         return true;
     }
@@ -150,15 +153,8 @@ TokenizerFile tokenizer_file_from(std::string_view json) {
     file.vocabulary.finish();
     file.unknown = content.at("model").at("unk_token").get<std::string>();
     file.special_words = knows_special_words(content);
-    const Json& tokens = content.at("added_tokens");
-    for (const Json& token : tokens) file.added.push_back(added_token_from(token));
+    for (const Json& token : content.at("added_tokens")) file.added.push_back(added_token_from(token));
     check_numbers(file.added, file.vocabulary);
-    // The library looks for special ones first, so that of equal ones the others count.
-    std::vector<AddedToken> sorted;
-    for (const bool special : {true, false})
-        for (std::size_t i = 0; i < tokens.size(); ++i)
-            if (tokens[i].at("special").get<bool>() == special) sorted.push_back(file.added[i]);
-    file.added = std::move(sorted);
     return file;
 }
 

@@ -23,7 +23,6 @@ struct TokenizerFile {
     // Pairs of names, those that are merged first come first.
     std::vector<std::pair<std::string, std::string>> merges;
     std::string unknown;  // stands for bytes that are not in the vocabulary
-    // Of two with the same content, the last one is found.
     std::vector<AddedToken> added;
     bool special_words = false;  // see words_of
 };

@@ -1,6 +1,7 @@
 // The room `image`.
 #include "answer.hpp"
 
+#include "../../src/image/huffman.hpp"
 #include "../../src/image/png.hpp"
 
 #include <algorithm>
@@ -13,4 +14,10 @@ PROBE std::size_t probe_png(const std::uint8_t* pixels, std::int64_t height, std
     const std::vector<std::uint8_t> file = lrt::png_file(pixels, height, width, pairs);
     if (file.size() <= size) std::copy(file.begin(), file.end(), out);
     return file.size();
+}
+
+// Bits of each symbol's word.
+PROBE void probe_prefix_lengths(const std::uint32_t* counts, std::size_t count, int longest, std::uint8_t* out) {
+    const lrt::PrefixCode code = lrt::prefix_code({counts, counts + count}, longest);
+    std::copy(code.lengths.begin(), code.lengths.end(), out);
 }
