@@ -68,7 +68,9 @@ def expected(config: Mapping[str, Any], steps: int | None, **options: Any) -> Pl
         return None
 
 
-def found(packs: Packs, name: str, steps: int, strength: float | None = None, *, distilled: bool = False) -> Plan | None:
+def found(
+    packs: Packs, name: str, steps: int, strength: float | None = None, *, distilled: bool = False
+) -> Plan | None:
     try:
         return packs.find(name, steps, strength, distilled=distilled)
     except PackError as error:
@@ -133,7 +135,9 @@ def test_image_to_image_with_distilled_models(tmp_path: Path) -> None:
                     times = _lcm_timesteps(lcm, steps, strength)
                     wanted = Plan.from_config(lcm, None, strength=1.0, timesteps=times)
                 except InputError:
-                    with pytest.raises(PackError, match=rf"num_inference_steps={steps}: expected at most \d+ at") as why:
+                    with pytest.raises(
+                        PackError, match=rf"num_inference_steps={steps}: expected at most \d+ at"
+                    ) as why:
                         packs.find("lcm", steps, strength, distilled=True)
                     assert why.value.status == INPUT
                 assert (got is None) == (wanted is None), (steps, strength)
@@ -186,7 +190,10 @@ def test_earlier_packs_are_asked_first(pack: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "texts"),
     [
-        (("eular", 6), ["there are no plans of 'eular'", "'euler'", "latentrt plans BUNDLE --scheduler eular --steps 6"]),
+        (
+            ("eular", 6),
+            ["there are no plans of 'eular'", "'euler'", "latentrt plans BUNDLE --scheduler eular --steps 6"],
+        ),
         (("euler", 12), ["'euler' with 12 steps", "1, 3, 6, 11, 24", "--scheduler euler --steps 12"]),
         (("", 2**62), ["the checkpoint's own scheduler with", "--scheduler '' --steps 4611686018427387904"]),
         (("it's $HOME", 3), [r"--scheduler 'it'\''s $HOME' --steps 3"]),
@@ -283,8 +290,15 @@ def _of_scheduler(**changes: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        *((_size(name, v), "cannot be used") for name in ("values", "nodes", "plans", "calls", "starts") for v in (0, 3, 2**32 - 2)),
-        *((_size("call_patterns", v), "no integer|other sizes|pattern") for v in (-1, 2**32 - 1, 2**63, 2**64, 1.5, 1e300, "1", None, True)),
+        *(
+            (_size(name, v), "cannot be used")
+            for name in ("values", "nodes", "plans", "calls", "starts")
+            for v in (0, 3, 2**32 - 2)
+        ),
+        *(
+            (_size("call_patterns", v), "no integer|other sizes|pattern")
+            for v in (-1, 2**32 - 1, 2**63, 2**64, 1.5, 1e300, "1", None, True)
+        ),
         (_size("more", 1), "unknown key 'more'"),
         (lambda index: index["tables"].pop("nodes"), "missing 'nodes'"),
         (lambda index: index.update(tables=[]), "not an object"),
@@ -369,7 +383,8 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "strength"), [("dpm++_sde", 5, None), ("euler_a_cfg_pp", 7, None), ("unipc", 9, 0.61), ("pndm", 4, 1)]
+    ("name", "steps", "strength"),
+    [("dpm++_sde", 5, None), ("euler_a_cfg_pp", 7, None), ("unipc", 9, 0.61), ("pndm", 4, 1)],
 )
 def test_documents(name: str, steps: int, strength: float | None) -> None:
     config = resolve(name, V_PREDICTION)
