@@ -31,9 +31,10 @@ struct Extra {
     unsigned base, bits;
 };
 
-constexpr Extra LENGTHS[] = {{3, 0},  {4, 0},  {5, 0},  {6, 0},  {7, 0},  {8, 0},  {9, 0},   {10, 0},  {11, 1},  {13, 1},
-                             {15, 1}, {17, 1}, {19, 2}, {23, 2}, {27, 2}, {31, 2}, {35, 3},  {43, 3},  {51, 3},  {59, 3},
-                             {67, 4}, {83, 4}, {99, 4}, {115, 4}, {131, 5}, {163, 5}, {195, 5}, {227, 5}, {258, 0}};
+constexpr Extra LENGTHS[] = {{3, 0},   {4, 0},   {5, 0},   {6, 0},   {7, 0},   {8, 0},  {9, 0},  {10, 0},
+                             {11, 1},  {13, 1},  {15, 1},  {17, 1},  {19, 2},  {23, 2}, {27, 2}, {31, 2},
+                             {35, 3},  {43, 3},  {51, 3},  {59, 3},  {67, 4},  {83, 4}, {99, 4}, {115, 4},
+                             {131, 5}, {163, 5}, {195, 5}, {227, 5}, {258, 0}};
 constexpr Extra DISTANCES[] = {{1, 0},     {2, 0},     {3, 0},     {4, 0},     {5, 1},     {7, 1},
                                {9, 2},     {13, 2},    {17, 3},    {25, 3},    {33, 4},    {49, 4},
                                {65, 5},    {97, 5},    {129, 6},   {193, 6},   {257, 7},   {385, 7},
@@ -54,7 +55,8 @@ class Bits {
     // At most 16 bits, the lowest first.
     void put(unsigned bits, unsigned count) {
         held_ |= bits << filled_;
-        for (filled_ += count; filled_ >= 8; filled_ -= 8, held_ >>= 8) out_.push_back(static_cast<std::uint8_t>(held_));
+        for (filled_ += count; filled_ >= 8; filled_ -= 8, held_ >>= 8)
+            out_.push_back(static_cast<std::uint8_t>(held_));
     }
     void put(const PrefixCode& code, std::size_t symbol) { put(code.bits[symbol], code.lengths[symbol]); }
     void finish() {

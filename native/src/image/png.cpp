@@ -34,7 +34,8 @@ void append(Buffer& file, std::uint32_t word) {
 }
 
 void append_chunk(Buffer& file, std::string_view type, const std::uint8_t* data, std::size_t size) {
-    if (size > std::numeric_limits<std::int32_t>::max()) throw input_error("a PNG file holds at most 2 GB in one chunk");
+    if (size > std::numeric_limits<std::int32_t>::max())
+        throw input_error("a PNG file holds at most 2 GB in one chunk");
     append(file, static_cast<std::uint32_t>(size));
     const std::size_t begin = file.size();
     file.insert(file.end(), type.begin(), type.end());
