@@ -1,6 +1,6 @@
 """The C++ library beside Python, on one bundle and one engine.
 
-    python -m benchmarks.speed.native [--bundle engines/NAME] [--steps 20] [--pairs 20] [--processes 5] [--out FILE.json]
+    python -m benchmarks.speed.native [--bundle engines/NAME] [--steps 20] [--pairs 20] [--processes 5]
 
 Needs `make native`. Both run ONNX Runtime of this Python environment, which is of one version in both, on the CPU:
 - latency: pictures by one long process each, in turns (target: at most 1.02 of Python's),
