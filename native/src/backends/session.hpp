@@ -47,7 +47,9 @@ class Session {
     friend class Binding;
     void require_tensors() const;
     void require_side(bool inputs, const std::vector<TensorSpec>& specs) const;
-    void require_shapes(const std::vector<std::pair<std::string, const Value*>>& inputs) const;
+    // The sizes of all symbols.
+    Sizes required_shapes(const std::vector<std::pair<std::string, const Value*>>& inputs) const;
+    void require_output(const TensorSpec& spec, const Value& value, const Sizes& sizes) const;
     const std::string& name() const { return spec_->file; }
 
     const Library* library_;

@@ -22,9 +22,8 @@ void put(std::string& bytes, std::size_t at, std::size_t number) {
 // The index ends with the last brace in front of the first byte that is no text.
 void set_right(std::string& pack) {
     const std::string_view content = std::string_view(pack).substr(24);
-    const std::size_t text = std::find_if(content.begin(), content.end(), [](char c) { return c >= 0 && c < 9; }) -
-                             content.begin();
-    const std::size_t index = content.substr(0, text).rfind('}') + 1;
+    const auto text = std::find_if(content.begin(), content.end(), [](char c) { return c >= 0 && c < 9; });
+    const std::size_t index = content.substr(0, static_cast<std::size_t>(text - content.begin())).rfind('}') + 1;
     put(pack, 16, index);
     put(pack, 20, content.size() - index);
     put(pack, 12, crc32(content));
