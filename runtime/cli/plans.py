@@ -107,5 +107,6 @@ def run(arguments: argparse.Namespace) -> int:
                 temporary.write_bytes(content)
         except OSError as error:
             raise InputError(not_written(file, error)) from error
-    print(f"{file}: {writer.plans:,} plans, {len(content) / 2**20:.2f} MiB: {', '.join(filter(None, writer.names))}")
+    shown_names = [name or "the checkpoint's own" for name in writer.names]
+    print(f"{file}: {writer.plans:,} plans, {len(content) / 2**20:.2f} MiB: {', '.join(shown_names)}")
     return 0

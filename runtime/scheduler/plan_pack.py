@@ -9,6 +9,7 @@ import logging
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from latentrt.runtime.errors import SchedulerError
@@ -91,14 +92,13 @@ class PackWriter:
         counts: list[int] = []
         refusals: dict[int, SchedulerError] = {}
         for count in sorted(set(steps)):
-            try:
-                noise = plan_from_noise(options, count)
-            except SchedulerError as error:
-                refusals[count] = error
-            else:
-                begun = list(plans_of_starts(options, count)) if starts else []
-                compiled[count] = [noise, *begun, *(plans_within(options, count) if within else ())]
+            (noise, *begun), refusal = _plans(options, count, starts)
+            every = [noise, *begun, *(plans_within(options, count) if within else ())]
+            if any(plan is not None for plan in every):
+                compiled[count] = every
                 counts.append(len(begun))
+            elif refusal is not None:
+                refusals[count] = refusal
             progress(name)
         _tell_of_refusals(name, refusals, len(compiled))
         for plan in itertools.chain.from_iterable(compiled.values()):
@@ -180,6 +180,20 @@ def add_default_schedulers(
             first = first or error
     if first is not None and not writer.names:
         raise first
+
+
+def _plans(options: Config, count: int, starts: bool) -> tuple[list[Plan | None], SchedulerError | None]:
+    """The plan from noise, those of the starts, and why there is none from noise."""
+    plans: list[Plan | None] = [None]
+    refusal = None
+    try:
+        plans[0] = plan_from_noise(options, count)
+    except SchedulerError as error:
+        refusal = error
+    if starts:
+        with suppress(SchedulerError):  # no strength can be asked for
+            plans += plans_of_starts(options, count)
+    return plans, refusal
 
 
 def _key(options: Mapping[str, Any]) -> str:

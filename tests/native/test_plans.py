@@ -28,6 +28,8 @@ EDM = {
     **{"_class_name": "EDMDPMSolverMultistepScheduler", "prediction_type": "epsilon", "num_train_timesteps": 1000},
     **{"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "solver_order": 2},
 }
+# The plans that begin at its last timestep cannot be computed, the others can.
+NO_SIGNAL = {**V_PREDICTION, "_class_name": "DDIMScheduler", "prediction_type": "epsilon", "clip_sample": False}
 STEPS = (1, 3, 6, 11, 24)
 NAMES = (
     *("", "euler", "euler_a", "ddim", "dpm++_3m", "unipc_karras", "heun", "dpm2_a", "lms", "sa_solver", "deis_beta"),
@@ -68,7 +70,9 @@ def expected(config: Mapping[str, Any], steps: int | None, **options: Any) -> Pl
         return None
 
 
-def found(packs: Packs, name: str, steps: int, strength: float | None = None, *, distilled: bool = False) -> Plan | None:
+def found(
+    packs: Packs, name: str, steps: int, strength: float | None = None, *, distilled: bool = False
+) -> Plan | None:
     try:
         return packs.find(name, steps, strength, distilled=distilled)
     except PackError as error:
@@ -95,12 +99,12 @@ def test_every_plan_is_pythons(pack: Path) -> None:
             assert sum(compare(packs, name, resolve(name or None, SD1), steps) for steps in STEPS) > 40, name
 
 
-@pytest.mark.parametrize("config", [V_PREDICTION, EDM], ids=["v_prediction", "edm"])
+@pytest.mark.parametrize("config", [V_PREDICTION, EDM, NO_SIGNAL], ids=["v_prediction", "edm", "no-signal"])
 def test_other_models(config: dict[str, Any], tmp_path: Path) -> None:
-    names = ("", "euler_karras", "dpm++_2m", "dpm++_2m_sde")
+    names = ("", "euler_karras", "dpm++_2m_sde")
     with Packs(packed(tmp_path, config, names, (1, 5, 14)), predicts=config["prediction_type"]) as packs:
         for name in names:
-            assert sum(compare(packs, name, resolve(name or None, config), steps) for steps in (1, 5, 14)) > 20
+            assert sum(compare(packs, name, resolve(name or None, config), steps) for steps in (1, 5, 14)) > 12
 
 
 @pytest.mark.slow
@@ -133,7 +137,9 @@ def test_image_to_image_with_distilled_models(tmp_path: Path) -> None:
                     times = _lcm_timesteps(lcm, steps, strength)
                     wanted = Plan.from_config(lcm, None, strength=1.0, timesteps=times)
                 except InputError:
-                    with pytest.raises(PackError, match=rf"num_inference_steps={steps}: expected at most \d+ at") as why:
+                    with pytest.raises(
+                        PackError, match=rf"num_inference_steps={steps}: expected at most \d+ at"
+                    ) as why:
                         packs.find("lcm", steps, strength, distilled=True)
                     assert why.value.status == INPUT
                 assert (got is None) == (wanted is None), (steps, strength)
@@ -147,14 +153,14 @@ def test_image_to_image_with_distilled_models(tmp_path: Path) -> None:
 
 def test_names(pack: Path, tmp_path: Path) -> None:
     """A name means what `resolve` takes it for: ours as they stand, those of web UIs in any case."""
-    other = packed(tmp_path, SD1, ("Euler", "lcm"), (2,))
+    other = packed(tmp_path, SD1, ("Euler", "lcm"), (2, 3))
     with Packs(pack, other) as packs:
         assert packs.names[:5] == ["", "pndm", "plms", "PNDMScheduler", "euler"]
         assert {"EulerDiscreteScheduler", "DPM++ 2M Karras", "lcm"} < set(packs.names)
         assert differing(packs.find(" dpm++ 2m KARRAS", 6), packs.find("DPM++ 2M Karras", 6)) == []
         assert differing(packs.find("PLMS", 6), packs.find("", 6)) == []
         for name in ("Euler", "EULER\t", "euler", "LCM"):
-            assert differing(packs.find(name, 2), Plan.from_config(resolve(name, SD1), 2)) == [], name
+            assert differing(packs.find(name, 3), Plan.from_config(resolve(name, SD1), 3)) == [], name
         for name in ("PnDm", "Lms_", "dpm++_2m_karras ", "EULER_A_", "dpm++ 2m\0"):
             with pytest.raises(PackError, match="there are no plans of"):
                 packs.find(name, 6)
@@ -186,7 +192,10 @@ def test_earlier_packs_are_asked_first(pack: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "texts"),
     [
-        (("eular", 6), ["there are no plans of 'eular'", "'euler'", "latentrt plans BUNDLE --scheduler eular --steps 6"]),
+        (
+            ("eular", 6),
+            ["there are no plans of 'eular'", "'euler'", "latentrt plans BUNDLE --scheduler eular --steps 6"],
+        ),
         (("euler", 12), ["'euler' with 12 steps", "1, 3, 6, 11, 24", "--scheduler euler --steps 12"]),
         (("", 2**62), ["the checkpoint's own scheduler with", "--scheduler '' --steps 4611686018427387904"]),
         (("it's $HOME", 3), [r"--scheduler 'it'\''s $HOME' --steps 3"]),
@@ -283,8 +292,15 @@ def _of_scheduler(**changes: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        *((_size(name, v), "cannot be used") for name in ("values", "nodes", "plans", "calls", "starts") for v in (0, 3, 2**32 - 2)),
-        *((_size("call_patterns", v), "no integer|other sizes|pattern") for v in (-1, 2**32 - 1, 2**63, 2**64, 1.5, 1e300, "1", None, True)),
+        *(
+            (_size(name, v), "cannot be used")
+            for name in ("values", "nodes", "plans", "calls", "starts")
+            for v in (0, 3, 2**32 - 2)
+        ),
+        *(
+            (_size("call_patterns", v), "no integer|other sizes|pattern")
+            for v in (-1, 2**32 - 1, 2**63, 2**64, 1.5, 1e300, "1", None, True)
+        ),
         (_size("more", 1), "unknown key 'more'"),
         (lambda index: index["tables"].pop("nodes"), "missing 'nodes'"),
         (lambda index: index.update(tables=[]), "not an object"),
@@ -369,7 +385,8 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "strength"), [("dpm++_sde", 5, None), ("euler_a_cfg_pp", 7, None), ("unipc", 9, 0.61), ("pndm", 4, 1)]
+    ("name", "steps", "strength"),
+    [("dpm++_sde", 5, None), ("euler_a_cfg_pp", 7, None), ("unipc", 9, 0.61), ("pndm", 4, 1)],
 )
 def test_documents(name: str, steps: int, strength: float | None) -> None:
     config = resolve(name, V_PREDICTION)

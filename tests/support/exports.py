@@ -8,7 +8,7 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from unittest import mock
@@ -98,6 +98,9 @@ def _export_here(
             status = parity.main(lambda: input)
         return subprocess.CompletedProcess(command, status, output.getvalue(), errors.getvalue())
 
+    # A few numbers of steps, as most tests need no plans at all. `shapes-fp16` has those that an export writes.
+    defaults = partial(write.add_default_schedulers, steps=range(1, 13))
+    few = defaults if family != "shapes" else write.add_default_schedulers
     checkpoint = result.checkpoint
     if family != "shapes":
         tiny_checkpoint(checkpoint, family, seed=11, tinier=tinier)
@@ -106,5 +109,5 @@ def _export_here(
         empty = {mark: torch.tensor([]) for mark in marks}
         file = checkpoint.with_name(f"{checkpoint.name}.safetensors")
         checkpoint = single_file(checkpoint, file, family, marks=empty)
-    with mock.patch.object(write.subprocess, "run", checked):
+    with mock.patch.object(write.subprocess, "run", checked), mock.patch.object(write, "add_default_schedulers", few):
         sys.exit(main(["export", str(checkpoint), str(result.bundle), *options]))

@@ -55,7 +55,11 @@ def test_manifests_follow_the_schema(exported: Callable[[str], Exported], name: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format="latentrt.bundle/2"), r"'latentrt.bundle/2'.* reads only 'latentrt.bundle/1'"),
+        (
+            lambda m: m.update(format="latentrt.bundle/3"),
+            r"'latentrt.bundle/3'.* reads only 'latentrt.bundle/1' and 'latentrt.bundle/2'",
+        ),
+        (lambda m: m.update(format=["latentrt.bundle/2"]), r"has format \['latentrt.bundle/2'\]"),
         (lambda m: m.pop("format"), r"has format None"),
         (
             lambda m: m["model"].update(famly="sd1"),
