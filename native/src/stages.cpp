@@ -7,6 +7,7 @@
 #include "request/time_inputs.hpp"
 
 #include <algorithm>
+#include <cstring>
 
 namespace lrt {
 
@@ -28,7 +29,9 @@ Floats chosen_layers(const Value& all, const std::vector<std::int64_t>& layers) 
 }
 
 // What some models add to the embedding of the timestep, for one image, each (G, width).
-std::vector<std::pair<std::string, Floats>> time_inputs(const Graph& graph, const float* pooled, const Floats& time_ids,
+// `pooled` is that of all images; it may be nothing.
+std::vector<std::pair<std::string, Floats>> time_inputs(const Graph& graph, const std::optional<Floats>& pooled,
+                                                        std::size_t image, const Floats& time_ids,
                                                         double guidance_scale, std::int64_t groups) {
     std::vector<std::pair<std::string, Floats>> inputs;
     for (const TensorSpec& spec : graph.inputs) {
@@ -36,7 +39,10 @@ std::vector<std::pair<std::string, Floats>> time_inputs(const Graph& graph, cons
         const std::int64_t width = spec.shape[1].factor;
         Floats array(Shape{groups, width});
         if (spec.name == "pooled") {
-            std::copy_n(pooled, array.values.size(), array.values.begin());
+            if (!pooled || pooled->stride() != array.values.size())
+                throw bundle_error("time takes a pooled embedding of " + std::to_string(width) +
+                                   " numbers, and the text encoder returns another: export the checkpoint again");
+            std::copy_n(pooled->row(image), array.values.size(), array.values.begin());
         } else if (spec.name == "time_ids") {  // of [negative, positive]
             std::copy_n(time_ids.row(static_cast<std::size_t>(2 - groups)), array.values.size(), array.values.begin());
         } else {
@@ -82,8 +88,8 @@ std::vector<Trajectory> Pipeline::trajectories(const Request& request, Clock& cl
         trajectory.mask = std::move(start.mask);
         trajectory.extra = std::move(start.extra);
         trajectory.time_inputs =
-            time_inputs(bundle_.graph("time"), conditioning.pooled ? conditioning.pooled->row(image) : nullptr,
-                        request.time_ids, request.guidance_scales[image], sides[1]);
+            time_inputs(bundle_.graph("time"), conditioning.pooled, image, request.time_ids,
+                        request.guidance_scales[image], sides[1]);
     }
     if (request.image) clock.lap("vae_encoder");
     return all;
@@ -111,6 +117,8 @@ EncoderOutputs Pipeline::run_encoder(std::size_t encoder, const Ids& ids, const 
         if (name == "hidden_states") result.hidden_states = chosen_layers(outputs[i], layers);
         if (name == "pooled") result.pooled = outputs[i].copied<float>();
     }
+    if (result.pooled && result.pooled->rows() != ids.rows())
+        throw bundle_error(session.spec().file + " returned another number of pooled embeddings than of texts");
     return result;
 }
 
@@ -131,8 +139,13 @@ std::pair<Floats, Floats> Pipeline::encode_whole(const Floats& pixels) {
     const Session& session = engines_.get("vae_encoder");
     const Value value = Value::over(session.library(), pixels);
     const std::vector<Value> outputs = session.run({{"images", &value}});
-    const bool mean_first = session.spec().outputs[0].name == "mean";
-    return {outputs[mean_first ? 0 : 1].copied<float>(), outputs[mean_first ? 1 : 0].copied<float>()};
+    std::pair<Floats, Floats> moments;
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+        const std::string& name = session.spec().outputs[i].name;
+        if (name == "mean") moments.first = outputs[i].copied<float>();
+        if (name == "logvar") moments.second = outputs[i].copied<float>();
+    }
+    return moments;
 }
 
 // Pictures that are larger than those that the VAE was trained on are split into tiles, where that is asked for.
@@ -153,8 +166,10 @@ std::pair<Floats, Floats> Pipeline::encode(const Floats& pixels, bool tiling) {
 
 Bytes Pipeline::preview(const Floats& latents, latentrt_preview method, bool tiling) {
     const Model& model = manifest().model;
-    if (method < LATENTRT_PREVIEW_AUTO || method > LATENTRT_PREVIEW_VAE)
-        throw input_error("unknown preview method " + std::to_string(method));
+    int number = 0;  // a value that the enum has not must not be read as one
+    std::memcpy(&number, &method, sizeof number);
+    if (number < LATENTRT_PREVIEW_AUTO || number > LATENTRT_PREVIEW_VAE)
+        throw input_error("unknown preview method " + std::to_string(number));
     if (method == LATENTRT_PREVIEW_VAE || (method == LATENTRT_PREVIEW_AUTO && model.latent_rgb.empty()))
         return decode(latents, tiling).images;
     if (model.latent_rgb.empty())

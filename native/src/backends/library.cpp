@@ -1,6 +1,7 @@
 #include "library.hpp"
 
 #include "../base/error.hpp"
+#include "../base/utf8.hpp"
 
 #include <dlfcn.h>
 
@@ -77,7 +78,7 @@ void Library::check(OrtStatus* status, const std::string& what) const {
     const std::string text = api_->GetErrorMessage(status);
     for (const char* sign : {"bad_alloc", "Failed to allocate", "failed to allocate", "out of memory"})
         if (text.find(sign) != std::string::npos) throw std::bad_alloc();
-    throw backend_error(what + ": " + text.substr(0, 500));
+    throw backend_error(what + ": " + std::string(first_points(text, 500)));
 }
 
 }  // namespace lrt
