@@ -121,6 +121,7 @@ Manifest manifest_from_json(const Json& json) {
     manifest.checkpoint_sha256 = json.at("checkpoint").at("sha256");
     manifest.precision = json.at("recipe").at("precision");
     manifest.vae_precision = json.at("recipe").at("vae_precision");
+    manifest.opset = json.at("recipe").at("opset");
     manifest.model = model_from(json.at("model"));
     manifest.defaults = defaults_from(json.at("defaults"));
     manifest.scheduler = json.at("scheduler");
