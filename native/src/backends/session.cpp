@@ -106,7 +106,7 @@ bool Session::is_as_said(const Found& found, const TensorSpec& spec, bool is_inp
     return true;
 }
 
-void Session::require_shapes(const std::vector<std::pair<std::string, const Value*>>& inputs) const {
+Sizes Session::required_shapes(const std::vector<std::pair<std::string, const Value*>>& inputs) const {
     Sizes sizes;
     for (const TensorSpec& spec : spec_->inputs) {
         const auto given = std::find_if(inputs.begin(), inputs.end(), [&](const auto& i) { return i.first == spec.name; });
@@ -123,10 +123,20 @@ void Session::require_shapes(const std::vector<std::pair<std::string, const Valu
             throw backend_error(spec.name + " of " + name() + " has the shape " + text_of(shape) +
                                 ", which does not fit the graph");
     }
+    return sizes;
+}
+
+// A graph may say nothing of the sizes of its outputs until it runs.
+void Session::require_output(const TensorSpec& spec, const Value& value, const Sizes& sizes) const {
+    if (value.get() == nullptr) throw backend_error(name() + " returned nothing as " + spec.name);
+    const Shape shape = value.shape();
+    if (shape != shape_at(spec, sizes) || value.type() != element_type(spec.dtype))
+        throw bundle_error(spec.name + " of " + name() + " has the shape " + text_of(shape) +
+                           ", or a type, that bundle.json does not say: export the checkpoint again");
 }
 
 std::vector<Value> Session::run(const std::vector<std::pair<std::string, const Value*>>& inputs) const {
-    require_shapes(inputs);
+    const Sizes sizes = required_shapes(inputs);
     std::vector<const char*> names, outputs;
     std::vector<const OrtValue*> values;
     for (const auto& [input, value] : inputs) {
@@ -141,6 +151,7 @@ std::vector<Value> Session::run(const std::vector<std::pair<std::string, const V
     std::vector<Value> owned;
     for (OrtValue* result : results) owned.emplace_back(*library_, result);
     library_->check(status, name() + " failed");
+    for (std::size_t i = 0; i < owned.size(); ++i) require_output(spec_->outputs[i], owned[i], sizes);
     return owned;
 }
 

@@ -54,7 +54,9 @@ class Session {
     void require_side(bool inputs, const std::vector<TensorSpec>& specs) const;
     Found found_at(bool inputs, std::size_t index) const;
     static bool is_as_said(const Found& found, const TensorSpec& spec, bool is_input);
-    void require_shapes(const std::vector<std::pair<std::string, const Value*>>& inputs) const;
+    // The sizes of all symbols.
+    Sizes required_shapes(const std::vector<std::pair<std::string, const Value*>>& inputs) const;
+    void require_output(const TensorSpec& spec, const Value& value, const Sizes& sizes) const;
     const std::string& name() const { return spec_->file; }
 
     const Library* library_;

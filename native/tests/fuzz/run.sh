@@ -1,22 +1,34 @@
-#!/bin/sh
-# Builds the fuzz targets with libFuzzer and the sanitizers, and runs each of them. What is found stays in the folder.
-#   native/tests/fuzz/run.sh FOLDER [SECONDS] [HEADERS]
-set -eu
-folder=$1 seconds=${2:-60} native=$(cd "$(dirname "$0")/../.." && pwd)
-headers=${3:-$native/../out/native/include}
-flags="-std=c++17 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -I$native/include -isystem $headers"
-mkdir -p "$folder"
-# Built anew each time: objects of different headers must not meet.
-rm -f "$folder"/*.o
-for source in "$native"/src/base/utf8.cpp "$native"/src/base/python_tables.cpp "$native"/src/text/*.cpp; do
-    case $source in */conditioning.cpp) continue ;; esac
-    # shellcheck disable=SC2086
-    clang++-19 $flags -fsanitize=fuzzer-no-link -c "$source" -o "$folder/$(basename "$source").o"
-done
-for target in tokenizer_json vocabulary prompt; do
-    # shellcheck disable=SC2086
-    clang++-19 $flags -fsanitize=fuzzer "$native/tests/fuzz/$target.cpp" "$folder"/*.o -o "$folder/$target"
-    mkdir -p "$folder/$target.corpus"
-    "$folder/$target" -max_total_time="$seconds" -max_len=3000 -timeout=10 -artifact_prefix="$folder/$target." \
-        "$folder/$target.corpus" "$native/tests/fuzz/corpus/$target"
+#!/usr/bin/env bash
+# Builds the fuzz targets with Clang and its sanitizers, and runs each for some seconds on what corpus/ has.
+#
+#     native/tests/fuzz/run.sh [SECONDS] [TARGET…]
+#
+# New inputs are kept in out/fuzz/corpus, and inputs that fail in out/fuzz/failed: when the fault is mended, put them into
+# corpus/, and into a test. The headers are those of `make native`, or of the folder HEADERS.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$here/../../..
+build=$root/out/fuzz
+seconds=${1:-60}
+shift || true
+
+headers=${HEADERS:-$root/out/native/include}
+[ -e "$headers/nlohmann/json.hpp" ] || "$root/native/fetch_headers.sh" "$headers"
+cmake --log-level=WARNING -S "$root/native" -B "$build" -DHEADERS="$headers" -DCMAKE_BUILD_TYPE=None \
+    -DCMAKE_C_COMPILER="${CC:-clang-19}" -DCMAKE_CXX_COMPILER="${CXX:-clang++-19}" -DCMAKE_CXX_FLAGS="-O1 -g1" \
+    -DLATENTRT_FUZZ=ON -DLATENTRT_SANITIZE=address,undefined
+if [ $# -eq 0 ]; then
+    set -- $(cd "$here" && ls ./*.cpp | sed 's/.*\///; s/\.cpp$//' | grep -v '^replay$')
+fi
+cmake --build "$build" --parallel 2 --target "${@/#/fuzz_}"
+
+mkdir -p "$build/failed"
+export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+for target in "$@"; do
+    echo "== $target, $seconds seconds"
+    mkdir -p "$build/corpus/$target" "$here/corpus/$target"
+    dictionary=$here/data/$target.dict
+    "$build/tests/fuzz/fuzz_$target" "$build/corpus/$target" "$here/corpus/$target" -max_total_time="$seconds" \
+        -timeout=20 -rss_limit_mb=2048 -max_len=16384 -print_final_stats=1 -verbosity=1 \
+        -artifact_prefix="$build/failed/$target-" $([ -e "$dictionary" ] && echo "-dict=$dictionary")
 done
