@@ -15,7 +15,8 @@ inline std::string tokenizer_json(const std::string& vocab, const std::string& m
            R"('s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^\\s\\p{L}\\p{N}]+"},"behavior":"Removed","invert":true},)"
            R"({"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true}]},)"
            R"("post_processor":null,"decoder":null,"model":{"type":"BPE","dropout":null,"unk_token":"<|endoftext|>",)"
-           R"("continuing_subword_prefix":"","end_of_word_suffix":"</w>","fuse_unk":false,"byte_fallback":false,"ignore_merges":false,"vocab":)" +
+           R"("continuing_subword_prefix":"","end_of_word_suffix":"</w>","fuse_unk":false,)"
+           R"("byte_fallback":false,"ignore_merges":false,"vocab":)" +
            vocab + R"(,"merges":)" + merges + "}}";
 }
 
