@@ -122,7 +122,8 @@ Ids ids_of(const Tokenizer& tokenizer, const Golden& golden, const Shape& shape)
 // Of the first channels, which the goldens hold.
 double embedding_error(const Floats& states, const Floats& known) {
     const auto width = static_cast<std::size_t>(states.shape.back()), kept = static_cast<std::size_t>(known.shape[2]);
-    if (kept > width) throw bundle_error("the golden embedding has more channels than the text encoder");
+    if (kept < 1 || kept > width) throw bundle_error("the golden embedding has " + std::to_string(kept) +
+                                                      " channels, and that of the text encoder " + std::to_string(width));
     RelativeError error;
     for (std::size_t token = 0; token < known.values.size() / kept; ++token)
         error.add(&states.values[token * width], &known.values[token * kept], kept);

@@ -145,7 +145,7 @@ def _form(option: Option, kind: str) -> str:
     if kind == "number" and [write(value) for value in (0.1, 7.0, 1e-7)] == ["0.1", "7", "1e-07"]:
         return "general"
     forms = {("0", "3"): "plain", (None, "3"): "unless_zero", (None, "4"): "one_more_unless_zero"}
-    return forms[write(0), write(3)]
+    return forms[write(0), str(write(3))]
 
 
 def _samplers() -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ _HIGH = 2**31
 _RANGES: dict[str, tuple[float, float]] = {
     "model.latent_channels": (1, 128),
     "model.vae_scale_factor": (1, 64),
-    "model.vae_tile": (1, 16384),
+    "model.vae_tile": (4, 16384),
     "model.scaling_factor": (1e-6, 1e6),
     "model.registers": (1, 64),
     "defaults.height": (1, 16384),
@@ -129,11 +129,11 @@ def _graphs(manifest: Manifest) -> Iterator[str]:
         has = {spec.name for spec in graph.inputs}, {spec.name for spec in graph.outputs}
         if missing := [*sorted(inputs - has[0]), *sorted(outputs - has[1])]:
             yield f"graphs.{name} has no tensor {', '.join(missing)}"
-        if len(graph.inputs) + len(graph.outputs) > len(has[0]) + len(has[1]):
-            yield f"graphs.{name} has a tensor twice"
         yield from _known_shapes(manifest, name, graph)
     yield from _handed_on(manifest)
     for name, graph in manifest.graphs.items():
+        if any(len({spec.name for spec in specs}) < len(specs) for specs in (graph.inputs, graph.outputs)):
+            yield f"graphs.{name[:40]} has a tensor twice"
         for spec in (*graph.inputs, *graph.outputs):
             yield from _tensor(f"graphs.{name[:40]}", spec)
         yield from _input_symbols(name, graph)
@@ -192,6 +192,8 @@ def _handed_on(manifest: Manifest) -> Iterator[str]:
             yield f"graphs.denoise: the input {spec.name[:40]} has {spec.shape[0]!s:.40} rows: expected B*G"
     if missing := sorted(given.keys() - {spec.name for spec in graphs["denoise"].inputs}):
         yield f"graphs.denoise has no input {missing[0][:40]}"
+    if taken := sorted(given.keys() & own):
+        yield f"graphs.denoise: another graph gives its input {taken[0]}"
     pooled = any(encoder.pooled for encoder in manifest.model.text_encoders)
     optional = {"time_ids", "guidance_embedding", *({"pooled"} if pooled else ())}
     if unknown := sorted({spec.name for spec in graphs["time"].inputs} - {"timesteps", *optional}):
@@ -209,6 +211,8 @@ def _tensor(where: str, spec: TensorSpec) -> Iterator[str]:
             yield f"{where}: {spec.name[:40]} has the size {size}"
         if isinstance(size, str) and not (len(size) < 40 and _DIMENSION.fullmatch(size)):
             yield f"{where}: {spec.name[:40]} has the size {size[:40]!r}: expected a product of numbers and {_SYMBOLS}"
+        elif isinstance(size, str) and math.prod(int(part) for part in size.split("*") if part.isdigit()) >= _HIGH:
+            yield f"{where}: {spec.name[:40]} has the size {size[:40]!r}"
     if not spec.shape:
         yield f"{where}: {spec.name[:40]} has no sizes"
 
@@ -225,6 +229,8 @@ def _input_symbols(name: str, graph: Graph) -> Iterator[str]:
 def _encoders(manifest: Manifest) -> Iterator[str]:
     if not 1 <= len(manifest.model.text_encoders) <= 8:
         yield f"model.text_encoders has {len(manifest.model.text_encoders)} entries: expected 1 or 2"
+    if len({encoder.max_length for encoder in manifest.model.text_encoders}) > 1:
+        yield "model.text_encoders have different max_length"
     for i, encoder in enumerate(manifest.model.text_encoders):
         where, graph = f"model.text_encoders[{i}]", manifest.graphs.get(encoder.graph)
         if graph is None:
@@ -274,5 +280,5 @@ def engine_faults(where: str, profile: Any, capabilities: Any) -> Iterator[str]:
         if len(span) != 3 or not 0 < span[0] <= span[1] <= span[2] < _HIGH:
             yield f"{where}.profile.{symbol[:40]} is {str(span)[:80]}: expected 3 rising numbers above 0"
     for capability in capabilities:
-        if not re.fullmatch(r"\d{1,3}\.\d{1,2}\+?", capability):
+        if not re.fullmatch(r"[0-9]{1,3}\.[0-9]{1,2}\+?", capability):
             yield f"{where} has the compute capability {capability[:40]!r}: expected a form such as 8.9 or 8.0+"

@@ -28,11 +28,9 @@ def encoded(images: Float32) -> tuple[Float32, Float32]:
 
 
 def floats(pointer: int, shape: tuple[int, ...]) -> Float32:
-    values = (ctypes.c_float * int(np.prod(shape))).from_address(pointer)
-    return np.frombuffer(values, np.float32).reshape(shape)
+    return np.ctypeslib.as_array((ctypes.c_float * int(np.prod(shape))).from_address(pointer)).reshape(shape)
 
 
-@Encode
 def encode(images: int, sides: Any, mean: int, logvar: int) -> None:
     shape = (sides[0], *SHAPE)
     moments = encoded(floats(images, tuple(sides[:4])))
@@ -70,7 +68,7 @@ def ours(
             pixels(images), size(len(images)), pixels(masks), size(len(masks)), address(latents),
             size(0 if latents is None else latents.size), size(1), size(1), size(0), address(sides), integer(FACTOR),
             number(SCALING), int(inpaints), int(starts_clean), address(flags), size(len(draws)), ctypes.c_uint64(seed),
-            RNGS.index(rng), address(other), address(noise), encode, address(sizes), address(out), text,
+            RNGS.index(rng), address(other), address(noise), Encode(encode), address(sizes), address(out), text,
         )
     )  # fmt: skip
     assert not error

@@ -138,7 +138,7 @@ def with_plan(mine: Recorded, plan: Plan) -> list[NDArray[Any]]:
 
 def written(mine: Recorded) -> dict[str, str]:
     text = text_of("probe_png_texts", ctypes.byref(mine))
-    return dict(part.split("=", 1) for part in text.split("\0") if part)  # type: ignore[misc]
+    return dict(part.split("=", 1) for part in text.split("\0") if part)
 
 
 def compare(pipeline: Pipeline, prompt: Any, options: dict[str, Any]) -> list[dict[str, str]]:
@@ -177,9 +177,10 @@ PROMPTS = {
     "brackets": "(a red star:1.3), [blue], \\(real\\) BREAK a background",
 }
 SCHEDULERS = (
-    "euler", "euler_a", "euler_karras", "euler_sgm_uniform", "ddim", "ddim:timestep_spacing=trailing",
-    "dpm++_2m_karras", "dpm++_2m_sde_exponential", "unipc", "lcm", "heun", "EulerDiscreteScheduler", "DPM++ 2M Karras", "dpmpp_2m",
-    "plms", "euler_cfg_pp", "ddim_cfg_pp", "euler_beta_timesteps", "res_multistep", "tcd", "deis:solver_order=3",
+    "euler", "euler_a", "euler_karras", "euler_sgm_uniform", "euler_beta_timesteps", "ddim",
+    "ddim:timestep_spacing=trailing", "dpm++_2m_karras", "dpm++_2m_sde_exponential", "unipc", "lcm", "heun", "tcd",
+    "EulerDiscreteScheduler", "DPM++ 2M Karras", "dpmpp_2m", "plms", "euler_cfg_pp", "ddim_cfg_pp", "res_multistep",
+    "deis:solver_order=3",
 )  # fmt: skip
 CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     **{f"prompt {name}": (text, {"seed": 3}) for name, text in PROMPTS.items()},

@@ -1,7 +1,10 @@
 """Pictures by C++ and by Python from the same bundles, on the same engine: the same latents, pictures and texts."""
 
+import ctypes
+import functools
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,11 +15,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from support.exports import SHAPES, Exported
-from support.native import INPUT, SCHEDULER, UNEQUAL, Drawn, NativeError, NativePipeline
+from support.native import INPUT, SCHEDULER, UNEQUAL, Drawn, NativeError, NativePipeline, Text, check, library
 
 from latentrt.runtime import Pipeline
 from latentrt.runtime.goldens import psnr, relative_error
 from latentrt.runtime.pipeline import Result
+from latentrt.runtime.scheduler import Plan, resolve
+from latentrt.runtime.scheduler.document import plan_document
 
 PROMPT = "a large yellow heart on a green background"
 
@@ -51,17 +56,20 @@ def assert_equal(drawn: Drawn, expected: Result, texts: list[dict[str, str]]) ->
     assert drawn.texts == texts
 
 
+@functools.lru_cache(maxsize=1)
+def both(bundle: Path) -> tuple[Pipeline, NativePipeline]:
+    """The pipelines of one bundle, kept for the next test."""
+    return Pipeline.load(bundle, backend="onnxruntime", device="cpu"), NativePipeline(bundle)
+
+
 def compare(bundle: Path, prompt: Any = PROMPT, **options: Any) -> Drawn:
     """Draw by both, and compare."""
-    with Pipeline.load(bundle, backend="onnxruntime", device="cpu") as pipe:
-        given = dict(options)
-        if "image_latents" in given:
-            given["image"] = given.pop("image_latents")
-        expected = pipe(prompt, **given)
-        texts = pipe.png_texts(prompt, **given)
-    with NativePipeline(bundle) as native:
-        drawn = native.draw(prompt, **options)
-    assert_equal(drawn, expected, texts)
+    pipe, native = both(bundle)
+    given = dict(options)
+    if "image_latents" in given:
+        given["image"] = given.pop("image_latents")
+    drawn = native.draw(prompt, **options)
+    assert_equal(drawn, pipe(prompt, **given), pipe.png_texts(prompt, **given))
     return drawn
 
 
@@ -162,20 +170,16 @@ def test_families(name: str, options: dict[str, Any], exported: Callable[[str], 
 def test_scales_of_one_batch() -> None:
     """Each image as if it were drawn alone, also where one of them is not guided."""
     scales = [1.0, 3.0, 7.5]
-    with NativePipeline(SHAPES.bundle) as native:
-        options: dict[str, Any] = {"num_inference_steps": 5, "height": 64, "width": 64}
-        together = native.draw(PROMPT, seed=70, num_images_per_prompt=3, guidance_scale=scales, **options)
-        for i, scale in enumerate(scales):
-            alone = native.draw(PROMPT, seed=70 + i, guidance_scale=scale, **options)
-            assert relative_error(together.latents[i], alone.latents[0]) <= 1e-4
-            assert together.texts[i] == alone.texts[0]
+    _, native = both(SHAPES.bundle)
+    options: dict[str, Any] = {"num_inference_steps": 5, "height": 64, "width": 64}
+    together = native.draw(PROMPT, seed=70, num_images_per_prompt=3, guidance_scale=scales, **options)
+    for i, scale in enumerate(scales):
+        alone = native.draw(PROMPT, seed=70 + i, guidance_scale=scale, **options)
+        assert relative_error(together.latents[i], alone.latents[0]) <= 1e-4
+        assert together.texts[i] == alone.texts[0]
 
 
 def test_steps_and_previews() -> None:
-    import ctypes
-
-    from support.native import library
-
     seen: list[tuple[int, int]] = []
     previews: list[NDArray[np.uint8]] = []
 
@@ -194,15 +198,11 @@ def test_steps_and_previews() -> None:
         return True
 
     options: dict[str, Any] = {"num_inference_steps": 4, "seed": 2, "height": 64, "width": 72}
-    with NativePipeline(SHAPES.bundle) as native:
-        native.draw(PROMPT, on_step=on_step, **options)
-    with Pipeline.load(SHAPES.bundle, backend="onnxruntime", device="cpu") as pipe:
-        expected = [
-            image
-            for step in pipe.stream(PROMPT, **options)
-            for method in ("rgb", "vae")
-            for image in step.preview(method)
-        ]
+    pipe, native = both(SHAPES.bundle)
+    native.draw(PROMPT, on_step=on_step, **options)
+    expected = [
+        image for step in pipe.stream(PROMPT, **options) for method in ("rgb", "vae") for image in step.preview(method)
+    ]
     assert seen == [(i, 4) for i in range(4)]
     for got, wanted in zip(previews, expected, strict=True):
         assert psnr(got, np.asarray(wanted)) >= 50
@@ -210,27 +210,19 @@ def test_steps_and_previews() -> None:
 
 def test_a_plan_of_the_caller() -> None:
     """Any scheduler of Python, as a document: here one with custom sigmas."""
-    import ctypes
-
-    from support.native import check, library
-
-    from latentrt.runtime.scheduler import Plan, resolve
-    from latentrt.runtime.scheduler.document import plan_document
-
-    with Pipeline.load(SHAPES.bundle, backend="onnxruntime", device="cpu") as pipe:
-        config = resolve("euler", pipe.bundle.read_json(pipe.bundle.manifest.scheduler))
-        plan = Plan.from_config(config, sigmas=[9.0, 3.0, 1.0, 0.25, 0.0])
-        expected = pipe(PROMPT, scheduler=plan, seed=6, height=64, width=64)
-        texts = pipe.png_texts(PROMPT, scheduler=plan, seed=6, height=64, width=64)
+    pipe, native = both(SHAPES.bundle)
+    config = resolve("euler", pipe.bundle.read_json(pipe.bundle.manifest.scheduler))
+    plan = Plan.from_config(config, sigmas=[9.0, 3.0, 1.0, 0.25, 0.0])
+    expected = pipe(PROMPT, scheduler=plan, seed=6, height=64, width=64)
+    texts = pipe.png_texts(PROMPT, scheduler=plan, seed=6, height=64, width=64)
     document = json.dumps(plan_document(plan, config, None)).encode()
     handle, error = ctypes.c_void_p(), ctypes.c_void_p()
     check(library().latentrt_plan_from_memory(document, ctypes.c_size_t(len(document)), ctypes.byref(handle),
                                               ctypes.byref(error)), error)  # fmt: skip
-    with NativePipeline(SHAPES.bundle) as native:
-        drawn = native.draw(PROMPT, plan=handle, seed=6, height=64, width=64)
-        with pytest.raises(NativeError, match="a compiled plan has its steps") as refused:
-            native.draw(PROMPT, plan=handle, num_inference_steps=4)
-        assert refused.value.status == INPUT
+    drawn = native.draw(PROMPT, plan=handle, seed=6, height=64, width=64)
+    with pytest.raises(NativeError, match="a compiled plan has its steps") as refused:
+        native.draw(PROMPT, plan=handle, num_inference_steps=4)
+    assert refused.value.status == INPUT
     library().latentrt_plan_free(handle)
     assert_equal(drawn, expected, texts)
 
@@ -243,15 +235,6 @@ def test_goldens(name: str, request: pytest.FixtureRequest) -> None:
     assert found.ids_equal == 1
     assert found.latents_error <= found.latents_tolerance
     assert found.psnr >= found.psnr_floor
-
-
-def planted(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """The embedded bundle with another manifest."""
-    shutil.copytree(SHAPES.bundle, folder)
-    manifest = json.loads((folder / "bundle.json").read_text())
-    change(manifest)
-    (folder / "bundle.json").write_text(json.dumps(manifest))
-    return folder
 
 
 @pytest.mark.parametrize("fault", ["wrong row", "wrong plan", "tokens off by one"])
@@ -295,28 +278,20 @@ REFUSED: Mapping[str, tuple[dict[str, Any], int, str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def native() -> Any:
-    with NativePipeline(SHAPES.bundle) as pipeline:
-        yield pipeline
-
-
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused(name: str, native: NativePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what was given and what is allowed; the pipeline draws on."""
+    _, native = both(SHAPES.bundle)
     options, status, text = REFUSED[name]
     given = {"num_inference_steps": 2, "height": 64, "width": 64, **options}
     prompt = given.pop("prompt", PROMPT)
     if name == "text":
         monkeypatch.setattr("support.native._text", _raw_text)
-    with pytest.raises(NativeError, match="") as refused:
+    with pytest.raises(NativeError, match=re.escape(text)) as refused:
         native.draw(prompt, **given)
     assert refused.value.status == status
-    assert text in str(refused.value)
 
 
 def _raw_text(given: str) -> Any:
-    from support.native import _Text
-
     data = given.encode("utf-8", "surrogateescape")
-    return _Text(data, len(data))
+    return Text(data, len(data))

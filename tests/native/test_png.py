@@ -30,7 +30,7 @@ def png(image: Bytes, texts: Mapping[str, str] = {}) -> bytes:
     out = np.zeros(2 * image.size + 100_000, np.uint8)
     write = probe().probe_png
     write.restype = ctypes.c_size_t
-    length = write(
+    length: int = write(
         address(image), integer(height), integer(width), listed, size(len(words)), address(out), size(out.size)
     )
     assert length <= out.size
@@ -64,7 +64,8 @@ def natural(height: int, width: int, seed: int = 0) -> Bytes:
     planes = [np.fft.ifft2(np.fft.fft2(rng.standard_normal((height, width))) / frequency**1.3).real for _ in range(3)]
     image = np.stack([planes[0], planes[0] + planes[1] / 3, planes[0] + planes[2] / 3], -1)
     image = (image - image.min()) / np.ptp(image) * 255 + rng.normal(0, 1, image.shape)
-    return np.clip(image, 0, 255).astype(np.uint8)
+    pixels: Bytes = np.clip(image, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def images() -> dict[str, Bytes]:

@@ -187,9 +187,9 @@ def doubles(count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 def test_numbers_are_written_as_python_writes_them() -> None:
     values = doubles(100_000)
-    for kind, write in enumerate((repr, lambda value: f"{value:g}")):
+    for kind in range(2):
         lines = text_of("probe_numbers", kind, address(values), size(values.size), room=1 << 23).splitlines()
-        wanted = [write(value) for value in values.tolist()]
+        wanted = [f"{value:g}" if kind else repr(value) for value in values.tolist()]
         wrong = [(ours, theirs) for ours, theirs in zip(lines, wanted, strict=True) if ours != theirs]
         assert not wrong
 

@@ -67,7 +67,7 @@ def test_resizes_as_pillow_at_any_size(seed: int) -> None:
     rng = np.random.default_rng(seed)
     old, new = rng.integers(1, 400, 2), rng.integers(1, 400, 2)
     for channels in MODES:
-        given = picture(*map(int, old), channels, seed=seed)
+        given = picture(int(old[0]), int(old[1]), channels, seed=seed)
         theirs = array(pil(given).resize((int(new[1]), int(new[0])), Image.Resampling.LANCZOS))
         np.testing.assert_array_equal(converted(RESIZED, given, (int(new[0]), int(new[1]), channels)), theirs)
 

@@ -97,7 +97,7 @@ def test_every_letter_and_sign(case: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["between letters", "twice"])
 def test_every_code_point(case: str) -> None:
     assert not clip().different(joined([CASES[case](c) for c in POINTS], 2000))
 
@@ -107,17 +107,18 @@ def test_every_code_point_as_a_text_of_its_own() -> None:
     assert not clip().different(POINTS)
 
 
-def test_every_canonical_composition() -> None:
-    nfd, nfc = normalizers.NFD(), normalizers.NFC()
+@pytest.mark.parametrize("each", [8, pytest.param(None, marks=pytest.mark.slow)])
+def test_every_canonical_composition(each: int | None) -> None:
+    """All of them, and pairs of what may come first with what may come last: all, or some with each first."""
+    nfc = normalizers.NFC()
     split = {c: unicodedata.normalize("NFD", c) for c in POINTS}
     parts = [text for c, text in split.items() if text != c and not "가" <= c <= "힣"]
     singles = [*parts, *map(nfc.normalize_str, parts), *(c for c, text in split.items() if text != c)]
     assert not clip().different(joined(singles, 500))
-    assert nfd.normalize_str("é") == "e\u0301"
-    # All pairs of what may come first with what may come last.
     firsts = sorted({nfc.normalize_str(text[:-1]) for text in parts} | {text[0] for text in parts})
     lasts = sorted({text[-1] for text in parts} | {"\u1161", "\u11a7", "\u11a8", "\u11c2", "\u11c3"})
-    pairs = [first + last for first in firsts for last in lasts]
+    rng = random.Random(11)
+    pairs = [first + last for first in firsts for last in rng.sample(lasts, each or len(lasts))]
     assert not clip().different(joined(pairs, 500))
 
 
@@ -350,8 +351,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "ignore_merges": (lambda: small(ignore_merges=True), "model.ignore_merges is true"),
     "more of a model": (lambda: small(more=None), "model.'more'"),
     "vocab as a list": (lambda: small(vocab=["a"]), "the id of ''"),
-    "vocab with lists": (lambda: small(vocab={"a": [1]}), "model.vocab holds lists"),
-    "vocab with objects": (lambda: small(vocab={"a": {"b": 1}}), "model.vocab holds lists"),
+    "vocab with lists": (lambda: small(vocab={"a": [1]}), "the id of 'a' is"),
+    "vocab with objects": (lambda: small(vocab={"a": {"b": 1}}), "the id of 'a' is"),
     "vocab with texts": (lambda: small(vocab={"a": "1"}), "the id of 'a' is \"1\""),
     "negative id": (lambda: small(vocab={"a": -1}), "the id of 'a' is -1"),
     "fraction": (lambda: small(vocab={"a": 1.0}), "the id of 'a' is 1.0"),

@@ -46,7 +46,6 @@ def encoded(images: Float32, factor: int) -> tuple[Float32, Float32]:
 def test_decodes_as_python(height: int, width: int, tile: int, factor: int) -> None:
     latents = np.random.default_rng(height).standard_normal((2, CHANNELS, height, width), np.float32)
 
-    @Decode
     def one(values: int, sides: Any, images: int, bad: int) -> None:
         shape = tuple(sides[:4])
         result, count = decoded(array(values, shape, np.float32), factor)
@@ -56,7 +55,7 @@ def test_decodes_as_python(height: int, width: int, tile: int, factor: int) -> N
     images = np.zeros((2, height * factor, width * factor, 3), np.uint8)
     bad, shape = np.zeros(2, np.int32), np.array(latents.shape, np.int64)
     probe().probe_tiled_decode(
-        address(latents), address(shape), integer(tile), integer(factor), one, address(images), address(bad)
+        address(latents), address(shape), integer(tile), integer(factor), Decode(one), address(images), address(bad)
     )
     reference, counts = tiled_decode(lambda part: decoded(part, factor), latents, tile=tile, factor=factor)
     np.testing.assert_array_equal(images, reference)
@@ -68,7 +67,6 @@ def test_encodes_as_python(height: int, width: int) -> None:
     tile, factor = 16, 8
     images = np.random.default_rng(5).random((2, height * factor, width * factor, 3), np.float32) * 2 - 1
 
-    @Encode
     def one(values: int, sides: Any, mean: int, logvar: int) -> None:
         moments = encoded(array(values, tuple(sides[:4]), np.float32), factor)
         for pointer, result in zip((mean, logvar), moments, strict=True):
@@ -77,7 +75,7 @@ def test_encodes_as_python(height: int, width: int) -> None:
     mean, logvar = (np.zeros((2, CHANNELS, height, width), np.float32) for _ in range(2))
     shape = np.array(images.shape, np.int64)
     probe().probe_tiled_encode(
-        address(images), address(shape), integer(CHANNELS), integer(tile), integer(factor), one, address(mean),
+        address(images), address(shape), integer(CHANNELS), integer(tile), integer(factor), Encode(one), address(mean),
         address(logvar),
     )  # fmt: skip
     reference = tiled_encode(lambda part: encoded(part, factor), images, tile=tile, factor=factor)

@@ -47,7 +47,9 @@ def onnxruntime_library() -> Path:
     return library
 
 
-class _Text(Structure):
+class Text(Structure):
+    """latentrt_text."""
+
     _fields_ = (("data", c_char_p), ("length", c_size_t))
 
 
@@ -70,9 +72,9 @@ class OpenOptions(Structure):
     """latentrt_open_options."""
 
     _fields_ = (
-        *(("struct_size", c_size_t), ("onnxruntime", _Text), ("provider", _Text), ("device", c_int32)),
-        *(("threads", c_int32), ("provider_keys", POINTER(_Text)), ("provider_values", POINTER(_Text))),
-        *(("provider_options_count", c_size_t), ("plans", POINTER(_Text)), ("plans_count", c_size_t), ("log", LOG)),
+        *(("struct_size", c_size_t), ("onnxruntime", Text), ("provider", Text), ("device", c_int32)),
+        *(("threads", c_int32), ("provider_keys", POINTER(Text)), ("provider_values", POINTER(Text))),
+        *(("provider_options_count", c_size_t), ("plans", POINTER(Text)), ("plans_count", c_size_t), ("log", LOG)),
         ("log_user", ctypes.c_void_p),
     )
 
@@ -82,13 +84,13 @@ class RequestStruct(Structure):
 
     _fields_ = (
         ("struct_size", c_size_t),
-        *(("prompts", POINTER(_Text)), ("prompts_count", c_size_t)),
-        *(("negative_prompts", POINTER(_Text)), ("negative_prompts_count", c_size_t)),
-        *(("prompts_2", POINTER(_Text)), ("prompts_2_count", c_size_t)),
-        *(("negative_prompts_2", POINTER(_Text)), ("negative_prompts_2_count", c_size_t)),
+        *(("prompts", POINTER(Text)), ("prompts_count", c_size_t)),
+        *(("negative_prompts", POINTER(Text)), ("negative_prompts_count", c_size_t)),
+        *(("prompts_2", POINTER(Text)), ("prompts_2_count", c_size_t)),
+        *(("negative_prompts_2", POINTER(Text)), ("negative_prompts_2_count", c_size_t)),
         *(("prompt_syntax", ctypes.c_int), ("long_prompt", ctypes.c_int), ("clip_skip", c_int32)),
         *(("num_images_per_prompt", c_int32), ("height", c_int32), ("width", c_int32)),
-        *(("scheduler", _Text), ("num_inference_steps", c_int32), ("plan", ctypes.c_void_p)),
+        *(("scheduler", Text), ("num_inference_steps", c_int32), ("plan", ctypes.c_void_p)),
         *(("guidance_scales", POINTER(c_double)), ("guidance_scales_count", c_size_t)),
         *(("guidance_rescale", c_double), ("guidance_start", c_double), ("guidance_end", c_double)),
         *(("seeds", POINTER(c_uint64)), ("seeds_count", c_size_t), ("rng", ctypes.c_int)),
@@ -257,13 +259,13 @@ class NativePipeline:
         return Drawn(images)
 
 
-def _text(given: str) -> _Text:
+def _text(given: str) -> Text:
     data = given.encode()
-    return _Text(data, len(data))
+    return Text(data, len(data))
 
 
 def _texts(given: Sequence[str]) -> tuple[Any, int]:
-    return (_Text * len(given))(*map(_text, given)), len(given)
+    return (Text * len(given))(*map(_text, given)), len(given)
 
 
 _CHOICES = {

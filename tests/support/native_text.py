@@ -147,10 +147,17 @@ class Pair:
         for text, (ids, places) in zip(texts, self.native.located(texts), strict=True):
             located = self.python._located(text)
             expected = np.array(located, np.int64).reshape(-1, 2)
-            at = np.cumsum([0, *(len(c.encode()) for c in text)])
+            at = _places(text)
             if not np.array_equal(ids, expected[:, 0]) or not np.array_equal(places, at[expected[:, 1]]):
                 found.append((text, located, list(zip(ids.tolist(), places.tolist(), strict=True))))
         return found
+
+
+def _places(text: str) -> NDArray[np.int64]:
+    """The bytes in UTF-8 where characters begin, and the end."""
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    sizes = 1 + np.add.reduce([codes >= least for least in (0x80, 0x800, 0x10000)], dtype=np.int64)
+    return np.concatenate([[0], np.cumsum(sizes)])
 
 
 def with_model(content: dict[str, Any], **changes: Any) -> bytes:

@@ -1,4 +1,5 @@
 // Errors of the C header.
+#include "../base/utf8.hpp"
 #include "handles.hpp"
 
 #include <cstring>
@@ -22,6 +23,9 @@ latentrt_status fail(latentrt_error** error, latentrt_status status, const char*
     char* copy = new (std::nothrow) char[bytes];
     if (copy == nullptr) return status;
     std::memcpy(copy, text, bytes);
+    // Names of files may be anything; texts of errors are UTF-8.
+    for (std::size_t at = 0; at + 1 < bytes;)
+        if (!lrt::next_point({copy, bytes - 1}, at)) copy[at++] = '?';
     if (auto* made = new (std::nothrow) latentrt_error{status, copy}) {
         *error = made;
     } else {

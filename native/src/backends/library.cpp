@@ -1,9 +1,11 @@
 #include "library.hpp"
 
 #include "../base/error.hpp"
+#include "../base/utf8.hpp"
 
 #include <dlfcn.h>
 
+#include <charconv>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -59,6 +61,14 @@ Library::Library(const std::string& name) {
                             " or later");
 }
 
+int Library::minor() const {
+    int number = 0;
+    const std::size_t point = version_.find('.');
+    if (point != std::string::npos)
+        std::from_chars(version_.data() + point + 1, version_.data() + version_.size(), number);
+    return number;
+}
+
 // With separate arenas, each session would keep the peak memory of its graph. The arena begins with one large block,
 // which fits tensors of all sizes; pages of it are committed only when they are written.
 void Library::share_arena() const {
@@ -77,7 +87,7 @@ void Library::check(OrtStatus* status, const std::string& what) const {
     const std::string text = api_->GetErrorMessage(status);
     for (const char* sign : {"bad_alloc", "Failed to allocate", "failed to allocate", "out of memory"})
         if (text.find(sign) != std::string::npos) throw std::bad_alloc();
-    throw backend_error(what + ": " + text.substr(0, 500));
+    throw backend_error(what + ": " + std::string(first_points(text, 500)));
 }
 
 }  // namespace lrt

@@ -52,49 +52,61 @@ void Session::require_tensors() const {
 // Names, types, number of sizes, and the sizes that are fixed.
 void Session::require_side(bool inputs, const std::vector<TensorSpec>& specs) const {
     const OrtApi& api = library_->api();
+    const OrtSession* session = session_.get();
     const std::string what = name() + " has other tensors than bundle.json says";
     std::size_t count = 0;
-    OrtSession* session = session_.get();
     library_->check(inputs ? api.SessionGetInputCount(session, &count) : api.SessionGetOutputCount(session, &count),
                     what);
     bool fits = count == specs.size();
-    OrtAllocator* host = nullptr;
-    library_->check(api.GetAllocatorWithDefaultOptions(&host), what);
     for (std::size_t i = 0; fits && i < count; ++i) {
-        char* text = nullptr;
-        library_->check(inputs ? api.SessionGetInputName(session, i, host, &text)
-                               : api.SessionGetOutputName(session, i, host, &text),
-                        what);
-        const std::string found(text);
-        host->Free(host, text);
-        const auto spec = std::find_if(specs.begin(), specs.end(), [&](const auto& s) { return s.name == found; });
-        fits = spec != specs.end();
-        if (!fits) break;
-        OrtTypeInfo* info = nullptr;
-        library_->check(inputs ? api.SessionGetInputTypeInfo(session, i, &info)
-                               : api.SessionGetOutputTypeInfo(session, i, &info),
-                        what);
-        const Owned<OrtTypeInfo> owner(info, api.ReleaseTypeInfo);
-        const OrtTensorTypeAndShapeInfo* tensor = nullptr;
-        library_->check(api.CastTypeInfoToTensorInfo(info, &tensor), what);
-        if (tensor == nullptr) throw bundle_error(what + ": " + found + " is no tensor");
-        ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-        std::size_t rank = 0;
-        library_->check(api.GetTensorElementType(tensor, &type), what);
-        library_->check(api.GetDimensionsCount(tensor, &rank), what);
-        Shape shape(rank);
-        library_->check(api.GetDimensions(tensor, shape.data(), rank), what);
-        const bool unknown = !inputs && rank == 0;  // an output whose sizes are not inferred
-        fits = type == element_type(spec->dtype) && (unknown || rank == spec->shape.size());
-        for (std::size_t axis = 0; fits && !unknown && axis < rank; ++axis) {
-            const Dimension& said = spec->shape[axis];
-            fits = shape[axis] < 0 || (said.symbols.empty() ? shape[axis] == said.factor : !inputs);
-        }
+        const Found found = found_at(inputs, i);
+        const auto spec = std::find_if(specs.begin(), specs.end(), [&](const auto& s) { return s.name == found.name; });
+        fits = spec != specs.end() && is_as_said(found, *spec, inputs);
     }
     if (!fits) throw bundle_error(what + ": export the checkpoint again");
 }
 
-void Session::require_shapes(const std::vector<std::pair<std::string, const Value*>>& inputs) const {
+// A tensor of the file. Sizes that depend on the call are negative.
+Session::Found Session::found_at(bool inputs, std::size_t index) const {
+    const OrtApi& api = library_->api();
+    const OrtSession* session = session_.get();
+    OrtAllocator* host = nullptr;
+    library_->check(api.GetAllocatorWithDefaultOptions(&host), name());
+    char* text = nullptr;
+    library_->check(inputs ? api.SessionGetInputName(session, index, host, &text)
+                           : api.SessionGetOutputName(session, index, host, &text),
+                    name());
+    Found found{text, ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, {}};
+    host->Free(host, text);
+    OrtTypeInfo* info = nullptr;
+    library_->check(inputs ? api.SessionGetInputTypeInfo(session, index, &info)
+                           : api.SessionGetOutputTypeInfo(session, index, &info),
+                    name());
+    const Owned<OrtTypeInfo> owner(info, api.ReleaseTypeInfo);
+    const OrtTensorTypeAndShapeInfo* tensor = nullptr;
+    library_->check(api.CastTypeInfoToTensorInfo(info, &tensor), name());
+    if (tensor == nullptr) return found;
+    std::size_t rank = 0;
+    library_->check(api.GetTensorElementType(tensor, &found.type), name());
+    library_->check(api.GetDimensionsCount(tensor, &rank), name());
+    found.shape.resize(rank);
+    library_->check(api.GetDimensions(tensor, found.shape.data(), rank), name());
+    return found;
+}
+
+bool Session::is_as_said(const Found& found, const TensorSpec& spec, bool is_input) {
+    if (found.type != element_type(spec.dtype)) return false;
+    if (!is_input && found.shape.empty()) return true;  // its sizes are not inferred
+    if (found.shape.size() != spec.shape.size()) return false;
+    for (std::size_t axis = 0; axis < found.shape.size(); ++axis) {
+        const Dimension& said = spec.shape[axis];
+        const bool fixed = said.symbols.empty();
+        if (found.shape[axis] >= 0 && (fixed ? found.shape[axis] != said.factor : is_input)) return false;
+    }
+    return true;
+}
+
+Sizes Session::required_shapes(const std::vector<std::pair<std::string, const Value*>>& inputs) const {
     Sizes sizes;
     for (const TensorSpec& spec : spec_->inputs) {
         const auto given = std::find_if(inputs.begin(), inputs.end(), [&](const auto& i) { return i.first == spec.name; });
@@ -103,16 +115,28 @@ void Session::require_shapes(const std::vector<std::pair<std::string, const Valu
         bool fits = shape.size() == spec.shape.size();
         for (std::size_t axis = 0; fits && axis < shape.size(); ++axis) {
             const Dimension& said = spec.shape[axis];
+            // Products of symbols are inputs of `denoise` alone, which is not run by this function.
+            fits = said.symbols.size() <= 1;
             if (said.symbols.size() == 1) sizes.emplace(said.symbols[0], shape[axis] / said.factor);
         }
         if (!fits || shape_at(spec, sizes) != shape)
             throw backend_error(spec.name + " of " + name() + " has the shape " + text_of(shape) +
                                 ", which does not fit the graph");
     }
+    return sizes;
+}
+
+// A graph may say nothing of the sizes of its outputs until it runs.
+void Session::require_output(const TensorSpec& spec, const Value& value, const Sizes& sizes) const {
+    if (value.get() == nullptr) throw backend_error(name() + " returned nothing as " + spec.name);
+    const Shape shape = value.shape();
+    if (shape != shape_at(spec, sizes) || value.type() != element_type(spec.dtype))
+        throw bundle_error(spec.name + " of " + name() + " has the shape " + text_of(shape) +
+                           ", or a type, that bundle.json does not say: export the checkpoint again");
 }
 
 std::vector<Value> Session::run(const std::vector<std::pair<std::string, const Value*>>& inputs) const {
-    require_shapes(inputs);
+    const Sizes sizes = required_shapes(inputs);
     std::vector<const char*> names, outputs;
     std::vector<const OrtValue*> values;
     for (const auto& [input, value] : inputs) {
@@ -127,6 +151,7 @@ std::vector<Value> Session::run(const std::vector<std::pair<std::string, const V
     std::vector<Value> owned;
     for (OrtValue* result : results) owned.emplace_back(*library_, result);
     library_->check(status, name() + " failed");
+    for (std::size_t i = 0; i < owned.size(); ++i) require_output(spec_->outputs[i], owned[i], sizes);
     return owned;
 }
 

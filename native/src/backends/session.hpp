@@ -45,9 +45,18 @@ class Session {
 
   private:
     friend class Binding;
+    struct Found {
+        std::string name;
+        ONNXTensorElementDataType type;
+        Shape shape;
+    };
     void require_tensors() const;
     void require_side(bool inputs, const std::vector<TensorSpec>& specs) const;
-    void require_shapes(const std::vector<std::pair<std::string, const Value*>>& inputs) const;
+    Found found_at(bool inputs, std::size_t index) const;
+    static bool is_as_said(const Found& found, const TensorSpec& spec, bool is_input);
+    // The sizes of all symbols.
+    Sizes required_shapes(const std::vector<std::pair<std::string, const Value*>>& inputs) const;
+    void require_output(const TensorSpec& spec, const Value& value, const Sizes& sizes) const;
     const std::string& name() const { return spec_->file; }
 
     const Library* library_;

@@ -5,10 +5,13 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <fcntl.h>
 #include <memory>
+#include <new>
 #include <set>
 #include <stdexcept>
 #include <sys/stat.h>
+#include <unistd.h>
 #include <vector>
 
 namespace lrt {
@@ -28,8 +31,14 @@ std::string valid(std::string text) {
 }  // namespace
 
 std::string bytes_of(const Path& file, std::size_t most) {
-    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> stream(std::fopen(file.c_str(), "rbe"), std::fclose);
-    if (stream == nullptr) fail();
+    // Opening a pipe would wait for who writes it.
+    const int descriptor = ::open(file.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    if (descriptor < 0) fail();
+    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> stream(fdopen(descriptor, "rb"), std::fclose);
+    if (stream == nullptr) {
+        ::close(descriptor);
+        throw std::bad_alloc();
+    }
     struct stat status {};
     if (fstat(fileno(stream.get()), &status) != 0) fail();
     if (!S_ISREG(status.st_mode)) throw std::runtime_error("it is not a regular file");
@@ -46,15 +55,16 @@ std::string bytes_of(const Path& file, std::size_t most) {
 
 Json json_from(std::string_view text) {
     std::vector<std::set<std::string>> open;  // keys of the objects that are not closed
-    const auto unique = [&](int, Json::parse_event_t event, Json& parsed) {
+    const auto unique = [&](int depth, Json::parse_event_t event, Json& parsed) {
+        // Copies and texts of what is nested recur.
+        if (depth > 100) throw std::runtime_error("it is nested too deeply");
         if (event == Json::parse_event_t::object_start) {
-            if (open.size() > 100) throw std::runtime_error("it is nested too deeply");
             open.emplace_back();
         } else if (event == Json::parse_event_t::object_end) {
             open.pop_back();
         } else if (event == Json::parse_event_t::key) {
             const auto& key = parsed.get_ref<const std::string&>();
-            if (!open.back().insert(key).second) throw std::runtime_error("the key \"" + key + "\" occurs twice");
+            if (!open.back().insert(key).second) throw std::runtime_error("the key " + shown(key) + " occurs twice");
         }
         return true;
     };

@@ -90,13 +90,17 @@ std::string encoded(std::u32string_view points) {
     return text;
 }
 
-std::string shown(std::string_view text, std::size_t most) {
+std::string_view first_points(std::string_view text, std::size_t most) {
     std::size_t end = 0, count = 0;
     for (; end < text.size() && count < most; ++count)
         if (!next_point(text, end)) ++end;
-    const std::string_view cut = text.substr(0, end);
-    const bool has_single = cut.find('\'') != std::string_view::npos, has_double = cut.find('"') != std::string_view::npos;
-    const char quote = has_single && !has_double ? '"' : '\'';
+    return text.substr(0, end);
+}
+
+std::string shown(std::string_view text, std::size_t most) {
+    const std::string_view cut = first_points(text, most);
+    const auto has = [cut](char c) { return cut.find(c) != std::string_view::npos; };
+    const char quote = has('\'') && !has('"') ? '"' : '\'';
     std::string out(1, quote);
     for (std::size_t at = 0; at < cut.size();) {
         const std::optional<char32_t> point = next_point(cut, at);

@@ -23,6 +23,9 @@ constexpr std::size_t utf8_size(char32_t point) {
     return point < 0x80 ? 1 : point < 0x800 ? 2 : point < 0x10000 ? 3 : 4;
 }
 
+// The first code points of a text; a byte that is not UTF-8 counts as one.
+std::string_view first_points(std::string_view text, std::size_t most);
+
 // A text for a message: in quotes as Python's repr writes it, and cut after `most` code points. A byte that is not
 // UTF-8 is written as \x and two digits.
 std::string shown(std::string_view text, std::size_t most = 80);

@@ -13,17 +13,17 @@ namespace lrt {
 
 namespace {
 
-constexpr std::size_t MOST = std::size_t{1} << 28;  // bytes of a manifest
+constexpr std::size_t MOST = std::size_t{1} << 26;  // bytes of a manifest; that of SDXL has 1 MB
 
 // A number, a symbol, or a product such as B*G or 8*h.
 Dimension dimension_from(const Json& json) {
     if (json.is_number_integer()) {
         // Numbers beyond 64 bits signed are read as unsigned, and refused as negative.
         const auto size = json.get<std::int64_t>();
-        return {size, ""};
+        return {size, "", std::to_string(size)};
     }
     const std::string text = json.get<std::string>();
-    Dimension dimension;
+    Dimension dimension{1, "", text};
     bool valid = !text.empty() && text.size() < 40;
     for (std::size_t at = 0; valid; ++at) {
         const std::size_t end = std::min(text.find('*', at), text.size());
@@ -121,6 +121,7 @@ Manifest manifest_from_json(const Json& json) {
     manifest.checkpoint_sha256 = json.at("checkpoint").at("sha256");
     manifest.precision = json.at("recipe").at("precision");
     manifest.vae_precision = json.at("recipe").at("vae_precision");
+    manifest.opset = json.at("recipe").at("opset");
     manifest.model = model_from(json.at("model"));
     manifest.defaults = defaults_from(json.at("defaults"));
     manifest.scheduler = json.at("scheduler");
@@ -200,7 +201,12 @@ std::vector<std::int64_t> shape_at(const TensorSpec& spec, const Sizes& sizes) {
     std::vector<std::int64_t> shape;
     for (const Dimension& dimension : spec.shape) {
         std::int64_t size = dimension.factor;
-        for (const char symbol : dimension.symbols) size *= sizes.at(symbol);
+        bool known = true;
+        for (const char symbol : dimension.symbols) {
+            const auto found = sizes.find(symbol);
+            known = known && found != sizes.end() && !__builtin_mul_overflow(size, found->second, &size);
+        }
+        if (!known) throw bundle_error("a size of " + spec.name + ", " + dimension.text + ", cannot be computed");
         shape.push_back(size);
     }
     return shape;

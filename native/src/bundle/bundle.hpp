@@ -29,6 +29,7 @@ Bundle open_bundle(const Path& folder);
 // Symbol of a dimension -> its size: B images, G groups, h and w latent pixels, S tokens, n rows.
 using Sizes = std::map<char, std::int64_t>;
 
+// Throws for a symbol without a size, and for sizes beyond 64 bits.
 std::vector<std::int64_t> shape_at(const TensorSpec& spec, const Sizes& sizes);
 
 }  // namespace lrt

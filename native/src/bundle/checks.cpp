@@ -2,6 +2,7 @@
 
 #include "../base/utf8.hpp"
 #include "graph_checks.hpp"
+#include "unused_checks.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -23,7 +24,7 @@ struct Range {
 constexpr Range RANGES[] = {
     {"model", "latent_channels", 1, 128},
     {"model", "vae_scale_factor", 1, 64},
-    {"model", "vae_tile", 1, 16384},
+    {"model", "vae_tile", 4, 16384},
     {"model", "scaling_factor", 1e-6, 1e6},
     {"model", "registers", 1, 64},
     {"defaults", "height", 1, 16384},
@@ -99,7 +100,11 @@ void check_files(const Manifest& manifest, const Json& json) {
     for (const auto& [name, graph] : manifest.graphs) require_listed(manifest, "graphs." + name + ".file", graph.file);
     for (const TextEncoder& encoder : manifest.model.text_encoders)
         require_listed(manifest, "model.text_encoders: tokenizer", encoder.tokenizer);
-    for (const std::string& name : manifest.plans) require_listed(manifest, "plans", name);
+    for (const std::string& name : manifest.plans) {
+        require_listed(manifest, "plans", name);
+        if (std::count(manifest.plans.begin(), manifest.plans.end(), name) > 1)
+            throw std::runtime_error("plans lists a file twice");
+    }
     if (manifest.golden) require_listed(manifest, "golden.file", manifest.golden->file);
     for (const Json& engine : json.at("engines")) {
         require_listed(manifest, "engines: file", engine.at("file"));
@@ -129,6 +134,7 @@ void require_sound(const Manifest& manifest, const Json& json) {
     check_numbers(manifest, json);
     check_files(manifest, json);
     for (const TextEncoder& encoder : manifest.model.text_encoders) check_embeddings(encoder);
+    check_unused(manifest, json);
     check_graphs(manifest);
 }
 

@@ -14,15 +14,18 @@ using Specs = std::vector<TensorSpec>;
 using Known = std::map<std::string, std::vector<Dimension>>;
 
 [[noreturn]] void fail(const std::string& graph, const std::string& fault) {
-    throw std::runtime_error("graphs." + graph.substr(0, 40) + fault);
+    throw std::runtime_error("graphs." + std::string(first_points(graph, 40)) + fault);
 }
 
-Dimension size(std::int64_t number) { return {number, ""}; }
-Dimension symbol(const char* symbols, std::int64_t factor = 1) { return {factor, symbols}; }
+Dimension size(std::int64_t number) { return {number, "", std::to_string(number)}; }
+Dimension symbol(const char* letter, std::int64_t factor = 1) {
+    return {factor, letter, (factor == 1 ? "" : std::to_string(factor) + "*") + letter};
+}
 
+// The last one of a name, as in Python, where a mapping keeps the last.
 const TensorSpec* find(const Specs& specs, const std::string& name) {
-    const auto found = std::find_if(specs.begin(), specs.end(), [&](const TensorSpec& s) { return s.name == name; });
-    return found == specs.end() ? nullptr : &*found;
+    const auto found = std::find_if(specs.rbegin(), specs.rend(), [&](const TensorSpec& s) { return s.name == name; });
+    return found == specs.rend() ? nullptr : &*found;
 }
 
 struct Tensors {
@@ -116,11 +119,13 @@ void check_denoise(const Manifest& manifest) {
         const TensorSpec* source = find(given, spec.name);
         if (source == nullptr || !same_but_rows(*source, spec))
             fail("denoise", ": the input " + shown(spec.name, 40) + " is no output of context or time");
-        if (!(spec.shape[0] == symbol("BG")))
+        if (spec.shape[0].text != "B*G")
             fail("denoise", ": the input " + shown(spec.name, 40) + " has not B*G rows");
     }
-    for (const TensorSpec& spec : given)
+    for (const TensorSpec& spec : given) {
         if (!denoise.takes(spec.name)) fail("denoise", " has no input " + shown(spec.name, 40));
+        if (own.count(spec.name) != 0) fail("denoise", ": another graph gives its input " + spec.name);
+    }
 }
 
 void check_time(const Manifest& manifest) {
@@ -189,7 +194,11 @@ void check_graphs(const Manifest& manifest) {
     const std::size_t encoders = manifest.model.text_encoders.size();
     if (encoders < 1 || encoders > 8)
         throw std::runtime_error("model.text_encoders has " + std::to_string(encoders) + " entries: expected 1 or 2");
-    for (const TextEncoder& encoder : manifest.model.text_encoders) check_encoder(manifest, encoder);
+    for (const TextEncoder& encoder : manifest.model.text_encoders) {
+        check_encoder(manifest, encoder);
+        if (encoder.max_length != manifest.model.text_encoders.front().max_length)
+            throw std::runtime_error("model.text_encoders have different max_length");
+    }
     for (const auto& [name, graph] : manifest.graphs) check_graph(name, graph);
     check_required(manifest);
     check_denoise(manifest);

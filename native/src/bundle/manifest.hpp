@@ -38,7 +38,8 @@ struct Defaults {
 struct Dimension {
     std::int64_t factor = 1;
     std::string symbols;
-    bool operator==(const Dimension& other) const { return factor == other.factor && symbols == other.symbols; }
+    std::string text;  // as it is written; equal dimensions are written equally
+    bool operator==(const Dimension& other) const { return text == other.text; }
 };
 
 struct TensorSpec {
@@ -70,6 +71,7 @@ struct Golden {
 struct Manifest {
     std::string checkpoint_name, checkpoint_sha256;
     std::string precision, vae_precision;
+    std::int64_t opset = 0;
     Model model;
     Defaults defaults;
     std::string scheduler;           // file of the scheduler's config

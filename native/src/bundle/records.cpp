@@ -117,7 +117,7 @@ void require(const Json& json, const char* type, const std::string& where);
 
 [[noreturn]] void mistyped(const Json& json, const std::string& expected, const std::string& where) {
     std::string given = json.dump(-1, ' ', false, Json::error_handler_t::replace);
-    if (given.size() > 60) given = given.substr(0, 60) + "…";
+    if (given.size() > 60) given = std::string(first_points(given, 60)) + "…";
     throw std::runtime_error(where + ": expected " + expected + ", got " + given);
 }
 
@@ -125,7 +125,8 @@ void require_record(const Json& json, const std::string& name, const std::string
     if (!json.is_object()) mistyped(json, "an object", where);
     const std::vector<Key>& keys = records().at(name);
     for (const auto& [given, value] : json.items()) {
-        const auto known = std::find_if(keys.begin(), keys.end(), [&](const Key& key) { return given == key.name; });
+        const auto known = std::find_if(keys.begin(), keys.end(),
+                                        [&name = given](const Key& key) { return name == key.name; });
         if (known == keys.end()) throw std::runtime_error(where + " has an unknown key " + shown(given));
         require(value, known->type, where + "." + given);
     }

@@ -24,7 +24,8 @@ class Safetensors {
     Array<T> array(const std::string& name, const char* dtype) const {
         const Tensor& tensor = of(name, dtype);
         Array<T> result(tensor.shape);
-        std::memcpy(result.values.data(), bytes_.data() + tensor.begin, result.values.size() * sizeof(T));
+        if (!result.values.empty())
+            std::memcpy(result.values.data(), bytes_.data() + tensor.begin, result.values.size() * sizeof(T));
         return result;
     }
 

@@ -13,7 +13,7 @@ namespace {
 
 using Buffer = std::vector<std::uint8_t>;
 
-constexpr std::size_t WINDOW = 32768, SHORTEST = 3, LONGEST = 258;
+constexpr std::size_t WINDOW = 32768, LONGEST = 258;
 constexpr std::size_t WORTHWHILE = 6;  // bytes; shorter repetitions in rows of filtered pixels are chance
 constexpr std::size_t TRIES = 32;      // earlier places to compare with
 constexpr std::size_t GOOD = 32;       // bytes; a repetition of this length ends the search
@@ -31,9 +31,10 @@ struct Extra {
     unsigned base, bits;
 };
 
-constexpr Extra LENGTHS[] = {{3, 0},  {4, 0},  {5, 0},  {6, 0},  {7, 0},  {8, 0},  {9, 0},   {10, 0},  {11, 1},  {13, 1},
-                             {15, 1}, {17, 1}, {19, 2}, {23, 2}, {27, 2}, {31, 2}, {35, 3},  {43, 3},  {51, 3},  {59, 3},
-                             {67, 4}, {83, 4}, {99, 4}, {115, 4}, {131, 5}, {163, 5}, {195, 5}, {227, 5}, {258, 0}};
+constexpr Extra LENGTHS[] = {{3, 0},   {4, 0},   {5, 0},   {6, 0},   {7, 0},   {8, 0},  {9, 0},  {10, 0},
+                             {11, 1},  {13, 1},  {15, 1},  {17, 1},  {19, 2},  {23, 2}, {27, 2}, {31, 2},
+                             {35, 3},  {43, 3},  {51, 3},  {59, 3},  {67, 4},  {83, 4}, {99, 4}, {115, 4},
+                             {131, 5}, {163, 5}, {195, 5}, {227, 5}, {258, 0}};
 constexpr Extra DISTANCES[] = {{1, 0},     {2, 0},     {3, 0},     {4, 0},     {5, 1},     {7, 1},
                                {9, 2},     {13, 2},    {17, 3},    {25, 3},    {33, 4},    {49, 4},
                                {65, 5},    {97, 5},    {129, 6},   {193, 6},   {257, 7},   {385, 7},
@@ -54,7 +55,8 @@ class Bits {
     // At most 16 bits, the lowest first.
     void put(unsigned bits, unsigned count) {
         held_ |= bits << filled_;
-        for (filled_ += count; filled_ >= 8; filled_ -= 8, held_ >>= 8) out_.push_back(static_cast<std::uint8_t>(held_));
+        for (filled_ += count; filled_ >= 8; filled_ -= 8, held_ >>= 8)
+            out_.push_back(static_cast<std::uint8_t>(held_));
     }
     void put(const PrefixCode& code, std::size_t symbol) { put(code.bits[symbol], code.lengths[symbol]); }
     void finish() {
@@ -66,7 +68,7 @@ class Bits {
     unsigned held_ = 0, filled_ = 0;
 };
 
-// Finds what was there before, by the last places of each three bytes.
+// Finds what was there before, by the last places that began with the same bytes.
 class Matches {
   public:
     explicit Matches(const Buffer& data) : data_(data), last_(std::size_t{1} << HASH_BITS), before_(WINDOW) {}
@@ -91,7 +93,7 @@ class Matches {
     }
 
     void add(std::size_t place) {
-        if (place + SHORTEST > data_.size()) return;
+        if (place + WORTHWHILE > data_.size()) return;
         std::size_t& last = last_[hash(place)];
         before_[(place + 1) % WINDOW] = last;
         last = place + 1;
@@ -99,9 +101,9 @@ class Matches {
 
   private:
     std::size_t hash(std::size_t place) const {
-        const std::uint32_t three = std::uint32_t{data_[place]} | std::uint32_t{data_[place + 1]} << 8 |
-                                    std::uint32_t{data_[place + 2]} << 16;
-        return three * 2654435761u >> (32 - HASH_BITS);
+        std::uint64_t bytes = 0;
+        for (std::size_t i = 0; i < WORTHWHILE; ++i) bytes = bytes << 8 | data_[place + i];
+        return static_cast<std::size_t>(bytes * 0x9E3779B97F4A7C15u >> (64 - HASH_BITS));
     }
 
     std::size_t common(std::size_t earlier, std::size_t place, std::size_t most) const {
@@ -180,10 +182,15 @@ void put_block(Bits& bits, const std::vector<Token>& tokens, bool last) {
 }
 
 std::uint32_t adler32(const Buffer& data) {
+    constexpr std::size_t part = 5552;  // bytes whose sums fit 32 bits
     std::uint32_t first = 1, second = 0;
-    for (const std::uint8_t byte : data) {
-        first = (first + byte) % 65521;
-        second = (second + first) % 65521;
+    for (std::size_t begin = 0; begin < data.size(); begin += part) {
+        for (std::size_t i = begin; i < std::min(begin + part, data.size()); ++i) {
+            first += data[i];
+            second += first;
+        }
+        first %= 65521;
+        second %= 65521;
     }
     return second << 16 | first;
 }

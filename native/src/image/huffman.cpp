@@ -42,12 +42,14 @@ std::uint16_t reversed(unsigned word, int length) {
 }  // namespace
 
 PrefixCode prefix_code(std::vector<std::uint32_t> counts, int longest) {
-    for (std::size_t symbol = 0; std::count_if(counts.begin(), counts.end(), [](auto n) { return n != 0; }) < 2; ++symbol)
-        if (counts[symbol] == 0) counts[symbol] = 1;
+    auto unused = static_cast<std::size_t>(std::count(counts.begin(), counts.end(), 0u));
+    for (std::uint32_t& count : counts)
+        if (unused + 1 >= counts.size() && count == 0) count = 1, --unused;
     PrefixCode code;
     code.lengths = depths(counts);
     while (*std::max_element(code.lengths.begin(), code.lengths.end()) > longest) {
-        for (std::uint32_t& count : counts) count = (count + 1) / 2;  // nearer to each other, so that the tree is flatter
+        // Nearer to each other, so that the tree is flatter.
+        for (std::uint32_t& count : counts) count = (count + 1) / 2;
         code.lengths = depths(counts);
     }
     // Words in the order of their lengths, then of the symbols.

@@ -3,6 +3,7 @@
 #include "../base/error.hpp"
 #include "deflate.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <limits>
@@ -13,7 +14,6 @@ namespace lrt {
 namespace {
 
 constexpr std::size_t CHANNELS = 3;
-constexpr std::size_t FILTERS = 5;
 
 using Buffer = std::vector<std::uint8_t>;
 
@@ -34,7 +34,8 @@ void append(Buffer& file, std::uint32_t word) {
 }
 
 void append_chunk(Buffer& file, std::string_view type, const std::uint8_t* data, std::size_t size) {
-    if (size > std::numeric_limits<std::int32_t>::max()) throw input_error("a PNG file holds at most 2 GB in one chunk");
+    if (size > std::numeric_limits<std::int32_t>::max())
+        throw input_error("a PNG file holds at most 2 GB in one chunk");
     append(file, static_cast<std::uint32_t>(size));
     const std::size_t begin = file.size();
     file.insert(file.end(), type.begin(), type.end());
@@ -62,46 +63,51 @@ int paeth(int left, int up, int corner) {
 }
 
 // What a filter of PNG expects a byte to be, from those beside, above, and beside that.
-int expected(std::size_t filter, int left, int up, int corner) {
-    switch (filter) {
-        case 1: return left;
-        case 2: return up;
-        case 3: return (left + up) / 2;
-        case 4: return paeth(left, up, corner);
-        default: return 0;
-    }
+template <int FILTER>
+int expected(int left, int up, int corner) {
+    if constexpr (FILTER == 1) return left;
+    if constexpr (FILTER == 2) return up;
+    if constexpr (FILTER == 3) return (left + up) / 2;
+    if constexpr (FILTER == 4) return paeth(left, up, corner);
+    return 0;
 }
 
-// One row by one filter; returns the sum of the differences' sizes.
-std::size_t filtered(std::size_t filter, const std::uint8_t* row, const std::uint8_t* above, std::size_t size,
-                     std::uint8_t* out) {
-    std::size_t sum = 0;
-    for (std::size_t i = 0; i < size; ++i) {
-        const bool first = i < CHANNELS;
-        const int left = first ? 0 : row[i - CHANNELS], up = above == nullptr ? 0 : above[i];
-        const int corner = first || above == nullptr ? 0 : above[i - CHANNELS];
-        out[i] = static_cast<std::uint8_t>(row[i] - expected(filter, left, up, corner));
-        sum += static_cast<std::size_t>(std::abs(static_cast<int>(static_cast<std::int8_t>(out[i]))));
+// A row with its filter before it, and how large the differences are together.
+struct Row {
+    Buffer bytes;
+    std::size_t sum = std::numeric_limits<std::size_t>::max();
+};
+
+// `row` and `above` have a pixel of zeros before them.
+template <int FILTER>
+void keep_better(const Buffer& row, const Buffer& above, Row& tried, Row& best) {
+    tried.bytes[0] = FILTER;
+    tried.sum = 0;
+    for (std::size_t i = CHANNELS; i < row.size(); ++i) {
+        const int guess = expected<FILTER>(row[i - CHANNELS], above[i], above[i - CHANNELS]);
+        const auto difference = static_cast<std::int8_t>(row[i] - guess);
+        tried.bytes[i - CHANNELS + 1] = static_cast<std::uint8_t>(difference);
+        tried.sum += static_cast<std::size_t>(std::abs(int{difference}));
     }
-    return sum;
+    if (tried.sum < best.sum) std::swap(tried, best);
 }
 
 // Each row with its filter before it: the one that leaves the least, as libpng chooses.
 Buffer filtered(const std::uint8_t* pixels, std::size_t height, std::size_t width) {
     const std::size_t size = width * CHANNELS;
-    Buffer result, tried(size);
+    Buffer result, row(CHANNELS + size), above(CHANNELS + size);
     result.reserve(height * (size + 1));
+    Row tried{Buffer(size + 1)}, best{Buffer(size + 1)};
     for (std::size_t y = 0; y < height; ++y) {
-        const std::uint8_t *row = pixels + y * size, *above = y == 0 ? nullptr : row - size;
-        std::size_t best = 0, least = std::numeric_limits<std::size_t>::max();
-        for (std::size_t filter = 0; filter < FILTERS; ++filter)
-            if (const std::size_t sum = filtered(filter, row, above, size, tried.data()); sum < least) {
-                least = sum;
-                best = filter;
-            }
-        filtered(best, row, above, size, tried.data());
-        result.push_back(static_cast<std::uint8_t>(best));
-        result.insert(result.end(), tried.begin(), tried.end());
+        std::copy_n(pixels + y * size, size, row.begin() + CHANNELS);
+        best.sum = std::numeric_limits<std::size_t>::max();
+        keep_better<0>(row, above, tried, best);
+        keep_better<1>(row, above, tried, best);
+        keep_better<2>(row, above, tried, best);
+        keep_better<3>(row, above, tried, best);
+        keep_better<4>(row, above, tried, best);
+        result.insert(result.end(), best.bytes.begin(), best.bytes.end());
+        std::swap(row, above);
     }
     return result;
 }

@@ -16,14 +16,17 @@ std::string sides(std::int64_t width, std::int64_t height) {
     return std::to_string(width) + "x" + std::to_string(height);
 }
 
-std::string numbered(const char* name, std::size_t index) { return std::string(name) + "[" + std::to_string(index) + "]"; }
+std::string numbered(const char* name, std::size_t index) {
+    return std::string(name) + "[" + std::to_string(index) + "]";
+}
 
 std::vector<Bytes> opened(const char* name, const latentrt_pixels* pictures, std::size_t count) {
     if (count == 0) return {};
     if (count > static_cast<std::size_t>(limits().MAX_IMAGES))
         throw input_error(std::string(name) + " has " + std::to_string(count) + " pictures: expected 1 to " +
                           std::to_string(limits().MAX_IMAGES) + "; " + raised_by("MAX_IMAGES"));
-    if (pictures == nullptr) throw input_error(std::string(name) + " is NULL, but its count is " + std::to_string(count));
+    if (pictures == nullptr)
+        throw input_error(std::string(name) + " is NULL, but its count is " + std::to_string(count));
     std::vector<Bytes> result;
     for (std::size_t i = 0; i < count; ++i) result.push_back(packed(numbered(name, i), pictures[i]));
     return result;
@@ -132,18 +135,20 @@ std::optional<ImageInput> GivenImages::fitted(ImageSize size, std::int64_t facto
     if (!masks_.empty() && masks_.size() != 1 && masks_.size() != count)
         throw input_error(std::to_string(masks_.size()) + " masks for " + std::to_string(count) +
                           " images: pass one, or one per image");
+    const auto image_at = [&](std::size_t i) { return image_from(pictures_[i], size.height, size.width); };
+    const auto mask_at = [&](std::size_t i) { return mask_from(masks_[i], size.height, size.width); };
     ImageInput input;
     input.rows = rows_of(count, prompts, per_prompt);
     if (pictures_.empty())
         input.latents = copied_latents(count, latent);
     else
-        input.pixels = stacked<float>(count, [&](std::size_t i) { return image_from(pictures_[i], size.height, size.width); });
+        input.pixels = stacked<float>(count, image_at);
     for (std::size_t i = 0; i < masks_.size(); ++i) refuse_mask_in_alpha(numbered("masks", i), masks_[i]);
     if (masks_.size() == 1) {
-        const Floats mask = mask_from(masks_[0], size.height, size.width);
+        const Floats mask = mask_at(0);
         input.mask = stacked<float>(count, [&](std::size_t) { return mask; });
     } else if (!masks_.empty()) {
-        input.mask = stacked<float>(count, [&](std::size_t i) { return mask_from(masks_[i], size.height, size.width); });
+        input.mask = stacked<float>(count, mask_at);
     }
     return input;
 }
@@ -154,9 +159,10 @@ std::size_t GivenImages::count_of(ImageSize latent) const {
     const Shape shape{channels_, latent.height, latent.width};
     const std::size_t each = elements(shape), count = request_.image_latents_count / each;
     if (count * each != request_.image_latents_count || count > static_cast<std::size_t>(limits().MAX_IMAGES))
-        throw input_error("image_latents has " + grouped(request_.image_latents_count) + " numbers, which are not 1 to " +
-                          std::to_string(limits().MAX_IMAGES) + " times " + std::to_string(channels_) + "x" +
-                          sides(latent.height, latent.width) + ": set height and width to those of the picture");
+        throw input_error("image_latents has " + grouped(request_.image_latents_count) +
+                          " numbers, which are not 1 to " + std::to_string(limits().MAX_IMAGES) + " times " +
+                          std::to_string(channels_) + "x" + sides(latent.height, latent.width) +
+                          ": set height and width to those of the picture");
     return count;
 }
 

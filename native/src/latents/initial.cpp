@@ -90,7 +90,8 @@ InitialLatents initial_latents(const Plan& plan, TorchGenerator& generator, cons
             result.mask = {{1, shape[1], shape[2]}, known->mask};
         }
     }
-    for (std::size_t i = 0; i < draws; ++i) append(result.noise, (between == nullptr ? generator : *between).randn(count));
+    TorchGenerator& drawing = between == nullptr ? generator : *between;
+    for (std::size_t i = 0; i < draws; ++i) append(result.noise, drawing.randn(count));
     return result;
 }
 

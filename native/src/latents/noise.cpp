@@ -75,7 +75,8 @@ class Twister {
 // Box-Muller, four values from four random words.
 class Philox {
   public:
-    explicit Philox(std::uint64_t seed) : key_{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)} {}
+    explicit Philox(std::uint64_t seed)
+        : key_{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)} {}
 
     // A grid of T threads fills T values with the first of each thread's four values, the next T with the second, …;
     // small tensors have a thread for each value, and three of four values are not used.
@@ -88,7 +89,8 @@ class Philox {
                 const std::size_t first = round * 4 * threads + thread;
                 if (first >= count) break;
                 const std::array<float, 4> four = normal(words(drawn_ + round, thread));
-                for (std::size_t i = 0; i < 4 && first + i * threads < count; ++i) values[first + i * threads] = four[i];
+                for (std::size_t i = 0; i < 4 && first + i * threads < count; ++i)
+                    values[first + i * threads] = four[i];
             }
         }
         drawn_ += rounds;

@@ -93,15 +93,16 @@ std::uint8_t multiplied(std::uint8_t value, std::uint8_t alpha) {
 }
 
 void multiply_with_alpha(Bytes& picture) {
-    for (std::uint8_t* pixel = picture.values.data(); pixel != picture.values.data() + picture.values.size(); pixel += 4)
-        for (std::size_t c = 0; c < 3; ++c) pixel[c] = multiplied(pixel[c], pixel[3]);
+    for (std::size_t i = 0; i < picture.values.size(); i += 4)
+        for (std::size_t c = i; c < i + 3; ++c)
+            picture.values[c] = multiplied(picture.values[c], picture.values[i + 3]);
 }
 
 void divide_by_alpha(Bytes& picture) {
-    for (std::uint8_t* pixel = picture.values.data(); pixel != picture.values.data() + picture.values.size(); pixel += 4)
-        if (const unsigned alpha = pixel[3]; alpha != 0 && alpha != 255)
-            for (std::size_t c = 0; c < 3; ++c)
-                pixel[c] = static_cast<std::uint8_t>(std::min(255u, 255u * pixel[c] / alpha));
+    for (std::size_t i = 0; i < picture.values.size(); i += 4)
+        if (const unsigned alpha = picture.values[i + 3]; alpha != 0 && alpha != 255)
+            for (std::size_t c = i; c < i + 3; ++c)
+                picture.values[c] = static_cast<std::uint8_t>(std::min(255u, 255u * picture.values[c] / alpha));
 }
 
 // The order of the passes is seen where the first one clips. This is that of Pillow 13; earlier ones begin with the
@@ -113,7 +114,8 @@ bool is_vertical_first(const Bytes& picture, std::int64_t height, std::int64_t w
 
 void require_moderate(const Bytes& picture, std::int64_t height, std::int64_t width) {
     const std::int64_t longest = std::max({picture.shape[0], picture.shape[1], height, width});
-    const std::int64_t between = is_vertical_first(picture, height, width) ? height * picture.shape[1] : picture.shape[0] * width;
+    const bool rows_first = is_vertical_first(picture, height, width);
+    const std::int64_t between = rows_first ? height * picture.shape[1] : picture.shape[0] * width;
     if (longest > LONGEST_SIDE || between > limits().MAX_NOISE / 16)
         throw input_error("a picture of " + std::to_string(picture.shape[1]) + "x" + std::to_string(picture.shape[0]) +
                           " pixels is too slender to become one of " + std::to_string(width) + "x" +

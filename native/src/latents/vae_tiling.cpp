@@ -24,29 +24,32 @@ Floats part_of(const Floats& array, Side top, Side left, Side side) {
     const Side height = std::min(side, array.shape[1] - top), width = std::min(side, array.shape[2] - left);
     Floats part({array.shape[0], height, width, array.shape[3]});
     for (Side n = 0; n < array.shape[0]; ++n)
-        for (Side y = 0; y < height; ++y) std::copy_n(at(array, n, top + y, left), width * array.shape[3], at(part, n, y, 0));
+        for (Side y = 0; y < height; ++y)
+            std::copy_n(at(array, n, top + y, left), width * array.shape[3], at(part, n, y, 0));
     return part;
 }
 
-// The axis of channels moved from place 1 to the end, or back.
-Floats channels_last(const Floats& array) {
-    const Side pixels = array.shape[2] * array.shape[3], channels = array.shape[1];
-    Floats result({array.shape[0], array.shape[2], array.shape[3], channels});
-    for (Side n = 0; n < array.shape[0]; ++n)
-        for (Side c = 0; c < channels; ++c)
-            for (Side i = 0; i < pixels; ++i)
-                result.row(static_cast<std::size_t>(n))[i * channels + c] = array.row(static_cast<std::size_t>(n))[c * pixels + i];
+// (n, rows, columns) to (n, columns, rows), as values alone.
+std::vector<float> transposed(const Floats& array, Side rows, Side columns) {
+    std::vector<float> result(array.values.size());
+    for (Side n = 0; n < array.shape[0]; ++n) {
+        const float* from = array.values.data() + n * rows * columns;
+        float* to = result.data() + n * rows * columns;
+        for (Side row = 0; row < rows; ++row)
+            for (Side column = 0; column < columns; ++column) to[column * rows + row] = from[row * columns + column];
+    }
     return result;
 }
 
+// The axis of channels moved from place 1 to the end, and back.
+Floats channels_last(const Floats& array) {
+    const Shape& shape = array.shape;
+    return {{shape[0], shape[2], shape[3], shape[1]}, transposed(array, shape[1], shape[2] * shape[3])};
+}
+
 Floats channels_first(const Floats& array) {
-    const Side pixels = array.shape[1] * array.shape[2], channels = array.shape[3];
-    Floats result({array.shape[0], channels, array.shape[1], array.shape[2]});
-    for (Side n = 0; n < array.shape[0]; ++n)
-        for (Side c = 0; c < channels; ++c)
-            for (Side i = 0; i < pixels; ++i)
-                result.row(static_cast<std::size_t>(n))[c * pixels + i] = array.row(static_cast<std::size_t>(n))[i * channels + c];
-    return result;
+    const Shape& shape = array.shape;
+    return {{shape[0], shape[3], shape[1], shape[2]}, transposed(array, shape[1] * shape[2], shape[3])};
 }
 
 // Blends the end of `before` into the start of `piece`, from above or from the left.
@@ -72,7 +75,8 @@ void place(const Floats& piece, Side keep, Side top, Side left, Floats& whole) {
     const Side width = std::min({keep, piece.shape[2], whole.shape[2] - left});
     if (width <= 0) return;
     for (Side n = 0; n < piece.shape[0]; ++n)
-        for (Side y = 0; y < height; ++y) std::copy_n(at(piece, n, y, 0), width * piece.shape[3], at(whole, n, top + y, left));
+        for (Side y = 0; y < height; ++y)
+            std::copy_n(at(piece, n, y, 0), width * piece.shape[3], at(whole, n, top + y, left));
 }
 
 // Applies `run` to tiles of (n, height, width, channels) and joins them; `tile` pixels become `grown` pixels.
@@ -84,7 +88,8 @@ Floats tiled(const Run& run, const Floats& array, Side tile, Side grown) {
         std::vector<Floats> row;
         for (Side left = 0; left < array.shape[2]; left += step) row.push_back(run(part_of(array, top, left, tile)));
         if (above.empty())
-            whole = Floats({array.shape[0], array.shape[1] * grown / tile, array.shape[2] * grown / tile, row[0].shape[3]});
+            whole = Floats({array.shape[0], array.shape[1] * grown / tile, array.shape[2] * grown / tile,
+                            row[0].shape[3]});
         for (std::size_t i = 0; i < row.size(); ++i) {
             if (!above.empty()) fade(above[i], row[i], width, true);
             if (i > 0) fade(row[i - 1], row[i], width, false);
@@ -133,7 +138,8 @@ std::pair<Floats, Floats> tiled_encode(const EncodeTile& encode, const Floats& p
                                        std::int64_t factor) {
     const Run one = [&](const Floats& part) {
         const auto [mean, logvar] = encode(part);
-        if (mean.shape != logvar.shape) throw backend_error("the VAE's encoder returned a mean and a logvar of two shapes");
+        if (mean.shape != logvar.shape)
+            throw backend_error("the VAE's encoder returned a mean and a logvar of two shapes");
         return channels_last(joined(mean, logvar));
     };
     const Floats moments = channels_first(tiled(one, pixels, tile * factor, tile));

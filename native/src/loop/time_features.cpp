@@ -1,5 +1,7 @@
 #include "time_features.hpp"
 
+#include "../base/error.hpp"
+
 #include <algorithm>
 #include <cstring>
 
@@ -63,9 +65,14 @@ std::shared_ptr<const Features> TimeFeatures::computed(const Trajectory& traject
     for (std::size_t i = 0; i < tiled.size(); ++i) inputs.emplace_back(trajectory.time_inputs[i].first, &values[i + 1]);
     const std::vector<Value> outputs = session.run(inputs);
 
+    std::size_t index = 0;  // that it is there was checked when the bundle was opened
+    while (session.spec().outputs[index].name != "time_features") ++index;
+    const Value& output = outputs[index];
+    if (output.shape().front() != static_cast<std::int64_t>(rows))
+        throw backend_error(session.spec().file + " returned another number of rows than of timesteps");
     auto features = std::make_shared<Features>();
-    const auto* from = static_cast<const std::byte*>(outputs[0].data());
-    features->bytes.assign(from, from + outputs[0].bytes());
+    const auto* from = static_cast<const std::byte*>(output.data());
+    features->bytes.assign(from, from + output.bytes());
     features->row_bytes = features->bytes.size() / rows;
     return features;
 }

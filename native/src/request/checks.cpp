@@ -23,9 +23,9 @@ bool within(const Option& option, double value) {
 }
 
 std::string expected(const Option& option) {
-    std::string text(option.expected);
-    if (option.limit.name != nullptr) text += std::to_string(limits().*option.limit.most) + "; " + raised_by(option.limit.name);
-    return text;
+    const std::string text(option.expected);
+    if (option.limit.name == nullptr) return text;
+    return text + std::to_string(limits().*option.limit.most) + "; " + raised_by(option.limit.name);
 }
 
 }  // namespace
@@ -51,11 +51,12 @@ void check_choice(std::string_view name, std::string_view value) {
 void check_side(std::string_view name, std::int64_t value, std::int64_t factor) {
     const std::string each = std::to_string(factor);
     if (value < factor || value > limits().MAX_SIDE)
-        throw refused(name, std::to_string(value),
-                      "an integer from " + each + " to " + std::to_string(limits().MAX_SIDE) + ", a multiple of " + each);
+        throw refused(name, std::to_string(value), "an integer from " + each + " to " +
+                                                       std::to_string(limits().MAX_SIDE) + ", a multiple of " + each);
     if (const std::int64_t below = value / factor * factor; below != value)
-        throw refused(name, std::to_string(value), "a multiple of " + each + "; the nearest are " +
-                                                       std::to_string(below) + " and " + std::to_string(below + factor));
+        throw refused(name, std::to_string(value),
+                      "a multiple of " + each + "; the nearest are " + std::to_string(below) + " and " +
+                          std::to_string(below + factor));
 }
 
 void check_layers(std::string_view name, std::int64_t value, std::int64_t layers) {
@@ -72,11 +73,16 @@ void check_pair(std::string_view name, latentrt_pair value) {
 }
 
 void check_text(std::string_view name, std::string_view text) {
+    for (std::size_t at = 0; at < text.size();)
+        if (!next_point(text, at))
+            throw input_error(std::string(name) + ": " + shown(text, 60) + " is not UTF-8 at byte " + std::to_string(at) +
+                              ": it was truncated or decoded wrongly");
     // Bytes that do not go on with a character begin one.
     const auto characters = std::count_if(text.begin(), text.end(), [](char byte) { return (byte & 0xC0) != 0x80; });
     if (characters > limits().MAX_CHARACTERS)
         throw input_error(std::string(name) + " has a text of " + grouped(static_cast<std::uint64_t>(characters)) +
-                          " characters: expected at most " + grouped(static_cast<std::uint64_t>(limits().MAX_CHARACTERS)) + "; " +
+                          " characters: expected at most " +
+                          grouped(static_cast<std::uint64_t>(limits().MAX_CHARACTERS)) + "; " +
                           raised_by("MAX_CHARACTERS"));
 }
 
@@ -93,8 +99,9 @@ std::vector<std::uint64_t> checked_seeds(const std::uint64_t* seeds, std::size_t
         const std::uint64_t most = std::numeric_limits<std::uint64_t>::max() - up;
         const std::uint64_t delta = noise_seed_delta > 0 ? static_cast<std::uint64_t>(noise_seed_delta) : 0;
         if (first > most || delta > most - first)
-            throw input_error("seed=" + std::to_string(first) + " with the numbers that follow it, and noise_seed_delta: "
-                              "expected an integer from 0 to 2**64 - 1");
+            throw input_error("seed=" + std::to_string(first) +
+                              " with the numbers that follow it, and noise_seed_delta: expected an integer from 0 to "
+                              "2**64 - 1");
         result.push_back(first + up);
     }
     return result;

@@ -12,6 +12,8 @@ namespace lrt {
 
 namespace {
 
+constexpr std::size_t MOST = std::size_t{1} << 28;  // bytes of a text; documents of plans are the longest
+
 using Strings = std::vector<std::string>;
 
 struct Given {
@@ -63,6 +65,9 @@ Side side_from(const Given& first, const Given& second, const Model& model, std:
 
 std::string text_given(const latentrt_text& text, const char* name) {
     if (text.data == nullptr) return {};
+    if (text.length != LATENTRT_NUL && text.length > MOST)
+        throw input_error(std::string(name) + " has " + std::to_string(text.length) + " bytes: expected at most " +
+                          std::to_string(MOST) + ", or LATENTRT_NUL");
     std::string copy(text.data, text.length == LATENTRT_NUL ? std::strlen(text.data) : text.length);
     if (copy.find('\0') != std::string::npos) throw input_error(std::string(name) + " holds a NUL");
     return copy;

@@ -100,7 +100,8 @@ std::string document(const Recorded& recorded, const Values& values, const Sourc
         if (const auto found = values.find(option.name); found != values.end() && option.json)
             text += ", " + json_text(option.name) + ": " + std::visit(AsJson(), found->second);
     return text + ", \"loras\": [], \"model\": " + json_text(source.model) +
-           ", \"model_sha256\": " + json_text(source.model_sha256) + ", \"version\": " + json_text(source.version) + "}";
+           ", \"model_sha256\": " + json_text(source.model_sha256) + ", \"version\": " + json_text(source.version) +
+           "}";
 }
 
 std::string word_of(const Option& option, const std::string& value) {

@@ -8,7 +8,23 @@
 
 namespace lrt {
 
-enum class Kind { integer, number, choice, text, seeds, side, layers, pair, numbers, boolean, picture, latents, scheduler, array };
+// The functions of runtime/request/kinds.py.
+enum class Kind {
+    integer,
+    number,
+    choice,
+    text,
+    seeds,
+    side,
+    layers,
+    pair,
+    numbers,
+    boolean,
+    picture,
+    latents,
+    scheduler,
+    array
+};
 
 // How web UIs write a value.
 enum class Form { none, plain, general, word, unless_zero, one_more_unless_zero };

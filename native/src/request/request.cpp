@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace lrt {
 
@@ -34,14 +35,17 @@ void check_options(const latentrt_request& given, const Manifest& manifest) {
     check_number("guidance_end", given.guidance_end);
     check_interval(given.guidance_start, given.guidance_end);
     if (!is_default(given.strength)) check_number("strength", given.strength);
-    const auto check_enum = [](const char* name, int value, int most) {
+    // A value that an enum has not must not be read as one.
+    const auto check_enum = [](const char* name, const void* given_value, int most) {
+        int value = 0;
+        std::memcpy(&value, given_value, sizeof value);
         if (value < 0 || value > most)
             throw input_error(std::string(name) + "=" + std::to_string(value) + ": expected 0 to " + std::to_string(most));
     };
-    check_enum("rng", given.rng, LATENTRT_RNG_CUDA);
-    check_enum("prompt_syntax", given.prompt_syntax, LATENTRT_SYNTAX_WEB_UI);
-    check_enum("long_prompt", given.long_prompt, LATENTRT_LONG_CHUNK);
-    check_enum("output", given.output, LATENTRT_OUTPUT_LATENTS);
+    check_enum("rng", &given.rng, LATENTRT_RNG_CUDA);
+    check_enum("prompt_syntax", &given.prompt_syntax, LATENTRT_SYNTAX_WEB_UI);
+    check_enum("long_prompt", &given.long_prompt, LATENTRT_LONG_CHUNK);
+    check_enum("output", &given.output, LATENTRT_OUTPUT_LATENTS);
 }
 
 // Height, width, and the given pictures at that size.

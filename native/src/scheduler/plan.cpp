@@ -101,6 +101,8 @@ void Plan::check() {
     if (draws.size() != calls())
         throw scheduler_error("draws of a plan has " + std::to_string(draws.size()) + " values; expected " +
                               std::to_string(calls()));
+    // Those that are counted are those that are drawn.
+    for (std::uint8_t& draw : draws) draw = draw != 0;
 }
 
 Plan plan_from_document(std::string_view json, std::string* prediction_type) {

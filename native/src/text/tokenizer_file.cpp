@@ -33,75 +33,84 @@ std::pair<std::string, std::string> pair_from(const std::string& line) {
     return {line.substr(0, space), line.substr(space + 1)};
 }
 
-// Reads a document and takes the vocabulary and the merges, which are nearly all of it, out while it is parsed.
-class Reader {
+// Reads a document, and puts the vocabulary and the merges, which are nearly all of it, aside while it is parsed.
+class Reader : public nlohmann::json_sax<Json> {
   public:
     explicit Reader(TokenizerFile& file) : file_(file) {}
 
     Json read(std::string_view text) {
-        const auto take = [this](int, Json::parse_event_t event, Json& json) { return on(event, json); };
-        try {
-            return Json::parse(text.begin(), text.end(), take);
-        } catch (const Json::exception& error) {
-            // The library's text begins with its own name of the error, in brackets.
-            const std::string what = error.what();
-            const std::size_t end = what.find("] ");
-            throw std::runtime_error(what.substr(end == std::string::npos ? 0 : end + 2, 300));
-        }
+        Json::sax_parse(text.begin(), text.end(), this);
+        return std::move(whole_);
+    }
+
+    bool null() override { return take(nullptr); }
+    bool boolean(bool value) override { return take(value); }
+    bool number_integer(number_integer_t value) override { return take(value); }
+    bool number_unsigned(number_unsigned_t value) override { return take(value); }
+    bool number_float(number_float_t value, const string_t&) override { return take(value); }
+    bool string(string_t& value) override { return take(std::move(value)); }
+    bool binary(binary_t&) override { return false; }
+    bool start_object(std::size_t) override { return open(Json::object()); }
+    bool start_array(std::size_t) override { return open(Json::array()); }
+    bool end_object() override { return close(); }
+    bool end_array() override { return close(); }
+
+    bool key(string_t& name) override {
+        Open& object = open_.back();
+        object.key = std::move(name);
+        // The vocabulary finds what occurs twice in it by itself.
+        if (!is_in("vocab") && object.value.contains(object.key))
+            throw std::runtime_error("the key " + shown(object.key, 40) + " occurs twice");
+        return true;
+    }
+
+    bool parse_error(std::size_t, const std::string&, const Json::exception& error) override {
+        // The library's text begins with its own name of the error, in brackets.
+        const std::string what = error.what();
+        const std::size_t end = what.find("] ");
+        throw std::runtime_error(what.substr(end == std::string::npos ? 0 : end + 2, 300));
     }
 
   private:
-    // An object or array that is not closed; `key` is the last one.
+    // An object or a list that is not closed; `key` is the last one.
     struct Open {
+        Json value;
         std::string key;
-        std::set<std::string> keys;
     };
 
-    // Whether the value is a member of this part of the model.
+    // Whether what comes is a member of this part of the model.
     bool is_in(const char* name) const {
         return open_.size() == 3 && open_[0].key == "model" && open_[1].key == name;
     }
 
-    // Whether to keep it.
-    bool on(Json::parse_event_t event, Json& json) {
-        switch (event) {
-            case Json::parse_event_t::object_start:
-            case Json::parse_event_t::array_start:
-                if (open_.size() == DEEPEST) throw std::runtime_error("it is nested too deeply");
-                // Else its end would not be told, since its key is not kept.
-                if (is_in("vocab")) throw std::runtime_error("model.vocab holds lists or objects: expected numbers");
-                open_.emplace_back();
-                return true;
-            case Json::parse_event_t::key: return on_key(json.get_ref<const std::string&>());
-            case Json::parse_event_t::object_end:
-            case Json::parse_event_t::array_end: open_.pop_back(); [[fallthrough]];
-            default: return on_value(json);
-        }
-    }
-
-    bool on_key(const std::string& key) {
-        open_.back().key = key;
-        // The vocabulary finds what occurs twice in it by itself.
-        if (is_in("vocab")) return false;
-        if (!open_.back().keys.insert(key).second)
-            throw std::runtime_error("the key " + shown(key, 40) + " occurs twice");
+    bool open(Json value) {
+        if (open_.size() == DEEPEST) throw std::runtime_error("it is nested too deeply");
+        open_.push_back({std::move(value), {}});
         return true;
     }
 
-    bool on_value(const Json& json) {
-        if (is_in("vocab")) {
-            const std::string& token = open_.back().key;
-            file_.vocabulary.add(token, id_from(json, token));
-            return false;
-        }
-        if (is_in("merges")) {
-            add_merge(json);
-            return false;
+    bool close() {
+        Json value = std::move(open_.back().value);
+        open_.pop_back();
+        return take(std::move(value));
+    }
+
+    bool take(Json value) {
+        if (open_.empty()) {
+            whole_ = std::move(value);
+        } else if (is_in("vocab")) {
+            file_.vocabulary.add(open_.back().key, id_from(value, open_.back().key));
+        } else if (is_in("merges")) {
+            add_merge(value);
+        } else if (Open& parent = open_.back(); parent.value.is_array()) {
+            parent.value.push_back(std::move(value));
+        } else {
+            parent.value[parent.key] = std::move(value);
         }
         return true;
     }
 
-    void add_merge(const Json& json) {
+    void add_merge(Json& json) {
         if (json.is_string()) {
             const auto& line = json.get_ref<const std::string&>();
             if (line.rfind("#version", 0) != 0) file_.merges.push_back(pair_from(line));
@@ -113,14 +122,16 @@ class Reader {
     }
 
     TokenizerFile& file_;
+    Json whole_;
     std::vector<Open> open_;
 };
 
 AddedToken added_token_from(const Json& json) {
     require_added_token(json);
     AddedToken token{json.at("content").get<std::string>(), 0, json.at("normalized").get<bool>()};
-    if (token.content.empty() || token.content.size() > MOST_IN_WORD)
-        throw std::runtime_error("added_tokens: " + shown(token.content, 40) + " has " + std::to_string(token.content.size()) +
+    const std::size_t size = token.content.size();
+    if (size == 0 || size > MOST_IN_WORD)
+        throw std::runtime_error("added_tokens: " + shown(token.content, 40) + " has " + std::to_string(size) +
                                  " bytes: expected 1 to " + std::to_string(MOST_IN_WORD));
     token.id = id_from(json.at("id"), token.content);
     return token;

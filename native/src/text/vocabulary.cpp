@@ -11,6 +11,10 @@ namespace {
 
 constexpr std::uint64_t BASIS = 0xcbf29ce484222325, PRIME = 0x100000001b3;
 
+constexpr std::size_t BUCKETS = std::size_t{1} << 16;
+
+std::size_t bucket_of(std::uint64_t hash) { return static_cast<std::size_t>(hash >> 48); }
+
 // FNV-1a. Rows are sorted by it, so names with equal hashes, made on purpose, cost no more than a longer search.
 std::uint64_t hash_of(std::string_view text) {
     std::uint64_t hash = BASIS;
@@ -34,6 +38,9 @@ void Vocabulary::finish() {
     const auto twice = std::adjacent_find(rows_.begin(), rows_.end(), same);
     if (twice != rows_.end()) throw std::runtime_error("the token " + shown(name(*twice), 40) + " occurs twice");
     check_ids();
+    begins_.assign(BUCKETS + 1, 0);
+    for (const Row& row : rows_) ++begins_[bucket_of(row.hash) + 1];
+    for (std::size_t i = 1; i < begins_.size(); ++i) begins_[i] += begins_[i - 1];
 }
 
 void Vocabulary::check_ids() const {
@@ -47,10 +54,12 @@ void Vocabulary::check_ids() const {
 
 std::optional<std::uint32_t> Vocabulary::find(std::string_view token) const {
     const std::uint64_t hash = hash_of(token);
-    const auto row = std::lower_bound(rows_.begin(), rows_.end(), hash, [&](const Row& before, std::uint64_t value) {
+    const std::size_t bucket = bucket_of(hash);
+    const Row *first = rows_.data() + begins_[bucket], *last = rows_.data() + begins_[bucket + 1];
+    const Row* row = std::lower_bound(first, last, hash, [&](const Row& before, std::uint64_t value) {
         return before.hash != value ? before.hash < value : name(before) < token;
     });
-    const bool found = row != rows_.end() && row->hash == hash && name(*row) == token;
+    const bool found = row != last && row->hash == hash && name(*row) == token;
     return found ? std::optional(row->id) : std::nullopt;
 }
 

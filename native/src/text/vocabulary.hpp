@@ -13,7 +13,7 @@ namespace lrt {
 class Vocabulary {
   public:
     void add(std::string_view token, std::uint32_t id);
-    // Sorts it. Throws std::runtime_error for tokens or ids that occur twice.
+    // To be called before the first search. Throws std::runtime_error for tokens or ids that occur twice.
     void finish();
 
     std::size_t size() const { return rows_.size(); }
@@ -28,7 +28,8 @@ class Vocabulary {
     void check_ids() const;
 
     std::string names_;
-    std::vector<Row> rows_;
+    std::vector<Row> rows_;              // sorted by hash
+    std::vector<std::uint32_t> begins_;  // of rows whose hashes begin with the same bits
 };
 
 }  // namespace lrt

@@ -1,19 +1,20 @@
-// A document of a plan: refused as no plan, or one that the loop can run.
+// A document of the format latentrt.plan/1.
 #include "../../src/base/error.hpp"
+#include "../../src/base/utf8.hpp"
 #include "../../src/scheduler/plan.hpp"
-
-#include <cstdint>
-#include <cstdlib>
-#include <string>
+#include "input.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     try {
-        std::string predicts;
-        const lrt::Plan plan = lrt::plan_from_document({reinterpret_cast<const char*>(data), size}, &predicts);
-        if (plan.calls() == 0 || plan.coefficients.size() != plan.calls() * 63 || plan.draw_count() > plan.calls())
-            std::abort();
+        std::string type;
+        const lrt::Plan plan = lrt::plan_from_document({reinterpret_cast<const char*>(data), size}, &type);
+        fuzz::check(plan.calls() > 0 && plan.draws.size() == plan.calls() && plan.draw_count() <= plan.calls());
+        fuzz::check(plan.coefficients.size() == plan.calls() * 63 && plan.guidance.size() == plan.calls() * 2);
+        plan.starts_clean();
+        plan.is_plus_plus();
     } catch (const lrt::Error& error) {
-        if (error.status() != LATENTRT_SCHEDULER) std::abort();
+        fuzz::check(error.status() == LATENTRT_SCHEDULER);
+        fuzz::check(lrt::decoded(error.what()).has_value());
     }
     return 0;
 }

@@ -48,9 +48,11 @@ latentrt_request request_of(const latentrt_pixels* images, std::size_t images_co
 }
 
 using EncodeCallback = void (*)(const float* pixels, const std::int64_t* shape, float* mean, float* logvar);
-using DecodeCallback = void (*)(const float* latents, const std::int64_t* shape, std::uint8_t* images, std::int32_t* bad);
+using DecodeCallback = void (*)(const float* latents, const std::int64_t* shape, std::uint8_t* images,
+                                std::int32_t* bad);
 
-std::pair<Floats, Floats> encoded(EncodeCallback callback, const Floats& pixels, std::int64_t channels, std::int64_t factor) {
+std::pair<Floats, Floats> encoded(EncodeCallback callback, const Floats& pixels, std::int64_t channels,
+                                  std::int64_t factor) {
     const Shape shape{pixels.shape[0], channels, pixels.shape[1] / factor, pixels.shape[2] / factor};
     std::pair<Floats, Floats> moments{Floats(shape), Floats(shape)};
     callback(pixels.values.data(), pixels.shape.data(), moments.first.values.data(), moments.second.values.data());
@@ -74,8 +76,10 @@ PROBE void probe_bytes(int kind, const std::uint8_t* pixels, std::int64_t height
                        char* error) {
     probe::told(error, [&] {
         const Bytes picture = picture_of(pixels, height, width, channels);
-        copied((kind == 0 ? resized(picture, to_height, to_width) : kind == 1 ? rgb_from(picture) : grey_from(picture)).values,
-               out);
+        const Bytes result = kind == 0   ? resized(picture, to_height, to_width)
+                             : kind == 1 ? rgb_from(picture)
+                                         : grey_from(picture);
+        copied(result.values, out);
     });
 }
 

@@ -158,7 +158,7 @@ namespace {
 
 Plan plan_of(const ProbeRecorded& given) {
     const std::size_t calls = given.calls, rows = static_cast<std::size_t>(REGISTERS);
-    const auto taken = [](const float* values, std::size_t count) { return std::vector<float>(values, values + count); };
+    const auto taken = [](const float* values, std::size_t count) { return std::vector(values, values + count); };
     Plan plan;
     plan.timesteps = taken(given.arrays[0], calls);
     plan.coefficients = taken(given.arrays[1], calls * rows * (rows + 2));
