@@ -11,6 +11,9 @@
 
 namespace lrt {
 
+// Bytes of a struct; more are a mistake of the program.
+constexpr std::size_t LARGEST = std::size_t{1} << 16;
+
 // The defaults of each struct.
 void set_defaults(latentrt_open_options& options);
 void set_defaults(latentrt_request& request);
@@ -24,7 +27,7 @@ void init(Struct* given, std::size_t struct_size) {
     set_defaults(full);
     full.struct_size = struct_size;
     std::memcpy(static_cast<void*>(given), &full, std::min(struct_size, sizeof full));
-    if (struct_size > sizeof full)
+    if (struct_size > sizeof full && struct_size <= LARGEST)
         std::memset(reinterpret_cast<char*>(given) + sizeof full, 0, struct_size - sizeof full);
 }
 
@@ -36,7 +39,7 @@ Struct completed(const Struct* given, const char* name) {
     if (given == nullptr) return full;
     std::size_t size = 0;
     std::memcpy(&size, given, sizeof size);
-    if (size < sizeof size || size > (std::size_t{1} << 16))
+    if (size < sizeof size || size > LARGEST)
         throw input_error(std::string(name) + ".struct_size is " + std::to_string(size) + ": fill the struct by " + name +
                           "_init");
     std::memcpy(static_cast<void*>(&full), given, std::min(size, sizeof full));

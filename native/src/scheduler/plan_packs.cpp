@@ -62,7 +62,7 @@ std::vector<Entry> entries_of(const std::vector<PlanPack>& packs, const std::str
 // A name for a command line.
 std::string quoted(const std::string& name) {
     constexpr const char* PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-:=.,";
-    if (name.size() > 80) return "NAME";
+    if (name.size() > 80 || !decoded(name)) return "NAME";
     if (!name.empty() && name[0] != '-' && name.find_first_not_of(PLAIN) == std::string::npos) return name;
     std::string text = "'";
     for (const char letter : name) text += letter == '\'' ? std::string("'\\''") : std::string(1, letter);
