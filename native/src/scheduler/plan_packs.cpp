@@ -142,9 +142,9 @@ PlanPacks::~PlanPacks() = default;
 PlanPacks::PlanPacks(PlanPacks&&) noexcept = default;
 PlanPacks& PlanPacks::operator=(PlanPacks&&) noexcept = default;
 
-void PlanPacks::add(const std::filesystem::path& file, const std::string& prediction_type) {
+void PlanPacks::add(const std::filesystem::path& file, const std::string& prediction_type, const Json& config) {
     try {
-        content_->packs.push_back(plan_pack_from(bytes_of(file, MOST), prediction_type));
+        content_->packs.push_back(plan_pack_from(bytes_of(file, MOST), prediction_type, config));
     } catch (const std::runtime_error& error) {
         throw bundle_error(file.string() + " cannot be used as a plan pack: " + error.what() +
                            ". Write one with: latentrt plans BUNDLE");
