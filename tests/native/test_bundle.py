@@ -263,9 +263,6 @@ def _floats(content: bytes, name: str) -> list[float] | str:
     return error.value.decode() or list(map(float, out[:count]))
 
 
-
-
-
 def test_tensors_are_those_of_the_library_safetensors() -> None:
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "empty": np.zeros((0, 4), np.float32)}
     content = save({**arrays, "i": np.arange(3)}, {"note": "x"})

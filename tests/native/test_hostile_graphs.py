@@ -15,7 +15,12 @@ from support.exports import SHAPES
 from support.native import BACKEND, BUNDLE, NativeError, NativePipeline
 
 SMALL: dict[str, Any] = {"num_inference_steps": 2, "height": 64, "width": 64, "seed": 3}
-KINDS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32, "uint8": TensorProto.UINT8}
+KINDS = {
+    "float32": TensorProto.FLOAT,
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+    "uint8": TensorProto.UINT8,
+}
 FEATURES = 928
 
 
