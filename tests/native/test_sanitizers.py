@@ -29,7 +29,7 @@ PROGRAMS = ("threads", "open_close")
 @functools.cache
 def build_with(kind: str) -> Path:
     """The folder of a build with sanitizers, kept in out/."""
-    folder = ROOT / "out" / f"sanitize-{kind}"
+    folder: Path = ROOT / "out" / f"sanitize-{kind}"
     options = (
         *("-DLATENTRT_TESTS=ON", f"-DLATENTRT_SANITIZE={SANITIZERS[kind]}", f"-DCMAKE_CXX_FLAGS={FLAGS}"),
         *("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_COMPILER=clang++-19", "-DCMAKE_C_COMPILER=clang-19"),
@@ -95,7 +95,11 @@ def planted(kind: str, program: str, source: str, old: str, new: str, folder: Pa
         objects += build.glob(f"tests/CMakeFiles/{program}.dir/*.o")
     others = [one for one in objects if not str(one).endswith(f"{source}.o")]
     assert len(others) == len(objects) - 1
-    headers = [f"-I{NATIVE / 'include'}", f"-isystem{built() / 'include'}", f"-isystem{built() / 'include/onnxruntime'}"]
+    headers = [
+        f"-I{NATIVE / 'include'}",
+        f"-isystem{built() / 'include'}",
+        f"-isystem{built() / 'include/onnxruntime'}",
+    ]
     flags = [*FLAGS.split(), "-std=c++17", f"-fsanitize={SANITIZERS[kind]}", "-fno-sanitize-recover=all"]
     defined = ['-DLATENTRT_VERSION="0"', "-DLATENTRT_BUILDING"]
     output = folder / program
@@ -121,7 +125,10 @@ def test_planted_faults_are_seen(fault: str, tmp_path: Path) -> None:
 
 def test_planted_undefined_behaviour_is_seen(tmp_path: Path) -> None:
     """A value that an enum has not is read as one."""
-    old, new = "std::memcpy(&value, given_value, sizeof value)", "value = *static_cast<const latentrt_rng*>(given_value)"
+    old, new = (
+        "std::memcpy(&value, given_value, sizeof value)",
+        "value = *static_cast<const latentrt_rng*>(given_value)",
+    )
     program = planted("address", "replay", "request/request.cpp", old, new, tmp_path)
     said = run([program, "request", FUZZ / "corpus" / "request" / "value-not-of-enum"], fails=True)
     assert "UndefinedBehaviorSanitizer" in said
