@@ -43,7 +43,7 @@ def test_commands_run(sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyP
             if words[0] == "latentrt" and words[1] != "export":
                 assert main(words[1:]) == 0, command
                 ran.append(words[1])
-    assert ran == ["verify", "info", *["generate"] * 7, *["build", "generate"] * 2, *["schedule"] * 3]
+    assert ran == ["verify", "info", *["generate"] * 7, *["build", "generate"] * 2, *["schedule"] * 3, "plans"]
     assert Image.open(tmp_path / "astronaut.png").size == (64, 64)
     assert Image.open(tmp_path / "castle.png").size == (128, 128)
     assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["fox-0002-0.png", "fox-0002-1.png"]

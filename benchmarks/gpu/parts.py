@@ -37,6 +37,7 @@ PARTS: Mapping[str, Part] = {
     "backends": Part(15, 120, BACKENDS, daring=True),
     "states": Part(15, 90, BACKENDS),
     "pictures": Part(30, 180, BACKENDS),
+    "native": Part(20, 120, ("onnxruntime",)),
     "norms": Part(20, 120, BACKENDS),
     "waits": Part(10, 60, BACKENDS),
     "loras": Part(15, 120, BACKENDS),
@@ -90,7 +91,7 @@ def _of(backend: str, parts: str) -> list[Job]:
 
 # What decides most comes first. The machine needs minutes to start and to receive files, so the last call is shorter.
 HALF_HOUR = (
-    Call(540, _of("onnxruntime", "device ceilings backends states pictures norms waits full_size ort_options")),
+    Call(540, _of("onnxruntime", "device ceilings backends states pictures native norms waits full_size ort_options")),
     Call(
         480,
         _of("onnxruntime", "latency loras noise ideas")

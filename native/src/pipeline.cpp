@@ -32,8 +32,9 @@ Pipeline::Pipeline(const std::string& folder, const std::string& library, Device
             throw bundle_error(file.string() + " cannot be read as a tokenizer: " + error.what());
         }
     }
-    for (const std::string& pack : packs) packs_.add(pack, model.prediction_type);
-    for (const std::string& pack : manifest().plans) packs_.add(bundle_.file(pack), model.prediction_type);
+    for (const std::string& pack : packs) packs_.add(pack, model.prediction_type, bundle_.scheduler_config);
+    for (const std::string& pack : manifest().plans)
+        packs_.add(bundle_.file(pack), model.prediction_type, bundle_.scheduler_config);
     log_.info(folder + " on " + backend_);
 }
 

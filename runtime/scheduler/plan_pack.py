@@ -46,7 +46,9 @@ class PackWriter:
         distilled: whether the model takes the guidance scale as an input: then LCM's image-to-image has its own plans.
     """
 
-    def __init__(self, config: Config, *, prediction_type: str, text_encoders: int = 1, distilled: bool = False) -> None:
+    def __init__(
+        self, config: Config, *, prediction_type: str, text_encoders: int = 1, distilled: bool = False
+    ) -> None:
         self._config, self._text_encoders = config, text_encoders
         self._prediction_type, self.distilled = prediction_type, distilled
         self._tables, self._entries = Tables(), dict[str, dict[str, Any]]()

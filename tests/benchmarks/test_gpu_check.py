@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from support.exports import ROOT, Exported
+from support.native import built
 from support.simulator import Machine, machine
 from support.simulator import ort as simulated
 
-from benchmarks.gpu import full_size, latency, ort_options, pictures, states, waits
+from benchmarks.gpu import full_size, latency, native, ort_options, pictures, states, waits
 from benchmarks.gpu.parts import PARTS, Job
 from benchmarks.gpu.places import Place
 from benchmarks.gpu.report import Report
@@ -126,6 +127,18 @@ def test_a_part_passes(work: Path, part: str, options: dict[str, Any]) -> None:
         assert report.checks
         assert all("tensorrt" in check["name"] for check in report.checks)
         assert any(note.startswith("onnxruntime does not load") for note in report.notes)
+
+
+@pytest.mark.slow
+def test_the_library_in_cpp(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, as no simulator stands behind ONNX Runtime's C functions; without the program it is left out."""
+    built()
+    report = done("native", Place(work, device="cpu", backends=("onnxruntime",)), steps=2)
+    assert report.passed, failed(report)
+    assert len(report.checks) == 5
+    monkeypatch.setattr(native, "PROGRAM", work / "nowhere")
+    report = done("native", Place(work, device="cpu", backends=("onnxruntime",)), steps=2)
+    assert (report.verdict, report.left_out) == ("left out", ["onnxruntime"])
 
 
 @pytest.mark.usefixtures("gpu")

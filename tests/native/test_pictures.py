@@ -258,6 +258,18 @@ def test_planted_faults_are_found(fault: str, tmp_path: Path) -> None:
     assert refused.value.status == UNEQUAL
 
 
+def test_plans_of_another_checkpoint_are_refused(tmp_path: Path) -> None:
+    """A pack says what noise its checkpoint was trained with."""
+    other = tmp_path / "other"
+    shutil.copytree(SHAPES.bundle, other)
+    file = other / "scheduler" / "scheduler_config.json"
+    changed = file.read_text().replace('"beta_end": 0.012', '"beta_end": 0.015')
+    assert len(changed) == file.stat().st_size
+    file.write_text(changed)
+    with pytest.raises(NativeError, match=r"another checkpoint: its beta_end is '0\.012', and this one's '0\.015'"):
+        NativePipeline(other)
+
+
 REFUSED: Mapping[str, tuple[dict[str, Any], int, str]] = {
     "scheduler": ({"scheduler": "eular"}, SCHEDULER, "eular"),
     "plan": ({"num_inference_steps": 999, "scheduler": "euler"}, SCHEDULER, "latentrt plans"),

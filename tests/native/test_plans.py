@@ -21,16 +21,23 @@ from latentrt.runtime.scheduler.plan_pack import PackWriter, add_default_schedul
 LCM = {**SD1, "_class_name": "LCMScheduler", "original_inference_steps": 40}
 V_PREDICTION = {
     **SD1,
-    **{"_class_name": "EulerDiscreteScheduler", "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    "_class_name": "EulerDiscreteScheduler",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
     "rescale_betas_zero_snr": True,
 }
 EDM = {
-    **{"_class_name": "EDMDPMSolverMultistepScheduler", "prediction_type": "epsilon", "num_train_timesteps": 1000},
-    **{"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "solver_order": 2},
+    "_class_name": "EDMDPMSolverMultistepScheduler",
+    "prediction_type": "epsilon",
+    "num_train_timesteps": 1000,
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "solver_order": 2,
 }
 # The plans that begin at its last timestep cannot be computed, the others can.
 NO_SIGNAL = {**V_PREDICTION, "_class_name": "DDIMScheduler", "prediction_type": "epsilon", "clip_sample": False}
-STEPS = (1, 3, 6, 11, 24)
+STEPS = (1, 3, 6, 11)
 NAMES = (
     *("", "euler", "euler_a", "ddim", "dpm++_3m", "unipc_karras", "heun", "dpm2_a", "lms", "sa_solver", "deis_beta"),
     # Another number of steps than was asked for, samplers with calls of their own, guidance of each call.
@@ -70,13 +77,12 @@ def expected(config: Mapping[str, Any], steps: int | None, **options: Any) -> Pl
         return None
 
 
-def found(
-    packs: Packs, name: str, steps: int, strength: float | None = None, *, distilled: bool = False
-) -> Plan | None:
+def found(packs: Packs, name: str, steps: int, strength: float | None = None, **options: bool) -> Plan | None:
     try:
-        return packs.find(name, steps, strength, distilled=distilled)
+        return packs.find(name, steps, strength, **options)
     except PackError as error:
-        assert error.status in (SCHEDULER, INPUT)
+        if error.status not in (SCHEDULER, INPUT):
+            raise
         return None
 
 
@@ -108,15 +114,16 @@ def test_other_models(config: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [SD1, V_PREDICTION], ids=["epsilon", "v_prediction"])
-def test_every_plan_of_a_default_pack_is_pythons(config: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("config", "every"), [(SD1, 1), (V_PREDICTION, 3)], ids=["epsilon", "v_prediction"])
+def test_every_plan_of_a_default_pack_is_pythons(config: dict[str, Any], every: int, tmp_path: Path) -> None:
     writer = PackWriter(config, prediction_type=config["prediction_type"])
     add_default_schedulers(writer)
     (tmp_path / "default.plans").write_bytes(writer.content())
+    assert (tmp_path / "default.plans").stat().st_size <= 1.5e6
     with Packs(tmp_path / "default.plans", predicts=config["prediction_type"]) as packs:
         for name in writer.names:
             chosen = resolve(name or None, config)
-            for steps in range(1, 51):
+            for steps in range(1, 51, every):
                 for kept in range(steps + 1):
                     strength = None if kept == 0 else min(kept / steps * (1 + 2**-50), 1.0)
                     got, wanted = found(packs, name, steps, strength), expected(chosen, steps, strength=strength)
@@ -196,13 +203,13 @@ def test_earlier_packs_are_asked_first(pack: Path, tmp_path: Path) -> None:
             ("eular", 6),
             ["there are no plans of 'eular'", "'euler'", "latentrt plans BUNDLE --scheduler eular --steps 6"],
         ),
-        (("euler", 12), ["'euler' with 12 steps", "1, 3, 6, 11, 24", "--scheduler euler --steps 12"]),
+        (("euler", 12), ["'euler' with 12 steps", "1, 3, 6, 11.", "--scheduler euler --steps 12"]),
         (("", 2**62), ["the checkpoint's own scheduler with", "--scheduler '' --steps 4611686018427387904"]),
         (("it's $HOME", 3), [r"--scheduler 'it'\''s $HOME' --steps 3"]),
         (("x" * 5000, 3), ["--scheduler NAME --steps 3"]),
         (("euler", -1), ["with -1 steps"]),
         (("euler", 3, 0.2), ["strength=0.2 leaves none of 3 steps: raise num_inference_steps"]),
-        (("euler", 3, 0.0), ["strength=0: expected > 0 (keep the image) and <= 1 (redraw it)"]),
+        (("euler", 3, 0.0), ["strength=0.0: expected > 0 (keep the image) and <= 1 (redraw it)"]),
         (("euler", 3, math.nextafter(1, 2)), ["expected > 0"]),
         (("euler", 3, math.nan), ["strength=nan: expected > 0"]),
         (("euler", 3, -math.inf), ["strength=-inf"]),
@@ -217,7 +224,7 @@ def test_missing_plans(call: Any, texts: list[str], pack: Path) -> None:
 
 
 def test_no_plans_at_all() -> None:
-    with Packs() as packs, pytest.raises(PackError, match="this bundle has none at all.*--scheduler euler --steps 20"):
+    with Packs() as packs, pytest.raises(PackError, match=r"none at all.*--scheduler euler --steps 20"):
         packs.find("euler", 20)
 
 
@@ -346,14 +353,14 @@ def test_truncated_and_altered_packs(tmp_path: Path) -> None:
     content, file = small_pack(), tmp_path / "p"
     for length in (*range(0, len(content), 31), len(content) - 1):
         file.write_bytes(content[:length])
-        with pytest.raises(PackError, match="no plan pack|bytes instead of"):
+        with pytest.raises(PackError, match=r"no plan pack|bytes instead of"):
             Packs(file)
     file.write_bytes(content + b"\0")
     with pytest.raises(PackError, match="bytes instead of"):
         Packs(file)
     for at in range(8, len(content), 23):
         file.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
-        with pytest.raises(PackError, match="its version|bytes instead of|check sum|too large"):
+        with pytest.raises(PackError, match=r"its version|bytes instead of|check sum|too large"):
             Packs(file)
 
 
@@ -370,7 +377,8 @@ def test_tables_that_lead_nowhere(tmp_path: Path) -> None:
                     for name, steps, strength in (("euler_a", 3, None), ("euler_a", 1, 1.0), ("dpm++_2m", 3, 0.5)):
                         found(packs, name, steps, strength)
             except PackError as error:
-                assert error.status == BUNDLE
+                if error.status != BUNDLE:
+                    raise
                 refused += 1
     assert refused > (len(data) - first) // 6
 

@@ -10,6 +10,11 @@ Engines::Engines(const Library& library, const Bundle& bundle, Device device)
     if (device_.is_cpu() && (manifest.precision == "bf16" || manifest.vae_precision == "bf16"))
         throw backend_error(bundle.folder.string() + " is a bf16 bundle, but ONNX Runtime has no bf16 kernels for CPUs: "
                                                      "export with --precision fp32, or use a GPU");
+    // Whose first version with kernels for opset 23 is 1.23.
+    if (manifest.opset >= 23 && library.minor() < 23 && library.version().rfind("1.", 0) == 0)
+        throw backend_error(bundle.folder.string() + " has graphs of opset " + std::to_string(manifest.opset) +
+                            ", which need ONNX Runtime 1.23 or later, and this is " + library.version() +
+                            ": use a later one, or export with --opset 18");
     for (const auto& [name, graph] : manifest.graphs) slots_[name];
 }
 

@@ -5,6 +5,7 @@
 
 #include <dlfcn.h>
 
+#include <charconv>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -58,6 +59,14 @@ Library::Library(const std::string& name) {
     if (api_ == nullptr)
         throw backend_error(name + " is ONNX Runtime " + version_ + ": expected 1." + std::to_string(ORT_API_VERSION) +
                             " or later");
+}
+
+int Library::minor() const {
+    int number = 0;
+    const std::size_t point = version_.find('.');
+    if (point != std::string::npos)
+        std::from_chars(version_.data() + point + 1, version_.data() + version_.size(), number);
+    return number;
 }
 
 // With separate arenas, each session would keep the peak memory of its graph. The arena begins with one large block,

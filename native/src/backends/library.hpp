@@ -18,6 +18,7 @@ class Library {
     const OrtApi& api() const { return *api_; }
     OrtEnv* env() const { return env_; }
     const std::string& version() const { return version_; }  // such as 1.31.1
+    int minor() const;                                       // such as 31
 
     // Throws for a status that is a failure, and frees it. `what` begins the text.
     void check(OrtStatus* status, const std::string& what) const;

@@ -99,8 +99,8 @@ std::string_view first_points(std::string_view text, std::size_t most) {
 
 std::string shown(std::string_view text, std::size_t most) {
     const std::string_view cut = first_points(text, most);
-    const bool has_single = cut.find('\'') != std::string_view::npos, has_double = cut.find('"') != std::string_view::npos;
-    const char quote = has_single && !has_double ? '"' : '\'';
+    const auto has = [cut](char c) { return cut.find(c) != std::string_view::npos; };
+    const char quote = has('\'') && !has('"') ? '"' : '\'';
     std::string out(1, quote);
     for (std::size_t at = 0; at < cut.size();) {
         const std::optional<char32_t> point = next_point(cut, at);

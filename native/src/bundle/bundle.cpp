@@ -121,6 +121,7 @@ Manifest manifest_from_json(const Json& json) {
     manifest.checkpoint_sha256 = json.at("checkpoint").at("sha256");
     manifest.precision = json.at("recipe").at("precision");
     manifest.vae_precision = json.at("recipe").at("vae_precision");
+    manifest.opset = json.at("recipe").at("opset");
     manifest.model = model_from(json.at("model"));
     manifest.defaults = defaults_from(json.at("defaults"));
     manifest.scheduler = json.at("scheduler");
@@ -147,14 +148,13 @@ void require_format(const Json& json) {
         throw std::runtime_error(std::string("bundle.json has the key 'plans', which ") + FORMATS[0] + " has not");
 }
 
-// Name of the class of the checkpoint's own scheduler.
-std::string scheduler_class(const Path& file) {
+// The config of the checkpoint's own scheduler, which names its class.
+Json scheduler_config(const Path& file) {
     try {
-        const Json config = json_from(bytes_of(file, MOST));
-        const auto name = config.is_object() ? config.find("_class_name") : config.end();
-        if (!config.is_object() || name == config.end() || !name->is_string())
+        Json config = json_from(bytes_of(file, MOST));
+        if (!config.is_object() || !config.contains("_class_name") || !config.at("_class_name").is_string())
             throw std::runtime_error("it names no class");
-        return name->get<std::string>();
+        return config;
     } catch (const std::runtime_error& error) {
         throw bundle_error(file.string() + " cannot be used: " + error.what() + ". Copy the bundle again");
     }
@@ -177,7 +177,7 @@ Manifest manifest_from(std::string_view text) {
 
 Bundle open_bundle(const Path& folder) {
     const Path file = folder / "bundle.json";
-    Bundle bundle{folder, {}};
+    Bundle bundle{folder, {}, {}};
     try {
         bundle.manifest = manifest_from(bytes_of(file, MOST));
     } catch (const std::runtime_error& error) {
@@ -192,7 +192,8 @@ Bundle open_bundle(const Path& folder) {
             throw bundle_error(folder.string() + " is damaged: " + name + " has " + std::to_string(status.st_size) +
                                " bytes instead of " + std::to_string(size) + ". Copy the bundle again");
     }
-    bundle.manifest.scheduler_class = scheduler_class(bundle.file(bundle.manifest.scheduler));
+    bundle.scheduler_config = scheduler_config(bundle.file(bundle.manifest.scheduler));
+    bundle.manifest.scheduler_class = bundle.scheduler_config.at("_class_name");
     return bundle;
 }
 

@@ -15,6 +15,7 @@ constexpr const char* FORMATS[] = {"latentrt.bundle/1", "latentrt.bundle/2"};
 struct Bundle {
     Path folder;
     Manifest manifest;
+    Json scheduler_config;
 
     Path file(const std::string& name) const { return folder / name; }
     const Graph& graph(const std::string& name) const { return manifest.graphs.at(name); }

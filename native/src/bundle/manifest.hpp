@@ -71,6 +71,7 @@ struct Golden {
 struct Manifest {
     std::string checkpoint_name, checkpoint_sha256;
     std::string precision, vae_precision;
+    std::int64_t opset = 0;
     Model model;
     Defaults defaults;
     std::string scheduler;           // file of the scheduler's config

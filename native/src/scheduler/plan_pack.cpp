@@ -145,6 +145,19 @@ void require_model(const Json& index, const std::string& prediction_type) {
                                         std::to_string(REGISTERS));
 }
 
+// Packs of two checkpoints look alike, but for the noise that these were trained with. Options behind a name, as in
+// euler:beta_schedule=linear, are somebody's choice.
+void require_training(const Json& scheduler, const Json& config) {
+    const std::string name = text_from(scheduler.at("names").at(0), "names");
+    if (name.find(':') != std::string::npos) return;
+    const Json& own = scheduler.at("config");
+    for (const char* key : {"beta_start", "beta_end", "beta_schedule", "num_train_timesteps"})
+        if (own.contains(key) && config.contains(key) && own.at(key) != config.at(key))
+            throw std::runtime_error(std::string("it was written for another checkpoint: its ") + key + " is " +
+                                     shown(own.at(key).dump(), 40) + ", and this one's " +
+                                     shown(config.at(key).dump(), 40));
+}
+
 }  // namespace
 
 std::optional<std::size_t> PackedScheduler::at(std::int64_t count) const {
@@ -153,7 +166,7 @@ std::optional<std::size_t> PackedScheduler::at(std::int64_t count) const {
     return static_cast<std::size_t>(found - steps.begin());
 }
 
-PlanPack plan_pack_from(std::string_view bytes, const std::string& prediction_type) {
+PlanPack plan_pack_from(std::string_view bytes, const std::string& prediction_type, const Json& config) {
     const auto [text, data] = parts_of(bytes);
     const Json index = json_from(text);
     require_model(index, prediction_type);
@@ -161,7 +174,10 @@ PlanPack plan_pack_from(std::string_view bytes, const std::string& prediction_ty
     std::vector<PackedScheduler> schedulers;
     std::size_t plans = 0;
     require(index.at("schedulers").is_array(), "schedulers of its index is not a list");
-    for (const Json& scheduler : index.at("schedulers")) schedulers.push_back(scheduler_from(scheduler, plans));
+    for (const Json& scheduler : index.at("schedulers")) {
+        schedulers.push_back(scheduler_from(scheduler, plans));
+        require_training(scheduler, config);
+    }
     require(plans == sizes.plans, "its schedulers have other plans than there are");
     return {std::move(schedulers), PackTables(std::string(data), sizes)};
 }

@@ -31,7 +31,8 @@ struct PlanPack {
     PackTables tables;
 };
 
-// Reads a file. Throws std::runtime_error with what is wrong, without the file's name.
-PlanPack plan_pack_from(std::string_view bytes, const std::string& prediction_type);
+// Reads a file. Throws std::runtime_error with what is wrong, without the file's name; also where the noise that its
+// schedulers were trained with is not that of `config`, the checkpoint's scheduler_config.json or an empty object.
+PlanPack plan_pack_from(std::string_view bytes, const std::string& prediction_type, const Json& config);
 
 }  // namespace lrt

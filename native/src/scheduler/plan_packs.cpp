@@ -1,11 +1,11 @@
 #include "plan_packs.hpp"
 
 #include "../base/error.hpp"
+#include "../base/numbers.hpp"
 #include "../base/utf8.hpp"
 #include "plan_pack.hpp"
 
 #include <algorithm>
-#include <charconv>
 #include <utility>
 
 namespace lrt {
@@ -25,11 +25,6 @@ struct Entry {
     const PackedScheduler* scheduler;
     std::size_t at;
 };
-
-std::string number(double value) {
-    char text[32];
-    return {text, std::to_chars(text, text + sizeof text, value, std::chars_format::general, 6).ptr};
-}
 
 // Python's str.strip and str.lower, as far as names of samplers go: they are ASCII.
 std::string label_of(const std::string& name) {
@@ -130,12 +125,12 @@ std::size_t index_of(const Entry& entry, std::int64_t steps, std::optional<doubl
         const std::int64_t left = left_of(*scheduler.original_inference_steps, *strength);
         if (steps > left)
             throw input_error("num_inference_steps=" + std::to_string(steps) + ": expected at most " +
-                              std::to_string(left) + " at strength=" + number(*strength));
+                              std::to_string(left) + " at strength=" + general(*strength));
         return first + static_cast<std::size_t>(1 + starts + left - steps);
     }
     const std::int64_t kept = left_of(starts, *strength);
     if (kept == 0)
-        throw scheduler_error("strength=" + number(*strength) + " leaves none of " + std::to_string(starts) +
+        throw scheduler_error("strength=" + repr(*strength) + " leaves none of " + std::to_string(starts) +
                               " steps: raise num_inference_steps or widen the range");
     return first + static_cast<std::size_t>(kept);
 }
@@ -147,9 +142,9 @@ PlanPacks::~PlanPacks() = default;
 PlanPacks::PlanPacks(PlanPacks&&) noexcept = default;
 PlanPacks& PlanPacks::operator=(PlanPacks&&) noexcept = default;
 
-void PlanPacks::add(const std::filesystem::path& file, const std::string& prediction_type) {
+void PlanPacks::add(const std::filesystem::path& file, const std::string& prediction_type, const Json& config) {
     try {
-        content_->packs.push_back(plan_pack_from(bytes_of(file, MOST), prediction_type));
+        content_->packs.push_back(plan_pack_from(bytes_of(file, MOST), prediction_type, config));
     } catch (const std::runtime_error& error) {
         throw bundle_error(file.string() + " cannot be used as a plan pack: " + error.what() +
                            ". Write one with: latentrt plans BUNDLE");
@@ -165,7 +160,7 @@ const std::vector<std::string>& PlanPacks::names() const { return content_->name
 Plan PlanPacks::find(const std::string& scheduler, std::int64_t steps, std::optional<double> strength,
                      bool distilled_image) const {
     if (strength && !(*strength > 0 && *strength <= 1))
-        throw scheduler_error("strength=" + number(*strength) + ": expected > 0 (keep the image) and <= 1 (redraw it)");
+        throw scheduler_error("strength=" + repr(*strength) + ": expected > 0 (keep the image) and <= 1 (redraw it)");
     const std::vector<Entry> named = entries_of(content_->packs, scheduler);
     if (named.empty()) throw unknown_scheduler(content_->names, scheduler, steps);
     bool only_from_noise = false;
@@ -178,7 +173,7 @@ Plan PlanPacks::find(const std::string& scheduler, std::int64_t steps, std::opti
         if (std::optional<Plan> plan = entry.pack->tables.plan(index_of(entry, steps, strength, distilled_image)))
             return *std::move(plan);
         throw scheduler_error(called(scheduler) + " cannot do " + std::to_string(steps) + " steps" +
-                              (strength ? " at strength=" + number(*strength) : "") + ": choose others");
+                              (strength ? " at strength=" + general(*strength) : "") + ": choose others");
     }
     if (only_from_noise)
         throw scheduler_error("the plans of " + called(scheduler) + " with " + std::to_string(steps) +

@@ -1,6 +1,7 @@
 // Files with the plans of many schedulers, numbers of steps and starts. engines/README.md specifies them.
 #pragma once
 
+#include "../base/json.hpp"
 #include "plan.hpp"
 
 #include <filesystem>
@@ -18,8 +19,10 @@ class PlanPacks {
     PlanPacks(PlanPacks&&) noexcept;
     PlanPacks& operator=(PlanPacks&&) noexcept;
 
-    // Reads a pack; throws for a damaged one, and for one of another model. Packs that were added earlier are asked first.
-    void add(const std::filesystem::path& file, const std::string& prediction_type);
+    // Reads a pack; throws for a damaged one, and for one of another model, whose scheduler_config.json is `config`.
+    // Packs that were added earlier are asked first.
+    void add(const std::filesystem::path& file, const std::string& prediction_type,
+             const Json& config = Json::object());
 
     // Names that plans are found under, those of the first pack first; "" is the checkpoint's own. Besides them, names
     // of web UIs are found in upper and lower case, such as "DPM++ 2M Karras", where a pack has the same scheduler.

@@ -79,7 +79,9 @@ class BytePairs::Word {
   public:
     explicit Word(const BytePairs& pairs) : pairs_(pairs) {}
 
-    void add(std::uint32_t id, std::size_t at) { symbols_.push_back({at, id, symbols_.size() + 1, symbols_.size() - 1}); }
+    void add(std::uint32_t id, std::size_t at) {
+        symbols_.push_back({at, id, symbols_.size() + 1, symbols_.size() - 1});
+    }
     void end_with(const std::array<std::uint32_t, 256>& last, std::uint8_t byte) { symbols_.back().id = last[byte]; }
 
     void merge_all() {

@@ -89,8 +89,9 @@ void compose(std::vector<Part>& parts) {
     std::size_t count = 0, starter = parts.size();  // beyond the end: none yet
     for (const Part& part : parts) {
         // A mark is blocked by one of its class or a greater one between it and the starter; so is another starter.
-        const bool adjacent = starter + 1 == count;
-        const bool blocked = starter == parts.size() || (!adjacent && parts[count - 1].combining_class >= part.combining_class);
+        const bool between = starter + 1 < count;
+        const bool blocked =
+            starter == parts.size() || (between && parts[count - 1].combining_class >= part.combining_class);
         const std::optional<char32_t> both = blocked ? std::nullopt : composed(parts[starter].point, part.point);
         if (both) {
             parts[starter].point = *both;

@@ -28,7 +28,8 @@ void require_object(const Json& given, const std::string& where) {
 }
 
 // Every key is one of these, and so is their value, unless it is null here: then any may be given, or none.
-void require_members(const Json& given, const std::string& where, std::initializer_list<std::pair<const char*, Json>> all) {
+void require_members(const Json& given, const std::string& where,
+                     std::initializer_list<std::pair<const char*, Json>> all) {
     require_object(given, where);
     Json expected = Json::object();
     for (const auto& [key, value] : all) expected[key] = value;
@@ -71,8 +72,9 @@ void require_pre_tokenizer(const Json& given) {
     if (regex == nullptr || (*regex != pattern(WORDS) && *regex != pattern(std::string(SPECIAL_WORDS) + WORDS)))
         refuse(split + ".pattern", regex, pattern(std::string(SPECIAL_WORDS) + WORDS).dump());
     // Its trim_offsets is for what comes after the model.
-    require_members(parts[1], bytes,
-                    {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", nullptr}, {"use_regex", nullptr}});
+    require_members(
+        parts[1], bytes,
+        {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", nullptr}, {"use_regex", nullptr}});
     const Json* use_regex = member(parts[1], "use_regex");
     if (use_regex != nullptr && *use_regex != true) refuse(bytes + ".use_regex", use_regex, "true");
 }
@@ -104,7 +106,8 @@ void require_model(const Json& given) {
     const Json* unknown = member(given, "unk_token");
     if (unknown == nullptr || !unknown->is_string()) refuse("model.unk_token", unknown, "a token");
     const Json* prefix = member(given, "continuing_subword_prefix");
-    if (prefix != nullptr && !prefix->is_null() && *prefix != "") refuse("model.continuing_subword_prefix", prefix, "\"\"");
+    if (prefix != nullptr && !prefix->is_null() && *prefix != "")
+        refuse("model.continuing_subword_prefix", prefix, "\"\"");
     for (const char* key : {"fuse_unk", "byte_fallback", "ignore_merges"}) {
         const Json* flag = member(given, key);
         if (flag != nullptr && *flag != false) refuse(std::string("model.") + key, flag, "false");

@@ -115,7 +115,7 @@ class Reader : public nlohmann::json_sax<Json> {
             const auto& line = json.get_ref<const std::string&>();
             if (line.rfind("#version", 0) != 0) file_.merges.push_back(pair_from(line));
         } else if (json.is_array() && json.size() == 2 && json[0].is_string() && json[1].is_string()) {
-            file_.merges.emplace_back(std::move(json[0].get_ref<std::string&>()), std::move(json[1].get_ref<std::string&>()));
+            file_.merges.emplace_back(json[0].get<std::string>(), json[1].get<std::string>());
         } else {
             throw std::runtime_error("model.merges holds " + written(json) + ": expected pairs of names");
         }
@@ -129,8 +129,9 @@ class Reader : public nlohmann::json_sax<Json> {
 AddedToken added_token_from(const Json& json) {
     require_added_token(json);
     AddedToken token{json.at("content").get<std::string>(), 0, json.at("normalized").get<bool>()};
-    if (token.content.empty() || token.content.size() > MOST_IN_WORD)
-        throw std::runtime_error("added_tokens: " + shown(token.content, 40) + " has " + std::to_string(token.content.size()) +
+    const std::size_t size = token.content.size();
+    if (size == 0 || size > MOST_IN_WORD)
+        throw std::runtime_error("added_tokens: " + shown(token.content, 40) + " has " + std::to_string(size) +
                                  " bytes: expected 1 to " + std::to_string(MOST_IN_WORD));
     token.id = id_from(json.at("id"), token.content);
     return token;

@@ -35,7 +35,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     std::string bytes(reinterpret_cast<const char*>(data), size);
     if (size >= 24 && bytes.rfind("LRTPLANS", 0) == 0) set_right(bytes);
     try {
-        const lrt::PlanPack pack = lrt::plan_pack_from(bytes, "v_prediction");
+        const lrt::PlanPack pack = lrt::plan_pack_from(bytes, "v_prediction", lrt::Json::object());
         for (const lrt::PackedScheduler& scheduler : pack.schedulers)
             for (std::size_t i = 0; i < scheduler.steps.size(); ++i) {
                 fuzz::check(scheduler.at(scheduler.steps[i]) == i);

@@ -16,6 +16,7 @@ from latentrt.runtime import Pipeline
 from latentrt.runtime.bundle import Bundle, plan_files
 from latentrt.runtime.cli.main import main
 from latentrt.runtime.errors import BundleError
+from latentrt.runtime.files import written_whole
 from latentrt.runtime.scheduler import Plan, resolve
 
 FIRST = ROOT / "tests" / "data" / "bundle-1" / "bundle.json"
@@ -43,7 +44,7 @@ def test_bundles_of_the_first_format_draw(first: Path) -> None:
     for bundle in (first, SHAPES.bundle):
         with Pipeline.load(bundle, device="cpu") as pipe:
             pictures.append(np.asarray(pipe("a large red star", **options).images[0]))
-    np.testing.assert_array_equal(*pictures)
+    np.testing.assert_array_equal(pictures[0], pictures[1])
     assert main(["info", str(first)]) == 0
 
 
@@ -142,7 +143,7 @@ def test_an_interrupted_write_leaves_the_old_bundle(first: Path, monkeypatch: py
     """At each of the two files; what is left of the pack is removed by the next one."""
     assert main(["plans", str(first), "--scheduler", "euler", "--steps", "2"]) == 0
     text = (first / "bundle.json").read_text()
-    whole, calls = plan_files.written_whole, [0]
+    whole, calls = written_whole, [0]
 
     def interrupted(file: Path) -> Any:
         if file.name == ("bundle.json" if calls[0] else file.name):

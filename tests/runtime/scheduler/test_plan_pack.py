@@ -1,7 +1,6 @@
 """Plan packs, read by what engines/README.md says of them: every plan is there, and is the one of `from_config`."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,8 +140,12 @@ def test_what_cannot_be_packed(name: str, steps: tuple[int, ...], text: str) -> 
 
 def test_edm_takes_what_it_takes() -> None:
     config = {
-        **{"_class_name": "EDMEulerScheduler", "prediction_type": "epsilon", "sigma_min": 0.002, "sigma_max": 80.0},
-        **{"sigma_data": 0.5, "num_train_timesteps": 1000},
+        "_class_name": "EDMEulerScheduler",
+        "prediction_type": "epsilon",
+        "sigma_min": 0.002,
+        "sigma_max": 80.0,
+        "sigma_data": 0.5,
+        "num_train_timesteps": 1000,
     }
     with pytest.raises(SchedulerError, match="does not work with a checkpoint of EDM preconditioning"):
         written(config, "heun", steps=(2,))
@@ -194,8 +197,8 @@ def test_exports_have_a_pack(exported: Callable[[str], Exported], name: str) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [SD1, XL, {**SD1, "_class_name": "LCMScheduler"}], ids=["sd1", "sdxl", "lcm"])
-def test_the_size_of_default_packs(config: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [XL, {**SD1, "_class_name": "LCMScheduler"}], ids=["sdxl", "lcm"])
+def test_the_size_of_default_packs(config: dict[str, Any]) -> None:
     writer = PackWriter(config, prediction_type="epsilon", distilled=config["_class_name"] == "LCMScheduler")
     add_default_schedulers(writer)
     assert writer.plans >= 13_250
