@@ -18,7 +18,7 @@ NATIVE = ROOT / "native"
 FLAGS = "-O1 -g1"
 ENVIRONMENT = {
     # What ONNX Runtime's own threads do with its own memory cannot be seen, as it is not compiled so.
-    "TSAN_OPTIONS": "ignore_noninstrumented_modules=1",
+    "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:halt_on_error=1",
     "ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
 }
