@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ctypes import c_size_t, c_void_p, create_string_buffer
 from pathlib import Path
 from typing import Any
@@ -209,8 +209,9 @@ def test_files_that_are_not_files(folder: Path) -> None:
     text = json.dumps(_at_home(_small("small"), folder))
     manifest, graph = folder / "bundle.json", folder / "time.onnx"
     manifest.unlink(missing_ok=True)
+    makers: tuple[Callable[[], object], ...] = (lambda: os.mkfifo(manifest), manifest.mkdir)
     try:
-        for make in (lambda: os.mkfifo(manifest), manifest.mkdir):
+        for make in makers:
             make()
             assert opened_by_python(folder)
             assert "not a regular file" in _said(probe().probe_open_bundle, os.fsencode(folder))

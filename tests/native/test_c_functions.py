@@ -2,12 +2,11 @@
 
 import ctypes
 import json
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from ctypes import byref, c_char_p, c_double, c_int, c_int32, c_size_t, c_uint8, c_uint64, c_void_p
+from ctypes import byref, c_double, c_int, c_int32, c_size_t, c_uint8, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +132,8 @@ shape = (c_size_t * 3)(1, 2, 3)
 assert lib.latentrt_images_latents(null, zero, shape) is None and tuple(shape) == (0, 0, 0)
 assert lib.latentrt_images_latents(null, zero, null) is None
 assert lib.latentrt_images_milliseconds(null, b"total") == 0 and lib.latentrt_images_milliseconds(null, null) == 0
-assert lib.latentrt_images_text(null, zero, b"parameters") is None and lib.latentrt_images_text(null, zero, null) is None
+assert lib.latentrt_images_text(null, zero, b"latentrt") is None
+assert lib.latentrt_images_text(null, zero, null) is None
 print("all")
 """
 
@@ -276,7 +276,7 @@ def test_counts_without_pointers(pipeline: NativePipeline, name: str, count: int
 @pytest.mark.parametrize("name", LISTS[1:])
 def test_pointers_without_counts(pipeline: NativePipeline, name: str) -> None:
     """A count of 0 is a list that is not given, wherever its pointer leads."""
-    kind = dict((field[0], field[1]) for field in RequestStruct._fields_)[name]
+    kind = {field[0]: field[1] for field in RequestStruct._fields_}[name]
     request = small(**{name: ctypes.cast(c_void_p(8), kind), f"{name}_count": 0})
     assert drawn(pipeline, request) == (OK, "")
 
@@ -417,9 +417,13 @@ def test_previews_without_latent_rgb(tmp_path: Path) -> None:
     del manifest["model"]["latent_rgb"]
     (bundle / "bundle.json").write_text(json.dumps(manifest))
     seen: list[Any] = []
+
+    def look(step: Any, _: int) -> int:
+        seen.append([preview(step, 0, method) for method in (0, 1, 2)])
+        return 1
+
     with NativePipeline(bundle) as pipeline:
-        each = stepping(lambda step, _: seen.append([preview(step, 0, method) for method in (0, 1, 2)]) or 1)
-        assert drawn(pipeline, small(), each) == (OK, "")
+        assert drawn(pipeline, small(), stepping(look)) == (OK, "")
     for automatic, rgb, vae in seen:
         assert automatic == vae
         assert rgb[0] == INPUT

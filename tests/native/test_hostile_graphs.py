@@ -1,4 +1,4 @@
-"""Bundles whose graphs, goldens or facts do not fit together: an error, where memory would be read that is not theirs."""
+"""Bundles whose graphs, goldens or facts do not fit together: an error, and no memory is read that is not theirs."""
 
 import json
 import shutil
@@ -123,7 +123,7 @@ def test_time_features_are_found_by_name(hostile: Hostile) -> None:
     hostile.graph("time", {"other": ("uint8", [1]), "time_features": ("float32", ["n", FEATURES])})
     other = {"name": "other", "dtype": "uint8", "shape": [1]}
     assert hostile.manifest["graphs"]["time"]["outputs"][0] == other
-    with pytest.raises(NativeError, match="graphs.denoise has no input 'other'"):
+    with pytest.raises(NativeError, match=r"graphs\.denoise has no input 'other'"):
         hostile.opened()
 
 
@@ -190,7 +190,7 @@ def test_moments_are_found_by_name(hostile: Hostile) -> None:
 def test_tiles_that_do_not_move(hostile: Hostile) -> None:
     """Three quarters of a tile of one latent pixel are none."""
     hostile.manifest["model"]["vae_tile"] = 1
-    with pytest.raises(NativeError, match="model.vae_tile is out of range") as caught:
+    with pytest.raises(NativeError, match=r"model\.vae_tile is out of range") as caught:
         hostile.opened()
     assert caught.value.status == BUNDLE
     hostile.manifest["model"]["vae_tile"] = 4
@@ -204,7 +204,7 @@ def test_text_encoders_of_different_lengths(hostile: Hostile) -> None:
     model["text_encoders"].append({**model["text_encoders"][0], "graph": "text_encoder_2", "max_length": 50})
     graphs["text_encoder_2"] = json.loads(json.dumps(graphs["text_encoder"]).replace("77", "50"))
     graphs["context"]["inputs"][0]["shape"][2] = 128
-    with pytest.raises(NativeError, match="model.text_encoders have different max_length"):
+    with pytest.raises(NativeError, match=r"model\.text_encoders have different max_length"):
         hostile.opened()
 
 

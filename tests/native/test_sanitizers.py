@@ -18,7 +18,7 @@ NATIVE = ROOT / "native"
 FLAGS = "-O1 -g1"
 ENVIRONMENT = {
     # What ONNX Runtime's own threads do with its own memory cannot be seen, as it is not compiled so.
-    "TSAN_OPTIONS": "ignore_noninstrumented_modules=1",
+    "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:halt_on_error=1",
     "ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
 }
@@ -29,7 +29,7 @@ PROGRAMS = ("threads", "open_close")
 @functools.cache
 def build_with(kind: str) -> Path:
     """The folder of a build with sanitizers, kept in out/."""
-    folder = ROOT / "out" / f"sanitize-{kind}"
+    folder: Path = ROOT / "out" / f"sanitize-{kind}"
     options = (
         *("-DLATENTRT_TESTS=ON", f"-DLATENTRT_SANITIZE={SANITIZERS[kind]}", f"-DCMAKE_CXX_FLAGS={FLAGS}"),
         *("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_COMPILER=clang++-19", "-DCMAKE_C_COMPILER=clang-19"),
