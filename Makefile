@@ -34,7 +34,7 @@ bench: .venv/installed
 
 native:
 	native/fetch_headers.sh out/native/include
-	cmake --log-level=WARNING -S native -B out/native -DLATENTRT_TESTS=ON
+	cmake --log-level=WARNING -S native -B out/native -DLATENTRT_TESTS=ON -DLATENTRT_WERROR=ON
 	cmake --build out/native --parallel 2
 
 .venv-demo/installed: pyproject.toml

@@ -119,15 +119,3 @@ def test_packages(tmp_path: Path) -> None:
     assert _draws([tmp_path / "build" / "draw", SHAPES.bundle], tmp_path / "out.png", prefix).startswith(b"\x89PNG")
     (shared,) = prefix.rglob("liblatentrt.so.0")
     assert shared.stat().st_size <= 3 << 20
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("compiler", ["g++", "clang++-19"])
-def test_compilers_have_nothing_to_say(compiler: str, tmp_path: Path) -> None:
-    """GCC 12 and Clang 19, with warnings as errors."""
-    configure = ["cmake", "-S", NATIVE, "-B", tmp_path, f"-DHEADERS={built() / 'include'}", "-DLATENTRT_WERROR=ON"]
-    c_compiler = {"g++": "gcc", "clang++-19": "clang-19"}[compiler]
-    run([*configure, f"-DCMAKE_CXX_COMPILER={compiler}", f"-DCMAKE_C_COMPILER={c_compiler}", "-DLATENTRT_TESTS=ON"])
-    flags = "-O0"  # warnings of the frontend are the same
-    run(["cmake", tmp_path, f"-DCMAKE_CXX_FLAGS={flags}", "-DCMAKE_BUILD_TYPE=None"])
-    run(["cmake", "--build", tmp_path, "--parallel", "2"])

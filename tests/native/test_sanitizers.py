@@ -1,5 +1,7 @@
 """The library under Clang's sanitizers: many threads, many openings, and all inputs of the fuzz targets.
 
+Clang's warnings are errors here, as GCC's are in `make native`.
+
 Each kind of fault is also planted, in a copy of one source file, and must be seen by the same set-up.
 """
 
@@ -31,10 +33,15 @@ def build_with(kind: str) -> Path:
     """The folder of a build with sanitizers, kept in out/."""
     folder: Path = ROOT / "out" / f"sanitize-{kind}"
     options = (
-        *("-DLATENTRT_TESTS=ON", f"-DLATENTRT_SANITIZE={SANITIZERS[kind]}", f"-DCMAKE_CXX_FLAGS={FLAGS}"),
+        *(
+            "-DLATENTRT_TESTS=ON",
+            "-DLATENTRT_WERROR=ON",
+            f"-DLATENTRT_SANITIZE={SANITIZERS[kind]}",
+            f"-DCMAKE_CXX_FLAGS={FLAGS}",
+        ),
         *("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_COMPILER=clang++-19", "-DCMAKE_C_COMPILER=clang-19"),
     )
-    targets = [*PROGRAMS, "fake_onnxruntime", *(["replay"] if kind == "address" else [])]
+    targets = [*PROGRAMS, "fake_onnxruntime", *(["replay", "latentrt-draw"] if kind == "address" else [])]
     run(["cmake", "--log-level=WARNING", "-S", NATIVE, "-B", folder, f"-DHEADERS={built() / 'include'}", *options])
     run(["cmake", "--build", folder, "--parallel", "2", "--target", *targets])
     return folder
