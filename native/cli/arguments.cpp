@@ -15,12 +15,14 @@ options of a call, as of `latentrt generate`:
   --steps N  --scheduler NAME  --plan PLAN.json  --plans PACK
   --guidance-scale X  --guidance-rescale X  --guidance-start X  --guidance-end X
   --seed N  --rng cpu|cuda  --noise-seed-delta N  --num-images N  --height PIXELS  --width PIXELS
-  --image FILE  --mask FILE  --strength X  --vae-tiling
+  --image FILE  --mask FILE (PNG, JPEG, BMP, GIF, TGA, PNM)  --strength X  --vae-tiling
   --original-size H W  --crops-coords-top-left TOP LEFT  --target-size H W, and the same with --negative-
 
 of this program:
   -o FILE.png             several pictures become FILE-0.png, FILE-1.png, …
   --save-latents FILE.npy
+  -- PROMPT               a prompt that begins with dashes
+  --version
   --preview               keep FILE.preview.png up to date while the picture is drawn
   --onnxruntime LIBRARY   else LATENTRT_ONNXRUNTIME, else libonnxruntime.so.1
   --provider cpu|cuda|tensorrt|nv_tensorrt_rtx  --device N  --threads N  --provider-option KEY=VALUE
@@ -56,7 +58,15 @@ int choice(const std::string& flag, const std::string& word, const std::vector<s
 // The words behind a flag.
 class Words {
   public:
-    Words(int count, const char* const* words) : words_(words + 1, words + count) {}
+    // --flag=value counts as two words.
+    Words(int count, const char* const* words) {
+        for (int i = 1; i < count; ++i) {
+            const std::string word = words[i];
+            const std::size_t equals = word.rfind("--", 0) == 0 ? word.find('=') : std::string::npos;
+            words_.push_back(word.substr(0, equals));
+            if (equals != std::string::npos) words_.push_back(word.substr(equals + 1));
+        }
+    }
 
     bool any() const { return at_ < words_.size(); }
     std::string next(const std::string& flag) {
@@ -173,15 +183,16 @@ Flags flags_of_program(Arguments& arguments) {
         {"--verify", set(arguments.verify)},
         {"--schedulers", set(arguments.schedulers)},
         {"--verbose", set(arguments.verbose)},
+        {"--version", set(arguments.version)},
         {"--help", set(arguments.help)},
         {"-h", set(arguments.help)},
     };
 }
 
 void check(const Arguments& arguments) {
-    if (arguments.help) return;
+    if (arguments.help || arguments.version) return;
     if (arguments.bundle.empty()) throw UsageError("--bundle is needed: the folder that `latentrt export` wrote");
-    if (arguments.prompt == (arguments.verify || arguments.schedulers))
+    if (arguments.prompt + arguments.verify + arguments.schedulers != 1)
         throw UsageError("pass either a prompt, --verify or --schedulers");
     const std::string& out = arguments.out;
     if (out.size() < 5 || out.substr(out.size() - 4) != ".png") throw UsageError("-o " + out + ": it must end in .png");
@@ -200,8 +211,8 @@ Arguments arguments_from(int count, const char* const* words) {
         const auto found = flags.find(word);
         if (found != flags.end()) {
             found->second(word, rest);
-        } else if (!arguments.prompt && word.rfind("--", 0) != 0) {
-            arguments.request.prompts = {word};
+        } else if (!arguments.prompt && (word == "--" || word.rfind("--", 0) != 0)) {
+            arguments.request.prompts = {word == "--" ? rest.next(word) : word};
             arguments.prompt = true;
         } else {
             throw UsageError("unknown argument " + word);

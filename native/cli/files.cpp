@@ -13,12 +13,17 @@
 #include <stb/stb_image_write.h>
 #pragma GCC diagnostic pop
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <new>
 #include <stdexcept>
+#include <utility>
 
 namespace {
 
@@ -32,13 +37,37 @@ using File = std::unique_ptr<std::FILE, int (*)(std::FILE*)>;
 
 PictureFile::PictureFile(const std::string& file) {
     const std::string bytes = text_of_file(file);
+    if (bytes.rfind("\x93NUMPY", 0) == 0)
+        throw std::runtime_error(file + " holds latents: this program reads pictures, `latentrt generate` both");
+    const bool jpeg = bytes.rfind("\xff\xd8", 0) == 0;
+    // In a scan, FF is followed by other bytes; the end of a thumbnail comes before the scan begins.
+    const std::size_t scan = bytes.rfind("\xff\xda"), end = bytes.rfind("\xff\xd9");
+    if (jpeg && (scan == std::string::npos || end == std::string::npos || end < scan))
+        throw std::runtime_error(file + " is truncated: a JPEG file without its end");
+    int height = 0, width = 0, channels = 0;
     const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(
-        stbi_load_from_memory(reinterpret_cast<const stbi_uc*>(bytes.data()), static_cast<int>(bytes.size()), &width_,
-                              &height_, &channels_, 0),
+        stbi_load_from_memory(reinterpret_cast<const stbi_uc*>(bytes.data()), static_cast<int>(bytes.size()), &width,
+                              &height, &channels, 0),
         stbi_image_free);
-    if (pixels == nullptr) throw std::runtime_error(file + " cannot be read as a picture: " + stbi_failure_reason());
-    if (channels_ == 2) throw std::runtime_error(file + " is grey with alpha: convert it to grey or RGB");
-    pixels_.assign(pixels.get(), pixels.get() + std::size_t(width_) * std::size_t(height_) * std::size_t(channels_));
+    if (pixels == nullptr)
+        throw std::runtime_error(file + " cannot be read as a picture (" + stbi_failure_reason() +
+                                 "): expected PNG, JPEG, BMP, GIF, TGA or PNM");
+    const std::size_t count = std::size_t(width) * std::size_t(height);
+    const int kept = channels == 2 ? 1 : channels;  // grey with alpha becomes grey
+    pixels_ = {std::vector<std::uint8_t>(count * std::size_t(kept)), height, width, kept};
+    for (std::size_t i = 0; i < count; ++i)
+        std::copy_n(pixels.get() + i * std::size_t(channels), kept, &pixels_.bytes[i * std::size_t(kept)]);
+    if (jpeg) pixels_ = upright(std::move(pixels_), orientation_of(bytes));
+}
+
+void require_place(const std::string& file) {
+    namespace fs = std::filesystem;
+    const fs::path path(file), folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
+    std::error_code error;
+    fs::create_directories(folder, error);
+    if (fs::is_directory(path, error)) errno = EISDIR;
+    else if (access(folder.c_str(), W_OK) == 0) return;
+    fail(file, " cannot be written");
 }
 
 std::string text_of_file(const std::string& file) {

@@ -1,6 +1,8 @@
 // Files that latentrt-draw reads and writes.
 #pragma once
 
+#include "exif.hpp"
+
 #include <latentrt/latentrt.hpp>
 
 #include <cstddef>
@@ -8,16 +10,18 @@
 #include <string>
 #include <vector>
 
-// Pixels of a PNG, JPEG, BMP, GIF, TGA or PNM file.
+// Pixels of a PNG, JPEG, BMP, GIF, TGA or PNM file, upright.
 class PictureFile {
   public:
     explicit PictureFile(const std::string& file);
-    latentrt::Picture picture() const { return {pixels_.data(), height_, width_, channels_, 0}; }
+    latentrt::Picture picture() const { return {pixels_.bytes.data(), pixels_.height, pixels_.width, pixels_.channels, 0}; }
 
   private:
-    std::vector<std::uint8_t> pixels_;
-    int height_ = 0, width_ = 0, channels_ = 0;
+    Pixels pixels_;
 };
+
+// Makes the folder of a file; throws where no file can be written there. To be called before the work.
+void require_place(const std::string& file);
 
 std::string text_of_file(const std::string& file);
 

@@ -4,6 +4,7 @@
 
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdio>
 #include <memory>
 
@@ -11,6 +12,15 @@ namespace {
 
 std::string with_suffix(const std::string& file, const std::string& suffix) {
     return file.substr(0, file.size() - 4) + suffix + ".png";
+}
+
+volatile std::sig_atomic_t interrupted = 0;
+
+// Ends the draw at its next step, so that nothing is left half-written.
+void interrupt_gently() {
+    struct sigaction action {};
+    action.sa_handler = [](int) { interrupted = 1; };
+    for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
 }
 
 // One line that is written again, on a terminal alone.
@@ -35,6 +45,22 @@ void save_latents(const latentrt::Images& images, const Arguments& arguments) {
     write_file(arguments.save_latents, file.data(), file.size());
 }
 
+// A file that is removed at the end, however that comes.
+struct Removed {
+    std::string file;
+    ~Removed() {
+        if (!file.empty()) std::remove(file.c_str());
+    }
+};
+
+latentrt::Plan plan_of_file(const std::string& file) {
+    try {
+        return latentrt::Plan(text_of_file(file));
+    } catch (const latentrt::Error& error) {
+        throw latentrt::Error(error.status(), file + ": " + error.what());
+    }
+}
+
 int draw(latentrt::Pipeline& pipeline, Arguments& arguments) {
     latentrt::Request& request = arguments.request;
     std::vector<PictureFile> pictures;
@@ -44,14 +70,18 @@ int draw(latentrt::Pipeline& pipeline, Arguments& arguments) {
         (i < arguments.images.size() ? request.images : request.masks).push_back(pictures[i].picture());
     std::unique_ptr<latentrt::Plan> plan;
     if (!arguments.plan.empty()) {
-        plan = std::make_unique<latentrt::Plan>(text_of_file(arguments.plan));
+        plan = std::make_unique<latentrt::Plan>(plan_of_file(arguments.plan));
         request.plan = plan.get();
     }
+    require_place(arguments.out);
+    if (!arguments.save_latents.empty()) require_place(arguments.save_latents);
     const std::string preview = with_suffix(arguments.out, ".preview");
+    const Removed removed{arguments.preview ? preview : ""};
+    interrupt_gently();
     const latentrt::Images images = pipeline.draw(request, [&](const latentrt::Step& step) {
         show_progress(step);
         if (arguments.preview && step.index() + 1 < step.total()) write_preview(step, preview);
-        return true;
+        return interrupted == 0;
     });
     for (std::size_t i = 0; i < images.count(); ++i) {
         const std::string file =
@@ -62,7 +92,6 @@ int draw(latentrt::Pipeline& pipeline, Arguments& arguments) {
                     images.milliseconds("total") / 1000, pipeline.backend().c_str());
     }
     if (!arguments.save_latents.empty()) save_latents(images, arguments);
-    if (arguments.preview) std::remove(preview.c_str());
     return 0;
 }
 
@@ -78,6 +107,10 @@ int verify(latentrt::Pipeline& pipeline) {
 int run(Arguments arguments) {
     if (arguments.help) {
         std::fputs(USAGE, stdout);
+        return 0;
+    }
+    if (arguments.version) {
+        std::puts(latentrt_version());
         return 0;
     }
     const bool verbose = arguments.verbose;
@@ -98,8 +131,15 @@ int main(int count, char** words) {
     try {
         return run(arguments_from(count, words));
     } catch (const UsageError& error) {
-        std::fprintf(stderr, "latentrt-draw: %s\n%s", error.what(), USAGE);
+        std::fprintf(stderr, "latentrt-draw: %s; latentrt-draw --help tells more\n", error.what());
         return 2;
+    } catch (const latentrt::Error& error) {
+        if (interrupted != 0 && error.status() == LATENTRT_CANCELLED) {
+            std::fputs("latentrt-draw: interrupted; no incomplete files were left\n", stderr);
+            return 130;
+        }
+        std::fprintf(stderr, "latentrt-draw: %s\n", error.what());
+        return 1;
     } catch (const std::exception& error) {
         std::fprintf(stderr, "latentrt-draw: %s\n", error.what());
         return 1;

@@ -67,6 +67,7 @@ Drawn Pipeline::draw(const latentrt_request& given, const GivenPlan* plan, const
         for (const std::int32_t count : decoded.nonfinite) bad.push_back(count != 0);
         drawn.pixels = std::move(decoded.images);
         clock.lap("vae_decoder");
+        require_wanted();
     }
     require_finite(bad);
     const Source source{manifest().checkpoint_name, manifest().checkpoint_sha256, LATENTRT_VERSION};

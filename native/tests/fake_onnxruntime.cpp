@@ -119,7 +119,7 @@ void ORT_API_CALL release_status(OrtStatus* status) noexcept { delete status; }
 std::mutex mutex;
 OrtEnv environment;
 
-OrtStatus* ORT_API_CALL create_env(OrtLoggingLevel, const char*, OrtEnv** out) noexcept {
+OrtStatus* ORT_API_CALL create_env(OrtLoggingFunction, void*, OrtLoggingLevel, const char*, OrtEnv** out) noexcept {
     const std::lock_guard<std::mutex> lock(mutex);
     ++environment.users;
     *out = &environment;
@@ -303,7 +303,7 @@ OrtApi table() {
     OrtApi api{};
     api.GetErrorMessage = message;
     api.ReleaseStatus = release_status;
-    api.CreateEnv = create_env;
+    api.CreateEnvWithCustomLogger = create_env;
     api.CreateCpuMemoryInfo = cpu_memory;
     api.CreateMemoryInfo = memory;
     api.ReleaseMemoryInfo = release_memory;

@@ -51,7 +51,7 @@ typedef enum latentrt_status {
     LATENTRT_BACKEND = 4,       /* ONNX Runtime is missing, too old, or failed */
     LATENTRT_NONFINITE = 5,     /* the model returned NaN or infinity */
     LATENTRT_CANCELLED = 6,     /* by latentrt_cancel, or because latentrt_on_step returned 0 */
-    LATENTRT_OUT_OF_MEMORY = 7, /* see the limits in docs/embedding.md */
+    LATENTRT_OUT_OF_MEMORY = 7, /* smaller calls still work */
     LATENTRT_UNEQUAL = 8,       /* latentrt_verify: the outputs are not the golden ones */
     LATENTRT_INTERNAL = 9       /* a fault of the library; please report it */
 } latentrt_status;
@@ -107,11 +107,11 @@ typedef struct latentrt_pair {
     int32_t second;
 } latentrt_pair;
 
-/* Called by the thread that opens, draws or closes. It must not call into the library, and must not throw. */
+/* Called by the threads that open and draw, several at once. It must not call into the library, and must not throw. */
 typedef void (*latentrt_log_callback)(latentrt_log_level level, const char *text, size_t length, void *user);
 
-/* Called after each model call, by the thread that draws. Returns 0 to stop. It must not throw: the C++ face catches
- * what is thrown, stops, and throws it again. */
+/* Called after each model call, by the thread that draws. Returns 0 to stop. It may call into the library, but not
+ * close the pipeline. It must not throw: the C++ face catches what is thrown, stops, and throws it again. */
 typedef int (*latentrt_on_step)(const latentrt_step *step, void *user);
 
 typedef struct latentrt_open_options {
@@ -228,7 +228,8 @@ LATENTRT_API void latentrt_close(latentrt_pipeline *pipeline);
 
 /* What runs the graphs, such as "onnxruntime-cpu 1.31.1". Lives as long as the pipeline. */
 LATENTRT_API const char *latentrt_backend(const latentrt_pipeline *pipeline);
-/* Names of schedulers that the bundle has plans for; NULL from the last one on. They live as long as the pipeline. */
+/* Names of schedulers that the bundle has plans for, those of diffusers' classes among them; NULL behind the last one.
+ * They live as long as the pipeline. */
 LATENTRT_API const char *latentrt_scheduler_name(const latentrt_pipeline *pipeline, size_t index);
 /* The bundle's default size in pixels. */
 LATENTRT_API int32_t latentrt_default_height(const latentrt_pipeline *pipeline);
@@ -244,7 +245,8 @@ LATENTRT_API latentrt_status latentrt_verify(latentrt_pipeline *pipeline, latent
                                              latentrt_error **error);
 
 LATENTRT_API latentrt_status latentrt_call_new(latentrt_call **out, latentrt_error **error);
-/* From any thread, also before the draw begins; it ends at its next step. A call that was cancelled stays so. */
+/* From any thread, also before the draw begins; it ends after the model call, or the decoding, that is under way. A call
+ * that was cancelled stays so. */
 LATENTRT_API void latentrt_cancel(latentrt_call *call);
 LATENTRT_API void latentrt_call_free(latentrt_call *call);
 

@@ -301,7 +301,7 @@ struct OpenOptions {
     int device = 0, threads = 0;
     std::vector<std::pair<std::string, std::string>> provider_options;
     std::vector<std::string> plans;
-    // Called by the threads that open and draw. It must not throw.
+    // Called by the threads that open and draw, several at once. It must not throw.
     std::function<void(LogLevel, std::string_view)> log;
 };
 
@@ -338,6 +338,14 @@ class Pipeline {
         pipeline_.reset(opened);
     }
 
+    Pipeline(Pipeline&&) noexcept = default;
+    // Closes the old pipeline first, and waits for its draws, which may still log.
+    Pipeline& operator=(Pipeline&& other) noexcept {
+        pipeline_ = std::move(other.pipeline_);
+        log_ = std::move(other.log_);
+        return *this;
+    }
+
     std::string backend() const { return latentrt_backend(pipeline_.get()); }
     int default_height() const noexcept { return latentrt_default_height(pipeline_.get()); }
     int default_width() const noexcept { return latentrt_default_width(pipeline_.get()); }
@@ -349,7 +357,7 @@ class Pipeline {
 
     // `on_step` is called after each model call and returns whether to go on. What it throws ends the draw, and is thrown
     // again from here.
-    Images draw(const Request& request, const std::function<bool(const Step&)>& on_step = {}) {
+    Images draw(const Request& request, const std::function<bool(const Step&)>& on_step = {}) const {
         const detail::CRequest given(request);
         Watched watched{on_step, nullptr};
         latentrt_images* images = nullptr;
@@ -366,7 +374,7 @@ class Pipeline {
     }
 
     // Throws LATENTRT_UNEQUAL where the outputs are not the golden ones.
-    latentrt_verification verify() {
+    latentrt_verification verify() const {
         latentrt_verification found;
         latentrt_verification_init(&found, sizeof found);
         detail::call([&](latentrt_error** error) { return latentrt_verify(pipeline_.get(), &found, error); });

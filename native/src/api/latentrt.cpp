@@ -96,8 +96,9 @@ const char* latentrt_backend(const latentrt_pipeline* pipeline) {
 
 const char* latentrt_scheduler_name(const latentrt_pipeline* pipeline, size_t index) {
     if (pipeline == nullptr) return nullptr;
-    const std::vector<std::string>& names = pipeline->pipeline.packs().names();
-    return index < names.size() ? names[index].c_str() : nullptr;
+    for (const std::string& name : pipeline->pipeline.packs().names())
+        if (!name.empty() && index-- == 0) return name.c_str();  // "" is the checkpoint's own
+    return nullptr;
 }
 
 int32_t latentrt_default_height(const latentrt_pipeline* pipeline) {
@@ -169,7 +170,9 @@ latentrt_status latentrt_plan_from_memory(const char* json, size_t length, laten
     return guarded(error, [&] {
         lrt::require(out, "out");
         lrt::require(json, "json");
-        const std::string document = lrt::text_given({json, length}, "json");
+        const std::string document(json, length == LATENTRT_NUL ? std::strlen(json) : length);
+        if (document.rfind("LRTPLANS", 0) == 0)
+            throw lrt::input_error("this is a plan pack, not one plan: pass its file as `plans` when opening the bundle");
         std::string prediction_type;
         auto plan = std::make_shared<const lrt::Plan>(lrt::plan_from_document(document, &prediction_type));
         *out = new latentrt_plan{{std::move(plan), prediction_type}};

@@ -1,6 +1,7 @@
 #include "engines.hpp"
 
 #include "../base/error.hpp"
+#include "session_options.hpp"
 
 namespace lrt {
 
@@ -10,6 +11,8 @@ Engines::Engines(const Library& library, const Bundle& bundle, Device device)
     if (device_.is_cpu() && (manifest.precision == "bf16" || manifest.vae_precision == "bf16"))
         throw backend_error(bundle.folder.string() + " is a bf16 bundle, but ONNX Runtime has no bf16 kernels for CPUs: "
                                                      "export with --precision fp32, or use a GPU");
+    // So that a provider that is not there is found here, not by the first draw.
+    session_options(library, device_);
     // Whose first version with kernels for opset 23 is 1.23.
     if (manifest.opset >= 23 && library.minor() < 23 && library.version().rfind("1.", 0) == 0)
         throw backend_error(bundle.folder.string() + " has graphs of opset " + std::to_string(manifest.opset) +

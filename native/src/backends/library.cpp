@@ -18,6 +18,9 @@ namespace {
 constexpr const char* ENVIRONMENT = "LATENTRT_ONNXRUNTIME";
 constexpr const char* USUAL = "libonnxruntime.so.1";
 
+// Errors come as a status; what ONNX Runtime would print besides belongs to nobody.
+void ORT_API_CALL silence(void*, OrtLoggingLevel, const char*, const char*, const char*, const char*) {}
+
 std::string chosen(const std::string& name) {
     if (!name.empty()) return name;
     const char* from_environment = std::getenv(ENVIRONMENT);
@@ -35,7 +38,9 @@ const Library& Library::load(const std::string& name) {
     // Several names may lead to one file, whose table is the same.
     std::unique_ptr<Library>& kept = loaded[library->api_];
     if (kept == nullptr) {
-        library->check(library->api_->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "latentrt", &library->env_), "ONNX Runtime");
+        library->check(library->api_->CreateEnvWithCustomLogger(silence, nullptr, ORT_LOGGING_LEVEL_ERROR, "latentrt",
+                                                                &library->env_),
+                       "ONNX Runtime");
         library->check(
             library->api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &library->host_), "ONNX Runtime");
         library->share_arena();
@@ -85,7 +90,7 @@ void Library::check(OrtStatus* status, const std::string& what) const {
     if (status == nullptr) return;
     const Owned<OrtStatus> owner(status, api_->ReleaseStatus);
     const std::string text = api_->GetErrorMessage(status);
-    for (const char* sign : {"bad_alloc", "Failed to allocate", "failed to allocate", "out of memory"})
+    for (const char* sign : {"bad_alloc", "Failed to allocate", "failed to allocate", "out of memory", "pthread_create failed"})
         if (text.find(sign) != std::string::npos) throw std::bad_alloc();
     throw backend_error(what + ": " + std::string(first_points(text, 500)));
 }

@@ -76,17 +76,17 @@ void append_provider(const Library& library, OrtSessionOptions* options, const D
 void require_device(const Device& device) {
     const auto same = [&](const char* name) { return device.provider == name; };
     if (std::none_of(std::begin(PROVIDERS), std::end(PROVIDERS), same))
-        throw backend_error("provider=" + shown(device.provider) +
+        throw input_error("provider=" + shown(device.provider) +
                             ": expected one of 'cpu', 'cuda', 'tensorrt', 'nv_tensorrt_rtx'");
     if (device.is_cpu() && !device.options.empty())
-        throw backend_error("the provider cpu takes no options: leave out provider_keys");
-    if (device.number < 0) throw backend_error("device=" + std::to_string(device.number) + ": expected 0 or above");
+        throw input_error("the provider cpu takes no options: leave out provider_keys");
+    if (device.number < 0) throw input_error("device=" + std::to_string(device.number) + ": expected 0 or above");
     if (device.threads < 0 || device.threads > 4096)
-        throw backend_error("threads=" + std::to_string(device.threads) + ": expected 0 to 4096; 0 is one for each core");
+        throw input_error("threads=" + std::to_string(device.threads) + ": expected 0 to 4096; 0 is one for each core");
     for (const auto& [key, value] : device.options)
         // A graph that is captured reads the same addresses at every replay; here each call has buffers of its own.
         if (key.find("cuda_graph") != std::string::npos && value != "0")
-            throw backend_error("the option " + shown(key) +
+            throw input_error("the option " + shown(key) +
                                 " is not covered: inputs of a call are at other addresses than those of the last one");
 }
 
@@ -106,7 +106,12 @@ Owned<OrtSessionOptions> session_options(const Library& library, const Device& d
         // A memory pattern allocates one block for a whole run, besides the blocks of the first run.
         set(api.DisableMemPattern(options));
     } else {
-        append_provider(library, options, device);
+        try {
+            append_provider(library, options, device);
+        } catch (const Error& error) {
+            throw Error(error.status(), std::string(error.what()) + ". GPUs need a library with this provider, such as "
+                                                                    "that of the Python wheel onnxruntime-gpu");
+        }
     }
     return owner;
 }

@@ -6,8 +6,11 @@
 #include "records.hpp"
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <stdexcept>
 #include <sys/stat.h>
+#include <unistd.h>
 
 namespace lrt {
 
@@ -191,6 +194,8 @@ Bundle open_bundle(const Path& folder) {
         if (static_cast<std::uint64_t>(status.st_size) != size)
             throw bundle_error(folder.string() + " is damaged: " + name + " has " + std::to_string(status.st_size) +
                                " bytes instead of " + std::to_string(size) + ". Copy the bundle again");
+        if (access(bundle.file(name).c_str(), R_OK) != 0)
+            throw bundle_error(bundle.file(name).string() + " cannot be read: " + std::strerror(errno));
     }
     bundle.scheduler_config = scheduler_config(bundle.file(bundle.manifest.scheduler));
     bundle.manifest.scheduler_class = bundle.scheduler_config.at("_class_name");

@@ -32,6 +32,8 @@ Strings texts_of(const Given& given, std::size_t prompts) {
                           std::to_string(prompts) + " prompts: pass one, or one per prompt");
     Strings texts;
     for (std::size_t i = 0; i < given.count; ++i) {
+        if (given.texts[i].data == nullptr)
+            throw input_error(std::string(given.name) + "[" + std::to_string(i) + "] is NULL: pass a text, or \"\"");
         texts.push_back(text_given(given.texts[i], given.name));
         check_text(given.name, texts.back());
     }
