@@ -143,6 +143,39 @@ def test_changed_manifests_are_accepted_as_by_python(folder: Path, name: str, sh
     assert refused > 80
 
 
+def _twice(tensors: list[Any]) -> None:
+    tensors.append(tensors[-1])
+
+
+def _renamed(manifest: dict[str, Any], old: str, new: str) -> None:
+    for graph, side in (("context", "outputs"), ("denoise", "inputs")):
+        for spec in manifest["graphs"][graph][side]:
+            spec["shape"] = [new if size == old else size for size in spec["shape"]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["model"].update(vae_tile=3),
+        lambda m: _twice(m["graphs"]["text_encoder_2"]["outputs"]),
+        lambda m: m["graphs"]["context"]["outputs"].append(
+            {"name": "noise", "dtype": "float32", "shape": ["n", "S", 32]}
+        ),
+        lambda m: _renamed(m, "S", "9999*9999*9999*S"),
+        lambda m: m["model"]["text_encoders"][1].update(max_length=76),
+        lambda m: m["engines"][0].update(compute_capabilities=["٨.٩"]),
+        lambda m: m["engines"][0].update(profile={"B": [1, 2]}),
+        lambda m: m.update(format="latentrt.bundle/2", plans=["time.onnx", "time.onnx"]),
+        lambda m: m["graphs"]["vae_decoder"]["outputs"][0]["shape"].__setitem__(1, "2*4*h"),
+    ],
+)
+def test_what_both_refuse(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = _at_home(_small("sdxl"), folder)
+    assert _compared(folder, manifest, "as it is")
+    change(manifest)
+    assert not _compared(folder, manifest, "changed")
+
+
 WEIGHT = {"graph": "time", "initializer": "w", "transposed": False, "dtype": "float32", "stored_dtype": "float16"}
 
 

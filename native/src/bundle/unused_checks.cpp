@@ -29,7 +29,8 @@ bool lies_within(std::int64_t offset, const Json& shape, std::uint64_t bytes, st
         if (__builtin_mul_overflow(end, side.get<std::uint64_t>(), &end)) end = file + 1;
     const bool zero = std::any_of(shape.begin(), shape.end(), [](const Json& side) { return side == 0; });
     if (zero) end = 0;
-    return offset >= 0 && static_cast<std::uint64_t>(offset) <= file && end <= file - static_cast<std::uint64_t>(offset);
+    const auto from = static_cast<std::uint64_t>(offset);
+    return offset >= 0 && from <= file && end <= file - from;
 }
 
 void check_weight(const Manifest& manifest, const std::string& where, const Json& use) {

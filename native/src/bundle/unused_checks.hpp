@@ -1,5 +1,5 @@
-// What a manifest says of weights and of compiled engines, which this library does not use: the same rules as in Python,
-// so that both open the same bundles.
+// What a manifest says of weights and of compiled engines, which this library does not use: the same rules as in
+// Python, so that both open the same bundles.
 #pragma once
 
 #include "../base/json.hpp"
