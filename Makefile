@@ -2,7 +2,7 @@
 # make serve      an HTTP server with the small model on http://127.0.0.1:8000: installs it into .venv-serve, no PyTorch
 # make test       the quick tests, in .venv: about five minutes on two cores
 # make test-all   these and the slow ones: more exports, real engine builds, diffusers beside every plan
-# make check      ruff and mypy, in .venv
+# make check      ruff, mypy and clang-format, in .venv
 # make bench      compare this machine with its peers, and write a report; DEVICE=cuda for a GPU, MODELS=shapes for less
 # make native     the library for C and C++ and latentrt-draw, in out/native; needs cmake and a compiler, see docs/embedding.md
 
@@ -28,6 +28,7 @@ check: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	find native -name '*.[ch]pp' ! -name '*.gen.hpp' ! -name 'python_tables.*' ! -name 'unicode_tables.*' -print0 | xargs -0 .venv/bin/clang-format --dry-run -Werror
 
 bench: .venv/installed
 	.venv/bin/python -m benchmarks.bench --device $(DEVICE) --models $(MODELS)

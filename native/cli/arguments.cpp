@@ -36,7 +36,8 @@ T number(const std::string& flag, const std::string& word) {
     T value{};
     const char* end = word.data() + word.size();
     const auto [rest, fault] = std::from_chars(word.data(), end, value);
-    if (fault != std::errc() || rest != end) throw UsageError(flag + " " + word + ": not a number that can be used here");
+    if (fault != std::errc() || rest != end)
+        throw UsageError(flag + " " + word + ": not a number that can be used here");
     return value;
 }
 
@@ -134,15 +135,12 @@ Flags flags_of_call(latentrt::Request& request) {
         {"--clip-skip", number_into(request.clip_skip)},
         {"--steps", number_into(request.num_inference_steps)},
         {"--scheduler", [&](const std::string& flag, Words& words) { request.scheduler = words.next(flag); }},
-        {"--guidance-scale",
-         [&](const std::string& flag, Words& words) {
-             request.guidance_scales = {number<double>(flag, words.next(flag))};
-         }},
+        {"--guidance-scale", [&](const std::string& flag,
+                                 Words& words) { request.guidance_scales = {number<double>(flag, words.next(flag))}; }},
         {"--guidance-rescale", number_into(request.guidance_rescale)},
         {"--guidance-start", number_into(request.guidance_start)},
         {"--guidance-end", number_into(request.guidance_end)},
-        {"--seed",
-         [&](const std::string& flag, Words& words) { request.seeds = {seed(flag, words.next(flag))}; }},
+        {"--seed", [&](const std::string& flag, Words& words) { request.seeds = {seed(flag, words.next(flag))}; }},
         {"--noise-seed-delta", number_into(request.noise_seed_delta)},
         {"--num-images", number_into(request.num_images_per_prompt)},
         {"--height", number_into(request.height)},

@@ -17,7 +17,8 @@ struct Arguments {
     latentrt::OpenOptions open;
     std::string bundle, out = "out.png", plan, save_latents;
     std::vector<std::string> images, masks;  // files
-    bool prompt = false, help = false, verify = false, schedulers = false, verbose = false, version = false, preview = false;
+    bool prompt = false, help = false, verify = false, schedulers = false, verbose = false, version = false,
+         preview = false;
 };
 
 extern const char* const USAGE;

@@ -65,8 +65,10 @@ void require_place(const std::string& file) {
     const fs::path path(file), folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
     std::error_code error;
     fs::create_directories(folder, error);
-    if (fs::is_directory(path, error)) errno = EISDIR;
-    else if (access(folder.c_str(), W_OK) == 0) return;
+    if (fs::is_directory(path, error))
+        errno = EISDIR;
+    else if (access(folder.c_str(), W_OK) == 0)
+        return;
     fail(file, " cannot be written");
 }
 

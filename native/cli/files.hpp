@@ -14,7 +14,9 @@
 class PictureFile {
   public:
     explicit PictureFile(const std::string& file);
-    latentrt::Picture picture() const { return {pixels_.bytes.data(), pixels_.height, pixels_.width, pixels_.channels, 0}; }
+    latentrt::Picture picture() const {
+        return {pixels_.bytes.data(), pixels_.height, pixels_.width, pixels_.channels, 0};
+    }
 
   private:
     Pixels pixels_;

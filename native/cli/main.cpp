@@ -18,7 +18,7 @@ volatile std::sig_atomic_t interrupted = 0;
 
 // Ends the draw at its next step, so that nothing is left half-written.
 void interrupt_gently() {
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_handler = [](int) { interrupted = 1; };
     for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
 }
@@ -97,10 +97,11 @@ int draw(latentrt::Pipeline& pipeline, Arguments& arguments) {
 
 int verify(latentrt::Pipeline& pipeline) {
     const latentrt_verification found = pipeline.verify();
-    std::printf("ids: equal\ntext embedding: relative error %.2e, at most %.0e\nlatents: relative error %.2e, at most "
-                "%.0e\nimage: PSNR %.1f dB, at least %g dB\n",
-                found.embedding_error, found.embedding_tolerance, found.latents_error, found.latents_tolerance,
-                found.psnr, found.psnr_floor);
+    std::printf(
+        "ids: equal\ntext embedding: relative error %.2e, at most %.0e\nlatents: relative error %.2e, at most "
+        "%.0e\nimage: PSNR %.1f dB, at least %g dB\n",
+        found.embedding_error, found.embedding_tolerance, found.latents_error, found.latents_tolerance, found.psnr,
+        found.psnr_floor);
     return 0;
 }
 

@@ -2,28 +2,28 @@
 #include <latentrt/latentrt.h>
 #include <stdio.h>
 
-static int report(latentrt_error *error) {
+static int report(latentrt_error* error) {
     fprintf(stderr, "%s\n", latentrt_error_text(error));
     latentrt_error_free(error);
     return 1;
 }
 
-static int show_step(const latentrt_step *step, void *user) {
+static int show_step(const latentrt_step* step, void* user) {
     (void)user;
     printf("call %zu of %zu\n", latentrt_step_index(step) + 1, latentrt_step_total(step));
     return 1;
 }
 
-int main(int count, char **words) {
+int main(int count, char** words) {
     const latentrt_text prompt = {"a large red star on a blue background", LATENTRT_NUL};
     const uint64_t seed = 1;
     latentrt_request request;
-    latentrt_pipeline *pipeline = NULL;
-    latentrt_images *images = NULL;
-    latentrt_error *error = NULL;
-    const uint8_t *png = NULL;
+    latentrt_pipeline* pipeline = NULL;
+    latentrt_images* images = NULL;
+    latentrt_error* error = NULL;
+    const uint8_t* png = NULL;
     size_t length = 0;
-    FILE *file = NULL;
+    FILE* file = NULL;
     if (count != 3) return 2;
     if (latentrt_open(words[1], NULL, &pipeline, &error) != LATENTRT_OK) return report(error);
     latentrt_request_init(&request, sizeof request);

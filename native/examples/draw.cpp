@@ -1,7 +1,7 @@
 // Draws a picture. Usage: draw BUNDLE OUT.png
-#include <latentrt/latentrt.hpp>
 #include <cstdio>
 #include <fstream>
+#include <latentrt/latentrt.hpp>
 
 int main(int count, char** words) try {
     if (count != 3) return 2;

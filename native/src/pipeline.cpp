@@ -17,8 +17,11 @@ constexpr std::size_t MOST_OF_TOKENIZER = std::size_t{1} << 26;  // bytes of tok
 
 Pipeline::Pipeline(const std::string& folder, const std::string& library, Device device,
                    const std::vector<std::string>& packs, Log log)
-    : bundle_(open_bundle(folder)), log_(log), engines_(Library::load(library), bundle_, std::move(device)),
-      features_(engines_), backend_(engines_.name()) {
+    : bundle_(open_bundle(folder)),
+      log_(log),
+      engines_(Library::load(library), bundle_, std::move(device)),
+      features_(engines_),
+      backend_(engines_.name()) {
     const Model& model = manifest().model;
     if (model.registers != REGISTERS)
         throw bundle_error(folder + " was exported for plans of " + std::to_string(model.registers) +
@@ -60,7 +63,8 @@ Drawn Pipeline::draw(const latentrt_request& given, const GivenPlan* plan, const
     if (request.latents_only) {
         for (std::size_t image = 0; image < request.images(); ++image) {
             const float* values = drawn.latents.row(image);
-            bad.push_back(!std::all_of(values, values + drawn.latents.stride(), [](float x) { return std::isfinite(x); }));
+            bad.push_back(
+                !std::all_of(values, values + drawn.latents.stride(), [](float x) { return std::isfinite(x); }));
         }
     } else {
         Decoded decoded = decode(drawn.latents, request.tiling);

@@ -72,7 +72,8 @@ std::vector<Trajectory> Pipeline::trajectories(const Request& request, Clock& cl
     for (std::size_t image = 0; image < all.size(); ++image) {
         TorchGenerator generator(request.seeds[image], request.rng);
         // Seeds count modulo 2**64, as Python's are read.
-        TorchGenerator between(request.seeds[image] + static_cast<std::uint64_t>(request.noise_seed_delta), request.rng);
+        TorchGenerator between(request.seeds[image] + static_cast<std::uint64_t>(request.noise_seed_delta),
+                               request.rng);
         InitialLatents start = initial_latents(
             *request.plan, generator, shape, request.noise.values.empty() ? nullptr : request.noise.row(image),
             known.empty() ? nullptr : &known[image], request.noise_seed_delta == 0 ? nullptr : &between);
@@ -87,9 +88,8 @@ std::vector<Trajectory> Pipeline::trajectories(const Request& request, Clock& cl
         trajectory.clean = std::move(start.clean);
         trajectory.mask = std::move(start.mask);
         trajectory.extra = std::move(start.extra);
-        trajectory.time_inputs =
-            time_inputs(bundle_.graph("time"), conditioning.pooled, image, request.time_ids,
-                        request.guidance_scales[image], sides[1]);
+        trajectory.time_inputs = time_inputs(bundle_.graph("time"), conditioning.pooled, image, request.time_ids,
+                                             request.guidance_scales[image], sides[1]);
     }
     if (request.image) clock.lap("vae_encoder");
     return all;
@@ -173,8 +173,9 @@ Bytes Pipeline::preview(const Floats& latents, latentrt_preview method, bool til
     if (method == LATENTRT_PREVIEW_VAE || (method == LATENTRT_PREVIEW_AUTO && model.latent_rgb.empty()))
         return decode(latents, tiling).images;
     if (model.latent_rgb.empty())
-        throw input_error(bundle_.folder.string() + " has no latent_rgb: use LATENTRT_PREVIEW_VAE, or export the "
-                                                    "checkpoint again");
+        throw input_error(bundle_.folder.string() +
+                          " has no latent_rgb: use LATENTRT_PREVIEW_VAE, or export the "
+                          "checkpoint again");
     const Shape shape{latents.shape[1], latents.shape[2], latents.shape[3]};
     Bytes all;
     for (std::size_t image = 0; image < static_cast<std::size_t>(latents.rows()); ++image) {

@@ -1,5 +1,5 @@
-// Compares a pipeline with the goldens of its bundle, stage by stage. Each stage starts from its golden input, so that a
-// fault shows in its own stage. See runtime/goldens.py.
+// Compares a pipeline with the goldens of its bundle, stage by stage. Each stage starts from its golden input, so that
+// a fault shows in its own stage. See runtime/goldens.py.
 #include "base/error.hpp"
 #include "bundle/safetensors.hpp"
 #include "pipeline.hpp"
@@ -26,9 +26,7 @@ class Goldens {
 
     Floats floats(const std::string& name, const Shape& shape) const { return checked<float>(name, "F32", shape); }
     Ids ids(const std::string& name, const Shape& shape) const { return checked<std::int64_t>(name, "I64", shape); }
-    Bytes bytes(const std::string& name, const Shape& shape) const {
-        return checked<std::uint8_t>(name, "U8", shape);
-    }
+    Bytes bytes(const std::string& name, const Shape& shape) const { return checked<std::uint8_t>(name, "U8", shape); }
 
     Plan plan() const {
         Plan plan;
@@ -122,15 +120,17 @@ Ids ids_of(const Tokenizer& tokenizer, const Golden& golden, const Shape& shape)
 // Of the first channels, which the goldens hold.
 double embedding_error(const Floats& states, const Floats& known) {
     const auto width = static_cast<std::size_t>(states.shape.back()), kept = static_cast<std::size_t>(known.shape[2]);
-    if (kept < 1 || kept > width) throw bundle_error("the golden embedding has " + std::to_string(kept) +
-                                                      " channels, and that of the text encoder " + std::to_string(width));
+    if (kept < 1 || kept > width)
+        throw bundle_error("the golden embedding has " + std::to_string(kept) +
+                           " channels, and that of the text encoder " + std::to_string(width));
     RelativeError error;
     for (std::size_t token = 0; token < known.values.size() / kept; ++token)
         error.add(&states.values[token * width], &known.values[token * kept], kept);
     return error.value();
 }
 
-// Checks tokenizers and text encoders; returns hidden states (G, S, D) of the last groups, those of all encoders joined.
+// Checks tokenizers and text encoders; returns hidden states (G, S, D) of the last groups, those of all encoders
+// joined.
 Floats verified_texts(Verification& found, const Goldens& arrays, const Manifest& manifest,
                       const std::vector<Tokenizer>& tokenizers, const RunEncoder& run, std::size_t groups) {
     const std::vector<TextEncoder>& encoders = manifest.model.text_encoders;

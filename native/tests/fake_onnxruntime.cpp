@@ -104,7 +104,8 @@ void compute(const OrtSession& session, const Inputs& inputs, const std::map<std
     }
     for (const auto& [name, value] : outputs) {
         std::memset(value->data, 0, value->bytes());
-        if (session.is_decoder && name == "images") std::memset(value->data, static_cast<int>(sum & 255), value->bytes());
+        if (session.is_decoder && name == "images")
+            std::memset(value->data, static_cast<int>(sum & 255), value->bytes());
         if (value->info.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
             auto* values = static_cast<float*>(value->data);
             for (std::size_t i = 0; i < value->bytes() / 4; ++i) values[i] = static_cast<float>(sum % 101) / 101.0f;

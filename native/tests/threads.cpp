@@ -44,11 +44,16 @@ void draw_one(latentrt_pipeline* pipeline, latentrt_call* call, int number, Coun
     const latentrt_status status = latentrt_draw(pipeline, &request, on_step, &number, &images, &error);
     const std::uint8_t* file = nullptr;
     std::size_t length = 0;
-    if (status == LATENTRT_OK && latentrt_images_png(images, 0, &file, &length, nullptr) == LATENTRT_OK) ++counts.drawn;
-    else if (status == LATENTRT_CANCELLED && number % 11 == 5) ++counts.stopped;
-    else if (status == LATENTRT_CANCELLED) ++counts.cancelled;
-    else if (status == LATENTRT_SCHEDULER) ++counts.refused;
-    else std::fprintf(stderr, "%d: %s\n", ++counts.other, latentrt_error_text(error));
+    if (status == LATENTRT_OK && latentrt_images_png(images, 0, &file, &length, nullptr) == LATENTRT_OK)
+        ++counts.drawn;
+    else if (status == LATENTRT_CANCELLED && number % 11 == 5)
+        ++counts.stopped;
+    else if (status == LATENTRT_CANCELLED)
+        ++counts.cancelled;
+    else if (status == LATENTRT_SCHEDULER)
+        ++counts.refused;
+    else
+        std::fprintf(stderr, "%d: %s\n", ++counts.other, latentrt_error_text(error));
     latentrt_error_free(error);
     latentrt_images_free(images);
 }
@@ -103,8 +108,10 @@ void close_while_drawing(const char* bundle, const char* library, Counts& counts
             return 1;
         };
         latentrt_images* images = nullptr;
-        if (latentrt_draw(raw, &request, on_step, &inside, &images, nullptr) == LATENTRT_OK) ++counts.drawn;
-        else ++counts.other;
+        if (latentrt_draw(raw, &request, on_step, &inside, &images, nullptr) == LATENTRT_OK)
+            ++counts.drawn;
+        else
+            ++counts.other;
         latentrt_images_free(images);
         inside = true;
     });
@@ -122,7 +129,9 @@ int main(int count, char** words) {
         round(words[1], words[2], counts);
         close_while_drawing(words[1], words[2], counts);
     }
-    std::printf("drawn %d, cancelled %d, stopped %d, refused %d, other %d\n", counts.drawn.load(), counts.cancelled.load(),
-                counts.stopped.load(), counts.refused.load(), counts.other.load());
-    return counts.other == 0 && counts.drawn > 0 && counts.cancelled > 0 && counts.stopped > 0 && counts.refused > 0 ? 0 : 1;
+    std::printf("drawn %d, cancelled %d, stopped %d, refused %d, other %d\n", counts.drawn.load(),
+                counts.cancelled.load(), counts.stopped.load(), counts.refused.load(), counts.other.load());
+    return counts.other == 0 && counts.drawn > 0 && counts.cancelled > 0 && counts.stopped > 0 && counts.refused > 0
+               ? 0
+               : 1;
 }

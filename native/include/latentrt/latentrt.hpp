@@ -128,9 +128,8 @@ class Plan {
   public:
     explicit Plan(std::string_view json) : plan_(nullptr, latentrt_plan_free) {
         latentrt_plan* made = nullptr;
-        detail::call([&](latentrt_error** error) {
-            return latentrt_plan_from_memory(json.data(), json.size(), &made, error);
-        });
+        detail::call(
+            [&](latentrt_error** error) { return latentrt_plan_from_memory(json.data(), json.size(), &made, error); });
         plan_.reset(made);
     }
     const latentrt_plan* get() const noexcept { return plan_.get(); }
@@ -181,8 +180,12 @@ namespace detail {
 class CRequest {
   public:
     explicit CRequest(const Request& given)
-        : prompts_(texts(given.prompts)), negative_(texts(given.negative_prompts)), prompts_2_(texts(given.prompts_2)),
-          negative_2_(texts(given.negative_prompts_2)), images_(pixels(given.images)), masks_(pixels(given.masks)) {
+        : prompts_(texts(given.prompts)),
+          negative_(texts(given.negative_prompts)),
+          prompts_2_(texts(given.prompts_2)),
+          negative_2_(texts(given.negative_prompts_2)),
+          images_(pixels(given.images)),
+          masks_(pixels(given.masks)) {
         latentrt_request_init(&request_, sizeof request_);
         put(request_.prompts, request_.prompts_count, prompts_);
         put(request_.negative_prompts, request_.negative_prompts_count, negative_);
@@ -355,15 +358,15 @@ class Pipeline {
         return names;
     }
 
-    // `on_step` is called after each model call and returns whether to go on. What it throws ends the draw, and is thrown
-    // again from here.
+    // `on_step` is called after each model call and returns whether to go on. What it throws ends the draw, and is
+    // thrown again from here.
     Images draw(const Request& request, const std::function<bool(const Step&)>& on_step = {}) const {
         const detail::CRequest given(request);
         Watched watched{on_step, nullptr};
         latentrt_images* images = nullptr;
         latentrt_error* error = nullptr;
-        const latentrt_status status = latentrt_draw(pipeline_.get(), given.get(), on_step ? &Watched::step : nullptr,
-                                                     &watched, &images, &error);
+        const latentrt_status status =
+            latentrt_draw(pipeline_.get(), given.get(), on_step ? &Watched::step : nullptr, &watched, &images, &error);
         if (watched.thrown) {
             latentrt_error_free(error);
             latentrt_images_free(images);

@@ -7,9 +7,9 @@
 namespace {
 
 // Given out where there is no memory for an error, and never freed.
-latentrt_error no_memory{
-    LATENTRT_OUT_OF_MEMORY,
-    "this call needs more memory than there is: lower the number of images, their size or the texts' length, or set vae_tiling"};
+latentrt_error no_memory{LATENTRT_OUT_OF_MEMORY,
+                         "this call needs more memory than there is: lower the number of images, their size or the "
+                         "texts' length, or set vae_tiling"};
 
 }  // namespace
 

@@ -12,8 +12,8 @@ std::string unequal_text(const Verification& found, const Golden& golden) {
     text += found.ids_equal ? "ids are equal" : "the tokenizer returns other ids";
     text += "; text embedding: relative error " + general(found.embedding_error) + ", at most " +
             general(golden.embedding_tolerance);
-    text += "; latents: relative error " + general(found.latents_error) + ", at most " +
-            general(golden.latents_tolerance);
+    text +=
+        "; latents: relative error " + general(found.latents_error) + ", at most " + general(golden.latents_tolerance);
     return text + "; picture: PSNR " + general(found.psnr) + " dB, at least " + general(golden.psnr_floor) + " dB";
 }
 

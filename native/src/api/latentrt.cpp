@@ -24,8 +24,7 @@ Device device_of(const latentrt_open_options& options) {
     if (options.provider.data != nullptr) device.provider = text_given(options.provider, "provider");
     device.number = options.device;
     device.threads = options.threads;
-    if (options.provider_options_count != 0 &&
-        (options.provider_keys == nullptr || options.provider_values == nullptr))
+    if (options.provider_options_count != 0 && (options.provider_keys == nullptr || options.provider_values == nullptr))
         throw input_error("provider_options_count is set: pass provider_keys and provider_values");
     for (std::size_t i = 0; i < options.provider_options_count; ++i)
         device.options.emplace_back(text_given(options.provider_keys[i], "provider_keys"),
@@ -172,7 +171,8 @@ latentrt_status latentrt_plan_from_memory(const char* json, size_t length, laten
         lrt::require(json, "json");
         const std::string document(json, length == LATENTRT_NUL ? std::strlen(json) : length);
         if (document.rfind("LRTPLANS", 0) == 0)
-            throw lrt::input_error("this is a plan pack, not one plan: pass its file as `plans` when opening the bundle");
+            throw lrt::input_error(
+                "this is a plan pack, not one plan: pass its file as `plans` when opening the bundle");
         std::string prediction_type;
         auto plan = std::make_shared<const lrt::Plan>(lrt::plan_from_document(document, &prediction_type));
         *out = new latentrt_plan{{std::move(plan), prediction_type}};
@@ -188,8 +188,7 @@ size_t latentrt_step_total(const latentrt_step* step) { return step == nullptr ?
 size_t latentrt_step_images(const latentrt_step* step) { return step == nullptr ? 0 : step->step.images(); }
 
 latentrt_status latentrt_step_preview(const latentrt_step* step, size_t image, latentrt_preview method,
-                                      const uint8_t** pixels, int32_t* height, int32_t* width,
-                                      latentrt_error** error) {
+                                      const uint8_t** pixels, int32_t* height, int32_t* width, latentrt_error** error) {
     if (pixels != nullptr) *pixels = nullptr;
     return guarded(error, [&] {
         lrt::require(step, "step");

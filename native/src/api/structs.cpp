@@ -11,9 +11,9 @@ void set_defaults(latentrt_request& request) {
     request.num_images_per_prompt = 1;
     request.guidance_end = 1;
     request.strength = LATENTRT_DEFAULT;
-    for (latentrt_pair* pair : {&request.original_size, &request.crops_coords_top_left, &request.target_size,
-                                &request.negative_original_size, &request.negative_crops_coords_top_left,
-                                &request.negative_target_size})
+    for (latentrt_pair* pair :
+         {&request.original_size, &request.crops_coords_top_left, &request.target_size, &request.negative_original_size,
+          &request.negative_crops_coords_top_left, &request.negative_target_size})
         *pair = {-1, -1};
 }
 

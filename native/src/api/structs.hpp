@@ -40,13 +40,14 @@ Struct completed(const Struct* given, const char* name) {
     std::size_t size = 0;
     std::memcpy(&size, given, sizeof size);
     if (size < sizeof size || size > LARGEST)
-        throw input_error(std::string(name) + ".struct_size is " + std::to_string(size) + ": fill the struct by " + name +
-                          "_init");
+        throw input_error(std::string(name) + ".struct_size is " + std::to_string(size) + ": fill the struct by " +
+                          name + "_init");
     std::memcpy(static_cast<void*>(&full), given, std::min(size, sizeof full));
     const char* bytes = reinterpret_cast<const char*>(given);
     if (size > sizeof full && !std::all_of(bytes + sizeof full, bytes + size, [](char byte) { return byte == 0; }))
-        throw input_error(std::string(name) + " holds fields that this version of latentrt does not know: leave them "
-                                              "at their defaults, or use the version that the program was compiled with");
+        throw input_error(std::string(name) +
+                          " holds fields that this version of latentrt does not know: leave them "
+                          "at their defaults, or use the version that the program was compiled with");
     return full;
 }
 

@@ -9,8 +9,9 @@ Engines::Engines(const Library& library, const Bundle& bundle, Device device)
     : library_(library), bundle_(bundle), device_(std::move(device)) {
     const Manifest& manifest = bundle.manifest;
     if (device_.is_cpu() && (manifest.precision == "bf16" || manifest.vae_precision == "bf16"))
-        throw backend_error(bundle.folder.string() + " is a bf16 bundle, but ONNX Runtime has no bf16 kernels for CPUs: "
-                                                     "export with --precision fp32, or use a GPU");
+        throw backend_error(bundle.folder.string() +
+                            " is a bf16 bundle, but ONNX Runtime has no bf16 kernels for CPUs: "
+                            "export with --precision fp32, or use a GPU");
     // So that a provider that is not there is found here, not by the first draw.
     session_options(library, device_);
     // Whose first version with kernels for opset 23 is 1.23.

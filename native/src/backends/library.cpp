@@ -41,8 +41,8 @@ const Library& Library::load(const std::string& name) {
         library->check(library->api_->CreateEnvWithCustomLogger(silence, nullptr, ORT_LOGGING_LEVEL_ERROR, "latentrt",
                                                                 &library->env_),
                        "ONNX Runtime");
-        library->check(
-            library->api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &library->host_), "ONNX Runtime");
+        library->check(library->api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &library->host_),
+                       "ONNX Runtime");
         library->share_arena();
         kept = std::move(library);
     }
@@ -90,7 +90,8 @@ void Library::check(OrtStatus* status, const std::string& what) const {
     if (status == nullptr) return;
     const Owned<OrtStatus> owner(status, api_->ReleaseStatus);
     const std::string text = api_->GetErrorMessage(status);
-    for (const char* sign : {"bad_alloc", "Failed to allocate", "failed to allocate", "out of memory", "pthread_create failed"})
+    for (const char* sign :
+         {"bad_alloc", "Failed to allocate", "failed to allocate", "out of memory", "pthread_create failed"})
         if (text.find(sign) != std::string::npos) throw std::bad_alloc();
     throw backend_error(what + ": " + std::string(first_points(text, 500)));
 }

@@ -13,7 +13,8 @@ OneFolder::OneFolder(const fs::path& graph, const fs::path& weights) : graph_(gr
     std::error_code error;
     if (!fs::is_symlink(graph, error) && !fs::is_symlink(weights, error)) return;
     std::string pattern = (fs::temp_directory_path() / "latentrt-XXXXXX").string();
-    if (mkdtemp(pattern.data()) == nullptr) throw bundle_error(pattern + " cannot be made, which links in a bundle need");
+    if (mkdtemp(pattern.data()) == nullptr)
+        throw bundle_error(pattern + " cannot be made, which links in a bundle need");
     temporary_ = pattern;
     for (const fs::path& file : {graph, weights}) {
         const fs::path source = fs::canonical(file, error);

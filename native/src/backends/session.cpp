@@ -109,7 +109,8 @@ bool Session::is_as_said(const Found& found, const TensorSpec& spec, bool is_inp
 Sizes Session::required_shapes(const std::vector<std::pair<std::string, const Value*>>& inputs) const {
     Sizes sizes;
     for (const TensorSpec& spec : spec_->inputs) {
-        const auto given = std::find_if(inputs.begin(), inputs.end(), [&](const auto& i) { return i.first == spec.name; });
+        const auto given =
+            std::find_if(inputs.begin(), inputs.end(), [&](const auto& i) { return i.first == spec.name; });
         if (given == inputs.end()) throw backend_error(name() + " needs the input " + spec.name);
         const Shape shape = given->second->shape();
         bool fits = shape.size() == spec.shape.size();
@@ -145,9 +146,8 @@ std::vector<Value> Session::run(const std::vector<std::pair<std::string, const V
     }
     for (const TensorSpec& spec : spec_->outputs) outputs.push_back(spec.name.c_str());
     std::vector<OrtValue*> results(outputs.size(), nullptr);
-    OrtStatus* status =
-        library_->api().Run(session_.get(), nullptr, names.data(), values.data(), values.size(), outputs.data(),
-                            outputs.size(), results.data());
+    OrtStatus* status = library_->api().Run(session_.get(), nullptr, names.data(), values.data(), values.size(),
+                                            outputs.data(), outputs.size(), results.data());
     std::vector<Value> owned;
     for (OrtValue* result : results) owned.emplace_back(*library_, result);
     library_->check(status, name() + " failed");

@@ -14,9 +14,9 @@ namespace lrt {
 
 // Where and how graphs run.
 struct Device {
-    std::string provider = "cpu";  // cpu, cuda, tensorrt, nv_tensorrt_rtx
-    int number = 0;                // of the GPU
-    int threads = 0;               // of ONNX Runtime on the CPU; 0: one for each core
+    std::string provider = "cpu";                              // cpu, cuda, tensorrt, nv_tensorrt_rtx
+    int number = 0;                                            // of the GPU
+    int threads = 0;                                           // of ONNX Runtime on the CPU; 0: one for each core
     std::vector<std::pair<std::string, std::string>> options;  // of the provider, as ONNX Runtime names them
 
     bool is_cpu() const { return provider == "cpu"; }

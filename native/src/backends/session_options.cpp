@@ -51,9 +51,9 @@ void append_tensorrt(const Library& library, OrtSessionOptions* options, const T
     OrtTensorRTProviderOptionsV2* tensorrt = nullptr;
     library.check(api.CreateTensorRTProviderOptions(&tensorrt), "the provider tensorrt");
     const Owned<OrtTensorRTProviderOptionsV2> owner(tensorrt, api.ReleaseTensorRTProviderOptions);
-    library.check(api.UpdateTensorRTProviderOptions(tensorrt, texts.keys.data(), texts.values.data(),
-                                                    texts.keys.size()),
-                  "options of the provider tensorrt");
+    library.check(
+        api.UpdateTensorRTProviderOptions(tensorrt, texts.keys.data(), texts.values.data(), texts.keys.size()),
+        "options of the provider tensorrt");
     library.check(api.SessionOptionsAppendExecutionProvider_TensorRT_V2(options, tensorrt), "the provider tensorrt");
 }
 
@@ -77,7 +77,7 @@ void require_device(const Device& device) {
     const auto same = [&](const char* name) { return device.provider == name; };
     if (std::none_of(std::begin(PROVIDERS), std::end(PROVIDERS), same))
         throw input_error("provider=" + shown(device.provider) +
-                            ": expected one of 'cpu', 'cuda', 'tensorrt', 'nv_tensorrt_rtx'");
+                          ": expected one of 'cpu', 'cuda', 'tensorrt', 'nv_tensorrt_rtx'");
     if (device.is_cpu() && !device.options.empty())
         throw input_error("the provider cpu takes no options: leave out provider_keys");
     if (device.number < 0) throw input_error("device=" + std::to_string(device.number) + ": expected 0 or above");
@@ -87,7 +87,7 @@ void require_device(const Device& device) {
         // A graph that is captured reads the same addresses at every replay; here each call has buffers of its own.
         if (key.find("cuda_graph") != std::string::npos && value != "0")
             throw input_error("the option " + shown(key) +
-                                " is not covered: inputs of a call are at other addresses than those of the last one");
+                              " is not covered: inputs of a call are at other addresses than those of the last one");
 }
 
 Owned<OrtSessionOptions> session_options(const Library& library, const Device& device) {
@@ -109,8 +109,9 @@ Owned<OrtSessionOptions> session_options(const Library& library, const Device& d
         try {
             append_provider(library, options, device);
         } catch (const Error& error) {
-            throw Error(error.status(), std::string(error.what()) + ". GPUs need a library with this provider, such as "
-                                                                    "that of the Python wheel onnxruntime-gpu");
+            throw Error(error.status(), std::string(error.what()) +
+                                            ". GPUs need a library with this provider, such as "
+                                            "that of the Python wheel onnxruntime-gpu");
         }
     }
     return owner;

@@ -13,9 +13,9 @@ struct Type {
 };
 
 constexpr Type TYPES[] = {
-    {"float64", ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, 8},   {"float32", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 4},
-    {"float16", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, 2},  {"bfloat16", ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, 2},
-    {"int64", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, 8},      {"int32", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, 4},
+    {"float64", ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, 8},  {"float32", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 4},
+    {"float16", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, 2}, {"bfloat16", ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, 2},
+    {"int64", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, 8},     {"int32", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, 4},
     {"uint8", ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, 1},
 };
 
@@ -33,8 +33,7 @@ std::size_t bytes_of(ONNXTensorElementDataType type) {
     throw backend_error("ONNX Runtime returned a tensor of a type that is not in the format");
 }
 
-Value::Value(const Library& library, OrtValue* value)
-    : library_(&library), value_(value, library.api().ReleaseValue) {}
+Value::Value(const Library& library, OrtValue* value) : library_(&library), value_(value, library.api().ReleaseValue) {}
 
 Value Value::over(const Library& library, const void* data, const Shape& shape, ONNXTensorElementDataType type) {
     OrtValue* value = nullptr;

@@ -2,16 +2,16 @@
 
 #include "utf8.hpp"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <fcntl.h>
 #include <memory>
 #include <new>
 #include <set>
 #include <stdexcept>
-#include <sys/stat.h>
-#include <unistd.h>
 #include <vector>
 
 namespace lrt {
@@ -39,7 +39,7 @@ std::string bytes_of(const Path& file, std::size_t most) {
         ::close(descriptor);
         throw std::bad_alloc();
     }
-    struct stat status {};
+    struct stat status{};
     if (fstat(fileno(stream.get()), &status) != 0) fail();
     if (!S_ISREG(status.st_mode)) throw std::runtime_error("it is not a regular file");
     const auto size = static_cast<std::size_t>(status.st_size);

@@ -5,12 +5,12 @@
 #include "checks.hpp"
 #include "records.hpp"
 
+#include <sys/stat.h>
+#include <unistd.h>
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>
-#include <sys/stat.h>
-#include <unistd.h>
 
 namespace lrt {
 
@@ -68,9 +68,11 @@ Graph graph_from(const Json& json) {
 }
 
 TextEncoder text_encoder_from(const Json& json) {
-    return {json.at("graph"),         json.at("tokenizer"), json.at("max_length"), json.at("bos"),
-            json.at("eos"),           json.at("pad"),       json.at("hidden_size"), json.at("hidden_states"),
-            json.at("pooled"),        json.at("embeddings").get<std::map<std::string, std::vector<std::int64_t>>>()};
+    return {json.at("graph"),       json.at("tokenizer"),
+            json.at("max_length"),  json.at("bos"),
+            json.at("eos"),         json.at("pad"),
+            json.at("hidden_size"), json.at("hidden_states"),
+            json.at("pooled"),      json.at("embeddings").get<std::map<std::string, std::vector<std::int64_t>>>()};
 }
 
 Model model_from(const Json& json) {
@@ -103,8 +105,8 @@ std::optional<Golden> golden_from(const Json& json) {
     if (json.is_null()) return std::nullopt;
     // Seeds are those of PyTorch: from -2**63 to 2**64 - 1, the negative ones counted from 2**64 down.
     const Json& seed = json.at("seed");
-    const std::uint64_t bits = seed.is_number_unsigned() ? seed.get<std::uint64_t>()
-                                                         : static_cast<std::uint64_t>(seed.get<std::int64_t>());
+    const std::uint64_t bits =
+        seed.is_number_unsigned() ? seed.get<std::uint64_t>() : static_cast<std::uint64_t>(seed.get<std::int64_t>());
     return Golden{json.at("file"),
                   json.at("prompt"),
                   json.at("negative_prompt"),
@@ -188,7 +190,7 @@ Bundle open_bundle(const Path& folder) {
                            ". Create a bundle with `latentrt export`, or copy it again");
     }
     for (const auto& [name, size] : bundle.manifest.files) {
-        struct stat status {};
+        struct stat status{};
         if (stat(bundle.file(name).c_str(), &status) != 0 || !S_ISREG(status.st_mode))
             throw bundle_error(folder.string() + " is incomplete: " + name + " is missing. Copy the bundle again");
         if (static_cast<std::uint64_t>(status.st_size) != size)

@@ -42,7 +42,7 @@ constexpr Range RANGES[] = {
     {"golden", "psnr_floor", 10, 1000},
 };
 constexpr Range OF_ENCODER[] = {
-    {"", "max_length", 3, 10000}, {"", "bos", 0, HIGH},         {"", "eos", 0, HIGH},
+    {"", "max_length", 3, 10000}, {"", "bos", 0, HIGH},          {"", "eos", 0, HIGH},
     {"", "pad", 0, HIGH},         {"", "hidden_size", 1, 65536}, {"", "hidden_states", 1, 1024},
 };
 

@@ -61,7 +61,7 @@ Known known_shapes(const Model& model, const std::string& graph) {
                 {"noise", latents},
                 {"extra", {b, size(model.latent_channels + 1), h, w}}};
     if (graph == "blend")
-        return {{"state", state},  {"next_state", state}, {"mask", {b, size(1), h, w}},
+        return {{"state", state},   {"next_state", state}, {"mask", {b, size(1), h, w}},
                 {"clean", latents}, {"noise", latents},    {"blend", {b, size(2)}}};
     if (graph == "time") return {{"timesteps", {symbol("n")}}, {"time_ids", {symbol("n"), size(6)}}};
     if (graph == "context") {
@@ -81,9 +81,9 @@ void check_known(const Manifest& manifest, const std::string& name, const Graph&
         for (const TensorSpec& spec : *specs) {
             const auto found = known.find(spec.name);
             if (found == known.end()) continue;
-            const char* dtype = spec.name == "nonfinite"                           ? "int32"
+            const char* dtype = spec.name == "nonfinite"                         ? "int32"
                                 : spec.name == "images" && name == "vae_decoder" ? "uint8"
-                                                                                   : "float32";
+                                                                                 : "float32";
             if (spec.dtype != dtype || spec.shape != found->second)
                 fail(name, ": " + spec.name + " has another type or shape than the format says");
         }
@@ -119,8 +119,7 @@ void check_denoise(const Manifest& manifest) {
         const TensorSpec* source = find(given, spec.name);
         if (source == nullptr || !same_but_rows(*source, spec))
             fail("denoise", ": the input " + shown(spec.name, 40) + " is no output of context or time");
-        if (spec.shape[0].text != "B*G")
-            fail("denoise", ": the input " + shown(spec.name, 40) + " has not B*G rows");
+        if (spec.shape[0].text != "B*G") fail("denoise", ": the input " + shown(spec.name, 40) + " has not B*G rows");
     }
     for (const TensorSpec& spec : given) {
         if (!denoise.takes(spec.name)) fail("denoise", " has no input " + shown(spec.name, 40));

@@ -125,8 +125,8 @@ void require_record(const Json& json, const std::string& name, const std::string
     if (!json.is_object()) mistyped(json, "an object", where);
     const std::vector<Key>& keys = records().at(name);
     for (const auto& [given, value] : json.items()) {
-        const auto known = std::find_if(keys.begin(), keys.end(),
-                                        [&name = given](const Key& key) { return name == key.name; });
+        const auto known =
+            std::find_if(keys.begin(), keys.end(), [&name = given](const Key& key) { return name == key.name; });
         if (known == keys.end()) throw std::runtime_error(where + " has an unknown key " + shown(given));
         require(value, known->type, where + "." + given);
     }
@@ -149,12 +149,8 @@ void require(const Json& json, const char* type, const std::string& where) {
         case '?':
             if (!json.is_null()) require(json, type + 1, where);
             return;
-        case '[':
-            expect(json.is_array(), "a list");
-            return require_each(json, type + 1, where);
-        case '{':
-            expect(json.is_object(), "an object");
-            return require_each(json, type + 1, where);
+        case '[': expect(json.is_array(), "a list"); return require_each(json, type + 1, where);
+        case '{': expect(json.is_object(), "an object"); return require_each(json, type + 1, where);
         case 's': return expect(json.is_string(), "a text");
         case 'i': return expect(json.is_number_integer(), "an integer of 64 bits");
         case 'n': return expect(json.is_number(), "a number");

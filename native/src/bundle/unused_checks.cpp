@@ -44,8 +44,8 @@ void check_weight(const Manifest& manifest, const std::string& where, const Json
     if (use.at("offset").is_null()) return;
     const std::string name = graph->second.file + ".data";
     const auto file = manifest.files.find(name);
-    const bool within = file != manifest.files.end() &&
-                        lies_within(use.at("offset"), use.at("shape"), bytes, file->second);
+    const bool within =
+        file != manifest.files.end() && lies_within(use.at("offset"), use.at("shape"), bytes, file->second);
     if (!within) throw std::runtime_error(where + ": its bytes are not in " + shown(name));
 }
 

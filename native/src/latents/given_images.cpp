@@ -50,7 +50,8 @@ void refuse_mask_in_alpha(const std::string& name, const Bytes& mask) {
             one_colour = one_colour && mask.values[i] == colour;
     }
     if (one_colour && !one_alpha)
-        throw input_error(name + " has one colour and its shape in the alpha channel. Pass a grey image that is white "
+        throw input_error(name +
+                          " has one colour and its shape in the alpha channel. Pass a grey image that is white "
                           "where the image is drawn anew: the alpha channel, or its inverse if transparent parts are "
                           "meant");
 }

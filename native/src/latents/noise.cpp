@@ -99,7 +99,7 @@ class Philox {
   private:
     using Words = std::array<std::uint32_t, 4>;
 
-    static constexpr std::size_t CUDA_BLOCK = 256;           // threads of a block in PyTorch's random kernels
+    static constexpr std::size_t CUDA_BLOCK = 256;          // threads of a block in PyTorch's random kernels
     static constexpr std::size_t MAX_THREADS = 132 * 2048;  // of an H100
 
     Words words(std::uint64_t block, std::uint64_t thread) const {

@@ -11,8 +11,8 @@ namespace lrt {
 
 namespace {
 
-constexpr double SUPPORT = 3;           // of Lanczos, in pixels of the smaller scale
-constexpr int PRECISION = 32 - 8 - 2;   // bits behind the point of a coefficient, as in Pillow
+constexpr double SUPPORT = 3;          // of Lanczos, in pixels of the smaller scale
+constexpr int PRECISION = 32 - 8 - 2;  // bits behind the point of a coefficient, as in Pillow
 constexpr std::int64_t LONGEST_SIDE = std::int64_t{1} << 20;
 constexpr double PI = 3.14159265358979323846;
 

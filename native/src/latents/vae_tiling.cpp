@@ -88,8 +88,8 @@ Floats tiled(const Run& run, const Floats& array, Side tile, Side grown) {
         std::vector<Floats> row;
         for (Side left = 0; left < array.shape[2]; left += step) row.push_back(run(part_of(array, top, left, tile)));
         if (above.empty())
-            whole = Floats({array.shape[0], array.shape[1] * grown / tile, array.shape[2] * grown / tile,
-                            row[0].shape[3]});
+            whole =
+                Floats({array.shape[0], array.shape[1] * grown / tile, array.shape[2] * grown / tile, row[0].shape[3]});
         for (std::size_t i = 0; i < row.size(); ++i) {
             if (!above.empty()) fade(above[i], row[i], width, true);
             if (i > 0) fade(row[i - 1], row[i], width, false);

@@ -22,11 +22,16 @@ bool takes_last(const Trajectory& trajectory, std::size_t call) {
 
 Denoising::Denoising(Engines& engines, TimeFeatures& features, const Manifest& manifest,
                      const std::vector<Trajectory>& trajectories)
-    : engines_(engines), denoise_(engines.get("denoise")), trajectories_(trajectories),
+    : engines_(engines),
+      denoise_(engines.get("denoise")),
+      trajectories_(trajectories),
       groups_(static_cast<std::size_t>(trajectories.front().context.rows())) {
     const Shape& noise = trajectories.front().noise.shape;
     const auto images = static_cast<std::int64_t>(trajectories.size());
-    sizes_ = {{'B', images}, {'G', static_cast<std::int64_t>(groups_)}, {'h', noise[2]}, {'w', noise[3]},
+    sizes_ = {{'B', images},
+              {'G', static_cast<std::int64_t>(groups_)},
+              {'h', noise[2]},
+              {'w', noise[3]},
               {'S', trajectories.front().context.shape[1]}};
     state_shape_ = {images, manifest.model.registers, noise[1], noise[2], noise[3]};
     for (const TensorSpec& spec : denoise_.spec().inputs)

@@ -33,7 +33,8 @@ std::shared_ptr<const Features> TimeFeatures::of(const Trajectory& trajectory) {
     const std::string key = key_of(trajectory);
     {
         const std::lock_guard<std::mutex> lock(mutex_);
-        const auto found = std::find_if(kept_.begin(), kept_.end(), [&](const auto& kept) { return kept.first == key; });
+        const auto found =
+            std::find_if(kept_.begin(), kept_.end(), [&](const auto& kept) { return kept.first == key; });
         if (found != kept_.end()) {
             kept_.splice(kept_.begin(), kept_, found);
             return found->second;

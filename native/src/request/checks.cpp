@@ -32,8 +32,7 @@ std::string expected(const Option& option) {
 
 void check_integer(std::string_view name, std::int64_t value) {
     const Option& option = option_named(name);
-    if (!within(option, static_cast<double>(value)))
-        throw refused(name, std::to_string(value), expected(option));
+    if (!within(option, static_cast<double>(value))) throw refused(name, std::to_string(value), expected(option));
 }
 
 void check_number(std::string_view name, double value) {
@@ -51,8 +50,9 @@ void check_choice(std::string_view name, std::string_view value) {
 void check_side(std::string_view name, std::int64_t value, std::int64_t factor) {
     const std::string each = std::to_string(factor);
     if (value < factor || value > limits().MAX_SIDE)
-        throw refused(name, std::to_string(value), "an integer from " + each + " to " +
-                                                       std::to_string(limits().MAX_SIDE) + ", a multiple of " + each);
+        throw refused(
+            name, std::to_string(value),
+            "an integer from " + each + " to " + std::to_string(limits().MAX_SIDE) + ", a multiple of " + each);
     if (const std::int64_t below = value / factor * factor; below != value)
         throw refused(name, std::to_string(value),
                       "a multiple of " + each + "; the nearest are " + std::to_string(below) + " and " +
@@ -61,8 +61,9 @@ void check_side(std::string_view name, std::int64_t value, std::int64_t factor) 
 
 void check_layers(std::string_view name, std::int64_t value, std::int64_t layers) {
     if (value < 0 || value >= layers)
-        throw refused(name, std::to_string(value), "an integer from 0 to " + std::to_string(layers - 1) +
-                                                       ": this text encoder has " + std::to_string(layers) + " layers");
+        throw refused(name, std::to_string(value),
+                      "an integer from 0 to " + std::to_string(layers - 1) + ": this text encoder has " +
+                          std::to_string(layers) + " layers");
 }
 
 void check_pair(std::string_view name, latentrt_pair value) {
@@ -75,8 +76,8 @@ void check_pair(std::string_view name, latentrt_pair value) {
 void check_text(std::string_view name, std::string_view text) {
     for (std::size_t at = 0; at < text.size();)
         if (!next_point(text, at))
-            throw input_error(std::string(name) + ": " + shown(text, 60) + " is not UTF-8 at byte " + std::to_string(at) +
-                              ": it was truncated or decoded wrongly");
+            throw input_error(std::string(name) + ": " + shown(text, 60) + " is not UTF-8 at byte " +
+                              std::to_string(at) + ": it was truncated or decoded wrongly");
     // Bytes that do not go on with a character begin one.
     const auto characters = std::count_if(text.begin(), text.end(), [](char byte) { return (byte & 0xC0) != 0x80; });
     if (characters > limits().MAX_CHARACTERS)

@@ -21,7 +21,8 @@ void check_side(std::string_view name, std::int64_t value, std::int64_t factor);
 // Final layers of the text encoder to skip; `layers` is the least number of hidden states that a text encoder has.
 void check_layers(std::string_view name, std::int64_t value, std::int64_t layers);
 void check_pair(std::string_view name, latentrt_pair value);
-// That a text is UTF-8, also where nothing tokenizes it, and its length; `name` may be one that the table does not have.
+// That a text is UTF-8, also where nothing tokenizes it, and its length; `name` may be one that the table does not
+// have.
 void check_text(std::string_view name, std::string_view text);
 
 // The seed of each image: random, counted up from one, or one for each. `noise_seed_delta` must fit them too.

@@ -32,8 +32,9 @@ void check_plus_plus(double guidance_rescale, bool distilled) {
     if (distilled)
         throw input_error("CFG++ adds noise back by the unguided prediction, which this distilled model does not make");
     if (guidance_rescale != 0)
-        throw input_error("guidance_rescale with CFG++: the guided prediction of a call is not what the paper "
-                          "rescales; leave it out");
+        throw input_error(
+            "guidance_rescale with CFG++: the guided prediction of a call is not what the paper "
+            "rescales; leave it out");
 }
 
 }  // namespace lrt

@@ -21,11 +21,11 @@ struct Recorded {
     std::optional<std::string> negative_prompt;
     std::optional<std::string> prompt_2, negative_prompt_2;  // where they differ from the first ones
 
-    std::string scheduler;               // as it was given; the class name of the bundle's own
-    const Plan* plan = nullptr;          // instead of a scheduler's name, one that the caller gave
-    bool plus_plus = false;              // whether the plan is one of CFG++
+    std::string scheduler;                 // as it was given; the class name of the bundle's own
+    const Plan* plan = nullptr;            // instead of a scheduler's name, one that the caller gave
+    bool plus_plus = false;                // whether the plan is one of CFG++
     std::int64_t num_inference_steps = 0;  // not with the caller's plan
-    std::optional<double> strength;      // where there is a picture; not with the caller's plan
+    std::optional<double> strength;        // where there is a picture; not with the caller's plan
 
     double guidance_scale = 0, guidance_rescale = 0, guidance_start = 0, guidance_end = 1;
     std::uint64_t seed = 0;

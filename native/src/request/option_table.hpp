@@ -48,9 +48,9 @@ struct Option {
     std::string_view expected;  // of messages, up to the limit
     const Choice* choices = nullptr;
     std::size_t choices_count = 0;
-    std::string_view fixed;     // the default as JSON; empty: it depends on the bundle or on other options
-    bool json = false;          // whether a PNG's text holds it
-    std::string_view web_ui;    // label in the text that web UIs read; empty: none
+    std::string_view fixed;   // the default as JSON; empty: it depends on the bundle or on other options
+    bool json = false;        // whether a PNG's text holds it
+    std::string_view web_ui;  // label in the text that web UIs read; empty: none
     Form form = Form::none;
 };
 

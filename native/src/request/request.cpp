@@ -40,7 +40,8 @@ void check_options(const latentrt_request& given, const Manifest& manifest) {
         int value = 0;
         std::memcpy(&value, given_value, sizeof value);
         if (value < 0 || value > most)
-            throw input_error(std::string(name) + "=" + std::to_string(value) + ": expected 0 to " + std::to_string(most));
+            throw input_error(std::string(name) + "=" + std::to_string(value) + ": expected 0 to " +
+                              std::to_string(most));
     };
     check_enum("rng", &given.rng, LATENTRT_RNG_CUDA);
     check_enum("prompt_syntax", &given.prompt_syntax, LATENTRT_SYNTAX_WEB_UI);
@@ -77,13 +78,12 @@ void take_strength(Request& request, const latentrt_request& given, const Defaul
                               " is how much of an image is drawn anew: pass images, or leave it out");
         return;
     }
-    request.strength = !is_default(given.strength)      ? given.strength
+    request.strength = !is_default(given.strength) ? given.strength
                        : request.image->has_mask() ? defaults.inpaint_strength
-                                                        : defaults.strength;
+                                                   : defaults.strength;
 }
 
-void take_given_plan(Request& request, const latentrt_request& given, const Manifest& manifest,
-                     const GivenPlan& plan) {
+void take_given_plan(Request& request, const latentrt_request& given, const Manifest& manifest, const GivenPlan& plan) {
     if (given.num_inference_steps != 0 || !is_default(given.strength) || given.scheduler.data != nullptr)
         throw input_error("a compiled plan has its steps: leave out scheduler, num_inference_steps and strength");
     const std::string& type = plan.prediction_type;
@@ -151,7 +151,8 @@ void take_noise(Request& request, const latentrt_request& given, const Manifest&
         throw input_error("latents have " + std::to_string(given.latents_count) + " floats; expected " +
                           std::to_string(elements(shape)) + " for these images");
     request.noise = {shape, {given.latents, given.latents + given.latents_count}};
-    if (!std::all_of(request.noise.values.begin(), request.noise.values.end(), [](float x) { return std::isfinite(x); }))
+    if (!std::all_of(request.noise.values.begin(), request.noise.values.end(),
+                     [](float x) { return std::isfinite(x); }))
         throw input_error("latents holds NaN or infinity: expected finite numbers");
 }
 

@@ -23,7 +23,7 @@ struct Request {
     Encoding encoding;
     std::vector<double> guidance_scales;
     double guidance_rescale = 0, guidance_start = 0, guidance_end = 1;
-    bool guided = false;  // whether any image computes the negative prompt, too
+    bool guided = false;     // whether any image computes the negative prompt, too
     bool distilled = false;  // whether the model takes the guidance scale as an input
     std::vector<std::uint64_t> seeds;
     latentrt_rng rng = LATENTRT_RNG_CPU;
@@ -32,7 +32,7 @@ struct Request {
     std::shared_ptr<const Plan> plan;
     bool plan_is_given = false;                       // compiled by the caller
     std::optional<std::int64_t> num_inference_steps;  // none with such a plan
-    std::string scheduler;                           // its name; "" with such a plan
+    std::string scheduler;                            // its name; "" with such a plan
     std::optional<double> strength;
     Floats noise;  // (images, C, h, w) to start from instead of the seeds'; empty for the seeds'
     std::optional<ImageInput> image;

@@ -54,8 +54,7 @@ Floats time_ids_from_call(const latentrt_request& request, bool takes_sizes, std
                                                 either(request.target_size, here)};
     std::array<latentrt_pair, 3> negative = positive;
     const bool original = given(request.negative_original_size), target = given(request.negative_target_size);
-    if (original != target)
-        throw input_error("negative_original_size and negative_target_size go together: pass both");
+    if (original != target) throw input_error("negative_original_size and negative_target_size go together: pass both");
     if (original)
         negative = {request.negative_original_size, either(request.negative_crops_coords_top_left, corner),
                     request.negative_target_size};

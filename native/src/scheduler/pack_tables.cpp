@@ -12,7 +12,7 @@ constexpr std::size_t R = static_cast<std::size_t>(REGISTERS), COEFFICIENTS = R 
 // A call: timestep, noise level after it, blend, guidance, coefficients. A start: initial, noise level before it.
 constexpr std::size_t CALL_FLOATS = 1 + 2 + 2 + 2 + COEFFICIENTS, START_FLOATS = 2 * R + 2;
 constexpr unsigned char ONE = 1, NEXT = 2, AGAIN = 3;  // codes of a pattern; 0 is zero
-constexpr std::size_t MOST_CALLS = 1 << 16;             // of one plan
+constexpr std::size_t MOST_CALLS = 1 << 16;            // of one plan
 
 void require(bool holds, const char* otherwise) {
     if (!holds) throw std::runtime_error(otherwise);
@@ -27,7 +27,9 @@ std::uint32_t little_endian(const char* bytes, std::size_t count) {
 }  // namespace
 
 PackTables::PackTables(std::string data, const TableSizes& sizes)
-    : data_(std::move(data)), sizes_(sizes), calls_{sizes.calls, sizes.call_patterns, 1, CALL_FLOATS},
+    : data_(std::move(data)),
+      sizes_(sizes),
+      calls_{sizes.calls, sizes.call_patterns, 1, CALL_FLOATS},
       starts_{sizes.starts, sizes.start_patterns, 0, START_FLOATS} {
     require(laid_out() == data_.size(), "its tables have other sizes than its index says");
     require(take(starts_, take(calls_, 0)) == sizes_.values, "its rows use other values than there are");

@@ -55,10 +55,10 @@ void require_format(const Json& document) {
     if (!document.is_object()) throw scheduler_error("a plan's document is a JSON object");
     const auto format = document.find("format");
     if (format == document.end() || *format != FORMAT)
-        throw scheduler_error(std::string("the plan's format is ") +
-                              (format != document.end() && format->is_string() ? shown(format->get<std::string>())
-                                                                               : "missing") +
-                              ": this library reads '" + FORMAT + "'");
+        throw scheduler_error(
+            std::string("the plan's format is ") +
+            (format != document.end() && format->is_string() ? shown(format->get<std::string>()) : "missing") +
+            ": this library reads '" + FORMAT + "'");
 }
 
 Json parsed(std::string_view text) {

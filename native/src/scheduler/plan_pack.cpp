@@ -43,8 +43,7 @@ std::uint32_t crc32(std::string_view bytes) {
 
 void require_keys(const Json& json, const char* where, std::initializer_list<const char*> keys) {
     require(json.is_object(), std::string(where) + " is not an object");
-    for (const char* key : keys)
-        require(json.contains(key), std::string(where) + " is missing '" + key + "'");
+    for (const char* key : keys) require(json.contains(key), std::string(where) + " is missing '" + key + "'");
     for (const auto& item : json.items()) {
         const bool known = std::any_of(keys.begin(), keys.end(), [&](const char* key) { return item.key() == key; });
         require(known, std::string(where) + " has an unknown key " + shown(item.key()));
@@ -138,8 +137,8 @@ void require_model(const Json& index, const std::string& prediction_type) {
     const std::string format = text_from(index.at("format"), "format");
     require(format == FORMAT, "its format is " + shown(format) + ": this library reads '" + FORMAT + "'");
     const std::string predicts = text_from(index.at("prediction_type"), "prediction_type");
-    require(predicts == prediction_type, "it is for a model that predicts " + shown(predicts) +
-                                             ", and this one predicts " + shown(prediction_type));
+    require(predicts == prediction_type,
+            "it is for a model that predicts " + shown(predicts) + ", and this one predicts " + shown(prediction_type));
     const std::int64_t registers = integer_from(index.at("registers"), "registers", 1, 64);
     require(registers == REGISTERS, "its plans have " + std::to_string(registers) + " registers, and this library's " +
                                         std::to_string(REGISTERS));

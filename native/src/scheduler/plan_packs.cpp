@@ -176,9 +176,9 @@ Plan PlanPacks::find(const std::string& scheduler, std::int64_t steps, std::opti
                               (strength ? " at strength=" + general(*strength) : "") + ": choose others");
     }
     if (only_from_noise)
-        throw scheduler_error("the plans of " + called(scheduler) + " with " + std::to_string(steps) +
-                              " steps begin from noise, not from an image. Write others with: " +
-                              command(scheduler, steps));
+        throw scheduler_error(
+            "the plans of " + called(scheduler) + " with " + std::to_string(steps) +
+            " steps begin from noise, not from an image. Write others with: " + command(scheduler, steps));
     throw unknown_steps(named, scheduler, steps);
 }
 

@@ -154,7 +154,8 @@ std::vector<Section> sections_of(const Weighed& weighed) {
 std::u32string points_of(std::string_view prompt) {
     if (std::optional<std::u32string> points = decoded(prompt)) return *std::move(points);
     std::size_t at = 0;
-    while (next_point(prompt, at)) {}
+    while (next_point(prompt, at)) {
+    }
     throw input_error("the prompt " + shown(prompt, 60) + " is not UTF-8 at byte " + std::to_string(at) +
                       ": it was truncated or decoded wrongly");
 }

@@ -13,7 +13,7 @@ struct PromptToken {
     enum class Kind { escaped, weight, end, bracket };
     Kind kind;
     std::size_t first, last;
-    std::string weight;         // its number, as it is written
+    std::string weight;          // its number, as it is written
     char32_t character = U'\0';  // the one that is escaped, or the bracket
 };
 

@@ -78,7 +78,11 @@ struct Tokenizer::Tables {
 };
 
 Tokenizer::Tables::Tables(const TokenizerFile& file, const TextEncoder& facts)
-    : pairs(file), special_words(file.special_words), bos(facts.bos), eos(facts.eos), pad(facts.pad),
+    : pairs(file),
+      special_words(file.special_words),
+      bos(facts.bos),
+      eos(facts.eos),
+      pad(facts.pad),
       max_length(static_cast<std::size_t>(facts.max_length)) {
     for (const AddedToken& token : file.added) {
         if (token.normalized)

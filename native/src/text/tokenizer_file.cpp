@@ -79,9 +79,7 @@ class Reader : public nlohmann::json_sax<Json> {
     };
 
     // Whether what comes is a member of this part of the model.
-    bool is_in(const char* name) const {
-        return open_.size() == 3 && open_[0].key == "model" && open_[1].key == name;
-    }
+    bool is_in(const char* name) const { return open_.size() == 3 && open_[0].key == "model" && open_[1].key == name; }
 
     bool open(Json value) {
         if (open_.size() == DEEPEST) throw std::runtime_error("it is nested too deeply");

@@ -31,9 +31,8 @@ void Vocabulary::add(std::string_view token, std::uint32_t id) {
 }
 
 void Vocabulary::finish() {
-    std::sort(rows_.begin(), rows_.end(), [this](const Row& a, const Row& b) {
-        return a.hash != b.hash ? a.hash < b.hash : name(a) < name(b);
-    });
+    std::sort(rows_.begin(), rows_.end(),
+              [this](const Row& a, const Row& b) { return a.hash != b.hash ? a.hash < b.hash : name(a) < name(b); });
     const auto same = [this](const Row& a, const Row& b) { return a.hash == b.hash && name(a) == name(b); };
     const auto twice = std::adjacent_find(rows_.begin(), rows_.end(), same);
     if (twice != rows_.end()) throw std::runtime_error("the token " + shown(name(*twice), 40) + " occurs twice");

@@ -2,7 +2,6 @@
 
 #include "unicode_tables.hpp"
 
-
 namespace lrt {
 
 namespace {

@@ -1,6 +1,6 @@
 // A plan pack; where it begins as one, its sizes and check sum are set right, so that what they guard is reached.
-#include "../../src/base/utf8.hpp"
 #include "../../src/scheduler/plan_pack.hpp"
+#include "../../src/base/utf8.hpp"
 #include "input.hpp"
 
 namespace {

@@ -1,6 +1,6 @@
 // Pixels and texts to a PNG file, and bytes to a stream of zlib.
-#include "../../src/image/deflate.hpp"
 #include "../../src/image/png.hpp"
+#include "../../src/image/deflate.hpp"
 #include "input.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

@@ -1,6 +1,6 @@
 // A .safetensors file: the first byte chooses whether the length of its header is the right one.
-#include "../../src/base/utf8.hpp"
 #include "../../src/bundle/safetensors.hpp"
+#include "../../src/base/utf8.hpp"
 #include "input.hpp"
 
 namespace {

@@ -90,8 +90,7 @@ PROBE void probe_given_images(const latentrt_pixels* images, std::size_t images_
                               std::int64_t* size, float* pixels, float* mask, float* latent_mask, float* masked,
                               float* copied_latents, std::int64_t* rows, char* error) {
     probe::told(error, [&] {
-        const latentrt_request request =
-            request_of(images, images_count, masks, masks_count, latents, latents_count);
+        const latentrt_request request = request_of(images, images_count, masks, masks_count, latents, latents_count);
         const GivenImages given(request, channels);
         if (size[0] == 0) {
             const auto own = given.size(factor);
@@ -126,9 +125,8 @@ PROBE void probe_initial(const latentrt_pixels* images, std::size_t images_count
             GivenImages(request, shape[0]).fitted({shape[1] * factor, shape[2] * factor}, factor, prompts, per_prompt);
         std::vector<KnownImage> known;
         if (input)
-            known = known_images(*input, plan, scaling, factor, inpaints != 0, [&](const Floats& pixels) {
-                return encoded(encode, pixels, shape[0], factor);
-            });
+            known = known_images(*input, plan, scaling, factor, inpaints != 0,
+                                 [&](const Floats& pixels) { return encoded(encode, pixels, shape[0], factor); });
         TorchGenerator generator(seed, static_cast<latentrt_rng>(rng));
         std::optional<TorchGenerator> between;
         if (between_seed != nullptr) between.emplace(*between_seed, static_cast<latentrt_rng>(rng));

@@ -104,12 +104,13 @@ PROBE void probe_tokenizer_free(lrt::Tokenizer* tokenizer) { delete tokenizer; }
 PROBE char* probe_located(const lrt::Tokenizer* tokenizer, const char* data, std::size_t size, std::size_t* out_size) {
     Texts texts(data, size);
     Out out;
-    for (std::string_view text; texts.next(text);) out.told([&] {
-        const auto located = tokenizer->located(text);
-        out.put_size(located.size());
-        for (const auto& [id, at] : located) out.put(id);
-        for (const auto& [id, at] : located) out.put(static_cast<std::int64_t>(at));
-    });
+    for (std::string_view text; texts.next(text);)
+        out.told([&] {
+            const auto located = tokenizer->located(text);
+            out.put_size(located.size());
+            for (const auto& [id, at] : located) out.put(id);
+            for (const auto& [id, at] : located) out.put(static_cast<std::int64_t>(at));
+        });
     return out.copied(out_size);
 }
 
@@ -118,15 +119,16 @@ PROBE char* probe_chunks(const lrt::Tokenizer* tokenizer, int syntax, int split,
                          std::size_t* out_size) {
     Texts texts(data, size);
     Out out;
-    for (std::string_view text; texts.next(text);) out.told([&] {
-        const auto sections = lrt::parse(text, static_cast<latentrt_prompt_syntax>(syntax), {});
-        const lrt::Chunks chunks = tokenizer->chunks(sections, split != 0);
-        for (const std::int64_t side : chunks.ids.shape) out.put_size(static_cast<std::size_t>(side));
-        for (const std::int64_t id : chunks.ids.values) out.put(id);
-        for (const float weight : chunks.weights.values) out.put(weight);
-        out.put_size(chunks.tokens);
-        out.put_text(chunks.dropped);
-    });
+    for (std::string_view text; texts.next(text);)
+        out.told([&] {
+            const auto sections = lrt::parse(text, static_cast<latentrt_prompt_syntax>(syntax), {});
+            const lrt::Chunks chunks = tokenizer->chunks(sections, split != 0);
+            for (const std::int64_t side : chunks.ids.shape) out.put_size(static_cast<std::size_t>(side));
+            for (const std::int64_t id : chunks.ids.values) out.put(id);
+            for (const float weight : chunks.weights.values) out.put(weight);
+            out.put_size(chunks.tokens);
+            out.put_text(chunks.dropped);
+        });
     return out.copied(out_size);
 }
 
@@ -134,21 +136,22 @@ PROBE char* probe_chunks(const lrt::Tokenizer* tokenizer, int syntax, int split,
 PROBE char* probe_parse(int syntax, const char* data, std::size_t size, std::size_t* out_size) {
     Texts texts(data, size);
     Out out;
-    for (std::string_view text; texts.next(text);) out.told([&] {
-        std::vector<std::string> warnings;
-        const auto sections =
-            lrt::parse(text, static_cast<latentrt_prompt_syntax>(syntax), lrt::Log(keep, &warnings));
-        out.put_size(warnings.size());
-        for (const std::string& warning : warnings) out.put_text(warning);
-        out.put_size(sections.size());
-        for (const lrt::Section& section : sections) {
-            out.put_size(section.size());
-            for (const lrt::Piece& piece : section) {
-                out.put_text(piece.text);
-                out.put(piece.weight);
+    for (std::string_view text; texts.next(text);)
+        out.told([&] {
+            std::vector<std::string> warnings;
+            const auto sections =
+                lrt::parse(text, static_cast<latentrt_prompt_syntax>(syntax), lrt::Log(keep, &warnings));
+            out.put_size(warnings.size());
+            for (const std::string& warning : warnings) out.put_text(warning);
+            out.put_size(sections.size());
+            for (const lrt::Section& section : sections) {
+                out.put_size(section.size());
+                for (const lrt::Piece& piece : section) {
+                    out.put_text(piece.text);
+                    out.put(piece.weight);
+                }
             }
-        }
-    });
+        });
     return out.copied(out_size);
 }
 
