@@ -50,9 +50,19 @@ def sdxl() -> dict[str, Any]:
     graphs["time"]["inputs"] += [pooled, {"name": "time_ids", "dtype": "float32", "shape": ["n", 6]}]
     manifest["engines"] = [
         {
-            "graph": "time", "file": "time.onnx", "backend": "onnxruntime", "version": "1", "device": "cpu",
-            "compute_capabilities": [], "precision": "fp32", "tf32": False, "profile": {}, "options": {},
-            "host_code": False, "onnx_sha256": "", "weights_sha256": None,
+            "graph": "time",
+            "file": "time.onnx",
+            "backend": "onnxruntime",
+            "version": "1",
+            "device": "cpu",
+            "compute_capabilities": [],
+            "precision": "fp32",
+            "tf32": False,
+            "profile": {},
+            "options": {},
+            "host_code": False,
+            "onnx_sha256": "",
+            "weights_sha256": None,
         }
     ]
     return manifest
