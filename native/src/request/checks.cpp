@@ -75,8 +75,8 @@ void check_pair(std::string_view name, latentrt_pair value) {
 void check_text(std::string_view name, std::string_view text) {
     for (std::size_t at = 0; at < text.size();)
         if (!next_point(text, at))
-            throw input_error(std::string(name) + ": " + shown(text, 60) + " is not UTF-8 at byte " + std::to_string(at) +
-                              ": it was truncated or decoded wrongly");
+            throw input_error(std::string(name) + ": " + shown(text, 60) + " is not UTF-8 at byte " +
+                              std::to_string(at) + ": it was truncated or decoded wrongly");
     // Bytes that do not go on with a character begin one.
     const auto characters = std::count_if(text.begin(), text.end(), [](char byte) { return (byte & 0xC0) != 0x80; });
     if (characters > limits().MAX_CHARACTERS)

@@ -113,7 +113,8 @@ latentrt_request request_of(Input& input, Owned& owned) {
     const std::size_t name = input.below(8);
     if (name < 4) given.scheduler = {NAMES[name], LATENTRT_NUL};
     if (name == 4) given.scheduler = text_of(input, owned);
-    given.num_inference_steps = input.below(4) == 3 ? integer_of(input, 2) : static_cast<std::int32_t>(1 + input.below(3));
+    const auto usual = static_cast<std::int32_t>(1 + input.below(3));
+    given.num_inference_steps = input.below(4) == 3 ? integer_of(input, 2) : usual;
     for (std::size_t i = input.below(4); i-- > 0;) owned.scales.push_back(double_of(input, 7.5));
     given.guidance_scales = owned.scales.data();
     given.guidance_scales_count = owned.scales.size();

@@ -1,4 +1,5 @@
-// Structs of other versions of the header: any bytes, with any struct_size that memory is there for, or that is refused.
+// Structs of other versions of the header: any bytes, with any struct_size that memory is there for, or that is
+// refused.
 #include "../../src/api/structs.hpp"
 #include "input.hpp"
 
