@@ -31,7 +31,9 @@ int main(int count, char** words) {
         request.height = request.width = 64;
         request.seeds = {1};
         if (pipeline.draw(request).png(0).size == 0) return 1;
-        if (i % (rounds / 10) == 0) std::printf("%d %ld\n", i, resident_kib());
+        if (i % (rounds / 10) != 0) continue;
+        std::printf("%d %ld\n", i, resident_kib());
+        std::fflush(stdout);
     }
     return 0;
 }

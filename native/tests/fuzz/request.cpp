@@ -1,8 +1,8 @@
 // Whole calls: every field of latentrt_request from the input, for each kind of model, with a pack of a few plans.
-#include "../../src/request/request.hpp"
 #include "../../src/api/structs.hpp"
 #include "../../src/base/utf8.hpp"
 #include "../../src/bundle/bundle.hpp"
+#include "../../src/request/request.hpp"
 #include "input.hpp"
 
 #include <deque>
@@ -113,8 +113,8 @@ latentrt_request request_of(Input& input, Owned& owned) {
     const std::size_t name = input.below(8);
     if (name < 4) given.scheduler = {NAMES[name], LATENTRT_NUL};
     if (name == 4) given.scheduler = text_of(input, owned);
-    given.num_inference_steps =
-        input.below(4) == 3 ? integer_of(input, 2) : static_cast<std::int32_t>(1 + input.below(3));
+    const auto usual = static_cast<std::int32_t>(1 + input.below(3));
+    given.num_inference_steps = input.below(4) == 3 ? integer_of(input, 2) : usual;
     for (std::size_t i = input.below(4); i-- > 0;) owned.scales.push_back(double_of(input, 7.5));
     given.guidance_scales = owned.scales.data();
     given.guidance_scales_count = owned.scales.size();
@@ -131,9 +131,9 @@ latentrt_request request_of(Input& input, Owned& owned) {
     take_floats(input, owned, given.latents, given.latents_count);
     take_floats(input, owned, given.image_latents, given.image_latents_count);
     given.clip_skip = integer_of(input, 0);
-    for (latentrt_pair* pair :
-         {&given.original_size, &given.crops_coords_top_left, &given.target_size, &given.negative_original_size,
-          &given.negative_crops_coords_top_left, &given.negative_target_size})
+    for (latentrt_pair* pair : {&given.original_size, &given.crops_coords_top_left, &given.target_size,
+                                &given.negative_original_size, &given.negative_crops_coords_top_left,
+                                &given.negative_target_size})
         *pair = pair_of(input);
     given.vae_tiling = integer_of(input, 0);
     // Any integer, as a program in C may give one.
