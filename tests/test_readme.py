@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.exports import ROOT, SHAPES, Exported
+from support.exports import ROOT, Exported
 from support.lora_files import kohya_file
 from support.simulator import machine
 
@@ -67,19 +67,6 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = blocks("python")
     exec(compile(code, "README.md", "exec"), {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["diamond.png", "heart.png"]
-
-
-def test_the_guide_for_services_writes_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import CLIPTokenizer
-
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "engines").symlink_to(ROOT / "engines")
-    (code,) = blocks("python", (ROOT / "docs" / "embedding.md").read_text())
-    exec(compile(code, "embedding.md", "exec"), {})
-    texts = ["a circle", "a small green square on a white background"]
-    tokenizer = CLIPTokenizer.from_pretrained(SHAPES.checkpoint / "tokenizer")
-    expected = tokenizer(texts, padding="max_length", max_length=77, truncation=True).input_ids
-    assert json.loads((tmp_path / "ids.json").read_text()) == expected
 
 
 def test_extras_exist() -> None:

@@ -91,10 +91,10 @@ def _of(backend: str, parts: str) -> list[Job]:
 
 # What decides most comes first. The machine needs minutes to start and to receive files, so the last call is shorter.
 HALF_HOUR = (
-    Call(540, _of("onnxruntime", "device ceilings backends states pictures native norms waits full_size ort_options")),
+    Call(540, _of("onnxruntime", "device ceilings backends states pictures norms waits full_size ort_options")),
     Call(
         480,
-        _of("onnxruntime", "latency loras noise ideas")
+        _of("onnxruntime", "latency loras noise native ideas")
         + _of("tensorrt", "backends states pictures norms waits full_size latency"),
     ),
     Call(360, _of("tensorrt_rtx", "backends states pictures norms waits older full_size latency")),

@@ -323,14 +323,16 @@ def test_texts_that_are_none(pipeline: NativePipeline, text: bytes, length: int,
 
 
 def test_texts_with_and_without_a_length(pipeline: NativePipeline) -> None:
-    """The bytes behind the length are not read; NULL is an empty text."""
-    for text, length, expected in ((b"a cat\xff\xff", 5, "a cat"), (b"a cat", NUL, "a cat"), (None, 7, "")):
+    """The bytes behind the length are not read; NULL is no prompt."""
+    for text, length, expected in ((b"a cat\xff\xff", 5, "a cat"), (b"a cat", NUL, "a cat")):
         request = small(prompts=texts((text, length)), prompts_count=1)
         images = c_void_p()
         check(library().latentrt_draw(pipeline.handle, byref(request), None, None, byref(images), None), c_void_p())
         content = json.loads(library().latentrt_images_text(images, c_size_t(0), b"latentrt"))
         assert content["prompt"] == expected
         library().latentrt_images_free(images)
+    request = small(prompts=texts((None, 7)), prompts_count=1)
+    assert "prompts[0] is NULL" in drawn(pipeline, request)[1]
 
 
 def stepping(work: Callable[[Any, int], int]) -> Any:
@@ -439,7 +441,7 @@ def test_previews_without_latent_rgb(tmp_path: Path) -> None:
         (b'{"format":' * 200_000, SCHEDULER),
         (b'{"format": "latentrt.plan/1", "timesteps": []}', SCHEDULER),
         (b"\xff\xfe", SCHEDULER),
-        (b"a\0", INPUT),
+        (b"a\0", SCHEDULER),
     ],
 )
 def test_documents_that_are_no_plans(document: bytes, status: int) -> None:

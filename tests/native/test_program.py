@@ -99,7 +99,7 @@ def test_arguments(tmp_path: Path) -> None:
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "x.png"
-    words = command("a star", "--steps=400", "--preview", "-o", out)
+    words = command("a star", "--steps=50", "--height=256", "--width=256", "--preview", "-o", out)
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment())
     preview = tmp_path / "x.preview.png"
     for _ in range(600):

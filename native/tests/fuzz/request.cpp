@@ -1,8 +1,8 @@
 // Whole calls: every field of latentrt_request from the input, for each kind of model, with a pack of a few plans.
+#include "../../src/request/request.hpp"
 #include "../../src/api/structs.hpp"
 #include "../../src/base/utf8.hpp"
 #include "../../src/bundle/bundle.hpp"
-#include "../../src/request/request.hpp"
 #include "input.hpp"
 
 #include <deque>
@@ -131,9 +131,9 @@ latentrt_request request_of(Input& input, Owned& owned) {
     take_floats(input, owned, given.latents, given.latents_count);
     take_floats(input, owned, given.image_latents, given.image_latents_count);
     given.clip_skip = integer_of(input, 0);
-    for (latentrt_pair* pair : {&given.original_size, &given.crops_coords_top_left, &given.target_size,
-                                &given.negative_original_size, &given.negative_crops_coords_top_left,
-                                &given.negative_target_size})
+    for (latentrt_pair* pair :
+         {&given.original_size, &given.crops_coords_top_left, &given.target_size, &given.negative_original_size,
+          &given.negative_crops_coords_top_left, &given.negative_target_size})
         *pair = pair_of(input);
     given.vae_tiling = integer_of(input, 0);
     // Any integer, as a program in C may give one.
