@@ -3,6 +3,7 @@
 import ctypes
 import fcntl
 import functools
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint8, c_uint64
@@ -23,6 +24,9 @@ OK, INPUT, SCHEDULER, BUNDLE, BACKEND, NONFINITE, CANCELLED, OUT_OF_MEMORY, UNEQ
 @functools.cache
 def built() -> Path:
     """The folder of the build, brought up to date by `make native`; other processes wait."""
+    for tool in ("make", "cmake", "g++"):
+        if shutil.which(tool) is None:
+            raise RuntimeError(f"the library in C++ needs {tool}: apt-get install {tool}")
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
