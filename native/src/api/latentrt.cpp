@@ -4,6 +4,8 @@
 #include "images.hpp"
 #include "structs.hpp"
 
+#include <malloc.h>
+
 #include <cstring>
 #include <utility>
 
@@ -87,6 +89,9 @@ void latentrt_close(latentrt_pipeline* pipeline) {
     if (pipeline == nullptr) return;
     pipeline->pipeline.wait_until_left();
     delete pipeline;
+#ifdef __GLIBC__
+    malloc_trim(0);  // glibc would keep most of the weights' memory in the process
+#endif
 }
 
 const char* latentrt_backend(const latentrt_pipeline* pipeline) {
