@@ -6,7 +6,7 @@ import pytest
 from support.exports import SHAPES
 from support.native import built, onnxruntime_library
 
-ROUNDS = 100
+ROUNDS = 50
 
 
 # The library itself keeps nothing: with the stand-in, 1,000 rounds end where the first hundred did. With ONNX Runtime

@@ -114,7 +114,7 @@ def test_other_models(config: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "every"), [(SD1, 1), (V_PREDICTION, 3)], ids=["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("config", "every"), [(SD1, 1), (V_PREDICTION, 7)], ids=["epsilon", "v_prediction"])
 def test_every_plan_of_a_default_pack_is_pythons(config: dict[str, Any], every: int, tmp_path: Path) -> None:
     writer = PackWriter(config, prediction_type=config["prediction_type"])
     add_default_schedulers(writer)
