@@ -4,8 +4,6 @@
 #include "images.hpp"
 #include "structs.hpp"
 
-#include <malloc.h>
-
 #include <cstring>
 #include <utility>
 
@@ -89,9 +87,6 @@ void latentrt_close(latentrt_pipeline* pipeline) {
     if (pipeline == nullptr) return;
     pipeline->pipeline.wait_until_left();
     delete pipeline;
-#ifdef __GLIBC__
-    malloc_trim(0);  // glibc would keep most of the weights' memory in the process
-#endif
 }
 
 const char* latentrt_backend(const latentrt_pipeline* pipeline) {
