@@ -1,14 +1,12 @@
 """The C++ library on the GPU by ONNX Runtime's provider: goldens, and pictures beside those of Python on the CPU."""
 
-import importlib.util
 import os
 import subprocess
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.common.paths import ROOT
+from benchmarks.common.paths import ROOT, onnxruntime_library
 from latentrt.runtime import Pipeline
 from latentrt.runtime.goldens import psnr, relative_error
 
@@ -57,13 +55,6 @@ def run(place: Place, report: Report, steps: int = 20) -> None:
             )
             ratio = psnr(np.asarray(Image.open(picture)), np.asarray(expected.images[0]))
             report.check(f"C++: {scheduler}", ratio >= LEAST_PSNR, f"PSNR {ratio:.1f} dB, at least {LEAST_PSNR:g}")
-
-
-def onnxruntime_library() -> Path | None:
-    """ONNX Runtime's library in its Python package."""
-    spec = importlib.util.find_spec("onnxruntime")
-    folders = [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
-    return next((file for folder in folders for file in sorted((folder / "capi").glob("libonnxruntime.so*"))), None)
 
 
 def _run(command: list[object]) -> "subprocess.CompletedProcess[str]":

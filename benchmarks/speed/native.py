@@ -36,7 +36,7 @@ from benchmarks.common.harness import (
     show_table,
 )
 from benchmarks.common.memory import peak_bytes
-from benchmarks.common.paths import ROOT
+from benchmarks.common.paths import ROOT, onnxruntime_library
 from latentrt.runtime import Bundle, Pipeline
 from latentrt.runtime.pipeline import embedded_bundle
 
@@ -119,8 +119,7 @@ def stripped_bytes() -> int:
 
 def measure(arguments: argparse.Namespace, bundle: Path) -> list[Measurement]:
     """All figures, with the sides in turns."""
-    (library,) = Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*")
-    environment = {**os.environ, "LATENTRT_ONNXRUNTIME": str(library)}
+    environment = {**os.environ, "LATENTRT_ONNXRUNTIME": str(onnxruntime_library())}
     defaults = Bundle.open(bundle).manifest.defaults
     height, width = arguments.height or defaults.height, arguments.width or defaults.width
     sizes = [str(arguments.steps), str(height), str(width)]

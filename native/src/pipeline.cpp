@@ -31,8 +31,10 @@ Pipeline::Pipeline(const std::string& folder, const std::string& library, Device
         const Path file = bundle_.file(facts.tokenizer);
         try {
             tokenizers_.emplace_back(bytes_of(file, MOST_OF_TOKENIZER), facts);
+        } catch (const Error& error) {  // says by itself that it is no tokenizer
+            throw bundle_error(folder + ": " + error.what());
         } catch (const std::runtime_error& error) {
-            throw bundle_error(file.string() + " cannot be read as a tokenizer: " + error.what());
+            throw bundle_error(file.string() + " cannot be read: " + error.what());
         }
     }
     for (const std::string& pack : packs) packs_.add(pack, model.prediction_type, bundle_.scheduler_config);
