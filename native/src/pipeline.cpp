@@ -1,10 +1,9 @@
 #include "pipeline.hpp"
 
 #include "base/error.hpp"
+#include "base/numbers.hpp"
 #include "clock.hpp"
 
-#include <algorithm>
-#include <cmath>
 #include <stdexcept>
 
 namespace lrt {
@@ -63,11 +62,8 @@ Drawn Pipeline::draw(const latentrt_request& given, const GivenPlan* plan, const
     clock.lap("denoise");
     std::vector<bool> bad;
     if (request.latents_only) {
-        for (std::size_t image = 0; image < request.images(); ++image) {
-            const float* values = drawn.latents.row(image);
-            bad.push_back(
-                !std::all_of(values, values + drawn.latents.stride(), [](float x) { return std::isfinite(x); }));
-        }
+        for (std::size_t image = 0; image < request.images(); ++image)
+            bad.push_back(!all_finite(drawn.latents.row(image), drawn.latents.stride()));
     } else {
         Decoded decoded = decode(drawn.latents, request.tiling);
         for (const std::int32_t count : decoded.nonfinite) bad.push_back(count != 0);

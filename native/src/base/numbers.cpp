@@ -1,5 +1,6 @@
 #include "numbers.hpp"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <string_view>
@@ -56,6 +57,10 @@ std::string grouped(std::uint64_t value) {
     std::string text = std::to_string(value);
     for (std::size_t place = text.size(); place > 3;) text.insert(place -= 3, ",");
     return text;
+}
+
+bool all_finite(const float* values, std::size_t count) {
+    return std::all_of(values, values + count, [](float value) { return std::isfinite(value); });
 }
 
 }  // namespace lrt

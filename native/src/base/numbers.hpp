@@ -1,6 +1,7 @@
 // Numbers as Python prints them, whatever the locale.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -14,5 +15,8 @@ std::string general(double value);
 
 // format(value, ","): 67108864 as 67,108,864.
 std::string grouped(std::uint64_t value);
+
+// Whether none is NaN or infinite.
+bool all_finite(const float* values, std::size_t count);
 
 }  // namespace lrt

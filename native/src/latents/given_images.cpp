@@ -6,7 +6,6 @@
 #include "resize.hpp"
 
 #include <algorithm>
-#include <cmath>
 
 namespace lrt {
 
@@ -171,8 +170,7 @@ Floats GivenImages::copied_latents(std::size_t count, ImageSize latent) const {
     const float* begin = request_.image_latents;
     Floats result({static_cast<std::int64_t>(count), channels_, latent.height, latent.width});
     std::copy_n(begin, result.values.size(), result.values.begin());
-    if (!std::all_of(result.values.begin(), result.values.end(), [](float value) { return std::isfinite(value); }))
-        throw input_error("image_latents has NaN or infinity");
+    if (!all_finite(result.values.data(), result.values.size())) throw input_error("image_latents has NaN or infinity");
     return result;
 }
 

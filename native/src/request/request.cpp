@@ -151,8 +151,7 @@ void take_noise(Request& request, const latentrt_request& given, const Manifest&
         throw input_error("latents have " + std::to_string(given.latents_count) + " floats; expected " +
                           std::to_string(elements(shape)) + " for these images");
     request.noise = {shape, {given.latents, given.latents + given.latents_count}};
-    if (!std::all_of(request.noise.values.begin(), request.noise.values.end(),
-                     [](float x) { return std::isfinite(x); }))
+    if (!all_finite(request.noise.values.data(), request.noise.values.size()))
         throw input_error("latents holds NaN or infinity: expected finite numbers");
 }
 

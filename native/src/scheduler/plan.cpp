@@ -2,10 +2,10 @@
 
 #include "../base/error.hpp"
 #include "../base/json.hpp"
+#include "../base/numbers.hpp"
 #include "../base/utf8.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <initializer_list>
 #include <string>
 
@@ -20,7 +20,7 @@ void require_floats(const char* name, const std::vector<float>& values, std::siz
     if (values.size() != expected)
         throw scheduler_error(std::string(name) + " of a plan has " + std::to_string(values.size()) +
                               " values; expected " + std::to_string(expected));
-    if (!std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); }))
+    if (!all_finite(values.data(), values.size()))
         throw scheduler_error(std::string(name) + " of a plan contains NaN or infinity");
 }
 
