@@ -101,7 +101,7 @@ def _read_manifest(path: Path) -> Manifest:
     if version not in FORMATS:
         known = " and ".join(map(repr, FORMATS))
         raise BundleError(f"{file} has format {shown(version)}, but this version of latentrt reads only {known}")
-    if version == FORMATS[0] and (newer := [key for key in SECOND_KEYS if key in data]):
+    if version == FORMATS[0] and (newer := [key for key in SECOND_KEYS if _has(data, key)]):
         raise BundleError(f"{file} has the key {newer[0]!r}, which the format {version!r} has not")
     try:
         manifest = decode(Manifest, data, MANIFEST)
@@ -110,6 +110,12 @@ def _read_manifest(path: Path) -> Manifest:
     if (fault := next(faults(manifest), None)) is not None:
         raise BundleError(f"{file} cannot be used: {fault}. Copy or export the bundle again")
     return manifest
+
+
+def _has(data: object, key: str) -> bool:
+    """Whether a JSON object has a key, given as a path such as "recipe.quantization"."""
+    first, _, rest = key.partition(".")
+    return isinstance(data, dict) and first in data and (not rest or _has(data[first], rest))
 
 
 def _is_folder(path: Path) -> bool:

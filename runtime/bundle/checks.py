@@ -11,7 +11,7 @@ from typing import Any
 
 from latentrt.runtime.arrays import DTYPES
 
-from .manifest import Graph, Manifest, TensorSpec
+from .manifest import QUANTIZED, QUANTIZED_FOR, Graph, Manifest, TensorSpec
 
 _HIGH = 2**31
 # Path of a number in the manifest -> its range.
@@ -43,6 +43,11 @@ _OF_ENCODER: dict[str, tuple[float, float]] = {
     "hidden_size": (1, 65536),
     "hidden_states": (1, 1024),
 }
+_OF_QUANTIZATION: dict[str, tuple[float, float]] = {
+    "level": (1, 3),
+    "prompts": (0, _HIGH),
+    **dict.fromkeys(("gate_mean", "gate_worst", "error_mean", "error_worst", "psnr"), (0, 1000)),
+}
 # Graph -> the inputs and outputs that it must have; `text_encoder`s come from `model.text_encoders`.
 _TENSORS = {
     "context": ({"hidden_states"}, set[str]()),
@@ -67,6 +72,7 @@ def faults(manifest: Manifest) -> Iterator[str]:
     yield from _graphs(manifest)
     yield from _weights(manifest)
     yield from _engines(manifest)
+    yield from _quantization(manifest)
 
 
 def _numbers(manifest: Manifest) -> Iterator[str]:
@@ -263,6 +269,24 @@ def _weights(manifest: Manifest) -> Iterator[str]:
                 end = use.offset + math.prod(use.shape) * DTYPES[use.stored_dtype].bytes
                 if use.offset < 0 or data is None or end > data.size:
                     yield f"{where}: bytes {use.offset} to {end} are not in {graph.file[:80]}.data"
+
+
+def _quantization(manifest: Manifest) -> Iterator[str]:
+    quantized = manifest.recipe.quantization
+    if quantized is None:
+        return
+    where = "recipe.quantization"
+    for name, known in (("to", QUANTIZED), ("target", QUANTIZED_FOR)):
+        if (value := getattr(quantized, name)) not in known:
+            yield f"{where}.{name} is {value[:40]!r}: expected {', '.join(known)}"
+    for name, (least, most) in _OF_QUANTIZATION.items():
+        yield from _outside(f"{where}.{name}", getattr(quantized, name), least, most)
+    for name in quantized.graphs:
+        if name not in manifest.graphs:
+            yield f"{where}.graphs has {name[:40]!r}, which is not in graphs"
+    for name in ("report", "calibration"):
+        if (file := getattr(quantized, name)) is not None and file not in manifest.files:
+            yield f"{where}.{name} is {file[:80]!r}, which files does not list"
 
 
 def _engines(manifest: Manifest) -> Iterator[str]:

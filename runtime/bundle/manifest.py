@@ -8,8 +8,10 @@ from .strict_json import encode, schema
 
 # The second has optional keys that the first has not: a reader of the first alone would ignore what they say.
 FORMATS = ("latentrt.bundle/1", "latentrt.bundle/2")
-SECOND_KEYS = ("plans",)
+SECOND_KEYS = ("plans", "recipe.quantization")
 MANIFEST = "bundle.json"
+QUANTIZED = ("int8", "fp8", "int8-weights")
+QUANTIZED_FOR = ("openvino", "onnxruntime", "tensorrt")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,13 +48,53 @@ class CheckpointRecord:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Quantization:
+    """How graphs of a bundle were quantized, and how far its predictions are from those of its source.
+
+    Attributes:
+        to: "int8" or "fp8", for weights and activations, or "int8-weights".
+        target: the backend whose kernels the graphs suit: "openvino", "onnxruntime" or "tensorrt".
+        level: 1 is convolutions, 2 adds feed-forward layers, 2.5 queries, keys and values, 3 all linear layers.
+        graphs: names of the quantized graphs.
+        report: file that lists the layers and what each costs.
+        calibration: file with the ranges of the activations; null for weights alone.
+        prompts, prompts_sha256: number and hash of the prompts of calibration and gate.
+        source_sha256: hash of the source's quantized graphs and their weights.
+        gate_mean, gate_worst: the most error that was allowed, as mean and at any call.
+        error_mean, error_worst: relative L2 error of the guided prediction at each call of the source's trajectory.
+        psnr: median PSNR in dB of pictures against the source's; 1000 for equal pictures.
+    """
+
+    to: str
+    target: str
+    level: float
+    graphs: tuple[str, ...]
+    report: str
+    calibration: str | None
+    prompts: int
+    prompts_sha256: str
+    source_sha256: str
+    gate_mean: float
+    gate_worst: float
+    error_mean: float
+    error_worst: float
+    psnr: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Recipe:
-    """Export settings: precisions (fp32, fp16, bf16), ONNX opset, whether exact fp32 weights are stored as fp16."""
+    """Export settings: precisions (fp32, fp16, bf16), ONNX opset, whether exact fp32 weights are stored as fp16.
+
+    Attributes:
+        quantization: what was quantized after the export; the precisions are those of all else. Optional,
+            `latentrt.bundle/2`.
+    """
 
     precision: str
     vae_precision: str
     opset: int
     compact: bool
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

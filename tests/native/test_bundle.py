@@ -20,7 +20,12 @@ from support.native import probe
 from latentrt.runtime import Bundle, BundleError
 
 DATA = ROOT / "native" / "tests" / "fuzz" / "data"
-NAMES = ("small", "sdxl", "inpaint", "distilled")
+NAMES = ("small", "sdxl", "inpaint", "distilled", "quantized")
+QUANTIZATION = {
+    **{"to": "int8", "target": "openvino", "level": 2.5, "graphs": ["denoise"], "report": "quantization.json"},
+    **{"calibration": "quantization.safetensors", "prompts": 8, "prompts_sha256": "0" * 64, "source_sha256": "1" * 64},
+    **{"gate_mean": 0.1, "gate_worst": 0.15, "error_mean": 0.04, "error_worst": 0.06, "psnr": 33.1},
+}
 # What takes the place of a value.
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 3, 7, 2**31, 2**31 - 1, 2**53, 2**63, -(2**63), 0.5, -0.5, 1e300, 1e-9),
@@ -64,7 +69,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _small(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((DATA / f"{name}.json").read_text())
+    file = "small" if name == "quantized" else name
+    content: dict[str, Any] = json.loads((DATA / f"{file}.json").read_text())
+    if name == "quantized":
+        content["format"] = "latentrt.bundle/2"
+        content["recipe"]["quantization"] = copy.deepcopy(QUANTIZATION)
+        content["files"] |= {QUANTIZATION[key]: {"size": 0, "sha256": "0" * 64} for key in ("report", "calibration")}
     return content
 
 
@@ -166,6 +176,7 @@ def _renamed(manifest: dict[str, Any], old: str, new: str) -> None:
         lambda m: m["engines"][0].update(compute_capabilities=["٨.٩"]),
         lambda m: m["engines"][0].update(profile={"B": [1, 2]}),
         lambda m: m.update(format="latentrt.bundle/2", plans=["time.onnx", "time.onnx"]),
+        lambda m: (m.update(format="latentrt.bundle/1"), m.pop("plans", None), m["recipe"].update(quantization=None)),
         lambda m: m["graphs"]["vae_decoder"]["outputs"][0]["shape"].__setitem__(1, "2*4*h"),
     ],
 )

@@ -149,8 +149,11 @@ void require_format(const Json& json) {
         throw std::runtime_error("its format is " +
                                  (json.is_object() && format != json.end() ? format->dump() : std::string("missing")) +
                                  ": this library reads " + FORMATS[0] + " and " + FORMATS[1]);
-    if (*format == FORMATS[0] && json.contains("plans"))
-        throw std::runtime_error(std::string("bundle.json has the key 'plans', which ") + FORMATS[0] + " has not");
+    if (*format != FORMATS[0]) return;
+    const auto recipe = json.find("recipe");
+    const bool quantized = recipe != json.end() && recipe->is_object() && recipe->contains("quantization");
+    if (const char* key = json.contains("plans") ? "plans" : quantized ? "recipe.quantization" : nullptr)
+        throw std::runtime_error(std::string("bundle.json has the key '") + key + "', which " + FORMATS[0] + " has not");
 }
 
 // The config of the checkpoint's own scheduler, which names its class.

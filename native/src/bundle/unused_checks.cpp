@@ -3,6 +3,7 @@
 #include "../base/utf8.hpp"
 
 #include <algorithm>
+#include <initializer_list>
 #include <stdexcept>
 #include <utility>
 
@@ -73,9 +74,38 @@ void check_engine(const Json& engine) {
                                      " has not a form such as 8.9 or 8.0+");
 }
 
+void check_quantization(const Manifest& manifest, const Json& quantized) {
+    const auto fault = [](const std::string& key, const std::string& what) {
+        throw std::runtime_error("recipe.quantization." + key + " " + what);
+    };
+    const auto one_of = [&](const char* key, std::initializer_list<const char*> known) {
+        if (std::none_of(known.begin(), known.end(), [&](const char* name) { return quantized.at(key) == name; }))
+            fault(key, "has an unknown value");
+    };
+    one_of("to", {"int8", "fp8", "int8-weights"});
+    one_of("target", {"openvino", "onnxruntime", "tensorrt"});
+    const auto within = [&](const char* key, double least, double most) {
+        const double value = quantized.at(key);
+        if (!(least <= value && value <= most)) fault(key, "is out of range");
+    };
+    within("level", 1, 3);
+    within("prompts", 0, static_cast<double>(HIGH));
+    for (const char* key : {"gate_mean", "gate_worst", "error_mean", "error_worst", "psnr"}) within(key, 0, 1000);
+    for (const Json& graph : quantized.at("graphs"))
+        if (!manifest.graphs.count(graph.get<std::string>())) fault("graphs", "has one that is not in graphs");
+    for (const char* key : {"report", "calibration"}) {
+        const Json& file = quantized.at(key);
+        if (file.is_string() && !manifest.files.count(file.get<std::string>()))
+            fault(key, "is a file that files does not list");
+    }
+}
+
 }  // namespace
 
 void check_unused(const Manifest& manifest, const Json& json) {
+    const Json& recipe = json.at("recipe");
+    if (recipe.contains("quantization") && !recipe.at("quantization").is_null())
+        check_quantization(manifest, recipe.at("quantization"));
     for (const auto& [parameter, uses] : json.at("weights").items())
         for (const Json& use : uses) check_weight(manifest, "weights." + shown(parameter, 100), use);
     for (const Json& engine : json.at("engines")) check_engine(engine);
