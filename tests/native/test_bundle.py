@@ -22,9 +22,20 @@ from latentrt.runtime import Bundle, BundleError
 DATA = ROOT / "native" / "tests" / "fuzz" / "data"
 NAMES = ("small", "sdxl", "inpaint", "distilled", "quantized")
 QUANTIZATION = {
-    **{"to": "int8", "target": "openvino", "level": 2.5, "graphs": ["denoise"], "report": "quantization.json"},
-    **{"calibration": "quantization.safetensors", "prompts": 8, "prompts_sha256": "0" * 64, "source_sha256": "1" * 64},
-    **{"gate_mean": 0.1, "gate_worst": 0.15, "error_mean": 0.04, "error_worst": 0.06, "psnr": 33.1},
+    "to": "int8",
+    "target": "openvino",
+    "level": 2.5,
+    "graphs": ["denoise"],
+    "report": "quantization.json",
+    "calibration": "quantization.safetensors",
+    "prompts": 8,
+    "prompts_sha256": "0" * 64,
+    "source_sha256": "1" * 64,
+    "gate_mean": 0.1,
+    "gate_worst": 0.15,
+    "error_mean": 0.04,
+    "error_worst": 0.06,
+    "psnr": 33.1,
 }
 # What takes the place of a value.
 VALUES: tuple[Any, ...] = (
