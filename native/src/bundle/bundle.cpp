@@ -153,7 +153,8 @@ void require_format(const Json& json) {
     const auto recipe = json.find("recipe");
     const bool quantized = recipe != json.end() && recipe->is_object() && recipe->contains("quantization");
     if (const char* key = json.contains("plans") ? "plans" : quantized ? "recipe.quantization" : nullptr)
-        throw std::runtime_error(std::string("bundle.json has the key '") + key + "', which " + FORMATS[0] + " has not");
+        throw std::runtime_error(std::string("bundle.json has the key '") + key + "', which " + FORMATS[0] +
+                                 " has not");
 }
 
 // The config of the checkpoint's own scheduler, which names its class.
