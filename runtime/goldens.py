@@ -21,11 +21,12 @@ from .protocols import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class GoldenCheck:
-    """One comparison: what was compared, whether it passed, and the value with its limit."""
+    """One comparison: what was compared, whether it passed, the value with its limit, and the value alone."""
 
     name: str
     passed: bool
     text: str
+    value: float | None = None
 
 
 def verify_goldens(pipe: Pipeline) -> list[GoldenCheck]:
@@ -153,9 +154,9 @@ def psnr(got: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
 
 def _relative(name: str, got: NDArray[Any], expected: NDArray[Any], limit: float) -> GoldenCheck:
     error = relative_error(got, expected)
-    return GoldenCheck(name, error <= limit, f"relative error {error:.2e}, at most {limit:.0e}")
+    return GoldenCheck(name, error <= limit, f"relative error {error:.2e}, at most {limit:.2g}", error)
 
 
 def _psnr(name: str, got: NDArray[np.uint8], expected: NDArray[np.uint8], floor: float) -> GoldenCheck:
     value = psnr(got, expected)
-    return GoldenCheck(name, value >= floor, f"PSNR {value:.1f} dB, at least {floor:g} dB")
+    return GoldenCheck(name, value >= floor, f"PSNR {value:.1f} dB, at least {floor:g} dB", value)

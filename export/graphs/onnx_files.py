@@ -90,6 +90,23 @@ def _store_exact_halves(graph: ir.Graph) -> None:
         graph.insert_before(graph[0], casts)
 
 
+def load_in_full(path: Path) -> ir.Model:
+    """Load a graph with the weights of compact bundles as float32, without their Casts."""
+    model = ir.load(path)
+    for node in [node for node in model.graph if node.op_type == "Cast"]:
+        stored, full = node.inputs[0], node.outputs[0]
+        if stored is None or stored.const_value is None or stored.dtype != ir.DataType.FLOAT16:
+            continue
+        if full.dtype != ir.DataType.FLOAT:
+            continue
+        name = str(stored.name)
+        tensor = ir.tensor(stored.const_value.numpy().astype(np.float32), name=name)
+        ir.convenience.replace_all_uses_with(full, stored)
+        model.graph.remove(node, safe=True)
+        stored.type, stored.const_value = ir.TensorType(ir.DataType.FLOAT), tensor
+    return model
+
+
 def float32_twin(path: Path, out: Path) -> None:
     """Write a copy of a graph with float32 in place of float16 and bfloat16, for weights, tensors and casts.
 

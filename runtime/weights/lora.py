@@ -108,6 +108,11 @@ def with_changes(parameter: str, base: Float32, changes: Iterable[Change]) -> Fl
 
 def changed_weights(bundle: Bundle, loras: Mapping[Path, float]) -> NewWeights:
     """Graph -> initializer -> the checkpoint's weight plus all changes times their factors, in the stored dtype."""
+    if loras and (quantized := bundle.manifest.recipe.quantization) is not None:
+        raise InputError(
+            f"{bundle.path} is {quantized.to}: its weights are rounded to 8 bits, and a LoRA's change would be lost in "
+            "that. Merge it before: latentrt quantize BUNDLE OUT --lora FILE:WEIGHT"
+        )
     weights = bundle.manifest.weights
     changed: dict[str, dict[str, NDArray[np.generic]]] = {}
     for parameter, changes in read_loras(loras.items(), [*weights, *_unused(bundle)]).items():

@@ -1,0 +1,88 @@
+"""The manifest of a quantized bundle, from that of its source."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from latentrt.export.graphs.onnx_files import stored_weights
+from latentrt.runtime.bundle import Bundle, File, Golden, Manifest, Weight, manifest
+from latentrt.runtime.files import sha256_of_file
+from latentrt.runtime.goldens import verify_goldens
+from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.protocols import Backend
+from latentrt.runtime.weights import sha256_of_lora
+
+# Limits of goldens, in multiples of what was measured, and decibels below it: another CPU rounds otherwise.
+_SLACK, _DECIBELS = 1.5, 3.0
+_MOST, _LEAST_PSNR = 0.5, 10.0
+
+
+def source_sha256(source: Bundle, loras: Mapping[Path, float]) -> str:
+    """A hash of all graphs and weights of a bundle, and of LoRAs with their factors."""
+    files = {graph.file for graph in source.manifest.graphs.values()}
+    files |= {f"{file}.data" for file in files}
+    parts = [f"{name} {entry.sha256}" for name, entry in sorted(source.manifest.files.items()) if name in files]
+    parts += [f"{sha256_of_lora(path)} {factor!r}" for path, factor in loras.items()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def size_of(bundle: Bundle, graph: str) -> int:
+    """Bytes of a graph and its weights."""
+    file = bundle.path / bundle.graph(graph).file
+    data = file.with_name(f"{file.name}.data")
+    return file.stat().st_size + (data.stat().st_size if data.exists() else 0)
+
+
+def with_limits(bundle: Bundle, backend: Backend) -> Golden | None:
+    """The bundle's golden with limits that this bundle keeps; None if it has none."""
+    golden = bundle.manifest.golden
+    if golden is None:
+        return None
+    values = {check.name: check.value for check in verify_goldens(Pipeline(bundle, backend)) if check.value is not None}
+    texts = [value for name, value in values.items() if "text" in name]
+    return replace(
+        golden,
+        embedding_tolerance=_raised(golden.embedding_tolerance, max(texts)),
+        latents_tolerance=_raised(golden.latents_tolerance, values["latents"]),
+        psnr_floor=max(_LEAST_PSNR, min(golden.psnr_floor, round(values["image"] - _DECIBELS, 1))),
+    )
+
+
+def _raised(limit: float, value: float) -> float:
+    return limit if value * _SLACK <= limit else min(_MOST, float(f"{value * _SLACK:.2g}"))
+
+
+def write_manifest(folder: Path, source: Manifest, quantization: manifest.Quantization, golden: Golden | None) -> None:
+    """Write `bundle.json` of a folder that holds everything else."""
+    files = {
+        file.relative_to(folder).as_posix(): File(file.stat().st_size, sha256_of_file(file))
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+    content = replace(
+        source,
+        format=manifest.FORMATS[1],
+        recipe=replace(source.recipe, quantization=quantization),
+        weights=_weights(folder, source, quantization.graphs),
+        engines=(),
+        golden=golden,
+        files=files,
+    )
+    (folder / manifest.MANIFEST).write_text(manifest.manifest_json(content), encoding="utf-8")
+
+
+def _weights(folder: Path, source: Manifest, graphs: tuple[str, ...]) -> dict[str, tuple[Weight, ...]]:
+    """Where the parameters are that are still in float."""
+    stored = {name: stored_weights(folder / source.graphs[name].file) for name in graphs}
+    weights = {}
+    for parameter, uses in source.weights.items():
+        left = []
+        for use in uses:
+            if use.graph not in stored:
+                left.append(use)
+            elif (now := stored[use.graph].get(use.initializer)) is not None:
+                left.append(replace(use, stored_dtype=now.dtype, shape=now.shape, offset=now.offset))
+        if left:
+            weights[parameter] = tuple(left)
+    return weights
