@@ -94,6 +94,14 @@ class Caller:
 
         return predict
 
+    def draw(self, prompt: str, seed: int, options: CallOptions, tick: Callable[[], object]) -> list[Call]:
+        """All calls of a picture; `tick` is called once each is done."""
+        made = []
+        for call in self.calls(self.trajectory(prompt, seed, options)):
+            made.append(call)
+            tick()
+        return made
+
     def decode(self, latents: Float32) -> NDArray[np.uint8]:
         """Latents (C, h, w) to a picture (H, W, 3)."""
         outputs = self._stages.run("vae_decoder", {"latents": latents[None]})

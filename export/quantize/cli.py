@@ -14,7 +14,7 @@ _FOR = ("cpu", "openvino", "onnxruntime", "tensorrt")
 EXAMPLES = """examples:
   latentrt quantize engines/sd15 engines/sd15-int8 --to int8 --calibrate prompts.txt
   latentrt quantize engines/sd15-fp16 engines/sd15-fp8 --to fp8
-  latentrt quantize engines/sd15 engines/sd15-mixed --to int8 --calibrate engines/sd15-int8/quantization.safetensors --level 2.5
+  latentrt quantize engines/sd15 out --to int8 --level 2 --calibrate engines/sd15-int8/quantization.safetensors
 
 The ranges of activations are observed while the bundle draws the prompts, one a line; every fourth is left out, and
 judges the result. A bundle that is further from its source than --gate allows is not written.
@@ -80,7 +80,7 @@ def _add_calibration(group: "argparse._ArgumentGroup") -> None:
         "--calibrate",
         type=Path,
         metavar="FILE",
-        help="prompts, one a line, like those to come; or quantization.safetensors of an earlier run, to run none again",
+        help="prompts, one a line, like those to come; or the quantization.safetensors of an earlier run",
     )
     group.add_argument("--steps", type=int, help="of each picture; default: the bundle's")
     group.add_argument("--height", type=int, help="pixels; default: the bundle's")

@@ -35,7 +35,7 @@ class Measured:
         errors: prompt by prompt, (calls,) relative L2 errors of the guided prediction at the source's states.
         latents: relative L2 error of the finished latents of each prompt, drawn by the bundle alone.
         psnr: of these pictures, in dB.
-        decoded: relative L2 error of the picture that the bundle's VAE makes of the source's latents, bytes about 127.5.
+        decoded: relative L2 error of the picture that the bundle's VAE makes of the source's latents, about grey.
     """
 
     errors: tuple[NDArray[np.float64], ...]
@@ -61,10 +61,7 @@ def references(
     """Draw with the source."""
     found = []
     for index, prompt in enumerate(prompts):
-        calls = []
-        for call in source.calls(source.trajectory(prompt, seed + index, options)):
-            calls.append(call)
-            tick()
+        calls = source.draw(prompt, seed + index, options, tick)
         found.append(Reference(prompt, seed + index, tuple(calls), source.decode(calls[-1].after[0])))
     return found
 
@@ -80,11 +77,12 @@ def measure(quantized: Caller, known: Sequence[Reference], options: CallOptions,
             row.append(relative_error(predict(call.index, call.before), call.prediction))
             tick()
         errors.append(np.array(row))
-        for own in quantized.calls(trajectory):
+        drawn = expected = reference.calls[-1].after[0]
+        for call in quantized.calls(trajectory):
+            drawn = call.after[0]
             tick()
-        expected = reference.calls[-1].after[0]
-        latents.append(relative_error(own.after[0], expected))
-        decibels.append(min(psnr(quantized.decode(own.after[0]), reference.picture), _EQUAL))
+        latents.append(relative_error(drawn, expected))
+        decibels.append(min(psnr(quantized.decode(drawn), reference.picture), _EQUAL))
         middle = reference.picture - np.float64(127.5)
         decoded.append(relative_error(quantized.decode(expected) - 127.5, middle))
     return Measured(tuple(errors), tuple(latents), tuple(decibels), tuple(decoded))

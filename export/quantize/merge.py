@@ -22,7 +22,7 @@ def with_loras(source: Bundle, folder: Path, loras: Mapping[Path, float]) -> Bun
     """
     if not loras:
         return source
-    wanted = checked_factors(loras)
+    wanted = checked_factors({**loras})
     models = {}
     for graph, weights in changed_weights(source, wanted).items():
         model = models[graph] = ir.load(source.file(source.graph(graph).file))

@@ -111,9 +111,7 @@ class _Quantizer:
                 caller.note = self.calibration.note
                 tick = self._ticks("calibrate", len(options.calibration_prompts))
                 for index, prompt in enumerate(options.calibration_prompts):
-                    for call in caller.calls(caller.trajectory(prompt, index, self.call_options)):
-                        tick()
-                    caller.decode(call.after[0])
+                    caller.decode(caller.draw(prompt, index, self.call_options, tick)[-1].after[0])
                 # The gate is for prompts that the calibration has not seen.
                 caller.note = lambda *_: None
             prompts = options.gate_prompts
