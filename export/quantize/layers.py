@@ -12,8 +12,8 @@ import onnx_ir as ir
 from latentrt.runtime.errors import InputError
 
 CONVOLUTION, FEED_FORWARD, ATTENTION_INPUT, LINEAR = "convolution", "feed-forward", "attention input", "linear"
-# Level -> the kind that it adds. The levels are those of NVIDIA's Model Optimizer; its fourth, attention itself, needs an
-# operator that ONNX has not.
+# Level -> the kind that it adds. The levels are those of NVIDIA's Model Optimizer; its fourth, attention itself, needs
+# an operator that ONNX has not.
 LEVELS = {1.0: CONVOLUTION, 2.0: FEED_FORWARD, 2.5: ATTENTION_INPUT, 3.0: LINEAR}
 _WEIGHTED = ("Conv", "MatMul", "Gemm")
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}

@@ -15,14 +15,14 @@ from latentrt.runtime.weights import changed_weights, checked_factors, sha256_of
 from .temporary import with_models
 
 
-def with_loras(source: Bundle, folder: Path, loras: Mapping[Path, float]) -> Bundle:
+def with_loras(source: Bundle, folder: Path, loras: Mapping[Path | str, float]) -> Bundle:
     """The bundle itself without LoRAs; else one in a new folder, without goldens, as those are of the checkpoint.
 
     Raises `InputError` for files that do not fit.
     """
     if not loras:
         return source
-    wanted = checked_factors({**loras})
+    wanted = checked_factors(loras)
     models = {}
     for graph, weights in changed_weights(source, wanted).items():
         model = models[graph] = ir.load(source.file(source.graph(graph).file))

@@ -18,12 +18,12 @@ _SLACK, _DECIBELS = 1.5, 3.0
 _MOST, _LEAST_PSNR = 0.5, 10.0
 
 
-def source_sha256(source: Bundle, loras: Mapping[Path, float]) -> str:
+def source_sha256(source: Bundle, loras: Mapping[Path | str, float]) -> str:
     """A hash of all graphs and weights of a bundle, and of LoRAs with their factors."""
     files = {graph.file for graph in source.manifest.graphs.values()}
     files |= {f"{file}.data" for file in files}
     parts = [f"{name} {entry.sha256}" for name, entry in sorted(source.manifest.files.items()) if name in files]
-    parts += [f"{sha256_of_lora(path)} {factor!r}" for path, factor in loras.items()]
+    parts += [f"{sha256_of_lora(Path(path))} {factor!r}" for path, factor in loras.items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -66,7 +66,7 @@ class QuantizeOptions:
     steps: int | None = None
     height: int | None = None
     width: int | None = None
-    loras: Mapping[Path, float] = field(default_factory=dict)
+    loras: Mapping[Path | str, float] = field(default_factory=dict)
     overwrite: bool = False
 
     @property

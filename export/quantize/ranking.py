@@ -1,8 +1,8 @@
 """What each layer costs: the error of the guided prediction with this layer alone quantized.
 
 One graph holds all layers in both forms, and an input chooses the layer that is computed in the quantized one: a
-ranking takes two calls for each layer, at a small size, in one session. The squares of the costs add up to about that of the
-whole error, so they also say how many layers must stay in float.
+ranking takes two calls for each layer, at a small size, in one session. The squares of the costs add up to about that
+of the whole error, so they also say how many layers must stay in float.
 """
 
 from collections.abc import Callable, Mapping, Sequence
