@@ -90,20 +90,21 @@ def _add_calibration(group: "argparse._ArgumentGroup") -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Quantize a bundle and print what it cost."""
     try:
+        from .observe import read_calibration
         from .options import PROMPTS, QuantizeOptions
         from .quantize import quantize_bundle
     except ImportError as error:
         hint = "pip install 'latentrt[quantize]'"
         raise LatentRTError(f"quantize needs packages that are not installed ({error}): {hint}") from error
-    given = arguments.calibrate
-    earlier = given if given is not None and given.suffix == ".safetensors" else None
+    given: Path | None = arguments.calibrate
+    earlier = read_calibration(given) if given is not None and given.suffix == ".safetensors" else None
     mean, worst = _gate(arguments.gate)
     options = QuantizeOptions(
         to=arguments.to,
         target=arguments.target or ("tensorrt" if arguments.to == "fp8" else "cpu"),
         level=arguments.level,
         graphs=tuple(dict.fromkeys(arguments.graph)) or ("denoise",),
-        prompts=PROMPTS if given is None or earlier else _prompts(given),
+        prompts=earlier.prompts if earlier else PROMPTS if given is None else _prompts(given),
         calibration=earlier,
         keep_float=arguments.keep_float,
         gate_mean=mean,

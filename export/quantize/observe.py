@@ -100,12 +100,14 @@ class Calibration:
 
     Attributes:
         source: hash of the bundle that was observed.
+        prompts: all prompts, those of the gate among them.
         watched: graph -> what its rows are.
         ranges: graph -> (T, 2), least and largest values.
         channels: graph -> (sum of channels,), largest absolute values.
     """
 
     source: str
+    prompts: tuple[str, ...]
     watched: dict[str, Watched]
     ranges: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     channels: dict[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -139,8 +141,8 @@ class Calibration:
         tensors = {f"{graph}.{RANGES}": array for graph, array in self.ranges.items()}
         tensors |= {f"{graph}.{CHANNELS}": array for graph, array in self.channels.items()}
         rows = {graph: [watched.activations, watched.channels] for graph, watched in self.watched.items()}
-        metadata = {"format": _FORMAT, "source": self.source, "watched": json.dumps(rows)}
-        path.write_bytes(save(tensors, metadata))
+        facts = {"source": self.source, "prompts": json.dumps(self.prompts), "watched": json.dumps(rows)}
+        path.write_bytes(save(tensors, {"format": _FORMAT, **facts}))
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -151,7 +153,7 @@ def read_calibration(path: Path) -> Calibration:
             raise ValueError(metadata["format"])
         rows = json.loads(metadata["watched"])
         watched = {graph: Watched(tuple(names), dict(channels)) for graph, (names, channels) in rows.items()}
-        found = Calibration(metadata["source"], watched)
+        found = Calibration(metadata["source"], tuple(json.loads(metadata["prompts"])), watched)
         for graph, facts in watched.items():
             found.ranges[graph] = tensors[f"{graph}.{RANGES}"].reshape(len(facts.activations), 2)
             if facts.channels:

@@ -12,6 +12,7 @@ from latentrt.runtime.errors import InputError, unknown
 
 from .forms import Form, form_of
 from .layers import LEVELS
+from .observe import Calibration
 
 TARGETS = ("cpu", "openvino", "onnxruntime", "tensorrt")
 # Of every so many prompts, the last is left out of the calibration, for the gate.
@@ -46,7 +47,7 @@ class QuantizeOptions:
         level: see `Quantization.level`.
         graphs: names of the graphs to quantize.
         prompts: at least 4; of every 4, the last is for the gate alone.
-        calibration: file of an earlier run, in place of a calibration; its prompts should be these.
+        calibration: that of an earlier run, in place of one; its prompts should be these.
         keep_float: so many of the layers that cost most stay in float.
         gate_mean, gate_worst: the most relative error of the guided prediction, in the mean and at any call.
         steps, height, width: of the pictures of calibration and gate; None is the bundle's default.
@@ -59,7 +60,7 @@ class QuantizeOptions:
     level: float = 3.0
     graphs: tuple[str, ...] = ("denoise",)
     prompts: tuple[str, ...] = PROMPTS
-    calibration: Path | None = None
+    calibration: Calibration | None = None
     keep_float: int = 0
     gate_mean: float = 0.10
     gate_worst: float = 0.15

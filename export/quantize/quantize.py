@@ -21,7 +21,7 @@ from .insert import Ranges, Writer, insert
 from .layers import Layer, chosen, find_layers
 from .merge import with_loras
 from .new_manifest import size_of, source_sha256, with_limits, write_manifest
-from .observe import Calibration, observe, read_calibration
+from .observe import Calibration, observe
 from .options import QuantizeOptions, check
 from .ranking import costs, needed_in_float, with_switches
 from .report import REPORT, LayerRow, lines, report_json
@@ -105,7 +105,7 @@ class _Quantizer:
         models = {name: ir.load(full.file(full.graph(name).file)) for name in names}
         watched = {name: observe(model, find_layers(model.graph)) for name, model in models.items()}
         observed = with_models(full, self.work / "observed", models, own_weights=False)
-        self.calibration = known or Calibration(self.source_sha256, watched)
+        self.calibration = known or Calibration(self.source_sha256, options.prompts, watched)
         with Caller(observed, self._backend) as caller:
             if names:
                 caller.note = self.calibration.note
@@ -121,14 +121,13 @@ class _Quantizer:
 
     def _known_calibration(self) -> Calibration | None:
         """The calibration of an earlier run, if one was given. Raises `InputError` if it is of something else."""
-        path = self.options.calibration
-        if path is None or self.options.form.activation is None:
+        known = self.options.calibration
+        if known is None or self.options.form.activation is None:
             return None
-        known = read_calibration(path)
         if known.source != self.source_sha256:
-            raise InputError(f"{path} was made from another bundle, or with other LoRAs: calibrate with prompts")
+            raise InputError("the calibration was made from another bundle, or with other LoRAs: give prompts instead")
         if missing := set(self.options.graphs) - known.watched.keys():
-            raise InputError(f"{path} has no ranges of {', '.join(sorted(missing))}: calibrate with prompts")
+            raise InputError(f"the calibration has no ranges of {', '.join(sorted(missing))}: give prompts instead")
         return known
 
     def _prepared(self, graph: str, model: ir.Model, kept: Sequence[str]) -> tuple[list[Layer], Ranges]:
