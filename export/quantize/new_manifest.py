@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from latentrt.export.graphs.onnx_files import stored_weights
 from latentrt.runtime.bundle import Bundle, File, Golden, Manifest, Weight, manifest
 from latentrt.runtime.files import sha256_of_file
 from latentrt.runtime.goldens import verify_goldens
@@ -64,7 +63,7 @@ def write_manifest(folder: Path, source: Manifest, quantization: manifest.Quanti
         source,
         format=manifest.FORMATS[1],
         recipe=replace(source.recipe, quantization=quantization),
-        weights=_weights(folder, source, quantization.graphs),
+        weights=_weights(source, quantization.graphs),
         engines=(),
         golden=golden,
         files=files,
@@ -72,17 +71,7 @@ def write_manifest(folder: Path, source: Manifest, quantization: manifest.Quanti
     (folder / manifest.MANIFEST).write_text(manifest.manifest_json(content), encoding="utf-8")
 
 
-def _weights(folder: Path, source: Manifest, graphs: tuple[str, ...]) -> dict[str, tuple[Weight, ...]]:
-    """Where the parameters are that are still in float."""
-    stored = {name: stored_weights(folder / source.graphs[name].file) for name in graphs}
-    weights = {}
-    for parameter, uses in source.weights.items():
-        left = []
-        for use in uses:
-            if use.graph not in stored:
-                left.append(use)
-            elif (now := stored[use.graph].get(use.initializer)) is not None:
-                left.append(replace(use, stored_dtype=now.dtype, shape=now.shape, offset=now.offset))
-        if left:
-            weights[parameter] = tuple(left)
-    return weights
+def _weights(source: Manifest, quantized: tuple[str, ...]) -> dict[str, tuple[Weight, ...]]:
+    """The parameters of all other graphs: in a quantized one, also those in float may have changed (SmoothQuant)."""
+    left = {name: tuple(use for use in uses if use.graph not in quantized) for name, uses in source.weights.items()}
+    return {name: uses for name, uses in left.items() if uses}
