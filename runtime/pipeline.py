@@ -19,6 +19,7 @@ from latentrt.runtime.scheduler import REGISTERS
 from latentrt.runtime.text import Tokenizer
 
 from .arrays import Float32, Layers
+from .cpu_hints import cpu_hints
 from .errors import BundleError, InputError
 from .image import pil_from_arrays
 from .locks import SharedLock
@@ -127,6 +128,8 @@ class Pipeline:
         folder = None if engines is None else Path(engines)
         loaded = load_backend(bundle, backend, device, engines=folder, trust_engines=trust_engines)
         logger.info("%s on %s", bundle.path, loaded.name)
+        for hint in cpu_hints(bundle.manifest) if loaded.name.endswith("-cpu") else ():
+            logger.info("%s", hint)
         return cls(bundle, loaded)
 
     @property
