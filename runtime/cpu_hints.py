@@ -18,8 +18,8 @@ def cpu_hints(manifest: Manifest) -> Iterator[str]:
             yield "this CPU has no instructions for int8: a quantized bundle is hardly faster here than its source"
     elif recipe.precision == "fp32":
         if has_bf16():
-            yield "this CPU has bf16: latentrt export --precision bf16 is about twice as fast, with OpenVINO"
+            yield "this CPU has bf16: latentrt export --precision bf16 makes large models about twice as fast, on OpenVINO"
         if has_int8():
-            yield "this CPU has int8: latentrt quantize BUNDLE OUT --to int8 is about twice as fast"
+            yield "this CPU has int8: latentrt quantize BUNDLE OUT --to int8 makes large models about twice as fast"
     if recipe.precision == "bf16" and not has_bf16():
         yield "this CPU has no instructions for bf16: the bundle runs in float32, no faster than one of fp32"

@@ -47,6 +47,6 @@ def run(arguments: argparse.Namespace) -> int:
         if engine.saved:
             where += f", saved for {engine.options[INSTRUCTIONS]}"
         print(f"  {engine.graph:14} {sizes_text(engine) or 'any size':32} {engine.backend} {engine.version}, {where}")
-    for hint in cpu_hints(manifest) if not has_driver() else ():
-        print(f"\n{hint}")
+    if hints := [] if has_driver() else list(cpu_hints(manifest)):
+        print("", *hints, sep="\n")
     return 0
