@@ -24,7 +24,6 @@ from typing import Any
 from benchmarks.common.harness import environment
 from benchmarks.common.paths import RESULTS, ROOT, SHAPES_BUNDLE, SHAPES_CHECKPOINT
 from benchmarks.reports import report
-from latentrt.runtime.cpu import has_bf16
 
 MADE = ROOT / "build" / "bench"
 
@@ -141,6 +140,11 @@ def commands(model: Model, device: str, backends: list[str]) -> Iterator[tuple[s
             if kind == "peers" and model.name != "shapes" and not has_bf16():
                 command += ["--without", SLOW_BF16]
         yield kind, command
+
+
+def has_bf16() -> bool:
+    """Whether this CPU has instructions for bf16."""
+    return any(name.endswith("bf16") for name in environment()["instructions"])
 
 
 def device_name(card: dict[str, Any]) -> str:
