@@ -108,8 +108,8 @@ class Pipeline:
         Args:
             path: the bundle's folder; None is the small model that ships with latentrt.
             backend: "tensorrt", "tensorrt_rtx", "openvino" or "onnxruntime"; "auto" takes the best of them that works
-                here: TensorRT where there are engines, ONNX Runtime on other GPUs, OpenVINO on CPUs where it is
-                installed, else ONNX Runtime. An explicit choice never falls back.
+                here: TensorRT where there are engines, ONNX Runtime on other GPUs, on CPUs what a bundle was quantized
+                for, else OpenVINO where it is installed, else ONNX Runtime. An explicit choice never falls back.
             device: "cpu", "cuda" or "cuda:1"; None is the best that the backend finds.
             engines: folder of compiled engines, where they are not in the bundle.
             trust_engines: also load engines that contain host code (those built as version-compatible).
