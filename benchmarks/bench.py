@@ -135,6 +135,7 @@ def commands(model: Model, device: str, backends: list[str]) -> Iterator[tuple[s
                 command += ["--size", model.pixels, "--steps", steps, *turns]
             case "cold_start":
                 command = ["-m", "benchmarks.speed.cold_start", "--bundle", bundle, "--device", device]
+                command += [] if gpu else ["--saved"]
         if not gpu:
             command += shlex.split(model.options.get(kind, ""))
             if kind == "peers" and model.name != "shapes" and not has_bf16():

@@ -19,6 +19,7 @@ from latentrt.runtime.scheduler import REGISTERS
 from latentrt.runtime.text import Tokenizer
 
 from .arrays import Float32, Layers
+from .cpu_hints import cpu_hints
 from .errors import BundleError, InputError
 from .image import pil_from_arrays
 from .locks import SharedLock
@@ -107,8 +108,8 @@ class Pipeline:
         Args:
             path: the bundle's folder; None is the small model that ships with latentrt.
             backend: "tensorrt", "tensorrt_rtx", "openvino" or "onnxruntime"; "auto" takes the best of them that works
-                here: TensorRT where there are engines, ONNX Runtime on other GPUs, OpenVINO on CPUs where it is
-                installed, else ONNX Runtime. An explicit choice never falls back.
+                here: TensorRT where there are engines, ONNX Runtime on other GPUs, on CPUs what a bundle was quantized
+                for, else OpenVINO where it is installed, else ONNX Runtime. An explicit choice never falls back.
             device: "cpu", "cuda" or "cuda:1"; None is the best that the backend finds.
             engines: folder of compiled engines, where they are not in the bundle.
             trust_engines: also load engines that contain host code (those built as version-compatible).
@@ -127,6 +128,8 @@ class Pipeline:
         folder = None if engines is None else Path(engines)
         loaded = load_backend(bundle, backend, device, engines=folder, trust_engines=trust_engines)
         logger.info("%s on %s", bundle.path, loaded.name)
+        for hint in cpu_hints(bundle.manifest) if loaded.name.endswith("-cpu") else ():
+            logger.info("%s", hint)
         return cls(bundle, loaded)
 
     @property

@@ -10,7 +10,10 @@ import pytest
 from support.exports import ROOT
 
 # Every room may import these files of the runtime.
-SHARED = {"runtime.errors", "runtime.files", "runtime.in_place", "runtime.arrays", "runtime.limits", "runtime.locks"}
+SHARED = {
+    *("runtime.arrays", "runtime.cpu", "runtime.errors", "runtime.files", "runtime.in_place", "runtime.limits"),
+    "runtime.locks",
+}
 NUMPY = {"numpy"}
 PICTURES = {"PIL"}
 SAFETENSORS = {"safetensors"}
@@ -27,14 +30,15 @@ ROOMS: dict[str, set[str]] = {
     "runtime.request": {"runtime.bundle", "runtime.scheduler", "runtime.text", "runtime.latents"},
     "runtime.loop": {"runtime.bundle", "runtime.scheduler", "runtime.gpu", "runtime.protocols"},
     "runtime.backends": {"runtime.bundle", "runtime.weights", "runtime.gpu", "runtime.loop", "runtime.protocols"},
+    "runtime.cpu_hints": {"runtime.bundle"},
     "runtime.image": set(),
     "runtime.stages": {
         *("runtime.bundle", "runtime.image", "runtime.latents", "runtime.protocols", "runtime.request"),
         *("runtime.text", "runtime.weights"),
     },
     "runtime.pipeline": {
-        *("runtime.backends", "runtime.bundle", "runtime.image", "runtime.loop", "runtime.protocols"),
-        *("runtime.request", "runtime.scheduler", "runtime.stages", "runtime.text", "engines"),
+        *("runtime.backends", "runtime.bundle", "runtime.cpu_hints", "runtime.image", "runtime.loop"),
+        *("runtime.protocols", "runtime.request", "runtime.scheduler", "runtime.stages", "runtime.text", "engines"),
     },
     "runtime.jobs": {"runtime.image", "runtime.pipeline", "runtime.request"},
     "runtime.goldens": {
@@ -45,7 +49,9 @@ ROOMS: dict[str, set[str]] = {
         *(
             "runtime.latents",
             "runtime.bundle",
+            "runtime.cpu_hints",
             "runtime.goldens",
+            "runtime.gpu",
             "runtime.image",
             "runtime.jobs",
             "runtime.pipeline",

@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from latentrt.runtime import Bundle, Pipeline, Plan
+from latentrt.runtime.cpu import cpu_instructions
 
 PROMPT = "a photo of an astronaut riding a horse"
 
@@ -33,7 +34,6 @@ PACKAGES = (
     *("torch", "diffusers", "transformers", "optimum", "optimum-onnx", "openvino-genai", "stable-diffusion-cpp-python"),
 )
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99}
 
 
@@ -109,11 +109,10 @@ def environment() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
     model, clock = (re.search(rf"{name}\s*: (.*)", text) for name in ("model name", "cpu MHz"))
-    flags = re.search(r"flags\s*: (.*)", text)
     return {
         "cpu": model[1] if model else platform.machine(),
         "mhz": round(float(clock[1])) if clock else None,
-        "instructions": [name for name in INSTRUCTIONS if flags and name in flags[1].split()],
+        "instructions": list(cpu_instructions()),
         "cores": cores(),
         "gpus": gpus(),
         "ram_gib": round(memory / 2**30, 1),

@@ -239,8 +239,8 @@ def session_options(options: Mapping[str, str]) -> Iterator[None]:
     """Add these options to sessions on CUDA that are made in this block."""
     new = on_gpu.new_session
 
-    def with_options(path: Path, device: str, provider: Mapping[str, str], *rest: Any, **more: Any) -> Any:
-        return new(path, device, {**provider, **options}, *rest, **more)
+    def with_options(file: Any, device: str, provider: Mapping[str, str], *rest: Any, **more: Any) -> Any:
+        return new(file, device, {**provider, **options}, *rest, **more)
 
     with mock.patch.object(on_gpu, "new_session", with_options):
         yield

@@ -24,8 +24,9 @@ EXAMPLES = """examples:
   latentrt build engines/sd15 --backend onnxruntime
 
 Sizes are static (512) or a range (min:opt:max). Static sizes run fastest. Repeating a size option builds an engine for
-each size; repeating several builds all combinations. onnxruntime rewrites graphs to its own operators; they serve all
-sizes, so only --device, --rewrite, --graph and --engines apply.
+each size; repeating several builds all combinations. onnxruntime rewrites graphs to its own operators, and saves those
+with convolutions as it optimizes them for this CPU; they serve all sizes, so only --device, --rewrite, --saved, --graph
+and --engines apply.
 """
 
 
@@ -63,6 +64,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         default=[],
         metavar="NAME",
         help=f"for onnxruntime, repeatable: {', '.join(REWRITES)}; default: all but {others}",
+    )
+    parser.add_argument(
+        "--saved",
+        action=argparse.BooleanOptionalAction,
+        help="for onnxruntime: also save graphs for this CPU, which load faster and have their own copy of the "
+        "weights; --no-saved removes them; default: for the device cpu",
     )
     parser.add_argument("--graph", action="append", default=[], help="build only this graph; repeatable")
     parser.add_argument("--engines", type=Path, metavar="DIR", help="store engines here instead of in the bundle")
@@ -126,6 +133,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise InputError(f"--device is for onnxruntime; {arguments.backend} builds only for NVIDIA GPUs")
         if arguments.rewrite:
             raise InputError(f"--rewrite is for onnxruntime; {arguments.backend} fuses operators by itself")
+        if arguments.saved is not None:
+            raise InputError(f"--saved is for onnxruntime; engines of {arguments.backend} are always saved")
         _build_trt_engines(arguments, options, sizes)
     return 0
 
@@ -138,14 +147,21 @@ def _tactics(text: str | None) -> tuple[str, ...] | None:
 
 def _build_ort_graphs(arguments: argparse.Namespace) -> None:
     devices = (arguments.device,) if arguments.device else DEVICES
+    if arguments.saved and "cpu" not in devices:
+        raise InputError("--saved is for the CPU: leave out --device, or give --device cpu")
+    added = 0
     for built in build_ort_graphs(
         arguments.bundle,
         devices=devices,
         engines=arguments.engines,
         graphs=arguments.graph,
         rewrites=arguments.rewrite,
+        saved=arguments.saved is not False,
     ):
+        added += built.size if built.record.saved else 0
         print(_line(built), flush=True)
+    if added:
+        print(f"saved graphs take {added / 2**20:,.1f} MiB, as they have weights of their own; --no-saved removes them")
 
 
 def _build_trt_engines(arguments: argparse.Namespace, options: BuildOptions, sizes: dict[str, list[str]]) -> None:
@@ -173,6 +189,8 @@ def _build_trt_engines(arguments: argparse.Namespace, options: BuildOptions, siz
 def _line(built: Built) -> str:
     took = "already built" if built.seconds is None else f"{built.seconds:.1f} s"
     sizes = sizes_text(built.record) or f"any size, {built.record.device}"
+    if built.record.saved:
+        sizes += ", saved"
     if built.attempts:
         took += f", {min(built.attempts):.3f} ms a run, best of {', '.join(f'{ms:.3f}' for ms in built.attempts)}"
     return f"{built.record.graph:14} {sizes:32} {built.size / 2**20:10,.1f} MiB  {took}"

@@ -1,7 +1,7 @@
-"""Rewrite a bundle's graphs to ONNX Runtime's own operators.
+"""Rewrite a bundle's graphs to ONNX Runtime's own operators, and save them as it optimizes them for this CPU.
 
-The files are stored like engines and share the bundle's weights. Needs onnx_ir, but neither PyTorch nor a GPU nor ONNX
-Runtime.
+The files are stored like engines. Rewritten graphs share the bundle's weights, and need onnx_ir alone; saved ones have
+weights of their own, and need ONNX Runtime, too. Neither needs PyTorch or a GPU.
 """
 
 import importlib
@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING
 from latentrt.runtime.bundle import Bundle, EngineRecord
 from latentrt.runtime.errors import BackendError, ExportError, InputError, unknown
 
-from .store import Built, add_engine, built_before, clear_killed, require_storable, require_unaltered, with_file
+from .ort_saved import can_save, save_built
+from .store import (
+    Built,
+    add_engine,
+    built_before,
+    clear_killed,
+    remove_saved_graphs,
+    require_storable,
+    require_unaltered,
+    with_file,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -62,42 +72,57 @@ def build_ort_graphs(
     engines: Path | None = None,
     graphs: Sequence[str] = (),
     rewrites: Sequence[str] = (),
+    saved: bool = False,
 ) -> Iterator[Built]:
-    """Rewrite graphs for faster kernels of ONNX Runtime, for "cuda" and for "cpu".
+    """Rewrite graphs for faster kernels of ONNX Runtime, for "cuda" and for "cpu"; save those for "cpu".
 
-    The files serve all sizes and LoRA. Graphs without such operators are skipped, and existing files are kept. A file
-    replaces that of other rewrites of the same graph and device.
+    Rewritten graphs serve all sizes and LoRA. Graphs without such operators are skipped, and existing files are kept. A
+    file replaces that of other rewrites of the same graph and device.
 
     Args:
         engines: folder for the files; None is the bundle's own.
         graphs: names of graphs; empty is all.
         rewrites: keys of `REWRITES`; empty is all that are a default.
+        saved: whether graphs with convolutions are also saved, optimized for this CPU; False removes those that were.
 
     Raises `BackendError` if onnx_ir is missing, `InputError` for unknown graphs and rewrites and for rewrites that are
-    for other devices, and `ExportError` for altered files and if no graph has anything to replace.
+    for other devices, and `ExportError` for altered files and if there was nothing to build.
     """
     chosen = chosen_rewrites(devices, rewrites)
     functions = {device: _functions(names) for device, names in chosen.items()}
     clear_killed(Path(bundle_path), engines)
     bundle = Bundle.open(bundle_path)
     require_unaltered(bundle, graphs)
-    found = False
-    for name in graphs or bundle.manifest.graphs:
-        for device, names in chosen.items():
-            record = _record(bundle, name, device, names)
-            built = built_before(bundle.path, engines, record)
-            if built is None:
-                require_storable(bundle.path, engines)
-                began = time.perf_counter()
-                content = _rewritten(bundle.file(bundle.graph(name).file), functions[device])
-                if content is None:
-                    continue
-                add_engine(bundle.path, engines, record, content)
-                built = Built(record, len(content), time.perf_counter() - began)
-            found = True
-            yield built
+    names = graphs or tuple(bundle.manifest.graphs)
+    if "cpu" in chosen and not saved:
+        remove_saved_graphs(bundle.path, engines, names)
+    saves, found = saved and "cpu" in chosen and can_save(bundle), False
+    for name in names:
+        for device, used in chosen.items():
+            record = _record(bundle, name, device, used)
+            built = [_built(bundle, engines, record, functions[device])]
+            if saves and device == "cpu":
+                built.append(save_built(bundle, engines, record, is_rewritten=built[0] is not None))
+            for one in filter(None, built):
+                found = True
+                yield one
     if not found:
         raise _nothing_to_replace(bundle, graphs, chosen)
+
+
+def _built(
+    bundle: Bundle, engines: Path | None, record: EngineRecord, functions: Sequence[Callable[["ir.Model"], int]]
+) -> Built | None:
+    """The rewritten graph, made if it is missing; None if there was nothing to replace."""
+    if (before := built_before(bundle.path, engines, record)) is not None:
+        return before
+    require_storable(bundle.path, engines)
+    began = time.perf_counter()
+    content = _rewritten(bundle.file(bundle.graph(record.graph).file), functions)
+    if content is None:
+        return None
+    add_engine(bundle.path, engines, record, content)
+    return Built(record, len(content), time.perf_counter() - began)
 
 
 def chosen_rewrites(devices: Sequence[str], names: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -155,8 +180,8 @@ def _nothing_to_replace(bundle: Bundle, graphs: Sequence[str], chosen: dict[str,
     return ExportError(
         f"{bundle.path}: {', '.join(graphs or bundle.manifest.graphs)}: nothing to replace by an operator of {BACKEND} "
         f"({tried}). On cuda the kernels take fp32 and fp16, and group norms from opset 21 on; on cpu they take "
-        f"attention of opset 23 and later in fp32. This bundle has opset {recipe.opset}, {recipe.precision}, "
-        f"VAE {recipe.vae_precision}. Its graphs run as exported"
+        f"attention of opset 23 and later in fp32, and graphs in fp32 are saved. This bundle has opset {recipe.opset}, "
+        f"{recipe.precision}, VAE {recipe.vae_precision}. Its graphs run as exported"
     )
 
 

@@ -98,14 +98,29 @@ def _onnxruntime_on_cuda(wish: _Wish) -> Backend | None:
 
 
 def _best_on_cpu(wish: _Wish) -> Backend:
-    """OpenVINO if it is installed and can read the bundle, else ONNX Runtime."""
-    if openvino_is_installed():
-        try:
-            return _openvino(wish, "cpu")
-        except BackendError as error:
-            logger.warning("openvino is not used: %s", error)
-    if not available_devices():
+    """The backend that a bundle was quantized for; for others OpenVINO. Else the other one, with a warning."""
+    installed = {"openvino": openvino_is_installed(), "onnxruntime": bool(available_devices())}
+    if not any(installed.values()):
         raise BackendError(
             "no backend is installed: pip install 'latentrt[cpu]', or for NVIDIA GPUs pip install 'latentrt[cuda]'"
         )
-    return OrtBackend(wish.bundle, wish.engines)
+    quantized = wish.bundle.manifest.recipe.quantization
+    best, other = "openvino", "onnxruntime"
+    if quantized is not None and quantized.target != "openvino":  # of TensorRT's graphs OpenVINO has fewer kernels
+        best, other = other, best
+    if not installed[best]:
+        best, other = other, best
+    if quantized is not None and quantized.target != best:
+        text = "%s was quantized for %s, which cannot run here: %s draws it, more slowly"
+        logger.warning(text, wish.bundle.path, quantized.target, best)
+    if not installed[other]:
+        return _on_cpu(wish, best)
+    try:
+        return _on_cpu(wish, best)
+    except BackendError as error:
+        logger.warning("%s is not used: %s", best, error)
+    return _on_cpu(wish, other)
+
+
+def _on_cpu(wish: _Wish, name: str) -> Backend:
+    return _openvino(wish, "cpu") if name == "openvino" else OrtBackend(wish.bundle, wish.engines)

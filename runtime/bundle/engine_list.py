@@ -5,6 +5,8 @@ Knows nothing about TensorRT.
 """
 
 import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -74,25 +76,45 @@ class EngineList:
             raise BundleError(f"{self.folder} lists the engine {file[:80]!r}, which is not one of its files")
         return self.folder / name
 
+    def data_path(self, record: EngineRecord) -> Path | None:
+        """Path of an engine's external data, as `path`; None if there is none."""
+        data = f"{record.file}.data"
+        return self._path(data) if data in self.files else None
+
     def intact(self, record: EngineRecord) -> bool:
-        """Whether an engine exists with its sha256. Hashes are cached by the file's size, mtime and inode."""
-        path, expected = self.path(record), self.files[record.file]
-        try:
-            status = path.stat()
-        except OSError:
-            return False
+        """Whether an engine and its external data exist with their sha256.
+
+        Hashes are cached by the file's size, mtime and inode.
+        """
+        paths = {record.file: self.path(record)}
+        if (data := self.data_path(record)) is not None:
+            paths[f"{record.file}.data"] = data
+        return all(_is_intact(path, self.files[name]) for name, path in paths.items())
+
+
+def _is_intact(path: Path, expected: File) -> bool:
+    try:
+        status = path.stat()
         if status.st_size != expected.size:
             return False
-        memory = _HashCache()
-        key = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
+        memory, key = _HashCache(), _key(path, status)
         if memory.recall(key) != expected.sha256:
-            try:
-                if sha256_of_file(path) != expected.sha256:
-                    return False
-            except OSError:
+            if sha256_of_file(path) != expected.sha256:
                 return False
             memory.remember(key, expected.sha256)
-        return True
+    except OSError:
+        return False
+    return True
+
+
+def remember_hash(path: Path, sha256: str) -> None:
+    """Put the hash of a file that was just written into the cache, so that it is not read again for it."""
+    with suppress(OSError):
+        _HashCache().remember(_key(path, path.stat()), sha256)
+
+
+def _key(path: Path, status: os.stat_result) -> list[object]:
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def updated_manifest(bundle: Bundle, folder: Path | None, engines: EngineList) -> tuple[Path, str]:

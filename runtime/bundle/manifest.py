@@ -10,6 +10,7 @@ from .strict_json import encode, schema
 FORMATS = ("latentrt.bundle/1", "latentrt.bundle/2")
 SECOND_KEYS = ("plans", "recipe.quantization")
 MANIFEST = "bundle.json"
+INSTRUCTIONS = "instructions"  # key of `EngineRecord.options`
 QUANTIZED = ("int8", "fp8", "int8-weights")
 QUANTIZED_FOR = ("openvino", "onnxruntime", "tensorrt")
 
@@ -208,12 +209,13 @@ class EngineRecord:
     Attributes:
         file: path relative to the folder that lists the engine.
         backend, version: the library that built it, "tensorrt" or "tensorrt_rtx", and its version; or "onnxruntime",
-            for a rewritten ONNX graph, and the version of the domain com.microsoft that it needs.
+            for a rewritten ONNX graph, and the version of the domain com.microsoft that it needs; for a saved graph the
+            library's.
         device: the GPU's name if the engine runs only on that model, else null. "cpu" or "cuda" for onnxruntime.
         compute_capabilities: GPUs it runs on, such as "8.9"; "8.0+" includes all later ones. Empty for onnxruntime:
             no restriction.
         profile: symbol -> [min, opt, max]; three equal numbers are a static size. Empty for onnxruntime: any size.
-        options: further builder options.
+        options: further builder options. A saved graph has `INSTRUCTIONS`, those of the CPU that it was optimized for.
         host_code: whether the plan contains code that runs on the host, and so is loaded only when trusted.
         onnx_sha256, weights_sha256: hashes of the ONNX file and its external data; null if there is none.
         layers: path of the file that says which kernels it has, for `latentrt inspect`; optional.
@@ -233,6 +235,11 @@ class EngineRecord:
     onnx_sha256: str
     weights_sha256: str | None
     layers: str | None = None
+
+    @property
+    def saved(self) -> bool:
+        """Whether ONNX Runtime saved it, with weights of its own in `<file>.data`."""
+        return INSTRUCTIONS in self.options
 
 
 @dataclass(frozen=True, slots=True, eq=False)

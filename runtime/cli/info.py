@@ -17,6 +17,9 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     from latentrt.runtime.bundle import Bundle, sizes_text
+    from latentrt.runtime.bundle.manifest import INSTRUCTIONS
+    from latentrt.runtime.cpu_hints import cpu_hints
+    from latentrt.runtime.gpu.device import has_driver
     from latentrt.runtime.pipeline import embedded_bundle
 
     bundle = Bundle.open(arguments.path or embedded_bundle())
@@ -40,6 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"\nengines: {len(manifest.engines) or 'none; the graphs run on OpenVINO or ONNX Runtime'}")
     for engine in manifest.engines:
         capabilities = ", ".join(engine.compute_capabilities)
-        gpus = engine.device or f"compute capability {capabilities}"
-        print(f"  {engine.graph:14} {sizes_text(engine) or 'any size':32} {engine.backend} {engine.version}, {gpus}")
+        where = engine.device or f"compute capability {capabilities}"
+        if engine.saved:
+            where += f", saved for {engine.options[INSTRUCTIONS]}"
+        print(f"  {engine.graph:14} {sizes_text(engine) or 'any size':32} {engine.backend} {engine.version}, {where}")
+    if hints := [] if has_driver() else list(cpu_hints(manifest)):
+        print("", *hints, sep="\n")
     return 0

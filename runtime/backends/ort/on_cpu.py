@@ -4,7 +4,6 @@ Sessions are created on first use and shared by all threads. All of them use one
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from latentrt.runtime.loop.tables import TimeFeatures
 from latentrt.runtime.protocols import Bucket
 
 from .built_graphs import BuiltGraphs
-from .session import new_session, ort_values, require_device, return_freed_memory, run_error, value_of
+from .session import GraphFile, new_session, ort_values, require_device, return_freed_memory, run_error, value_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -45,8 +44,8 @@ class OrtBackend:
         return self._engines.get(graph)
 
     def _make(self, graph: str, weights: NewWeights) -> "OrtEngine":
-        changed = weights.get(graph, {})
-        return self._graphs.loaded(graph, lambda built: OrtEngine(self._bundle, graph, changed, built=built))
+        spec, changed = self._bundle.graph(graph), weights.get(graph, {})
+        return self._graphs.loaded(graph, lambda file: OrtEngine(spec, file, changed), changed=bool(changed))
 
     def slots(self, bucket: Bucket, count: int) -> HostSlots:
         """See `Backend.slots`."""
@@ -65,21 +64,12 @@ class OrtBackend:
 
 
 class OrtEngine:
-    """One session.
+    """One session; `weights` replace initializers of the file."""
 
-    `weights` replace initializers of the bundle; `built` is a rewritten graph whose external data is in the bundle.
-    """
-
-    def __init__(
-        self, bundle: Bundle, graph: str, weights: Mapping[str, NDArray[Any]], *, built: Path | None = None
-    ) -> None:
-        self.spec: Graph = bundle.graph(graph)
-        self.path = built or bundle.file(self.spec.file)
+    def __init__(self, spec: Graph, file: GraphFile, weights: Mapping[str, NDArray[Any]]) -> None:
+        self.spec, self.path = spec, file.path
         self._weights = ort_values(weights)
-        folder = None if built is None else bundle.path
-        self._session: onnxruntime.InferenceSession | None = new_session(
-            self.path, "cpu", {}, self._weights, spec=self.spec, data_folder=folder
-        )
+        self._session: onnxruntime.InferenceSession | None = new_session(file, "cpu", {}, self._weights, spec=spec)
 
     @property
     def session(self) -> "onnxruntime.InferenceSession":

@@ -12,7 +12,6 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -33,7 +32,7 @@ from latentrt.runtime.loop.tables import TimeFeatures
 from latentrt.runtime.protocols import Bucket
 
 from .built_graphs import BuiltGraphs
-from .session import cuda_options, new_session, ort_values
+from .session import GraphFile, cuda_options, new_session, ort_values
 
 logger = logging.getLogger(__name__)
 
@@ -129,18 +128,18 @@ class OrtCudaBackend:
         return Fitted(self._engines.get(graph), sizes)
 
     def _make(self, graph: str, weights: NewWeights) -> "CudaSession":
-        return self._graphs.loaded(graph, lambda built: self._session(graph, weights, built))
+        return self._graphs.loaded(graph, lambda file: self._session(graph, weights, file))
 
-    def _session(self, graph: str, weights: NewWeights, built: Path | None) -> "CudaSession":
+    def _session(self, graph: str, weights: NewWeights, file: GraphFile) -> "CudaSession":
         captures = self._captures and graph == CAPTURED
         changed = weights.get(graph, {})
         try:
-            return CudaSession(self._bundle, graph, self._stream, self._device, changed, built, captures=captures)
+            return CudaSession(self._bundle, graph, self._stream, self._device, changed, file, captures=captures)
         except BackendError as error:
             if not captures:
                 raise
             # Whatever the reason is, without capture the session may still load; if not, that error is the one to show.
-            found = CudaSession(self._bundle, graph, self._stream, self._device, changed, built, captures=False)
+            found = CudaSession(self._bundle, graph, self._stream, self._device, changed, file, captures=False)
             logger.warning("%s cannot be captured as a CUDA graph, so each call takes more time: %s", found, error)
             self._captures = False
             return found
@@ -183,22 +182,18 @@ class CudaSession:
         stream: Stream,
         device: Device,
         weights: Mapping[str, NDArray[Any]],
-        built: Path | None,
+        file: GraphFile,
         *,
         captures: bool,
     ) -> None:
-        """`built` is a rewritten graph whose external data is in the bundle; None is the exported graph."""
         self.spec = bundle.graph(graph)
         self.captures, self._device = captures, device
         self._stream = stream.handle
-        self._path, self._weights = built or bundle.file(self.spec.file), ort_values(weights)
+        self._path, self._weights = file.path, ort_values(weights)
         self._graph_ids = itertools.count(1)
         options = cuda_options(device, stream.handle, captures=captures, tf32=uses_tf32(bundle.manifest, graph))
-        folder = None if built is None else bundle.path
         with no_recording():
-            self._session: Any = new_session(
-                self._path, "cuda", options, self._weights, spec=self.spec, data_folder=folder
-            )
+            self._session: Any = new_session(file, "cuda", options, self._weights, spec=self.spec)
 
     def bind(self, sizes: Sizes, addresses: Mapping[str, int], scratch: DeviceMemory) -> "BoundSession":  # noqa: ARG002
         """See `DeviceEngine.bind`."""

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+_SAVED_DATA = "session.optimized_model_external_initializers_file_name"
 # Size of the arena's first block, nearly the maximum. Pages are committed only when written, so this costs only address
 # space; a smaller block would soon fragment, and the arena would grow.
 ARENA_BYTES = (1 << 31) - (1 << 20)
@@ -30,6 +32,21 @@ ARENA_BYTES = (1 << 31) - (1 << 20)
 OLDEST_ON_CUDA = (1, 31)
 # GPUs with less memory than this get an arena that grows by what is asked for instead of doubling.
 SMALL_CARD_BYTES = 12 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFile:
+    """Where a graph is.
+
+    Attributes:
+        path: the ONNX file.
+        data: its external data, in whatever folder; it need not exist.
+        saved: whether the library saved it, optimized for this CPU.
+    """
+
+    path: Path
+    data: Path
+    saved: bool = False
 
 
 def available_devices() -> tuple[str, ...]:
@@ -80,13 +97,13 @@ def cuda_options(device: Device, stream: int, *, captures: bool, tf32: bool) -> 
 
 
 def new_session(
-    path: Path,
+    file: GraphFile,
     device: str,
     provider_options: Mapping[str, str],
     weights: "Mapping[str, onnxruntime.OrtValue]",
     *,
     spec: Graph,
-    data_folder: Path | None = None,
+    save_as: GraphFile | None = None,
 ) -> "onnxruntime.InferenceSession":
     """Create a session on "cpu" or "cuda".
 
@@ -94,20 +111,24 @@ def new_session(
 
     Args:
         weights: replacements of initializers in the file; they must outlive the session.
-        data_folder: folder of the external data, if it is not beside the file.
+        save_as: also write the optimized graph to this place, both files in one folder.
     """
-    provider = _PROVIDERS[device]
+    path, provider = file.path, _PROVIDERS[device]
     providers: list[Any] = [(provider, dict(provider_options))]
     if device != "cpu":
         providers.append(_PROVIDERS["cpu"])
-    data = (data_folder or path.parent) / f"{spec.file}.data"
+    apart = file.data.parent != path.parent
     try:
         # The library refuses data outside of their folder, where links may lead.
-        with files_in_one_folder(*([path] if data_folder is None else []), data) as folder:
-            model = path if data_folder is not None else folder / path.name
-            session = _session(model, device, providers, weights, None if data_folder is None else folder)
+        with files_in_one_folder(*([] if apart else [path]), file.data) as folder:
+            options = _session_options(device, weights, folder if apart else None)
+            _set_optimization(options, file, save_as)
+            # A model file may refer only to data in its own folder; for a model from bytes, this folder can be set.
+            model = path.read_bytes() if apart else folder / path.name
+            session = _session(model, options, providers)
     except Exception as error:  # onnxruntime's errors have no common base class
-        raise BackendError(f"onnxruntime cannot load {path}: {' '.join(str(error).split())[:500]}") from error
+        what = f"load {path}" if save_as is None else f"load and optimize {path}"
+        raise BackendError(f"onnxruntime cannot {what}: {' '.join(str(error).split())[:500]}") from error
     if session.get_providers()[0] != provider:
         raise BackendError(
             f"onnxruntime could not use {provider} for {path.name}; its log output above has the reason. "
@@ -118,19 +139,22 @@ def new_session(
 
 
 def _session(
-    path: Path,
-    device: str,
-    providers: Sequence[Any],
-    weights: "Mapping[str, onnxruntime.OrtValue]",
-    data_folder: Path | None,
+    model: Path | bytes, options: "onnxruntime.SessionOptions", providers: Sequence[Any]
 ) -> "onnxruntime.InferenceSession":
     import onnxruntime
 
-    options = _session_options(device, weights, data_folder)
-    # A model file may refer only to data in its own folder; for a model from bytes, this folder can be set.
-    model = path if data_folder is None else path.read_bytes()
     # With its fallback, the library prints each error to stdout and tries the same again.
     return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
+
+
+def _set_optimization(options: "onnxruntime.SessionOptions", file: GraphFile, save_as: GraphFile | None) -> None:
+    import onnxruntime
+
+    if file.saved:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if save_as is not None:
+        options.optimized_model_filepath = str(save_as.path)
+        options.add_session_config_entry(_SAVED_DATA, save_as.data.name)
 
 
 def _found(node: "onnxruntime.NodeArg") -> Found:
