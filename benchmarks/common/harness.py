@@ -33,7 +33,7 @@ PACKAGES = (
     *("torch", "diffusers", "transformers", "optimum", "optimum-onnx", "openvino-genai", "stable-diffusion-cpp-python"),
 )
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99}
 
 
