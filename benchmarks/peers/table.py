@@ -209,7 +209,7 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
         "openvino-genai int8 hybrid": _genai("openvino-int8-hybrid", "int8"),
         "openvino-genai int8 weights": _genai("openvino-int8-weights", "int8"),
         "stable-diffusion.cpp q8_0": Peer(
-            *_CPP, options={"wtype": "q8_0"}, precision="int8", own="stable-diffusion.cpp"
+            *_CPP, options={"wtype": "q8_0", "all_cores": True}, precision="int8", own="stable-diffusion.cpp"
         ),
         "latentrt int8 bf16": _ours("onnxruntime", "int8-bf16", "int8 bf16"),
         "latentrt openvino int8 bf16": _ours("openvino", "int8-bf16", "int8 bf16"),
