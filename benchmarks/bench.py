@@ -28,8 +28,7 @@ from benchmarks.reports import report
 MADE = ROOT / "build" / "bench"
 
 ON_ALL_DEVICES = ("peers", "stages", "latency", "ideas", "cold_start")
-ALL = (*ON_ALL_DEVICES, "ort_options")
-SLOW_BF16 = "diffusers bf16:many times slower, as this CPU has no instructions for bf16 (see shapes)"
+ALL = (*ON_ALL_DEVICES, "calls", "ort_options")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class Model:
     calls: int = 5
     repetitions: int = 7
     options: Mapping[str, str] = field(default_factory=dict)
-    kinds: tuple[str, ...] = ALL
+    kinds: tuple[str, ...] = (*ON_ALL_DEVICES, "ort_options")
 
 
 # Not all options, as each takes minutes.
@@ -66,11 +65,12 @@ MODELS = {
         calls=3,
         repetitions=3,
         options={
-            "peers": "--scheduler euler --imports 0 --cold-starts 0 --keep-first",
+            "peers": "--scheduler euler --imports 0 --cold-starts 0 --keep-first --pictures 1",
+            "calls": "--scheduler euler",
             "latency": "--steps 1 4 --batches 1 4 --few-steps 1 --repetitions 3",
             "ort_options": MEMORY_OPTIONS,
         },
-        kinds=("peers", "stages", "latency", "ideas", "ort_options"),
+        kinds=("peers", "calls", "stages", "latency", "ideas", "ort_options"),
     ),
     # A picture takes minutes, so each peer draws only two, in one process.
     "sd15": Model(
@@ -80,10 +80,11 @@ MODELS = {
         calls=2,
         repetitions=1,
         options={
-            "peers": "--scheduler euler --imports 0 --repetitions 0 --cold-starts 0 --keep-first",
+            "peers": "--scheduler euler --imports 0 --repetitions 0 --cold-starts 0 --keep-first --pictures 1",
+            "calls": "--scheduler euler",
             "ort_options": f"{MEMORY_OPTIONS} --processes 1",
         },
-        kinds=("peers", "stages", "ort_options"),
+        kinds=("peers", "calls", "stages", "ort_options"),
     ),
 }
 
@@ -124,6 +125,9 @@ def commands(model: Model, device: str, backends: list[str]) -> Iterator[tuple[s
             case "peers":
                 models = ["--checkpoint", checkpoint_of(model.name), "--bundle", bundle, "--name", model.name]
                 command = ["-m", "benchmarks.peers", *models, "--size", model.pixels, "--steps", steps, *turns]
+            case "calls":
+                models = ["--checkpoint", checkpoint_of(model.name), "--bundle", bundle, "--name", model.name]
+                command = ["-m", "benchmarks.peers.calls", *models, "--size", model.pixels]
             case "stages":
                 command = ["-m", "benchmarks.speed.stages", *common, "--steps", steps, "--calls", calls, *turns]
             case "latency":
@@ -138,14 +142,7 @@ def commands(model: Model, device: str, backends: list[str]) -> Iterator[tuple[s
                 command += [] if gpu else ["--saved"]
         if not gpu:
             command += shlex.split(model.options.get(kind, ""))
-            if kind == "peers" and model.name != "shapes" and not has_bf16():
-                command += ["--without", SLOW_BF16]
         yield kind, command
-
-
-def has_bf16() -> bool:
-    """Whether this CPU has instructions for bf16."""
-    return any(name.endswith("bf16") for name in environment()["instructions"])
 
 
 def device_name(card: dict[str, Any]) -> str:
@@ -153,6 +150,7 @@ def device_name(card: dict[str, Any]) -> str:
     if card["gpus"]:
         return re.sub(r"[^a-z0-9]+", "-", card["gpus"][0]["name"].lower()).strip("-")
     words = re.sub(r"\(.*?\)|\b(AMD|Intel|CPU|Processor|Core|Xeon)\b|@.*|\d+-Core", "", card["cpu"]).split()
+    words = words or re.sub(r"\(.*?\)", "", card["cpu"]).split()
     return "-".join([*words, str(card["cores"]), "cores"]).lower()
 
 

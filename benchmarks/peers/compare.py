@@ -4,9 +4,8 @@ Knows workers and pictures, but not which peers there are or how they are instal
 """
 
 import math
-import statistics
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,30 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.common.harness import Measurement, Target, interleaved
+from benchmarks.common.harness import Measurement, interleaved
 
 from .environments import PeerError
 from .workers import Residents, Worker
 
+EQUAL = 120.0  # decibels of equal pictures, as JSON has no infinity
+MEGABYTES = ("peak memory", "UNet on disk")
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A peer to measure: the command of its worker, and its "load" request."""
+    """A peer to measure.
+
+    Attributes:
+        command: of its worker.
+        load: the "load" request.
+        precision: see `Peer`.
+        own: the case of the same program in full precision; None for one that is in full precision.
+    """
 
     command: Sequence[str | Path]
     load: Mapping[str, Any]
+    precision: str = "fp32"
+    own: str | None = None
 
 
 @dataclass(slots=True)
@@ -48,45 +59,10 @@ class Outcome:
     def measurements(self, model: str) -> list[Measurement]:
         """All figures, named as "MODEL: PEER: FIGURE"."""
         return [
-            Measurement(f"{model}: {name}: {figure}", "MB" if figure == "peak memory" else "s", values)
+            Measurement(f"{model}: {name}: {figure}", "MB" if figure in MEGABYTES else "s", values)
             for name, figures in self.figures.items()
             for figure, values in figures.items()
         ]
-
-
-def goals(outcome: Outcome, megabytes: Mapping[str, float], *, reduced: Collection[str] = ()) -> list[Target]:
-    """Targets of our cases against the others: ratios of medians, for figures that both sides have.
-
-    Ours are the cases whose name starts with "latentrt". The case "latentrt" runs on ONNX Runtime, "diffusers" in
-    float32.
-
-    Args:
-        outcome: the figures.
-        megabytes: installed size of the environment, by case.
-        reduced: cases with lower precision, which are not compared with.
-    """
-    medians = {
-        name: {figure: statistics.median(values) for figure, values in figures.items()}
-        for name, figures in outcome.figures.items()
-    }
-    for name, row in medians.items():
-        if name in megabytes:
-            row["size"] = megabytes[name]
-    ours = {name: row for name, row in medians.items() if name.startswith("latentrt")}
-    theirs = {name: row for name, row in medians.items() if name not in ours and name not in reduced}
-
-    def target(name: str, figure: str, mine: Mapping[str, Any], other: Mapping[str, Any], most: float) -> list[Target]:
-        best, least = ([row[figure] for row in rows.values() if figure in row] for rows in (mine, other))
-        return [Target(name, min(best) / min(least), most, "times")] if best and least else []
-
-    plain, diffusers = ({n: row for n, row in medians.items() if n == name} for name in ("latentrt", "diffusers"))
-    return [
-        *target("latency of our best engine over the fastest peer's", "latency", ours, theirs, 1.0),
-        *target("latency with ONNX Runtime over diffusers'", "latency", plain, diffusers, 0.9),
-        *target("first picture of a process over diffusers'", "cold start, first picture", plain, diffusers, 0.25),
-        *target("installed size over diffusers'", "size", plain, diffusers, 0.2),
-        *target("peak memory over the leanest peer's at full precision", "peak memory", ours, theirs, 1.0),
-    ]
 
 
 def psnr(picture: Path, reference: Path) -> float:
@@ -100,10 +76,11 @@ def psnr(picture: Path, reference: Path) -> float:
 
 def compare(
     cases: Mapping[str, Case],
-    job: Mapping[str, Any],
+    jobs: Sequence[Mapping[str, Any]],
     folder: Path,
     *,
     psnr_floor: float,
+    reduced_floor: float,
     cold_starts: int,
     repetitions: int,
     limit: float,
@@ -111,14 +88,16 @@ def compare(
 ) -> Outcome:
     """Measure all cases in turns; the first that works is the reference.
 
-    Each case first draws once in a process of its own, and is excluded if its picture differs. Then follow cold
+    Each case first draws in a process of its own, and is excluded if its first picture differs. Then follow cold
     starts, then pictures by workers that stay loaded.
 
     Args:
-        cases: what is compared, the reference first.
-        job: the "draw" request, without the picture's file.
+        cases: what is compared, the reference first, and each after its own case in full precision.
+        jobs: "draw" requests, without the picture's file. The first is measured; with all of them, the facts of a case
+            of reduced precision get "psnr own": the PSNR of each picture against that of its own case.
         folder: where the pictures are written.
         psnr_floor: minimum PSNR against the reference's picture, in decibels.
+        reduced_floor: the same for cases of reduced precision.
         cold_starts: counted repetitions of the cold start.
         repetitions: counted pictures of loaded workers; with 0, the second pictures of cold starts are the latency.
         limit: megabytes that the loaded workers may use together.
@@ -128,19 +107,23 @@ def compare(
     megabytes: dict[str, float] = {}
     reference: Path | None = None
     for name, case in cases.items():
-        picture = folder / f"{name}.png"
+        pictures = [folder / f"{name}{f'-{i}' if i else ''}.png" for i in range(len(jobs))]
+        wanted = [{**job, "picture": str(picture)} for job, picture in zip(jobs, pictures, strict=True)]
         try:
-            megabytes[name] = _cold_start(name, case, {**job, "picture": str(picture)}, outcome)
+            megabytes[name] = _cold_start(name, case, wanted, outcome)
         except PeerError as error:
             outcome.drop(name, str(error))
             continue
         if not keep_first:
             outcome.figures.pop(name)  # its libraries may not have been in the page cache
-        reference = reference or picture
-        found = psnr(picture, reference)
+        reference = reference or pictures[0]
+        found, floor = psnr(pictures[0], reference), reduced_floor if case.own else psnr_floor
         outcome.facts[name]["psnr"] = None if math.isinf(found) else found
-        if found < psnr_floor:
-            outcome.drop(name, f"draws another picture: PSNR {found:.1f} dB, expected at least {psnr_floor:g} dB")
+        if case.own in outcome.facts:
+            own = [psnr(picture, folder / picture.name.replace(name, case.own, 1)) for picture in pictures]
+            outcome.facts[name]["psnr own"] = [min(value, EQUAL) for value in own]
+        if found < floor:
+            outcome.drop(name, f"draws another picture: PSNR {found:.1f} dB, expected at least {floor:g} dB")
 
     def guarded(name: str, measure: Any) -> None:
         if name not in outcome.reasons:
@@ -150,17 +133,18 @@ def compare(
                 outcome.drop(name, str(error))
 
     def cold(name: str) -> None:
-        _cold_start(name, cases[name], job, outcome)
+        _cold_start(name, cases[name], jobs[:1], outcome)
 
     agreed = [name for name in cases if name not in outcome.reasons]
     if cold_starts:
         interleaved({name: lambda name=name: guarded(name, cold) for name in agreed}, cold_starts, warm_up=0)
     commands = {name: cases[name].command for name in agreed}
-    residents = Residents(commands, {name: cases[name].load for name in agreed}, megabytes, limit)
+    loads = {name: cases[name].load for name in agreed}
+    residents = Residents(commands, loads, megabytes, limit, warm_up={"steps": 1})
     taken: dict[str, list[float]] = {name: [] for name in agreed}
 
     def warm(name: str) -> None:
-        taken[name].append(residents.draw(name, **job))
+        taken[name].append(float(residents.ask(name, "draw", **jobs[0])["seconds"]))
 
     try:
         if repetitions:
@@ -175,15 +159,17 @@ def compare(
     return outcome
 
 
-def _cold_start(name: str, case: Case, job: Mapping[str, Any], outcome: Outcome) -> float:
-    """Start a process, load, draw twice; return the peak memory in megabytes."""
+def _cold_start(name: str, case: Case, jobs: Sequence[Mapping[str, Any]], outcome: Outcome) -> float:
+    """Start a process, load, draw the first job twice and the others once; return the peak memory in megabytes."""
     start = time.perf_counter()
     with Worker(case.command) as worker:
         loaded = worker.ask("load", **case.load)
-        first = worker.ask("draw", **job)
+        first = worker.ask("draw", **jobs[0])
         until_first = time.perf_counter() - start
-        second = worker.ask("draw", **{**job, "picture": None})
+        second = worker.ask("draw", **{**jobs[0], "picture": None})
         memory = float(worker.ask("memory")["megabytes"])
+        for job in jobs[1:]:
+            worker.ask("draw", **job)
     outcome.add(name, "load", loaded["seconds"])
     outcome.add(name, "cold start, first picture", until_first)
     outcome.add(name, "cold start, second picture", second["seconds"])

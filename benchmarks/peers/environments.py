@@ -1,7 +1,7 @@
-"""The table of peers, and the environment of each.
+"""Makes the environments of the peers, and converts checkpoints for them.
 
-Knows what to install and how to start a worker, but nothing about measuring. A new peer is a new row. If an environment
-cannot be made, the reason is reported and the other peers are still compared.
+Knows how to install and convert, but not what (`table`), and nothing about measuring. If an environment cannot be made,
+the reason is reported and the other peers are still compared.
 """
 
 import hashlib
@@ -13,159 +13,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 from benchmarks.common.paths import ROOT
 
+from .table import CONVERSIONS, Environment
+
 # Settings of one machine's BLAS would slow down some peers and not others; paths belong to this environment.
 REMOVED_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
-TORCH = ("torch>=2.9,<2.14", "accelerate>=1.10")
 BROUGHT_BY_VENV = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth")
 
 
 class PeerError(Exception):
     """A peer cannot be compared; the message is the reported reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """What is installed in an environment.
-
-    Attributes:
-        requirements: arguments of `pip install`.
-        extra: install this project with that extra.
-        without: packages that are removed afterwards.
-        given: for what pip cannot install, an environment variable that holds its folder. The same variable with
-            "_PYTHON" appended holds its Python; default: python3.
-    """
-
-    requirements: tuple[str, ...] = ()
-    extra: str | None = None
-    without: tuple[str, ...] = ()
-    given: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """One row of the comparison.
-
-    Attributes:
-        environment: a key of `ENVIRONMENTS`.
-        worker: the module of its worker, in this package.
-        module: what it imports; its import time is measured.
-        model: what it opens: "bundle", "checkpoint", or a key of `CONVERSIONS`.
-        device: "cpu" or "cuda".
-        options: passed to the worker.
-        engines: a key of `CONVERSIONS` that makes the engines for its model.
-        full_precision: whether it keeps the precision of the weights that it opens.
-    """
-
-    environment: str
-    worker: str
-    module: str
-    model: str
-    device: str = "cpu"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    engines: str | None = None
-    full_precision: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Conversion:
-    """How a checkpoint becomes a peer's model: a command in an environment.
-
-    The command may contain {checkpoint}, {bundle}, {target}, and {size} (of the pictures, in pixels).
-    """
-
-    environment: str
-    command: tuple[str, ...]
-
-    @property
-    def depends_on_size(self) -> bool:
-        """Whether each size of pictures needs its own conversion."""
-        return any("{size}" in word for word in self.command)
-
-
-ENVIRONMENTS: Mapping[str, Environment] = MappingProxyType(
-    {
-        "latentrt": Environment(extra="cpu"),
-        "latentrt-openvino": Environment(extra="openvino"),
-        "latentrt-cuda": Environment(extra="cuda"),
-        "latentrt-tensorrt": Environment(extra="tensorrt-cu13"),
-        "latentrt-tensorrt-rtx": Environment(extra="tensorrt-rtx"),
-        "diffusers": Environment((*TORCH, "diffusers==0.42.*", "transformers<5.24")),
-        # optimum-onnx requires transformers below 4.58. Without the other pins, pip backtracks through every version.
-        "optimum-onnx": Environment(
-            ("optimum-onnx[onnxruntime]", *TORCH, "transformers==4.57.*", "diffusers==0.35.*"),
-        ),
-        "optimum-onnx-cuda": Environment(
-            ("optimum-onnx[onnxruntime-gpu]", *TORCH, "transformers==4.57.*", "diffusers==0.35.*"),
-        ),
-        "openvino-genai": Environment(("openvino-genai", "openvino-tokenizers", "pillow", "numpy")),
-        # PyPI's torchvision is built for CUDA: with a CPU build of PyTorch, importing transformers fails.
-        "openvino-export": Environment(
-            ("optimum-intel[openvino]", *TORCH, "diffusers>=0.35"), without=("torchvision",)
-        ),
-        "stable-diffusion.cpp": Environment(("stable-diffusion-cpp-python", "numpy", "pillow")),
-        "nvidia-demo": Environment(given="NVIDIA_DEMO"),
-    }
-)
-
-_TO_TARGET = ("--task", "text-to-image", "--model", "{checkpoint}", "{target}")
-_BUILD = ("latentrt", "build", "{bundle}", "--engines", "{target}", "--height", "{size}", "--width", "{size}")
-
-CONVERSIONS: Mapping[str, Conversion] = MappingProxyType(
-    {
-        "onnx": Conversion("optimum-onnx", ("optimum-cli", "export", "onnx", *_TO_TARGET)),
-        "openvino": Conversion(
-            "openvino-export", ("optimum-cli", "export", "openvino", "--weight-format", "fp32", *_TO_TARGET)
-        ),
-        "tensorrt": Conversion("latentrt-tensorrt", (*_BUILD, "--backend", "tensorrt")),
-        "tensorrt-rtx": Conversion("latentrt-tensorrt-rtx", (*_BUILD, "--backend", "tensorrt_rtx")),
-    }
-)
-
-_DIFFUSERS = ("diffusers", "worker_diffusers", "diffusers", "checkpoint")
-_CUDA = {"device": "cuda", "dtype": "float16"}
-_OURS = ("worker_latentrt", "latentrt.runtime", "bundle")
-
-# The first row of each device is the reference for the pictures of the others.
-PEERS: Mapping[str, Peer] = MappingProxyType(
-    {
-        "latentrt": Peer("latentrt", *_OURS, options={"backend": "onnxruntime", "device": "cpu"}),
-        "latentrt openvino": Peer("latentrt-openvino", *_OURS, options={"backend": "openvino"}),
-        "diffusers": Peer(*_DIFFUSERS),
-        "diffusers channels-last": Peer(*_DIFFUSERS, options={"channels_last": True}),
-        "diffusers bf16": Peer(*_DIFFUSERS, options={"dtype": "bfloat16"}, full_precision=False),
-        "diffusers compiled": Peer(*_DIFFUSERS, options={"compile": True}),
-        "optimum-onnx": Peer(
-            "optimum-onnx", "worker_diffusers", "optimum.onnxruntime", "onnx", options={"optimum": True}
-        ),
-        "openvino-genai": Peer("openvino-genai", "worker_openvino_genai", "openvino_genai", "openvino"),
-        "stable-diffusion.cpp": Peer(
-            "stable-diffusion.cpp",
-            "worker_stable_diffusion_cpp",
-            "stable_diffusion_cpp",
-            "checkpoint",
-            full_precision=False,  # the weights of convolutions are always fp16
-        ),
-        "latentrt cuda": Peer("latentrt-cuda", *_OURS, "cuda", {"backend": "onnxruntime", "device": "cuda"}),
-        "latentrt tensorrt": Peer("latentrt-tensorrt", *_OURS, "cuda", {"backend": "tensorrt"}, engines="tensorrt"),
-        "latentrt tensorrt-rtx": Peer(
-            "latentrt-tensorrt-rtx", *_OURS, "cuda", {"backend": "tensorrt_rtx"}, engines="tensorrt-rtx"
-        ),
-        "diffusers cuda": Peer(*_DIFFUSERS, "cuda", _CUDA),
-        "diffusers cuda compiled": Peer(*_DIFFUSERS, "cuda", {**_CUDA, "channels_last": True, "compile": True}),
-        "optimum-onnx cuda": Peer(
-            *("optimum-onnx-cuda", "worker_diffusers", "optimum.onnxruntime", "onnx", "cuda"),
-            {"optimum": True, "device": "cuda"},
-        ),
-        "NVIDIA's demo": Peer("nvidia-demo", "worker_nvidia_demo", "demo_diffusion", "checkpoint", "cuda"),
-    }
-)
 
 
 def clean_variables() -> dict[str, str]:
@@ -185,6 +45,9 @@ def make_environment(folder: Path, name: str, environment: Environment) -> None:
     Raises:
         PeerError: pip failed, now or in an earlier run. Remove the environment's folder to try again.
     """
+    if environment.running:
+        _use(program(folder, name), sys.executable)
+        return
     if environment.given:
         _use_given(folder, name, environment.given)
         return
@@ -229,19 +92,23 @@ def _use_given(folder: Path, name: str, variable: str) -> None:
     python = shutil.which(os.environ.get(f"{variable}_PYTHON", "python3"))
     if python is None:
         raise PeerError(f"{variable}_PYTHON={os.environ[f'{variable}_PYTHON']} is not a program")
-    place = program(folder, name)
+    _use(program(folder, name), python)
+
+
+def _use(place: Path, python: str) -> None:
+    """Make `place` a script that calls this Python."""
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(f'#!/bin/sh\nexec {shlex.quote(python)} "$@"\n', encoding="utf-8")
     place.chmod(0o755)
 
 
-def convert(folder: Path, name: str, places: Mapping[str, Path | int], target: Path) -> float:
+def convert(folder: Path, name: str, places: Mapping[str, Path | int | str], target: Path) -> float:
     """Convert a checkpoint unless `target` holds the result already; return the seconds of the conversion.
 
     Args:
         folder: the folder of all environments.
         name: a key of `CONVERSIONS`.
-        places: values for the names in the command, except {target}.
+        places: values for the names in the command, except {target}; that of {quantize} is words.
         target: folder of the result.
 
     Raises:
@@ -253,18 +120,26 @@ def convert(folder: Path, name: str, places: Mapping[str, Path | int], target: P
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     conversion = CONVERSIONS[name]
-    words = [word.format(**places, target=target.resolve()) for word in conversion.command]
+    words = [
+        filled
+        for word in conversion.command
+        for filled in (
+            shlex.split(str(places["quantize"]))
+            if word == "{quantize}"
+            else [word.format(**places, target=target.resolve())]
+        )
+    ]
     start = time.perf_counter()
     child = subprocess.run(
         (program(folder, conversion.environment, words[0]), *words[1:]),
-        env=clean_variables(),
+        env=clean_variables() | {"PYTHONPATH": str(ROOT)},  # where `benchmarks` is found
         capture_output=True,
         text=True,
         check=False,
     )
     seconds = time.perf_counter() - start
     if child.returncode:
-        raise PeerError(f"conversion to {name} failed: {_last_line(child.stderr)}")
+        raise PeerError(f"conversion to {name} failed: {_reason(child.stderr)}")
     note.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
     return seconds
 
@@ -290,6 +165,11 @@ def _sources(environment: Environment) -> str:
         return ""
     files = [ROOT / "pyproject.toml", *sorted((ROOT / "runtime").rglob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def _reason(text: str) -> str:
+    """The line that begins as errors of latentrt do, else the last one."""
+    return next((line for line in text.splitlines() if line.startswith("latentrt: ")), _last_line(text))
 
 
 def _last_line(text: str) -> str:

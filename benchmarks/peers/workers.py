@@ -74,10 +74,10 @@ class Worker:
 
 
 class Residents:
-    """Workers that stay loaded between draws, as many as fit into `limit` megabytes.
+    """Workers that stay loaded between requests, as many as fit into `limit` megabytes.
 
     When the next worker does not fit, the least recently used ones end first. A worker that is started again loads its
-    model and draws once with one step; neither is counted.
+    model and answers the request once with the changes of `warm_up`; neither is counted.
     """
 
     def __init__(
@@ -86,8 +86,11 @@ class Residents:
         loads: Mapping[str, Mapping[str, Any]],
         megabytes: Mapping[str, float],
         limit: float,
+        *,
+        warm_up: Mapping[str, Any],
     ) -> None:
         self._commands, self._loads, self._megabytes, self._limit = commands, loads, megabytes, limit
+        self._warm_up = warm_up
         self._running: dict[str, Worker] = {}  # most recently used last
         self.starts: dict[str, int] = dict.fromkeys(commands, 0)
 
@@ -96,8 +99,8 @@ class Residents:
         """The loaded workers, most recently used last."""
         return list(self._running)
 
-    def draw(self, name: str, **job: Any) -> float:
-        """Seconds of one draw."""
+    def ask(self, name: str, do: str, **job: Any) -> dict[str, Any]:
+        """The answer of a worker to a request."""
         worker = self._running.pop(name, None)
         if worker is None:
             while self._running and self._taken() + self._megabytes[name] > self._limit:
@@ -106,9 +109,9 @@ class Residents:
             self.starts[name] += 1
             self._running[name] = worker
             worker.ask("load", **self._loads[name])
-            worker.ask("draw", **{**job, "steps": 1})
+            worker.ask(do, **{**job, **self._warm_up})
         self._running[name] = worker
-        return float(worker.ask("draw", **job)["seconds"])
+        return worker.ask(do, **job)
 
     def close(self) -> None:
         """End all workers."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .report import number, table
+from .tables import number, table
 
 Figures = Mapping[str, Any]
 SUMMARY = "summary.json"

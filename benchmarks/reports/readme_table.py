@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from .gpu_table import SUMMARY, gpu_table
-from .report import cell, load, machine, measured, of_kind, peer_rows, table, title
+from .peers import peer_rows
+from .tables import cell, load, machine, measured, of_kind, table, title
 
 MARKS = ("<!-- figures of {} -->", "<!-- end of figures -->")
 

@@ -6,139 +6,14 @@ Benchmarks without a JSON file have no section.
 """
 
 import argparse
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from . import charts
-
-Run = Mapping[str, Any]
-PEER_FIGURES = {
-    "latency": ("latency", "s", 1),
-    "first": ("cold start, first picture", "s", 1),
-    "second": ("cold start, second picture", "s", 1),
-    "memory": ("peak memory", "MB", 1e-3),
-}
-
-
-def load(folder: Path) -> dict[str, Run]:
-    """All runs of a device, by the name of their file. The summary of the GPU check is none."""
-    read = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
-    return {name: run for name, run in read.items() if "benchmark" in run}
-
-
-def measured(run: Run) -> dict[str, Run]:
-    """The measurements of a run by name."""
-    return {record["name"]: record for record in run["measurements"]}
-
-
-def of_kind(runs: Mapping[str, Run], kind: str) -> list[Run]:
-    """The runs of one benchmark, smallest model first."""
-    order = {"shapes": 0, "medium": 1, "sd15": 2}
-    found = [run for run in runs.values() if run["benchmark"] == kind]
-    return sorted(found, key=lambda run: order.get(run["results"].get("model", ""), 9))
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def number(value: float) -> str:
-    """Three significant digits."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
+from .peers import calls_section, peers_section, sizes_section
+from .tables import Run, load, machine, measured, number, of_kind, table, title
 
 # --- sections ---------------------------------------------------------------------------------------------------------
-
-
-def machine(run: Run) -> str:
-    """The machine and the date, in one line."""
-    card = run["environment"]
-    name = ", ".join(gpu["name"] for gpu in card["gpus"]) or f"{card['cpu']}, {card['cores']} cores"
-    extras = f" ({', '.join(card['instructions'])})" if not card["gpus"] and card.get("instructions") else ""
-    return f"{name}{extras}, {card['ram_gib']:g} GiB, {run['date']}"
-
-
-def peers_section(run: Run, folder: Path) -> Iterator[str]:
-    """The figures of each peer, and why some are missing."""
-    results, found = run["results"], measured(run)
-    model = results["model"]
-    rows = peer_rows(run)
-    fastest = min((row["latency"] for row in rows.values() if "latency" in row), default=1.0)
-    yield f"## Peers: {title(run)}"
-    yield (
-        "Same weights, prompt, seed, steps, scheduler and initial latents; each in an environment of its own, taking "
-        "turns. p50; memory is the peak of the process that drew."
-    )
-    head = ("", "latency", "min – p90", "over the fastest", "first picture", "second", "memory", "PSNR")
-    lines = []
-    for peer, row in rows.items():
-        record = found.get(f"{model}: {peer}: latency")
-        span = f"{number(record['min'])} – {number(record['p90'])} s" if record else "-"
-        lines.append(
-            (
-                peer,
-                cell(row, "latency", "s"),
-                span,
-                f"{row['latency'] / fastest:.2f}" if "latency" in row else "-",
-                cell(row, "first", "s"),
-                cell(row, "second", "s"),
-                cell(row, "memory", "GB"),
-                _agreement(results["facts"].get(peer)),
-            )
-        )
-    yield table(head, lines)
-    if results["reasons"]:
-        yield "\n".join(f"- {peer}: {reason}" for peer, reason in results["reasons"].items())
-    yield f"![latency, cold start and memory of each](peers-{model}.png)"
-    charts.peers(rows, title(run), folder / f"peers-{model}.png")
-
-
-def _agreement(facts: Mapping[str, Any] | None) -> str:
-    """How close a picture is to that of the first peer."""
-    if facts is None:
-        return "-"
-    return "equal" if facts["psnr"] is None else f"{facts['psnr']:.0f} dB"
-
-
-def title(run: Run) -> str:
-    """Model, size and steps of a run."""
-    r = run["results"]
-    return f"{r['model']}, {r['width']}x{r['height']}, {r['steps']} steps"
-
-
-def peer_rows(run: Run) -> dict[str, dict[str, float]]:
-    """Medians of the existing figures of each peer; latency and cold start in seconds, memory in GB."""
-    found, model = measured(run), run["results"]["model"]
-    rows: dict[str, dict[str, float]] = {}
-    for peer in run["results"]["environments"]:
-        names = {key: (f"{model}: {peer}: {name}", scale) for key, (name, _, scale) in PEER_FIGURES.items()}
-        rows[peer] = {key: found[name]["p50"] * scale for key, (name, scale) in names.items() if name in found}
-    return rows
-
-
-def cell(row: Mapping[str, float], key: str, unit: str) -> str:
-    """A figure with its unit, "-" if it is missing."""
-    return f"{number(row[key])} {unit}" if key in row else "-"
-
-
-def sizes_section(run: Run) -> Iterator[str]:
-    """Disk space and import time of each environment."""
-    found = measured(run)
-    names = [name.removesuffix(": installed size") for name in found if name.endswith(": installed size")]
-    if not names:
-        return
-    yield "## Installed size and import"
-    rows = []
-    for name in names:
-        spent = found.get(f"{name}: import")
-        rows.append(
-            (name, f"{found[f'{name}: installed size']['p50']:,.0f} MB", f"{spent['p50']:,.0f} ms" if spent else "-")
-        )
-    yield table(("environment", "site-packages", "import"), rows)
 
 
 def stages_section(run: Run, folder: Path) -> Iterator[str]:
@@ -260,6 +135,8 @@ def report(runs: Mapping[str, Run], folder: Path) -> str:
         parts += peers_section(run, folder)
     for run in of_kind(runs, "peers")[:1]:
         parts += sizes_section(run)
+    for run in of_kind(runs, "calls"):
+        parts += calls_section(run)
     for run in of_kind(runs, "stages"):
         parts += stages_section(run, folder)
     for run in of_kind(runs, "latency"):

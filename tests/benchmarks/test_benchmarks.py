@@ -17,7 +17,7 @@ from support.exports import ROOT, SHAPES, Exported
 from benchmarks import bench
 from benchmarks.common import ceilings, harness
 from benchmarks.common.memory import peak_bytes
-from benchmarks.reports import compare, report
+from benchmarks.reports import compare, report, tables
 from benchmarks.speed import ideas, stages
 from latentrt.runtime import Pipeline
 from latentrt.runtime.protocols import Bucket
@@ -202,6 +202,7 @@ def test_rates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("card", "name"),
     [
+        ({"cpu": "Intel(R) Xeon(R) Processor", "cores": 2, "gpus": []}, "intel-xeon-processor-2-cores"),
         ({"cpu": "AMD EPYC", "cores": 2, "gpus": []}, "epyc-2-cores"),
         ({"cpu": "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", "cores": 8, "gpus": []}, "platinum-8481c-8-cores"),
         ({"cpu": "AMD EPYC 9654 96-Core Processor", "cores": 96, "gpus": []}, "epyc-9654-96-cores"),
@@ -218,7 +219,7 @@ def test_committed_reports_are_those_of_the_figures(tmp_path: Path) -> None:
         if folder.is_dir():
             made = tmp_path / folder.name
             made.mkdir()
-            assert report.report(report.load(folder), made) == (folder / "report.md").read_text(encoding="utf-8"), (
+            assert report.report(tables.load(folder), made) == (folder / "report.md").read_text(encoding="utf-8"), (
                 f"python -m benchmarks.reports.report {folder.relative_to(ROOT)}"
             )
             assert {file.name for file in made.glob("*.png")} == {file.name for file in folder.glob("*.png")}
@@ -242,7 +243,37 @@ def test_a_report_holds_what_was_measured(tmp_path: Path) -> None:
     assert "| latentrt | 0.51 s | 0.5 – 0.518 s | 1.00 |" in text
     assert "| diffusers | 1.55 s | 1.5 – 1.59 s | 3.04 |" in text
     assert "- other: it cannot be installed" in text
+    assert "to its own fp32" not in text
     assert (tmp_path / "peers-shapes.png").stat().st_size > 5000
+
+
+def test_a_report_tells_quality_at_reduced_precision(tmp_path: Path) -> None:
+    """Of pictures, and of UNet calls."""
+    results = {
+        "model": "medium",
+        "width": 256,
+        "height": 256,
+        "steps": 4,
+        "groups": 2,
+        "environments": {"peer int8": "peer"},
+        "facts": {"peer int8": {"psnr": 30.0, "psnr own": [31.0, 35.0, 33.0], "precision": "int8"}},
+        "reasons": {"peer bf16": "this CPU has no instructions for bf16"},
+    }
+    pictures = {"medium: peer int8: latency": [1.0, 2.0, 3.0]}
+    calls: dict[str, Any] = {
+        "medium: peer int8: call": [0.1, 0.2, 0.3],
+        "medium: peer int8: peak memory": ("MB", [1230.0]),
+        "medium: peer int8: UNet on disk": ("MB", [220.0]),
+    }
+    runs = {
+        "peers-medium": run_of(pictures, benchmark="peers", results=results),
+        "calls-medium": run_of(calls, benchmark="calls", results=results),
+    }
+    text = report.report(runs, tmp_path)
+    assert "| 30 dB; 33 dB to its own fp32 |" in text
+    assert "## UNet calls: medium, 256x256" in text
+    assert "| int8 | peer int8 | 200 ms | 100 – 280 ms | 1.23 GB | 220 MB | 33 dB |" in text
+    assert text.count("- peer bf16: this CPU has no instructions for bf16") == 2
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from benchmarks.gpu.report import Report
 from benchmarks.gpu.runner import Outcome
 from benchmarks.gpu.summary import write_summary
 from benchmarks.reports.readme_table import readme_block, with_block
-from benchmarks.reports.report import load
+from benchmarks.reports.tables import load
 
 CARD = {"name": "NVIDIA H100 80GB HBM3", "driver_version": "580.1"}
 

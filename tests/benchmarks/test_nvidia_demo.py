@@ -12,7 +12,8 @@ from PIL import Image
 from support.checkpoints import VOCABULARY, tiny_checkpoint
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.peers.environments import PEERS, PeerError
+from benchmarks.peers.environments import PeerError
+from benchmarks.peers.table import PEERS
 from benchmarks.peers.workers import Worker
 
 DEMO = '''

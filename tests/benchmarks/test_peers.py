@@ -17,10 +17,12 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.peers import environments
-from benchmarks.peers.__main__ import SCHEDULERS, scheduler_config
 from benchmarks.peers.checkpoint import with_public_names
-from benchmarks.peers.compare import Case, Outcome, compare, goals, psnr
-from benchmarks.peers.environments import ENVIRONMENTS, PEERS, Environment, PeerError, make_environment
+from benchmarks.peers.compare import EQUAL, Case, Outcome, compare, psnr
+from benchmarks.peers.environments import PeerError, make_environment
+from benchmarks.peers.goals import goals
+from benchmarks.peers.setup import SCHEDULERS, scheduler_config
+from benchmarks.peers.table import CONVERSIONS, ENVIRONMENTS, PEERS, Environment, lacking
 from benchmarks.peers.workers import Residents, Worker
 
 JOB = {"prompt": "a star", "steps": 3, "size": 16, "guidance_scale": 4.0, "seed": 1, "latents": "none"}
@@ -64,17 +66,18 @@ def journal(tmp_path: Path) -> Path:
 def make(tmp_path: Path, journal: Path) -> Make:
     """Makes a case of a fake worker that draws one colour."""
 
-    def case(name: str, colour: tuple[int, int, int] = (200, 0, 0), **options: object) -> Case:
+    def case(name: str, colour: tuple[int, int, int] = (200, 0, 0), own: str | None = None, **options: object) -> Case:
         file = tmp_path / f"{name}.py"
         text = SCRIPT.format(journal=str(journal), name=name, colour=colour)
         file.write_text(text, encoding="utf-8")
-        return Case((sys.executable, file), {"model": "none", "scheduler": "none", "options": options})
+        return Case((sys.executable, file), {"model": "none", "scheduler": "none", "options": options}, own=own)
 
     return case
 
 
 def run(cases: dict[str, Case], folder: Path, *, limit: float = 1e6, repetitions: int = 2) -> Outcome:
-    return compare(cases, JOB, folder, psnr_floor=30, cold_starts=2, repetitions=repetitions, limit=limit)
+    floors = {"psnr_floor": 30, "reduced_floor": 15}
+    return compare(cases, [JOB], folder, **floors, cold_starts=2, repetitions=repetitions, limit=limit)
 
 
 def test_psnr_is_that_of_the_formula(tmp_path: Path) -> None:
@@ -107,6 +110,24 @@ def test_a_peer_with_another_picture_is_reported_and_not_measured(make: Make, tm
     assert names["shapes: ours: peak memory"] == "MB"
 
 
+def test_reduced_precision_is_held_against_the_same_program(make: Make, tmp_path: Path) -> None:
+    """Not against the reference, from which the program may differ in full precision already."""
+    cases = {
+        "ours": make("ours"),
+        "peer": make("peer", (202, 0, 0)),
+        "peer int8": make("peer int8", (212, 0, 0), own="peer"),
+        "peer bf16": make("peer bf16", (202, 0, 0), own="peer"),
+        "noise": make("noise", (0, 0, 200), own="peer"),
+    }
+    jobs = [JOB, {**JOB, "seed": 2}]
+    outcome = compare(cases, jobs, tmp_path, psnr_floor=30, reduced_floor=15, cold_starts=0, repetitions=1, limit=1e6)
+    assert outcome.facts["peer int8"]["psnr"] == pytest.approx(10 * math.log10(3 * 255**2 / 12**2))
+    assert outcome.facts["peer int8"]["psnr own"] == pytest.approx([10 * math.log10(3 * 255**2 / 10**2)] * 2)
+    assert outcome.facts["peer bf16"]["psnr own"] == [EQUAL, EQUAL]
+    assert "psnr own" not in outcome.facts["peer"]
+    assert "expected at least 15 dB" in outcome.reasons["noise"]
+
+
 def test_workers_that_fail_are_reported_with_their_reason(make: Make, tmp_path: Path) -> None:
     cases = {"broken": make("broken", fails=True), "dies": make("dies"), "ours": make("ours")}
     outcome = run(cases, tmp_path)
@@ -133,10 +154,11 @@ def test_workers_leave_before_memory_is_exceeded(make: Make, journal: Path) -> N
         {name: case.load for name, case in cases.items()},
         {"a": 400.0, "b": 500.0, "c": 300.0},
         limit=900,
+        warm_up={"steps": 1},
     )
     seen = []
     for name in "abacb":
-        residents.draw(name, **JOB)
+        residents.ask(name, "draw", **JOB)
         seen.append("".join(residents.names))
     residents.close()
     # c takes the place of b, which was used before a; b then takes that of a.
@@ -233,8 +255,8 @@ def test_a_conversion_is_made_once_for_each_size(tmp_path: Path) -> None:
     assert (
         words == f"build {tmp_path}/b --engines {tmp_path}/e-64 --height 64 --width 64 --backend tensorrt_rtx".split()
     )
-    assert environments.CONVERSIONS["tensorrt-rtx"].depends_on_size
-    assert not environments.CONVERSIONS["onnx"].depends_on_size
+    assert CONVERSIONS["tensorrt-rtx"].depends_on_size
+    assert not CONVERSIONS["onnx"].depends_on_size
     with pytest.raises(PeerError, match="conversion to tensorrt-rtx failed: no"):
         environments.convert(tmp_path, "tensorrt-rtx", {**places, "size": 13}, tmp_path / "e-13")
     program.unlink()
@@ -246,18 +268,25 @@ def test_every_row_names_an_environment_and_a_worker_that_exist(name: str) -> No
     peer = PEERS[name]
     assert peer.environment in ENVIRONMENTS
     assert importlib.util.find_spec(f"benchmarks.peers.{peer.worker}")
-    assert peer.model in {"bundle", "checkpoint", *environments.CONVERSIONS}
-    assert peer.engines in {None, *environments.CONVERSIONS}
-    assert np.all([conversion.environment in ENVIRONMENTS for conversion in environments.CONVERSIONS.values()])
+    assert peer.model in {"bundle", "checkpoint", *CONVERSIONS}
+    assert peer.engines in {None, *CONVERSIONS}
+    assert np.all([conversion.environment in ENVIRONMENTS for conversion in CONVERSIONS.values()])
+    names = list(PEERS)
+    assert lacking(peer.precision, []) is None or peer.own
+    if peer.own:
+        assert names.index(peer.own) < names.index(name)
+        assert PEERS[peer.own].own is None
+        assert name.startswith(peer.own.split()[0])
 
 
 def test_pictures_that_take_minutes_are_drawn_twice_only(make: Make, tmp_path: Path, journal: Path) -> None:
     """The first process is counted, and its second picture is the latency."""
     outcome = compare(
         {"ours": make("ours")},
-        JOB,
+        [JOB],
         tmp_path,
         psnr_floor=30,
+        reduced_floor=15,
         cold_starts=0,
         repetitions=0,
         limit=1e6,
@@ -273,20 +302,25 @@ def test_goals_are_ratios_of_medians() -> None:
     def row(latency: float, first: float, memory: float) -> dict[str, list[float]]:
         return {"latency": [9.0, latency, 0.1], "cold start, first picture": [first], "peak memory": [memory]}
 
+    cases = {
+        name: Case((), {}, "bf16" if "bf16" in name else "fp32")
+        for name in ("latentrt", "latentrt openvino", "latentrt bf16", "diffusers", "diffusers bf16", "other")
+    }
     figures = {
         "latentrt": row(3.0, 2.0, 500),
         "latentrt openvino": row(2.0, 4.0, 900),
+        "latentrt bf16": row(0.5, 0.5, 50),  # another precision
         "diffusers": row(4.0, 10.0, 1000),
         "diffusers bf16": row(1.0, 1.0, 100),  # another precision
         "other": {**row(2.5, 20.0, 400)},
     }
     sizes = {"latentrt": 200, "latentrt openvino": 300, "diffusers": 1000, "diffusers bf16": 1000, "other": 900}
-    values = [target.value for target in goals(Outcome(figures=figures), sizes, reduced=["diffusers bf16"])]
+    values = [target.value for target in goals(Outcome(figures=figures), sizes, cases)]
     assert values == pytest.approx([2 / 2.5, 3 / 4, 2 / 10, 200 / 1000, 500 / 400])
     # A peer that cannot draw has no part in them.
-    assert [t.value for t in goals(Outcome(figures={"latentrt": figures["latentrt"]}), sizes)] == []
+    assert [t.value for t in goals(Outcome(figures={"latentrt": figures["latentrt"]}), sizes, cases)] == []
     # What pip did not install has no size, and is compared in all else.
     del sizes["diffusers"]
-    assert [t.value for t in goals(Outcome(figures=figures), sizes, reduced=["diffusers bf16"])] == pytest.approx(
+    assert [t.value for t in goals(Outcome(figures=figures), sizes, cases)] == pytest.approx(
         [2 / 2.5, 3 / 4, 2 / 10, 500 / 400]
     )
