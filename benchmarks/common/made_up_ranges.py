@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from latentrt.export.graphs.onnx_files import load_in_full, save_graph
-from latentrt.export.quantize.forms import form_of
+from latentrt.export.quantize.forms import Form, form_of
 from latentrt.export.quantize.insert import insert
 from latentrt.export.quantize.layers import chosen, find_layers
 from latentrt.export.quantize.new_manifest import write_manifest
@@ -30,20 +30,26 @@ def with_made_up_ranges(source: Path, out: Path, to: str, *, target: str = "tens
     """
     bundle, form = Bundle.open(source), form_of(to, target)
     graph = bundle.graph("denoise")
-    model = load_in_full(bundle.file(graph.file))
-    everything = find_layers(model.graph)
-    layers = chosen(everything, level)
-    names = {str(value.name) for layer in everything for value in layer.node.inputs[:1] if value is not None}
-    names |= {str(value.name) for layer in everything for value in layer.node.outputs}
-    insert(model, layers, form, dict.fromkeys(names, RANGE))
     out.mkdir(parents=True)
     for file in bundle.manifest.files:
         if file not in (graph.file, f"{graph.file}.data") and not file.startswith("engines/"):
             (out / file).parent.mkdir(parents=True, exist_ok=True)
             (out / file).symlink_to(bundle.file(file).resolve())
-    save_graph(model, out / graph.file, compact=bundle.manifest.recipe.compact)
+    count = quantize_graph(
+        bundle.file(graph.file), out / graph.file, form, level, compact=bundle.manifest.recipe.compact
+    )
     (out / REPORT).write_text("{}\n", encoding="utf-8")
     write_manifest(out, bundle.manifest, _quantization(to, target, level, calibrated=form.activation is not None), None)
+    return count
+
+
+def quantize_graph(source: Path, out: Path, form: Form, level: float = 3.0, *, compact: bool = False) -> int:
+    """Write a graph with quantized layers; return their number."""
+    model = load_in_full(source)
+    layers = chosen(find_layers(model.graph), level)
+    ends = {str(value.name) for layer in layers for value in (layer.node.inputs[0], *layer.node.outputs) if value}
+    insert(model, layers, form, dict.fromkeys(ends, RANGE))
+    save_graph(model, out, compact=compact)
     return len(layers)
 
 
