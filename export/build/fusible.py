@@ -1,5 +1,7 @@
 """The parts of an ONNX graph that a good engine computes in one kernel each: attention, norms with SiLU, GELU.
 
+And the products of a quantized graph, which a good engine computes in 8 bits.
+
 Knows nothing of engines.
 """
 
@@ -10,6 +12,7 @@ import onnx
 
 _NORMS = ("GroupNormalization", "InstanceNormalization")
 _PRODUCTS = ("MatMul", "Gemm")
+_DEQUANTIZE = "DequantizeLinear"
 _ELEMENTWISE = ("Add", "Mul", "Div", "Cast", "Where")
 
 
@@ -22,12 +25,14 @@ class Fusible:
         group_norms: a norm of groups -> the activation behind it, Sigmoid or Swish; norms without one are left out.
         gelus: Gelu, which gates a linear layer in GEGLU.
         products: matrix products.
+        quantized: convolutions and matrix products of two tensors that were quantized.
     """
 
     attentions: tuple[str, ...]
     group_norms: dict[str, str]
     gelus: tuple[str, ...]
     products: frozenset[str]
+    quantized: tuple[str, ...]
 
 
 def fusible_parts(graph: onnx.GraphProto) -> Fusible:
@@ -45,7 +50,13 @@ def fusible_parts(graph: onnx.GraphProto) -> Fusible:
         group_norms=dict(_norms_with_silu(graph, readers)),
         gelus=tuple(node.name for node in graph.node if node.op_type == "Gelu"),
         products=frozenset(node.name for node in graph.node if node.op_type in _PRODUCTS),
+        quantized=tuple(node.name for node in graph.node if _is_quantized(node, made)),
     )
+
+
+def _is_quantized(node: onnx.NodeProto, made: dict[str, onnx.NodeProto]) -> bool:
+    makers = [made.get(name) for name in node.input[:2]]
+    return node.op_type in (*_PRODUCTS, "Conv") and all(m is not None and m.op_type == _DEQUANTIZE for m in makers)
 
 
 def _is_attention(

@@ -12,6 +12,7 @@ from .layers import Layer, LayerTensor
 
 # Operations in the time of a byte, on tensor cores in 16 bits: 165 on an RTX 4090 and 236 on an H100 by their rates.
 OPERATIONS_PER_BYTE = 200
+_8_BITS = ("fp8", "int8")
 _COPIES = {"Cast", "Conc", "Move", "Repl", "Resh", "Slic", "Tran"}  # parts of names of generated kernels
 
 
@@ -56,6 +57,7 @@ class Fusion:
         attention: attentions in a fused kernel.
         group_norm: norms with SiLU in one kernel.
         geglu: GELUs in the kernel of a matrix product.
+        quantized: products of a quantized graph in kernels that read 8 bits.
         copies: layers that only copy, cast, or change the order of what they read.
         copied: their bytes; None where sizes are not static.
         flops: all floating-point operations of the graph.
@@ -64,6 +66,7 @@ class Fusion:
     attention: Tally
     group_norm: Tally
     geglu: Tally
+    quantized: Tally
     copies: int
     copied: int | None
     flops: int
@@ -85,9 +88,8 @@ def fusion_of(layers: Sequence[Layer], parts: Fusible, flops: Mapping[str, int])
     return Fusion(
         attention=_tally(parts.attentions, lambda node: any(map(_is_fused_attention, computing.get(node, ())))),
         group_norm=_tally(parts.group_norms, lambda node: _in_one(node, parts.group_norms[node], computing)),
-        geglu=_tally(
-            parts.gelus, lambda node: any(parts.products & {*layer.nodes} for layer in computing.get(node, ()))
-        ),
+        geglu=_tally(parts.gelus, lambda node: any(_is_product(layer, parts) for layer in computing.get(node, ()))),
+        quantized=_tally(parts.quantized, lambda node: any(map(_reads_8_bits, computing.get(node, ())))),
         copies=len(copies),
         copied=_sum(map(_activations, copies)),
         flops=sum(flops.values()),
@@ -103,6 +105,15 @@ def _tally(parts: Iterable[str], is_fused: Callable[[str], bool]) -> Tally:
 
 def _is_fused_attention(layer: Layer) -> bool:
     return "mha" in f"{layer.name} {layer.tactic}".lower()
+
+
+def _is_product(layer: Layer, parts: Fusible) -> bool:
+    """A generated kernel may have a product's name too, if it multiplies with the scale of a quantized one."""
+    return layer.kind != "kgen" and not parts.products.isdisjoint(layer.nodes)
+
+
+def _reads_8_bits(layer: Layer) -> bool:
+    return _computes_products(layer) > 1 and any(tensor.dtype in _8_BITS for tensor in layer.inputs)
 
 
 def _in_one(norm: str, silu: str, computing: Mapping[str, Sequence[Layer]]) -> bool:

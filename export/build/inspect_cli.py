@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from latentrt.runtime.bundle import sizes_text
+from latentrt.runtime.bundle import sizes_text, types_text
 from latentrt.runtime.bundle.strict_json import encode
 
 from .fusion import Fusion, Row
@@ -53,7 +53,8 @@ def _plain(one: Inspected) -> dict[str, Any]:
 def _text(one: Inspected) -> str:
     record = one.record
     gpus = record.device or f"compute capability {', '.join(record.compute_capabilities)}"
-    title = f"{record.graph} {sizes_text(record)}: {record.backend} {record.version}, {gpus}\n  {record.file}"
+    kind = f"{record.backend} {record.version}, {gpus}, {types_text(record)}"
+    title = f"{record.graph} {sizes_text(record)}: {kind}\n  {record.file}"
     return f"{title}\n  {one.problem}" if one.fusion is None else f"{title}\n{_report(one.fusion)}"
 
 

@@ -41,6 +41,7 @@ def tallies(fusion: Fusion) -> tuple[tuple[str, Tally], ...]:
         ("attention fused", fusion.attention),
         ("GroupNorm+SiLU in one kernel", fusion.group_norm),
         ("GELU in a product's kernel", fusion.geglu),
+        ("products in 8 bits", fusion.quantized),
     )
 
 

@@ -14,6 +14,7 @@ from latentrt.runtime.gpu.device import visible_devices
 
 from .layers import layers_from_text, layers_json
 from .profiles import SizeRanges, profiles_of_graph, shapes_of_tensor
+from .quantized import check_targets, options_for, quantization_of
 from .store import (
     Built,
     add_engine,
@@ -69,7 +70,8 @@ def build_engines(
     clear_killed(Path(bundle_path), engines)
     bundle = Bundle.open(bundle_path)
     library = TrtBuilder(backend, visible_devices())
-    options = library.check(options or BuildOptions())
+    options = library.check(options_for(bundle, graphs, options or BuildOptions(), library))
+    check_targets(bundle, graphs, options, library)
     require_unaltered(bundle, graphs)
     for task in _tasks(bundle, library, options, buckets(bundle), graphs):
         same = built_before(bundle.path, engines, task.record)
@@ -93,6 +95,8 @@ def _tasks(
         graph = manifest.graphs[name]
         tf32 = uses_tf32(manifest, name) if options.tf32 is None else options.tf32
         weights = manifest.files.get(f"{graph.file}.data")
+        quantized = quantization_of(manifest, name)
+        more = {} if quantized is None else {"quantization": quantized.to}
         for profile in profiles_of_graph(name, graph, buckets):
             record = EngineRecord(
                 graph=name,
@@ -104,7 +108,7 @@ def _tasks(
                 precision=manifest.recipe.precision,
                 tf32=tf32,
                 profile={symbol: tuple(span) for symbol, span in profile.items()},
-                options=recorded(options),
+                options=recorded(options) | more,
                 host_code=options.version_compatible,
                 onnx_sha256=manifest.files[graph.file].sha256,
                 weights_sha256=weights.sha256 if weights else None,

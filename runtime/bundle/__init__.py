@@ -1,7 +1,7 @@
 """The bundle on disk: manifest, files, engines and tensor sizes. Knows nothing about running graphs."""
 
 from .bundle import Bundle
-from .engine_list import EngineList
+from .engine_list import EngineList, types_text
 from .manifest import Defaults, EngineRecord, File, Golden, Graph, Manifest, Model, TensorSpec, TextEncoder, Weight
 from .sizes import Sizes, shape_at, sizes_of_inputs, sizes_text, takes
 
@@ -23,4 +23,5 @@ __all__ = [
     "sizes_of_inputs",
     "sizes_text",
     "takes",
+    "types_text",
 ]

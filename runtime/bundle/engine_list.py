@@ -117,6 +117,11 @@ def _key(path: Path, status: os.stat_result) -> list[object]:
     return [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
 
 
+def types_text(record: EngineRecord) -> str:
+    """The types that an engine computes in, such as "fp16", or "fp16 with fp8" for a quantized graph."""
+    return " with ".join(filter(None, (record.precision, record.options.get("quantization"))))
+
+
 def updated_manifest(bundle: Bundle, folder: Path | None, engines: EngineList) -> tuple[Path, str]:
     """The file that `EngineList.of_bundle` read, and its new text that lists `engines`."""
     if folder is None:

@@ -16,7 +16,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    from latentrt.runtime.bundle import Bundle, sizes_text
+    from latentrt.runtime.bundle import Bundle, sizes_text, types_text
     from latentrt.runtime.bundle.manifest import INSTRUCTIONS
     from latentrt.runtime.cpu_hints import cpu_hints
     from latentrt.runtime.gpu.device import has_driver
@@ -30,6 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
         + (f", VAE {recipe.vae_precision}" if recipe.vae_precision != recipe.precision else "")
     )
     print(f"checkpoint  sha256 {manifest.checkpoint.sha256[:16]}…, exported by latentrt {manifest.producer.latentrt}")
+    if (quantized := recipe.quantization) is not None:
+        print(
+            f"quantized   {', '.join(quantized.graphs)}: {quantized.to} for {quantized.target}, level "
+            f"{quantized.level:g}; error {quantized.error_mean:.3f} in the mean, {quantized.error_worst:.3f} at worst"
+        )
     print(
         f"defaults    {defaults.width}x{defaults.height}, {defaults.num_inference_steps} steps, guidance "
         f"{defaults.guidance_scale:g}, {bundle.read_json(manifest.scheduler).get('_class_name')}"
@@ -46,7 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
         where = engine.device or f"compute capability {capabilities}"
         if engine.saved:
             where += f", saved for {engine.options[INSTRUCTIONS]}"
-        print(f"  {engine.graph:14} {sizes_text(engine) or 'any size':32} {engine.backend} {engine.version}, {where}")
+        kind = f"{engine.backend} {engine.version}, {where}, {types_text(engine)}"
+        print(f"  {engine.graph:14} {sizes_text(engine) or 'any size':32} {kind}")
     if hints := [] if has_driver() else list(cpu_hints(manifest)):
         print("", *hints, sep="\n")
     return 0

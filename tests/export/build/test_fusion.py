@@ -6,12 +6,14 @@ import onnx
 import pytest
 from support.fusion_models import denoise_graph, plant_cast_before_silu, plant_written_out_attention, shapes_of
 
+from benchmarks.common.made_up_ranges import quantize_graph
 from latentrt.export.build.fusible import fusible_parts
 from latentrt.export.build.fusion import Fusion, fusion_of
 from latentrt.export.build.layers import layers_from_text
 from latentrt.export.build.onnx_cost import node_flops
 from latentrt.export.build.trt_builder import TrtBuilder
 from latentrt.export.build.trt_options import RTX_CAPABILITIES, BuildOptions
+from latentrt.export.quantize.forms import form_of
 
 pytestmark = pytest.mark.slow
 SIZES = {"B": 1, "G": 2, "h": 64, "w": 64, "S": 77}
@@ -42,6 +44,21 @@ def test_attention_norms_and_geglu_are_one_kernel_each(
         # Every operation belongs to a layer, and those with most of them are convolutions and attention.
         assert sum(row.flops for row in found.rows) == found.flops
         assert sum(row.share for row in found.rows) == pytest.approx(1)
+        assert {row.precision for row in found.rows if row.flops > found.flops / 100} == {"fp16"}
+
+
+@pytest.mark.parametrize("to", ["fp8", "int8"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_quantized_products_are_in_8_bits(graphs: dict[str, Path], name: str, to: str) -> None:
+    """Attention and norms stay fused. GELUs do not: their kernel quantizes what the next product reads."""
+    path = graphs[name].with_name(f"{to}.onnx")
+    layers = quantize_graph(graphs[name], path, form_of(to, "tensorrt"))
+    plain, found = (fused(one, "8.9") for one in (graphs[name], path))
+    assert (found.quantized.parts, found.quantized.others) == (layers, ())
+    assert plain.quantized.parts == 0
+    assert (found.attention, found.group_norm) == (plain.attention, plain.group_norm)
+    assert found.flops == plain.flops
+    if to == "fp8":  # with int8, TensorRT for RTX 1.7 has convolutions write float32
         assert {row.precision for row in found.rows if row.flops > found.flops / 100} == {"fp16"}
 
 

@@ -103,15 +103,20 @@ def test_parts_are_found_in_a_graph() -> None:
         helper.make_node("Softmax", ["o"], ["z"], name="last"),
         helper.make_node("Gelu", ["z"], ["e"], name="gelu"),
         helper.make_node("Attention", ["e", "e", "e"], ["out"], name="attention"),
+        helper.make_node("DequantizeLinear", ["a8", "scale"], ["a"], name="back1"),
+        helper.make_node("DequantizeLinear", ["b8", "scale"], ["b"], name="back2"),
+        helper.make_node("Conv", ["a", "b"], ["c"], name="both"),
+        helper.make_node("Conv", ["c", "b"], ["d"], name="weights alone"),
     ]
     parts = fusible_parts(helper.make_graph(nodes, "g", [], []))
     assert parts.attentions == ("attention", "softmax")
     assert parts.group_norms == {"norm1": "sigmoid"}
+    assert parts.quantized == ("both",)
     assert (parts.gelus, parts.products) == (("gelu",), {"scores", "mixed"})
 
 
 def test_layers_are_compared_with_the_graph() -> None:
-    half = LayerTensor("fp16", (10, 10))
+    half, byte = LayerTensor("fp16", (10, 10)), LayerTensor("fp8", (10, 10))
 
     def layer(name: str, *nodes: str, kind: str = "kgen", inputs: int = 1) -> Layer:
         return Layer(name, kind, "", (half,) * inputs, (), (half,), nodes)
@@ -124,17 +129,26 @@ def test_layers_are_compared_with_the_graph() -> None:
         layer("__myl_TranResh_myl0_4", "attention1"),
         layer("_gemm_mha_v2_myl0_5", "attention1"),
         layer("__myl_Fc_myl0_6", "linear", "gelu", kind="runtime_fusion"),
+        Layer("gemm_myl0_7", "gemm", "", (byte,), (), (half,), ("linear8",)),
+        Layer("gemm_myl0_8", "gemm", "", (half,), (), (half,), ("linear16",)),
+        # A kernel that multiplies the product before with its scale, computes GELU, and quantizes.
+        Layer("__myl_MulErf_myl0_9", "kgen", "", (half,), (), (byte,), ("linear16", "gelu16")),
     ]
     parts = Fusible(
-        ("attention1", "attention2"), {"norm1": "silu1", "norm2": "silu2"}, ("gelu",), frozenset({"linear"})
+        ("attention1", "attention2"),
+        {"norm1": "silu1", "norm2": "silu2"},
+        ("gelu", "gelu16"),
+        frozenset({"linear", "linear8", "linear16"}),
+        ("linear8", "linear16"),
     )
     found = fusion_of(layers, parts, {"attention1": 100 * 400 * OPERATIONS_PER_BYTE, "linear": 7})
     assert (found.attention.fused, found.attention.others) == (1, ("attention2",))
     assert (found.group_norm.fused, found.group_norm.others) == (1, ("norm2",))
-    assert (found.geglu.fused, found.geglu.others) == (1, ())
+    assert (found.geglu.fused, found.geglu.others) == (1, ("gelu16",))
+    assert (found.quantized.fused, found.quantized.others) == (1, ("linear16",))
     assert (found.copies, found.copied) == (2, 3 * 200)
     assert (found.rows[0].name, found.rows[0].flops) == ("_gemm_mha_v2_myl0_5", 100 * 400 * OPERATIONS_PER_BYTE)
-    total = 100 * 400 + 200 + 5 * 400  # in bytes, of which 400 are read and written by most layers
+    total = 100 * 400 + 200 + 5 * 400 + 400 + 2 * 300  # in bytes, of which 400 are read and written by most layers
     assert [row.share for row in found.rows[:2]] == pytest.approx([100 * 400 / total, 400 / total])
 
 
