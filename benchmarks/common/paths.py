@@ -7,6 +7,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 SHAPES_CHECKPOINT = ROOT / "tests" / "data" / "shapes"
 SHAPES_BUNDLE = ROOT / "engines" / "shapes"
+CALIBRATION = ROOT / "benchmarks" / "quality" / "calibration.txt"  # other prompts of the model `shapes`
 PROMPTS = ROOT / "tests" / "data" / "prompts.json"  # held-out prompts of the model `shapes`
 
 

@@ -46,6 +46,7 @@ PARTS: Mapping[str, Part] = {
     "older": Part(15, 90, ("tensorrt_rtx",), daring=True),
     "full_size": Part(45, 540, BACKENDS, quick=False),
     "ort_options": Part(60, 540, ("onnxruntime",), quick=False),
+    "quantized": Part(120, 540, BACKENDS[1:], quick=False),
     "latency": Part(60, 540, BACKENDS, quick=False),
     "training": Part(520, 600, quick=False),  # it trains for 450 seconds
 }

@@ -54,10 +54,12 @@ class Place:
         options: BuildOptions | None = None,
         *,
         sizes: Mapping[str, Sequence[str]] | None = None,
+        graphs: Sequence[str] = (),
     ) -> float:
         """Build missing engines without a progress bar; return the seconds.
 
-        `sizes` are those of `latentrt build`: height, width, batch, groups and tokens, each a list.
+        `sizes` are those of `latentrt build`: height, width, batch, groups and tokens, each a list. An empty `graphs`
+        builds all.
         """
         built = build_engines(
             self.bundle,
@@ -65,6 +67,7 @@ class Place:
             lambda opened: buckets_from_options(opened.manifest, **(sizes or {})),
             options,
             engines=folder,
+            graphs=graphs,
         )
         return sum(one.seconds or 0.0 for one in built)
 
