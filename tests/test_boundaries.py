@@ -63,6 +63,12 @@ ROOMS: dict[str, set[str]] = {
     # The embedded model has CLIP's tokenizer; the defaults of schedulers' classes decide what pipelines mend.
     "export.checkpoint": {"runtime.bundle", "runtime.scheduler", "runtime.weights", "engines"},
     "export.graphs": {"export.checkpoint", "runtime.bundle", "runtime.scheduler"},
+    # It runs what it makes, to calibrate and to judge.
+    "export.quantize": {
+        *("export.graphs", "runtime.backends", "runtime.bundle", "runtime.goldens", "runtime.loop"),
+        *("runtime.pipeline", "runtime.protocols", "runtime.request", "runtime.scheduler", "runtime.stages"),
+        "runtime.weights",
+    },
     "export.build": {"runtime.backends", "runtime.bundle", "runtime.gpu"},
     **{
         room: {
@@ -176,6 +182,7 @@ LIBRARIES: dict[str, set[str]] = {
 # What a room must not import although the table above lets it see a part of it.
 NEVER: dict[str, set[str]] = {
     "export.build": {"torch", "diffusers", "transformers"},
+    "export.quantize": {"torch", "diffusers", "transformers"},
     "export.checkpoint": {"onnx", "onnx_ir"},
 }
 

@@ -124,5 +124,10 @@ def check(options: QuantizeOptions, source: Bundle) -> None:
     for name in ("gate_mean", "gate_worst"):
         if not 0 < (value := getattr(options, name)) <= 1000:
             raise InputError(f"{name} is {value:g}; expected a number above 0, at most 1000")
+    if options.backend == "openvino" and source.manifest.recipe.precision == "bf16" and options.form.activation:
+        raise InputError(
+            f"{source.path} is bf16, and OpenVINO returns NaN for activations with scales in bf16: quantize an fp32 "
+            "bundle of the checkpoint, or --to int8-weights"
+        )
     if source.manifest.recipe.quantization is not None:
         raise InputError(f"{source.path} is quantized already: quantize the bundle that it was made from")

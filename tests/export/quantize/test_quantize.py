@@ -208,8 +208,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "is not a text in UTF-8" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["sd1-fp32", "sdxl-fp32", "sd2-fp16", "sd1-bf16", "sd1-inpaint-fp32", "lcm-fp32"])
-@pytest.mark.parametrize(("to", "target"), [("int8", "onnxruntime"), ("int8", "tensorrt"), ("fp8", "tensorrt")])
+@pytest.mark.parametrize(
+    ("name", "to", "target"),
+    [
+        ("sdxl-fp32", "int8", "onnxruntime"),
+        ("sd2-fp16", "fp8", "tensorrt"),
+        ("sd1-bf16", "int8", "tensorrt"),
+        ("sd1-inpaint-fp32", "fp8", "tensorrt"),
+        ("lcm-fp32", "int8", "onnxruntime"),
+    ],
+)
 @pytest.mark.slow
 def test_families(exported: Callable[[str], Exported], name: str, to: str, target: str, tmp_path: Path) -> None:
     source = Bundle.open(exported(name).bundle)
