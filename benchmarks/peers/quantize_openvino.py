@@ -10,6 +10,7 @@ those of the UNet calls of short pictures, as `latentrt quantize` is given them.
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 from optimum.intel import (
@@ -37,6 +38,8 @@ def quantize(model: Path, target: Path, mode: str, prompts: list[str], size: int
     pipe.scheduler.set_timesteps = lambda _, **options: set_timesteps(STEPS, **options)
     pipe.unet.config["sample_size"] = size // pipe.vae_scale_factor
     OVQuantizer(pipe).quantize(ov_config=OVConfig(quantization_config=config), save_directory=target)
+    for file in model.glob("tokenizer*/openvino_*"):  # the quantizer leaves them out
+        shutil.copyfile(file, target / file.relative_to(model))
 
 
 def main() -> None:
