@@ -214,8 +214,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("sdxl-fp32", "int8", "onnxruntime"),
         ("sd2-fp16", "fp8", "tensorrt"),
         ("sd1-bf16", "int8", "tensorrt"),
-        ("sd1-inpaint-fp32", "fp8", "tensorrt"),
-        ("lcm-fp32", "int8", "onnxruntime"),
     ],
 )
 @pytest.mark.slow
@@ -224,6 +222,6 @@ def test_families(exported: Callable[[str], Exported], name: str, to: str, targe
     made = quantize_bundle(source.path, tmp_path / "out", replace(QUICK, to=to, target=target)).bundle
     recipe = made.manifest.recipe.quantization
     assert recipe is not None
-    assert 1e-4 < recipe.error_mean < 0.4
+    assert 1e-4 < recipe.error_mean < QUICK.gate_mean
     rule = {layer.name for layer in chosen(find_layers(ir.load(source.path / "denoise.onnx").graph), 3.0)}
     assert quantized_weights(made.path / "denoise.onnx") == rule
