@@ -16,9 +16,8 @@ from support.exports import ROOT, Exported
 from support.native import built
 from support.simulator import Machine, machine
 from support.simulator import ort as simulated
-from support.simulator import tensorrt as simulated_trt
 
-from benchmarks.gpu import full_size, latency, native, ort_options, pictures, quantized, states, waits
+from benchmarks.gpu import full_size, latency, native, ort_options, pictures, states, waits
 from benchmarks.gpu.parts import PARTS, Job
 from benchmarks.gpu.places import Place
 from benchmarks.gpu.report import Report
@@ -28,9 +27,7 @@ from benchmarks.quality import cuda_noise
 from latentrt.export import cli as export_cli
 from latentrt.export.build.ort_graphs import chosen_rewrites
 from latentrt.runtime import BackendError, Pipeline
-from latentrt.runtime.backends.engine_fit import needed_graphs
 from latentrt.runtime.backends.trt.loaded_engine import LoadedEngine
-from latentrt.runtime.bundle import Bundle, EngineList
 from latentrt.runtime.cli.main import _parser
 from latentrt.runtime.gpu.launch import Launch
 from latentrt.runtime.loop.resident import Passed
@@ -217,77 +214,6 @@ def test_ort_options_stop_in_time(work: Path, monkeypatch: pytest.MonkeyPatch) -
             report = done("ort_options", place, steps=1, repetitions=1, seconds=seconds)
             assert report.passed, failed(report)
             assert report.notes[0].startswith(note)
-
-
-@pytest.fixture
-def rtx(exported: Callable[[str], Exported], work: Path) -> Place:
-    """Only TensorRT for RTX, with a small bundle in place of the full-size one."""
-    place = Place(work / "quantized", backends=RTX)
-    place.work.mkdir(exist_ok=True)
-    full_size.checkpoint_of(place).symlink_to(exported("sd1-fp32").checkpoint)
-    shutil.copytree(exported("sd1-fp32").bundle, full_size.bundle_of(place))
-    return place
-
-
-@pytest.fixture
-def _quick_quantization(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No ranking of layers; and no OpenVINO, which is forgotten with the simulated libraries, but imports only once."""
-    monkeypatch.setattr("latentrt.export.quantize.quantize.openvino_is_installed", lambda: False)
-    monkeypatch.setattr("latentrt.export.quantize.quantize._Quantizer._rank", lambda *_: None)
-
-
-LITTLE = quantized.Effort(steps=2, prompts=4, calibration=4, repetitions=1)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("_quick_quantization")
-def test_quantized(rtx: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both kinds of both models; engines that are the same are built once."""
-    with machine():
-        done("full_size", rtx, pixels=64, batches=(1,))
-        report = done("quantized", rtx, effort=LITTLE)
-        assert report.passed, failed(report)
-        assert [check["name"] for check in report.checks][:2] == [
-            f"tensorrt_rtx, shapes {kind}: latents" for kind in ("fp8", "int8")
-        ]
-        for name in ("shapes", "sd15"):
-            assert report.figures[f"tensorrt_rtx, {name} unquantized"].keys() == {"denoise_ms_a_call", "vae_decoder_ms"}
-            for kind in quantized.KINDS:
-                figures = report.figures[f"tensorrt_rtx, {name} {kind}"]
-                assert 1e-3 < figures["error_of_latents"] < 1
-                assert figures["denoise_over_unquantized"] > 0
-        built = [
-            {
-                record.graph
-                for record in EngineList.of_bundle(
-                    Bundle.open(rtx.work / f"sd15-{kind}"), rtx.engines(f"sd15-{kind}")
-                ).engines
-            }
-            for kind in quantized.KINDS
-        ]
-        assert built == [set(needed_graphs(Bundle.open(full_size.bundle_of(rtx)).manifest))] * 2
-    # Kernels that compute something else than the quantized bundle says.
-    shutil.rmtree(full_size.bundle_of(rtx))
-    compute = simulated_trt.ICudaEngine._compute
-    wrong = lambda self, inputs: [a * np.float32(1.3) if a.ndim == 5 else a for a in compute(self, inputs)]  # noqa: E731
-    monkeypatch.setattr(simulated_trt.ICudaEngine, "_compute", wrong)
-    monkeypatch.setattr(quantized, "KINDS", ("int8",))
-    with machine():
-        (found,) = failed(done("quantized", rtx, effort=LITTLE))
-    assert found.startswith("tensorrt_rtx, shapes int8: latents: ")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("_quick_quantization")
-def test_a_gpu_without_fp8_is_no_failure(work: Path) -> None:
-    place = Place(work / "quantized", backends=("tensorrt",))
-    with machine(capability="8.6"):
-        report = done("quantized", place, effort=LITTLE)
-    assert report.passed, failed(report)
-    assert {check["name"].split(":")[0] for check in report.checks} == {"tensorrt, shapes int8"}
-    (note, missing) = report.notes
-    assert "is fp8, which GPUs have from compute capability 8.9 on: this GPU has 8.6" in note
-    assert missing.endswith("does not exist: run the part full_size first")
 
 
 # --- planted faults are found -----------------------------------------------------------------------------------------
