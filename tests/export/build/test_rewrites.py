@@ -302,7 +302,8 @@ def test_they_draw_the_same(
         for loras, wanted in (({}, expected), ({lora: 0.7}, changed)):
             pipe.set_loras(loras)
             got = pipe(PROMPT, **FEW).latents
-            np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+            # Sums in another order, over three steps: up to 2.4e-5 on CPUs with AMX, less on others.
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=4e-5 * np.abs(wanted).max())
         path = str(pipe._backend._engines.get("denoise")._path)  # type: ignore[attr-defined]
     built = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
     assert {"BiasSplitGelu", "SkipLayerNormalization", "BiasAdd", "SkipGroupNorm"} < built
