@@ -4,20 +4,17 @@ All work happens in a temporary folder beside the target, so a failure or an int
 a kill leaves is removed by the next export or build of the same target.
 """
 
-import errno
 import gc
 import importlib.metadata
 import json
 import logging
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,16 +32,15 @@ from latentrt.export.graphs.fuse import blend_model, fuse_denoise
 from latentrt.export.graphs.onnx_export import TRANSPOSED, onnx_from_module
 from latentrt.export.graphs.onnx_files import dtype_name, save_graph, stored_weights
 from latentrt.export.graphs.precision import dtype_of, keep_unet_islands
-from latentrt.runtime.bundle import Bundle, manifest, takes
+from latentrt.runtime.bundle import Bundle, hashed_files, manifest, takes
 from latentrt.runtime.bundle.plan_files import pack_name
 from latentrt.runtime.bundle.strict_json import decode, encode
 from latentrt.runtime.errors import ExportError, ParityError
-from latentrt.runtime.files import sha256_of_file
-from latentrt.runtime.in_place import clear_leftovers, folder_put_in_place
 from latentrt.runtime.scheduler.plan_pack import PackWriter, add_default_schedulers
 
 from .goldens import Findings
 from .model_facts import defaults_of, golden_scheduler, model_of
+from .new_bundle import new_bundle, require_free
 
 logger = logging.getLogger(__name__)
 
@@ -99,17 +95,14 @@ def export_bundle(
     options = options or ExportOptions()
     out = Path(out)
     _check_options(options)
-    clear_leftovers(out)
-    if os.path.lexists(out) and not options.overwrite:
-        raise ExportError(f"{out} already exists. Choose another folder, or replace it with --overwrite.")
-    if out.exists() and not out.is_dir():
-        raise ExportError(f"{out} is not a folder: choose another name for the bundle")
+    require_free(out, overwrite=options.overwrite)
     checkpoint = Checkpoint.open(source)
     steps = options.num_inference_steps or checkpoint.preset.num_inference_steps
     if reason := golden_scheduler(checkpoint.configs["scheduler"], steps)[1]:
         logger.warning("calls must choose a scheduler, since the checkpoint's own cannot be used: %s", reason)
     # The checkpoint is hashed on a separate thread meanwhile.
-    with _new_bundle(out) as folder, ThreadPoolExecutor(1) as pool:
+    needs = "A bundle needs about as much space as the checkpoint."
+    with new_bundle(out, "export", needs) as folder, ThreadPoolExecutor(1) as pool:
         writer = _Writer(checkpoint, folder, options, pool.submit(checkpoint.record))
         for stage, work in zip(STAGES, writer.stages(), strict=True):
             progress(stage)
@@ -243,11 +236,6 @@ class _Writer:
 
     def write_manifest(self) -> None:
         assert self.findings is not None
-        files = {
-            file.relative_to(self.folder).as_posix(): manifest.File(file.stat().st_size, sha256_of_file(file))
-            for file in sorted(self.folder.rglob("*"))
-            if file.is_file()
-        }
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         content = manifest.Manifest(
             format=manifest.FORMATS[bool(self.packs)],
@@ -261,7 +249,7 @@ class _Writer:
             weights={name: tuple(uses) for name, uses in sorted(self.weights.items())},
             engines=(),
             golden=self.findings.golden,
-            files=files,
+            files=hashed_files(self.folder),
             plans=self.packs,
         )
         (self.folder / manifest.MANIFEST).write_text(manifest.manifest_json(content), encoding="utf-8")
@@ -341,19 +329,3 @@ def _symbols(graph: ir.Graph) -> list[str]:
             if not isinstance(dimension, int):
                 found.update(part for part in str(dimension.value).split("*") if not part.isdigit())
     return sorted(found)
-
-
-@contextmanager
-def _new_bundle(out: Path) -> Iterator[Path]:
-    """`folder_put_in_place`, with errors of the file system told as `ExportError`."""
-    try:
-        with folder_put_in_place(out) as folder:
-            yield folder
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(next(f for f in out.absolute().parents if f.exists())).free
-            raise ExportError(
-                f"the disk of {out.parent} is full ({free / 2**20:,.0f} MiB free); the new bundle has been removed. "
-                "A bundle needs about as much space as the checkpoint."
-            ) from error
-        raise ExportError(f"the export to {out} failed: {error}") from error

@@ -128,8 +128,9 @@ class Pipeline:
         folder = None if engines is None else Path(engines)
         loaded = load_backend(bundle, backend, device, engines=folder, trust_engines=trust_engines)
         logger.info("%s on %s", bundle.path, loaded.name)
-        for hint in cpu_hints(bundle.manifest) if loaded.name.endswith("-cpu") else ():
-            logger.info("%s", hint)
+        if loaded.name.endswith("-cpu") and logger.isEnabledFor(logging.INFO):
+            for hint in cpu_hints(bundle.manifest):
+                logger.info("%s", hint)
         return cls(bundle, loaded)
 
     @property

@@ -65,7 +65,14 @@ ROOMS: dict[str, set[str]] = {
     "export.graphs": {"export.checkpoint", "runtime.bundle", "runtime.scheduler"},
     # It runs what it makes, to calibrate and to judge.
     "export.quantize": {
-        *("export.graphs", "runtime.backends", "runtime.bundle", "runtime.goldens", "runtime.loop"),
+        *(
+            "export.graphs",
+            "export.new_bundle",
+            "runtime.backends",
+            "runtime.bundle",
+            "runtime.goldens",
+            "runtime.loop",
+        ),
         *("runtime.pipeline", "runtime.protocols", "runtime.request", "runtime.scheduler", "runtime.stages"),
         "runtime.weights",
     },
@@ -74,6 +81,7 @@ ROOMS: dict[str, set[str]] = {
         room: {
             *("export.checkpoint", "export.graphs", "export.write", "export.goldens", "export.latent_rgb"),
             *(
+                "export.new_bundle",
                 "export.model_facts",
                 "runtime.bundle",
                 "runtime.latents",
@@ -86,6 +94,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "export.parity_child": {"export.parity"},
     "export.cli": {"export.checkpoint", "export.write", "runtime.bundle", "runtime.weights"},
+    "export.new_bundle": set(),
     "export": set(),
     "engines": set(),
     "serve": set(),

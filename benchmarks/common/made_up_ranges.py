@@ -16,11 +16,12 @@ from latentrt.export.quantize.forms import Form, form_of
 from latentrt.export.quantize.insert import insert
 from latentrt.export.quantize.layers import chosen, find_layers
 from latentrt.export.quantize.new_manifest import write_manifest
+from latentrt.export.quantize.report import REPORT
+from latentrt.export.quantize.temporary import link, take_others
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.manifest import QUANTIZED, QUANTIZED_FOR, Quantization
 
 RANGE = (-8.0, 8.0)  # of all activations
-REPORT = "quantization.json"
 
 
 def with_made_up_ranges(source: Path, out: Path, to: str, *, target: str = "tensorrt", level: float = 3.0) -> int:
@@ -31,10 +32,7 @@ def with_made_up_ranges(source: Path, out: Path, to: str, *, target: str = "tens
     bundle, form = Bundle.open(source), form_of(to, target)
     graph = bundle.graph("denoise")
     out.mkdir(parents=True)
-    for file in bundle.manifest.files:
-        if file not in (graph.file, f"{graph.file}.data") and not file.startswith("engines/"):
-            (out / file).parent.mkdir(parents=True, exist_ok=True)
-            (out / file).symlink_to(bundle.file(file).resolve())
+    take_others(bundle, out, graph.files, link)
     count = quantize_graph(
         bundle.file(graph.file), out / graph.file, form, level, compact=bundle.manifest.recipe.compact
     )

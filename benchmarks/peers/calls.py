@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common.harness import Measurement, Target, finish, interleaved, show_environment, show_table
 from latentrt.runtime import Pipeline
+from latentrt.runtime.goldens import relative_error
 from latentrt.runtime.loop.resident import run
 from latentrt.runtime.request import Request
 
@@ -67,9 +68,9 @@ def write_inputs(arguments: argparse.Namespace, scheduler: Mapping[str, Any], fi
     )
 
 
-def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Norm of the difference over the norm of what is expected; inf if it is not finite."""
-    error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+def error_of(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The relative error; inf if it is not finite."""
+    error = relative_error(found, expected)
     return error if math.isfinite(error) else math.inf
 
 
@@ -104,8 +105,8 @@ def judge(name: str, case: Case, reference: str, folder: Path, outcome: Outcome)
         return
     found = np.load(file)
     if (own := folder / f"{case.own}.npy").exists() and case.own in outcome.facts:
-        facts["psnr own"] = [decibels(relative_error(found, np.load(own)))]
-    facts["error"] = error = relative_error(found, np.load(folder / f"{reference}.npy"))
+        facts["psnr own"] = [decibels(error_of(found, np.load(own)))]
+    facts["error"] = error = error_of(found, np.load(folder / f"{reference}.npy"))
     largest = LARGEST_REDUCED_ERROR if case.own else LARGEST_ERROR
     if error > largest:
         outcome.drop(name, f"predicts something else: relative error {error:.2g}, expected at most {largest:g}")

@@ -22,7 +22,7 @@ _SAVING = ".saving"  # folder in which a graph is saved before it is put in plac
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Built:
-    """An engine in the list: its record, size in bytes, build time; `seconds` is None if it already existed.
+    """An engine in the list: its record, size in bytes and build time; `seconds` is None if it already existed.
 
     Attributes:
         attempts: milliseconds of a run of each build, where several were made to keep the fastest.
@@ -44,7 +44,7 @@ def require_unaltered(bundle: Bundle, graphs: Sequence[str]) -> None:
     for name in graphs:
         if name not in known:
             raise InputError(f"{bundle.path}: {unknown('graph', name, known)}")
-    files = [f for name in graphs or known for f in (known[name].file, f"{known[name].file}.data")]
+    files = [file for name in graphs or known for file in known[name].files]
     altered = bundle.altered_files(only=files)
     if altered:
         raise ExportError(f"{bundle.path}: altered: {', '.join(altered)}. Copy the bundle again, or export it again.")

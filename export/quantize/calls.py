@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +33,7 @@ class Call:
 
 
 class Caller:
-    """A bundle on a backend of the CPU. Close it, or use it in `with`."""
+    """A bundle on a backend of the CPU. Close it."""
 
     def __init__(self, bundle: Bundle, backend: str, note: Note = lambda *_: None) -> None:
         """`note` is told the outputs of text encoders, `denoise` and the VAE's decoder."""
@@ -117,14 +116,6 @@ class Caller:
     def close(self) -> None:
         """Free all memory."""
         self._stages.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def call_options(bundle: Bundle, *, steps: int | None, height: int | None, width: int | None) -> CallOptions:

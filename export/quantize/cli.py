@@ -6,11 +6,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from latentrt.runtime.bundle.manifest import QUANTIZED
+from latentrt.runtime.bundle.manifest import QUANTIZED, QUANTIZED_FOR
 from latentrt.runtime.errors import InputError, LatentRTError
 from latentrt.runtime.weights import file_and_weight
 
-_FOR = ("cpu", "openvino", "onnxruntime", "tensorrt")
 EXAMPLES = """examples:
   latentrt quantize engines/sd15 engines/sd15-int8 --to int8 --calibrate prompts.txt
   latentrt quantize engines/sd15-fp16 engines/sd15-fp8 --to fp8
@@ -36,7 +35,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--for",
         dest="target",
-        choices=_FOR,
+        choices=("cpu", *QUANTIZED_FOR),
         help="default: tensorrt for fp8, else cpu: OpenVINO where it is installed, else ONNX Runtime",
     )
     parser.add_argument(

@@ -69,26 +69,35 @@ def find_layers(graph: ir.Graph) -> list[Layer]:
 
 def chosen(layers: Iterable[Layer], level: float) -> list[Layer]:
     """The layers that are quantized at a level. Raises `InputError` for an unknown level."""
+    kinds = kinds_at(level)
+    return [layer for layer in layers if layer.kind in kinds and not layer.kept]
+
+
+def kinds_at(level: float) -> set[str]:
+    """The kinds of layers that are quantized at a level. Raises `InputError` for an unknown level."""
     if level not in LEVELS:
         known = ", ".join(f"{number:g} ({kind})" for number, kind in LEVELS.items())
         raise InputError(f"level is {level:g}; expected one of {known}; each adds to those before it")
-    kinds = {kind for number, kind in LEVELS.items() if number <= level}
-    return [layer for layer in layers if layer.kind in kinds and not layer.kept]
+    return {kind for number, kind in LEVELS.items() if number <= level}
 
 
 def _weight(node: ir.Node) -> ir.Value | None:
     """The initializer behind input 1 of a weighted layer with a float activation; None for other nodes."""
     if node.op_type not in _WEIGHTED or len(node.inputs) < 2:
         return None
-    activation, value = node.inputs[0], node.inputs[1]
-    if activation is None or value is None or activation.const_value is not None:
+    activation, weight = node.inputs[0], constant(node.inputs[1])
+    if activation is None or activation.const_value is not None:
         return None
-    cast = value.producer()
-    if cast is not None and cast.op_type == "Cast":
-        value = cast.inputs[0]
-    if value is None or value.const_value is None or value.dtype not in _FLOATS or len(value.const_value.shape) < 2:
+    if weight is None or weight.const_value is None or weight.dtype not in _FLOATS or len(weight.const_value.shape) < 2:
         return None
-    return value
+    return weight
+
+
+def constant(value: ir.Value | None) -> ir.Value | None:
+    """The constant behind a value, which a Cast may follow; None if the value is computed."""
+    producer = None if value is None else value.producer()
+    source = producer.inputs[0] if producer is not None and producer.op_type == "Cast" else value
+    return None if source is None or source.const_value is None else source
 
 
 def _kept_by_rule(node: ir.Node, weight: ir.Value, weighted: dict[ir.Node, ir.Value]) -> str:
@@ -118,8 +127,7 @@ def _kind(node: ir.Node) -> str:
 
 def _is_attention(node: ir.Node) -> bool:
     """Whether it is attention, as one operator, or as its first or last product."""
-    computed = [value for value in node.inputs if value is not None and not _is_constant(value)]
-    return node.op_type == "Attention" or (node.op_type == "MatMul" and len(computed) == 2)
+    return node.op_type == "Attention" or (node.op_type == "MatMul" and len(_computed(node)) == 2)
 
 
 def _reaches(node: ir.Node, step: Callable[[ir.Node], Iterator[ir.Node]], found: Callable[[ir.Node], bool]) -> bool:
@@ -148,8 +156,7 @@ def _after_constants(node: ir.Node) -> Iterator[ir.Node]:
     """Users of a layer's output, and of what only constants and reshapes have changed since."""
     if node.op_type in _RESHAPES or node.op_type in _WEIGHTED:
         return _after(node)
-    others = [value for value in node.inputs if value is not None and not _is_constant(value)]
-    return _after(node) if node.op_type in _ELEMENTWISE and len(others) == 1 else iter(())
+    return _after(node) if node.op_type in _ELEMENTWISE and len(_computed(node)) == 1 else iter(())
 
 
 def _before_elementwise(node: ir.Node) -> Iterator[ir.Node]:
@@ -161,8 +168,6 @@ def _before_elementwise(node: ir.Node) -> Iterator[ir.Node]:
     return (other for other in _before(node) if other.op_type not in _WEIGHTED) if passes else iter(())
 
 
-def _is_constant(value: ir.Value) -> bool:
-    producer = value.producer()
-    if producer is not None and producer.op_type == "Cast" and producer.inputs[0] is not None:
-        value = producer.inputs[0]
-    return value.const_value is not None
+def _computed(node: ir.Node) -> list[ir.Value]:
+    """The inputs that are not constant."""
+    return [value for value in node.inputs if value is not None and constant(value) is None]

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from latentrt.runtime.bundle import Bundle, File, Golden, Manifest, Weight, manifest
-from latentrt.runtime.files import sha256_of_file
+from latentrt.runtime.bundle import Bundle, Golden, Manifest, Weight, hashed_files, manifest
 from latentrt.runtime.goldens import verify_goldens
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.protocols import Backend
@@ -19,8 +18,7 @@ _MOST, _LEAST_PSNR = 0.5, 10.0
 
 def source_sha256(source: Bundle, loras: Mapping[Path | str, float]) -> str:
     """A hash of all graphs and weights of a bundle, and of LoRAs with their factors."""
-    files = {graph.file for graph in source.manifest.graphs.values()}
-    files |= {f"{file}.data" for file in files}
+    files = {file for graph in source.manifest.graphs.values() for file in graph.files}
     parts = [f"{name} {entry.sha256}" for name, entry in sorted(source.manifest.files.items()) if name in files]
     parts += [f"{sha256_of_lora(Path(path))} {factor!r}" for path, factor in loras.items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -28,9 +26,8 @@ def source_sha256(source: Bundle, loras: Mapping[Path | str, float]) -> str:
 
 def size_of(bundle: Bundle, graph: str) -> int:
     """Bytes of a graph and its weights."""
-    file = bundle.path / bundle.graph(graph).file
-    data = file.with_name(f"{file.name}.data")
-    return file.stat().st_size + (data.stat().st_size if data.exists() else 0)
+    files = [bundle.path / name for name in bundle.graph(graph).files]
+    return sum(file.stat().st_size for file in files if file.exists())
 
 
 def with_limits(bundle: Bundle, backend: Backend) -> Golden | None:
@@ -54,11 +51,6 @@ def _raised(limit: float, value: float) -> float:
 
 def write_manifest(folder: Path, source: Manifest, quantization: manifest.Quantization, golden: Golden | None) -> None:
     """Write `bundle.json` of a folder that holds everything else."""
-    files = {
-        file.relative_to(folder).as_posix(): File(file.stat().st_size, sha256_of_file(file))
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
     content = replace(
         source,
         format=manifest.FORMATS[1],
@@ -66,7 +58,7 @@ def write_manifest(folder: Path, source: Manifest, quantization: manifest.Quanti
         weights=_weights(source, quantization.graphs),
         engines=(),
         golden=golden,
-        files=files,
+        files=hashed_files(folder),
     )
     (folder / manifest.MANIFEST).write_text(manifest.manifest_json(content), encoding="utf-8")
 

@@ -52,7 +52,7 @@ def observe(model: ir.Model, layers: Iterable[Layer]) -> Watched:
             if value.name not in rows:
                 rows[str(value.name)] = _range(tape, value)
         if activation.name not in maxima and maker(layer) is not None:
-            maxima[str(activation.name)] = _channel_maxima(tape, activation), _inputs_of(layer)
+            maxima[str(activation.name)] = _channel_maxima(tape, activation), layer.shape[0]
     outputs = [_output(tape, RANGES, [*rows.values()], [len(rows), 2])]
     if maxima:
         width = sum(size for _, size in maxima.values())
@@ -62,11 +62,6 @@ def observe(model: ir.Model, layers: Iterable[Layer]) -> Watched:
         model.graph.register_initializer(value)
     model.graph.outputs.extend(outputs)
     return Watched(tuple(rows), {name: size for name, (_, size) in maxima.items()})
-
-
-def _inputs_of(layer: Layer) -> int:
-    assert layer.weight.const_value is not None
-    return int(layer.weight.const_value.shape.numpy()[0])
 
 
 def _range(tape: Tape, value: ir.Value) -> ir.Value:
@@ -114,10 +109,11 @@ class Calibration:
 
     def note(self, graph: str, outputs: Outputs) -> None:
         """Add a run of a graph."""
-        if graph in self.watched:
-            new, signs = outputs[RANGES].copy(), np.array([-1, 1], np.float32)
-            self.ranges[graph] = signs * np.maximum(signs * new, signs * self.ranges.get(graph, new))
-        if graph in self.watched and CHANNELS in outputs:
+        if graph not in self.watched:
+            return
+        new, signs = outputs[RANGES].copy(), np.array([-1, 1], np.float32)
+        self.ranges[graph] = signs * np.maximum(signs * new, signs * self.ranges.get(graph, new))
+        if CHANNELS in outputs:
             maxima = outputs[CHANNELS].copy()
             self.channels[graph] = np.maximum(maxima, self.channels.get(graph, maxima))
 

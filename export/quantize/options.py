@@ -7,14 +7,15 @@ from pathlib import Path
 
 from latentrt.runtime.backends.openvino_backend import openvino_is_installed
 from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.bundle.manifest import QUANTIZED
+from latentrt.runtime.bundle.manifest import QUANTIZED, QUANTIZED_FOR
 from latentrt.runtime.errors import InputError, unknown
 
 from .forms import Form, form_of
-from .layers import LEVELS
+from .layers import kinds_at
 from .observe import Calibration
 
-TARGETS = ("cpu", "openvino", "onnxruntime", "tensorrt")
+TARGETS = ("cpu", *QUANTIZED_FOR)
+_NEVER = ("blend", "time", "context")  # graphs that run once, or without weights
 # Of every so many prompts, the last is left out of the calibration, for the gate.
 HELD_OUT = 4
 PROMPTS = (
@@ -104,14 +105,11 @@ def check(options: QuantizeOptions, source: Bundle) -> None:
         raise InputError(unknown("quantization", options.to, QUANTIZED))
     if options.target not in TARGETS:
         raise InputError(unknown("target", options.target, TARGETS))
-    assert options.form
-    if options.level not in LEVELS:
-        known = ", ".join(f"{level:g} ({kind})" for level, kind in LEVELS.items())
-        raise InputError(f"level is {options.level:g}; expected one of {known}; each adds to those before it")
+    form_of(options.to, options.backend)
+    kinds_at(options.level)
     for name in options.graphs:
-        if name not in source.manifest.graphs or name in ("blend", "time", "context"):
-            known_graphs = [name for name in source.manifest.graphs if name not in ("blend", "time", "context")]
-            raise InputError(unknown("graph", name, known_graphs))
+        if name not in (known := [name for name in source.manifest.graphs if name not in _NEVER]):
+            raise InputError(unknown("graph", name, known))
     if "denoise" not in options.graphs and options.keep_float:
         raise InputError("keep_float counts layers of denoise, which is not quantized")
     if len(options.prompts) < HELD_OUT:

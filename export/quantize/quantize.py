@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from latentrt.export.graphs.onnx_files import load_in_full, save_graph
+from latentrt.export.new_bundle import new_bundle, require_free
 from latentrt.runtime.backends.openvino_backend import openvino_is_installed
 from latentrt.runtime.bundle import Bundle, Golden
 from latentrt.runtime.bundle.manifest import Quantization
 from latentrt.runtime.errors import ExportError, InputError
-from latentrt.runtime.in_place import clear_leftovers, folder_put_in_place
 
 from .calls import Caller, call_options
 from .gate import Measured, measure, references
@@ -26,7 +27,7 @@ from .options import QuantizeOptions, check
 from .ranking import costs, needed_in_float, with_switches
 from .report import REPORT, LayerRow, lines, report_json
 from .smooth import smooth
-from .temporary import in_float32, is_float32, with_models
+from .temporary import in_float32, is_float32, take_others, with_models
 
 CALIBRATION = "quantization.safetensors"
 _GATE_SEED = 1000
@@ -52,16 +53,12 @@ def quantize_bundle(
     """
     bundle, out = Bundle.open(source), Path(out)
     check(options, bundle)
-    clear_leftovers(out)
     if out.resolve() == bundle.path.resolve():
         raise ExportError(f"{out} is the bundle itself: a quantized bundle is another one")
-    if out.exists() and not options.overwrite:
-        raise ExportError(f"{out} already exists. Choose another folder, or replace it with --overwrite.")
-    try:
-        with folder_put_in_place(out) as folder:
-            said = _Quantizer(bundle, folder, options, progress).run()
-    except OSError as error:
-        raise ExportError(f"{out} cannot be written: {error}") from error
+    require_free(out, overwrite=options.overwrite)
+    needs = "Meanwhile, a quantized bundle needs about twice the space of its source in float32."
+    with new_bundle(out, "quantization", needs) as folder:
+        said = _Quantizer(bundle, folder, options, progress).run()
     return Quantized(Bundle.open(out), said)
 
 
@@ -106,7 +103,7 @@ class _Quantizer:
         watched = {name: observe(model, find_layers(model.graph)) for name, model in models.items()}
         observed = with_models(full, self.work / "observed", models, own_weights=False)
         self.calibration = known or Calibration(self.source_sha256, options.prompts, watched)
-        with Caller(observed, self._backend) as caller:
+        with closing(Caller(observed, self._backend)) as caller:
             if names:
                 caller.note = self.calibration.note
                 tick = self._ticks("calibrate", len(options.calibration_prompts))
@@ -156,12 +153,8 @@ class _Quantizer:
     def _written(self, kept: Sequence[str]) -> Bundle:
         """Write the quantized graphs, and copy all else; the bundle's manifest is still that of its source."""
         manifest = self.source.manifest
-        new = {manifest.graphs[name].file for name in self.options.graphs}
-        new |= {f"{file}.data" for file in new}
-        for file in manifest.files:
-            if file not in new and not file.startswith("engines/"):
-                (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.source.file(file), self.folder / file)
+        new = [file for name in self.options.graphs for file in manifest.graphs[name].files]
+        take_others(self.source, self.folder, new, shutil.copyfile)
         for name in self.options.graphs:
             model = load_in_full(self.source.file(manifest.graphs[name].file))
             everything = find_layers(model.graph)
@@ -184,7 +177,7 @@ class _Quantizer:
             backend = "openvino"
         else:  # ONNX Runtime computes every form as it is written
             bundle, backend = self._in_float32(bundle, "judged"), "onnxruntime"
-        with Caller(bundle, backend) as caller:
+        with closing(Caller(bundle, backend)) as caller:
             tick = self._ticks("judge", 2 * len(self.references))
             measured = measure(caller, self.references, self.call_options, tick=tick)
             if measured.mean <= options.gate_mean and measured.worst <= options.gate_worst:

@@ -6,6 +6,7 @@ of the whole error, so they also say how many layers must stay in float.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from itertools import chain
 
 import numpy as np
@@ -40,7 +41,7 @@ def costs(
     height, width = (max(64, (options[side] or 0) // 4 // 64 * 64) for side in ("height", "width"))
     small: CallOptions = {**options, "num_inference_steps": _STEPS, "height": height, "width": width}
     found = {}
-    with Caller(bundle, "onnxruntime") as caller:
+    with closing(Caller(bundle, "onnxruntime")) as caller:
         trajectory = caller.trajectory(prompt, seed, small)
         predict = caller.predictor(trajectory, {ONLY: only})
         calls = [*caller.calls(trajectory, {ONLY: only})]
@@ -98,8 +99,7 @@ def _multiplied(
     graph: ir.Graph, quantized: ir.Value | None, scale: NDArray[np.float32], layer: Layer
 ) -> tuple[list[ir.Node], ir.Value]:
     """A weight without DequantizeLinear, which ONNX Runtime fuses with products, and fails to inside of branches."""
-    assert layer.weight.const_value is not None
-    sides = [-1 if axis == layer.channels and scale.ndim else 1 for axis in range(len(layer.weight.const_value.shape))]
+    sides = [-1 if axis == layer.channels and scale.ndim else 1 for axis in range(len(layer.shape))]
     tape, name = Tape(), f"{layer.name}.steps"
     steps = tape.initializer(ir.tensor(scale.reshape(sides), name=name), name)
     graph.register_initializer(steps)

@@ -12,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .layers import Layer
+from .insert import Ranges
+from .layers import Layer, constant
 
 _LEAST = 1e-5
-Ranges = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,13 +53,13 @@ def _gated(product: ir.Node) -> Maker | None:
     added = split.inputs[0].producer() if split.inputs[0] is not None else None
     places = []
     if added is not None and added.op_type == "Add":
-        bias = next((i for i, value in enumerate(added.inputs) if _is_constant(value)), None)
+        bias = next((i for i, value in enumerate(added.inputs) if constant(value) is not None), None)
         if bias is None:
             return None
         places.append((added, bias))
         other = added.inputs[1 - bias]
         added = None if other is None else other.producer()
-    if len(split.outputs) != 2 or added is None or added.op_type != "MatMul" or not _is_constant(added.inputs[1]):
+    if len(split.outputs) != 2 or added is None or added.op_type != "MatMul" or constant(added.inputs[1]) is None:
         return None
     if any(len([*value.uses()]) != 1 for value in (split.inputs[0], split.outputs[number]) if value is not None):
         return None
@@ -111,7 +111,8 @@ def _divide(graph: ir.Graph, node: ir.Node, index: int, start: int, factors: NDA
     assert value is not None
     array = _array(value).copy()
     array[..., start : start + len(factors)] /= factors
-    source = _source(value)
+    source = constant(value)
+    assert source is not None
     if node.op_type == "MatMul":
         _set(source, array)
         return
@@ -127,24 +128,8 @@ def _set(value: ir.Value, array: NDArray[np.float32]) -> None:
     value.const_value = ir.Tensor(array.astype(dtype.numpy()), dtype=dtype, name=value.name)
 
 
-def _source(value: ir.Value) -> ir.Value:
-    """The constant itself, before a Cast."""
-    cast = value.producer()
-    source = value if cast is None else cast.inputs[0]
+def _array(value: ir.Value | None) -> NDArray[np.float32]:
+    source = constant(value)
     assert source is not None
-    return source
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    if value is None:
-        return False
-    cast = value.producer()
-    if cast is None or (cast.op_type == "Cast" and cast.inputs[0] is not None):
-        return _source(value).const_value is not None
-    return False
-
-
-def _array(value: ir.Value) -> NDArray[np.float32]:
-    tensor = _source(value).const_value
-    assert tensor is not None
-    return tensor.numpy().astype(np.float32)
+    assert source.const_value is not None
+    return source.const_value.numpy().astype(np.float32)

@@ -1,6 +1,6 @@
 """Bundles that exist while another is quantized: with other graphs, and all else linked from their source."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +22,8 @@ def with_models(source: Bundle, folder: Path, models: Mapping[str, ir.Model], *,
     """
     folder.mkdir()
     graphs = dict(source.manifest.graphs)
-    own = {graphs[name].file for name in models}
-    own |= {f"{file}.data" for file in own} if own_weights else set()
-    for file in source.manifest.files:
-        if file not in own and not file.startswith("engines/"):
-            _link(source.file(file), folder / file)
+    own = [file for name in models for file in graphs[name].files[: 1 + own_weights]]
+    take_others(source, folder, own, link)
     for name, model in models.items():
         path = folder / graphs[name].file
         if own_weights:
@@ -41,11 +38,7 @@ def in_float32(source: Bundle, folder: Path) -> Bundle:
     """The same bundle in float32, in a new folder: what its graphs compute, without their rounding."""
     folder.mkdir()
     manifest = source.manifest
-    files = {graph.file for graph in manifest.graphs.values()}
-    files |= {f"{file}.data" for file in files}
-    for file in manifest.files:
-        if file not in files and not file.startswith("engines/"):
-            _link(source.file(file), folder / file)
+    take_others(source, folder, [file for graph in manifest.graphs.values() for file in graph.files], link)
     for graph in manifest.graphs.values():
         float32_twin(source.file(graph.file), folder / graph.file)
     graphs = {
@@ -79,6 +72,14 @@ def _spec(value: ir.Value) -> TensorSpec:
     return TensorSpec(str(value.name), dtype_name(value.dtype), tuple(int(size) for size in value.shape.numpy()))
 
 
-def _link(source: Path, place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.symlink_to(source.resolve())
+def take_others(source: Bundle, folder: Path, own: Collection[str], take: Callable[[Path, Path], object]) -> None:
+    """`take(file, place)` of all files of a bundle but its engines and `own`, into another folder."""
+    for name in source.manifest.files:
+        if name not in own and not name.startswith("engines/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            take(source.file(name), folder / name)
+
+
+def link(file: Path, place: Path) -> None:
+    """Make `place` a link to a file."""
+    place.symlink_to(file.resolve())

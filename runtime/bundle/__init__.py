@@ -1,6 +1,6 @@
 """The bundle on disk: manifest, files, engines and tensor sizes. Knows nothing about running graphs."""
 
-from .bundle import Bundle
+from .bundle import Bundle, hashed_files
 from .engine_list import EngineList, types_text
 from .manifest import Defaults, EngineRecord, File, Golden, Graph, Manifest, Model, TensorSpec, TextEncoder, Weight
 from .sizes import Sizes, shape_at, sizes_of_inputs, sizes_text, takes
@@ -19,6 +19,7 @@ __all__ = [
     "TensorSpec",
     "TextEncoder",
     "Weight",
+    "hashed_files",
     "shape_at",
     "sizes_of_inputs",
     "sizes_text",

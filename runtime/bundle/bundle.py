@@ -13,7 +13,7 @@ from latentrt.runtime.errors import BundleError, shown
 from latentrt.runtime.files import read_json, sha256_of_file
 
 from .checks import faults
-from .manifest import FORMATS, MANIFEST, SECOND_KEYS, Graph, Manifest
+from .manifest import FORMATS, MANIFEST, SECOND_KEYS, File, Graph, Manifest
 from .strict_json import StrictJSONError, decode
 
 
@@ -82,6 +82,15 @@ class Bundle:
             return sha256_of_file(self.file(name), progress)
         except OSError as error:
             raise BundleError(f"{self.path / name} cannot be read: {error}") from error
+
+
+def hashed_files(folder: Path) -> dict[str, File]:
+    """All files of a folder as a manifest lists them, by name."""
+    return {
+        file.relative_to(folder).as_posix(): File(file.stat().st_size, sha256_of_file(file))
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -76,20 +76,14 @@ class EngineList:
             raise BundleError(f"{self.folder} lists the engine {file[:80]!r}, which is not one of its files")
         return self.folder / name
 
-    def data_path(self, record: EngineRecord) -> Path | None:
-        """Path of an engine's external data, as `path`; None if there is none."""
-        data = f"{record.file}.data"
-        return self._path(data) if data in self.files else None
-
     def intact(self, record: EngineRecord) -> bool:
         """Whether an engine and its external data exist with their sha256.
 
         Hashes are cached by the file's size, mtime and inode.
         """
-        paths = {record.file: self.path(record)}
-        if (data := self.data_path(record)) is not None:
-            paths[f"{record.file}.data"] = data
-        return all(_is_intact(path, self.files[name]) for name, path in paths.items())
+        data = f"{record.file}.data"
+        names = (record.file, data) if data in self.files else (record.file,)
+        return all(_is_intact(self._path(name), self.files[name]) for name in names)
 
 
 def _is_intact(path: Path, expected: File) -> bool:

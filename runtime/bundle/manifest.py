@@ -60,7 +60,7 @@ class Quantization:
         report: file that lists the layers and what each costs.
         calibration: file with the ranges of the activations; null for weights alone.
         prompts, prompts_sha256: number and hash of the prompts of calibration and gate.
-        source_sha256: hash of the source's quantized graphs and their weights.
+        source_sha256: hash of all graphs and weights of the source, and of the LoRAs that were merged.
         gate_mean, gate_worst: the most error that was allowed, as mean and at any call.
         error_mean, error_worst: relative L2 error of the guided prediction at each call of the source's trajectory.
         psnr: median PSNR in dB of pictures against the source's; 1000 for equal pictures.
@@ -179,6 +179,11 @@ class Graph:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     dimensions: dict[str, Range]
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """The ONNX file and its external data, which a graph without weights has not."""
+        return self.file, f"{self.file}.data"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(f"\n{'graph':14} {'MiB':>9}  {'outputs'}")
     for name, graph in manifest.graphs.items():
-        size = sum(f.size for path, f in manifest.files.items() if path in (graph.file, f"{graph.file}.data"))
+        size = sum(f.size for path, f in manifest.files.items() if path in graph.files)
         outputs = [f"{o.name} {o.dtype} ({', '.join(map(str, o.shape))})" for o in graph.outputs]
         more = f" and {len(outputs) - 2} more" if len(outputs) > 2 else ""
         print(f"{name:14} {size / 2**20:9,.1f}  {', '.join(outputs[:2])}{more}")

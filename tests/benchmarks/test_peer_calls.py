@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.peers import environments
-from benchmarks.peers.calls import decibels, measure, relative_error, smaller, unet_megabytes
+from benchmarks.peers.calls import decibels, error_of, measure, smaller, unet_megabytes
 from benchmarks.peers.compare import EQUAL, Case, Outcome
 from benchmarks.peers.environments import PeerError
 from benchmarks.peers.goals import precision_goals
@@ -84,8 +84,8 @@ def test_calls_are_compared_with_the_first_case_and_with_their_own(tmp_path: Pat
 
 def test_an_error_that_is_no_number_is_infinite() -> None:
     ones = np.ones((1, 4, 2, 2), np.float32)
-    assert relative_error(ones * np.nan, ones) == math.inf
-    assert relative_error(ones * 1.5, ones) == pytest.approx(0.5)
+    assert error_of(ones * np.nan, ones) == math.inf
+    assert error_of(ones * 1.5, ones) == pytest.approx(0.5)
     assert decibels(0.1) == pytest.approx(20)
     assert decibels(0) == EQUAL
 
