@@ -21,7 +21,7 @@ _TYPES = {
     ir.DataType.UINT8: (np.uint8, 255.0),
     ir.DataType.FLOAT8E4M3FN: (ml_dtypes.float8_e4m3fn, 448.0),
 }
-_LEAST = 1e-7  # of a scale: float16 has no smaller normal share of it
+_LEAST = 1e-7  # of a range: what is always 0 needs a scale, too
 
 
 def insert(model: ir.Model, layers: Iterable[Layer], form: Form, ranges: Ranges) -> None:
@@ -156,8 +156,11 @@ def _quantized(steps: NDArray[np.float32], dtype: ir.DataType) -> NDArray[np.gen
 
 
 def _rounded(scale: NDArray[np.float32], float_type: ir.DataType) -> NDArray[np.float32]:
-    """The scale as it is stored, so that weights are multiples of what they are multiplied with."""
-    return scale.astype(float_type.numpy()).astype(np.float32)
+    """The scale as it is stored, so that weights are multiples of what they are multiplied with; never 0."""
+    dtype = float_type.numpy()
+    least = float(ml_dtypes.finfo(dtype).smallest_subnormal)  # type: ignore[no-untyped-call]
+    stored: NDArray[np.float32] = np.maximum(scale.astype(dtype).astype(np.float32), np.float32(least))
+    return stored
 
 
 def _float_type(layer: Layer) -> ir.DataType:

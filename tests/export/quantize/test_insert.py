@@ -131,6 +131,27 @@ def test_scales_have_the_type_of_the_layer(dtype: ir.DataType) -> None:
     assert np.abs(back - MATMUL).max() <= np.abs(MATMUL).max() / 127 * 0.6
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+@pytest.mark.parametrize(("to", "target"), [("int8", "openvino"), ("int8", "tensorrt"), ("fp8", "tensorrt")])
+def test_what_is_always_zero_has_a_scale(to: str, target: str, dtype: ir.DataType) -> None:
+    """A scale that is 0 in float16 would make NaN of it."""
+    model = model_of("MatMul", MATMUL, np.zeros((5, 20), np.float32), (5, 14))
+    weight, zeros = model.graph.initializers["w"], MATMUL.copy()
+    zeros[:, 3] = 0
+    weight.const_value, weight.dtype = ir.Tensor(zeros.astype(dtype.numpy()), dtype=dtype, name="w"), dtype
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.dtype = dtype
+    insert(model, find_layers(model.graph), form_of(to, target), {"x": (0.0, 0.0)})
+    for name in ("w.scale", "x.scale"):
+        scale = model.graph.initializers[name].const_value
+        assert scale is not None
+        assert (scale.numpy().astype(np.float32) > 0).all()
+    quantized = model.graph.initializers["w.quantized"].const_value
+    assert quantized is not None
+    assert not quantized.numpy()[:, 3].astype(np.float32).any()
+
+
 def test_an_activation_is_quantized_once() -> None:
     x = RNG.uniform(-1, 1, (5, 20)).astype(np.float32)
     model = model_of("MatMul", MATMUL, x, (5, 14))
