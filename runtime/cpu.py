@@ -32,6 +32,14 @@ def has_int8() -> bool:
     return not _INT8.isdisjoint(cpu_instructions())
 
 
+def int8_overflows() -> bool:
+    """Whether the kernels of libraries for this CPU add int8 products in 16 bits, where sums may overflow.
+
+    So it is on x86 with AVX2 or AVX-512 and no VNNI; False where nothing is known.
+    """
+    return "avx2" in cpu_instructions() and not has_int8()
+
+
 @functools.cache
 def _instructions(cpuinfo: Path) -> tuple[str, ...]:
     try:

@@ -17,7 +17,7 @@ def cpu_hints(manifest: Manifest) -> Iterator[str]:
         if recipe.quantization.target == "tensorrt":
             yield "the bundle was quantized for TensorRT: a CPU draws the same pictures slowly"
         elif recipe.quantization.to != "int8-weights" and not has_int8():
-            yield "this CPU has no instructions for int8: a quantized bundle is hardly faster here than its source"
+            yield "this CPU has no instructions for int8: a quantized bundle is no faster here than its source"
     elif recipe.precision == "fp32":
         if has_bf16():
             yield f"this CPU has bf16: latentrt export --precision bf16 {FASTER}, on OpenVINO"

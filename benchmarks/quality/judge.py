@@ -29,6 +29,7 @@ from benchmarks.shapes.drawings import (
     RADII,
     SHAPES,
     Object,
+    Placed,
     Scene,
     scene_from_caption,
     signed_distance,
@@ -45,13 +46,21 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """An object found in a picture; `overlap` is its intersection over union with the best template."""
+    """An object found in a picture: the best template's shape, its origin and radius in pixels.
+
+    `overlap` is the intersection over union with the template.
+    """
 
     shape: str
     colour: str
-    radius: float
     x: float
+    y: float
+    radius: float
     overlap: float
+
+    def placed(self) -> Placed:
+        """The object of the picture language that was found."""
+        return Placed(self.shape, self.colour, self.x, self.y, self.radius)
 
 
 def background_of(image: Picture) -> str:
@@ -76,8 +85,7 @@ def regions_of(image: Picture, background: str) -> list[Region]:
         own = np.median(core, axis=0)
         sharp = mask & (np.linalg.norm(pixels - own, axis=-1) < from_background)
         if sharp.sum() >= MIN_AREA:
-            shape, radius, overlap = _best_template(sharp)
-            found.append(Region(shape, colour, radius, float(np.nonzero(sharp)[1].mean()), overlap))
+            found.append(_best_template(sharp, colour))
     return sorted(found, key=lambda region: region.x)
 
 
@@ -150,11 +158,11 @@ def _template(shape: str) -> tuple[float, float]:
     return float(inside.sum()) / 160**2, float(axis[np.nonzero(inside)[0]].mean())
 
 
-def _best_template(mask: Mask) -> tuple[str, float, float]:
-    """Shape, radius and overlap of the best template; templates have the area and the centroid of the mask."""
+def _best_template(mask: Mask, colour: str) -> Region:
+    """The best template; templates have the area and the centroid of the mask."""
     rows, columns = np.nonzero(mask)
-    y, x = rows.mean(), columns.mean()
-    best = ("none", 0.0, MIN_OVERLAP)
+    y, x = float(rows.mean()), float(columns.mean())
+    best = Region("none", colour, x + 0.5, y + 0.5, 0.0, MIN_OVERLAP)
     grid_y, grid_x = (np.arange(side, dtype=np.float32) for side in mask.shape)
     for shape in SHAPES:
         area, below = _template(shape)
@@ -162,8 +170,9 @@ def _best_template(mask: Mask) -> tuple[str, float, float]:
         across, down = np.broadcast_arrays((grid_x[None, :] - x) / radius, (grid_y[:, None] - y) / radius + below)
         template = signed_distance(shape, across.astype(np.float32), down.astype(np.float32)) < 0
         overlap = float((mask & template).sum() / (mask | template).sum())
-        if overlap > best[2]:
-            best = (shape, radius, overlap)
+        if overlap > best.overlap:
+            # The middle of the first pixel is at 0.5, as in the drawings.
+            best = Region(shape, colour, x + 0.5, y + 0.5 - below * radius, radius, overlap)
     return best
 
 

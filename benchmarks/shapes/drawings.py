@@ -131,10 +131,12 @@ def _held_out_digests() -> frozenset[str]:
     return frozenset(_digest(caption) for caption in json.loads(PROMPTS.read_text())["prompts"])
 
 
-def training_scenes(rng: np.random.Generator, *, two_objects: float = 0.3) -> Iterator[Scene]:
+def training_scenes(
+    rng: np.random.Generator, *, two_objects: float = 0.3, shapes: Sequence[str] = (*SHAPES, "star")
+) -> Iterator[Scene]:
     """An endless stream of scenes without held-out captions. Stars, the most detailed shape, are twice as frequent."""
     while True:
-        scene = random_scene(rng, objects=2 if rng.random() < two_objects else 1, shapes=(*SHAPES, "star"))
+        scene = random_scene(rng, objects=2 if rng.random() < two_objects else 1, shapes=shapes)
         if _digest(scene.caption()) not in _held_out_digests():
             yield scene
 
@@ -173,33 +175,57 @@ def signed_distance(shape: str, x: Floats, y: Floats) -> Floats:
     raise ValueError(f"unknown shape {shape!r}: expected one of {', '.join(SHAPES)}")
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An object in a picture: its origin and radius in pixels, and its colour's name."""
+
+    shape: str
+    colour: str
+    x: float
+    y: float
+    radius: float
+
+
+def placed(scene: Scene, rng: np.random.Generator) -> list[Placed]:
+    """The objects of a scene from left to right; `rng` chooses open attributes and positions."""
+    count, found = len(scene.objects), []
+    order = rng.permutation(count) if scene.relation == "and" else range(count)
+    for place, which in enumerate(order):
+        thing = scene.objects[which]
+        open_colours = [colour for colour in COLOURS if colour != scene.background]
+        colour = thing.colour or open_colours[rng.integers(len(open_colours))]
+        size = thing.size or ("small", "large")[rng.integers(2)]
+        radius = rng.uniform(*RADII[count][size])
+        half = SIDE / 2 / count  # half the width of the object's column
+        x = half * (2 * place + 1) + rng.uniform(-1, 1) * min(half - radius - 2, JITTER)
+        y = SIDE / 2 + rng.uniform(-1, 1) * min(SIDE / 2 - radius - 2, JITTER)
+        found.append(Placed(thing.shape, colour, x, y, radius))
+    return found
+
+
 def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Antialiased pictures (n, 128, 128, 3) of `scenes`; `rng` chooses open attributes and positions."""
-    pictures = np.empty((len(scenes), SIDE, SIDE, 3), np.float32)
-    pictures[:] = np.array([PALETTE[scene.background] for scene in scenes], np.float32)[:, None, None, :]
-    placed: dict[tuple[str, int], list[tuple[int, float, float, float, tuple[int, int, int]]]] = {}
-    for index, scene in enumerate(scenes):
-        count = len(scene.objects)
-        order = rng.permutation(count) if scene.relation == "and" else range(count)
-        for place, which in enumerate(order):
-            thing = scene.objects[which]
-            open_colours = [colour for colour in COLOURS if colour != scene.background]
-            colour = thing.colour or open_colours[rng.integers(len(open_colours))]
-            size = thing.size or ("small", "large")[rng.integers(2)]
-            radius = rng.uniform(*RADII[count][size])
-            half = SIDE / 2 / count  # half the width of the object's column
-            x = half * (2 * place + 1) + rng.uniform(-1, 1) * min(half - radius - 2, JITTER)
-            y = SIDE / 2 + rng.uniform(-1, 1) * min(SIDE / 2 - radius - 2, JITTER)
-            placed.setdefault((thing.shape, place), []).append((index, x, y, radius, PALETTE[colour]))
+    return render([placed(scene, rng) for scene in scenes], [scene.background for scene in scenes])
+
+
+def render(pictures: Sequence[Sequence[Placed]], backgrounds: Sequence[str]) -> NDArray[np.uint8]:
+    """Antialiased pictures (n, 128, 128, 3) of objects on backgrounds of one colour each."""
+    canvas = np.empty((len(pictures), SIDE, SIDE, 3), np.float32)
+    canvas[:] = np.array([PALETTE[name] for name in backgrounds], np.float32)[:, None, None, :]
+    groups: dict[tuple[str, int], list[tuple[int, Placed]]] = {}
+    for index, things in enumerate(pictures):
+        for place, thing in enumerate(things):
+            groups.setdefault((thing.shape, place), []).append((index, thing))
     grid = np.arange(SIDE, dtype=np.float32) + np.float32(0.5)
-    for (shape, _), group in placed.items():  # all objects of a shape at once; a picture is in a group once
-        at = [one[0] for one in group]
-        xs, ys, radii = (np.array([one[axis] for one in group], np.float32)[:, None, None] for axis in (1, 2, 3))
+    for (shape, _), group in groups.items():  # all objects of a shape at once; a picture is in a group once
+        at = [index for index, _ in group]
+        where = np.array([(thing.x, thing.y, thing.radius) for _, thing in group], np.float32)
+        xs, ys, radii = where.T[:, :, None, None]
         across, down = np.broadcast_arrays((grid[None, None, :] - xs) / radii, (grid[None, :, None] - ys) / radii)
         coverage = np.clip(0.5 - signed_distance(shape, across, down) * radii, 0, 1)[..., None]
-        colours = np.array([one[4] for one in group], np.float32)[:, None, None, :]
-        pictures[at] += coverage * (colours - pictures[at])
-    return np.rint(pictures).astype(np.uint8)
+        colours = np.array([PALETTE[thing.colour] for _, thing in group], np.float32)[:, None, None, :]
+        canvas[at] += coverage * (colours - canvas[at])
+    return np.rint(canvas).astype(np.uint8)
 
 
 def main() -> None:

@@ -3,8 +3,9 @@
     python -m benchmarks.shapes.train_decoder
 
 The UNet's latents are not those of the encoder: they are a little off everywhere, and outlines wobble where the decoder
-takes that for shape. So half of the batches are latents that the UNet has denoised from a low noise level, where a
-picture's shapes are still in place, and half have noise of random strength. The encoder stays, and so do the latents.
+takes that for shape. So half of the batches are latents that the UNet drew from captions, for which the decoder learns
+the nearest true drawing; a quarter are latents that the UNet has denoised from a low noise level, where a picture's
+shapes are still in place; and a quarter have noise of random strength. The encoder stays, and so do the latents.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from benchmarks.common.paths import SHAPES_CHECKPOINT
 
+from .drawn import drawn_pool
 from .train_unet import SCHEDULER, token_ids
 from .train_vae import SCALING_FACTOR, mean_absolute_error, pictures, rate_at, reconstruction_loss, save_half, to_tensor
 
@@ -29,6 +31,7 @@ STATE = Path.home() / ".cache" / "latentrt" / "shapes-decoder.pt"
 RATE = 6e-4
 BATCH = 4
 POOL = 4000
+DRAWN = 4000
 EMA_DECAY = 0.995
 NOISE = (0.02, 0.15)  # deviation of the added noise, of latents with deviation 1
 TIMESTEPS = (20, 260)  # that drafts are denoised from
@@ -62,6 +65,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the decoder of the model `shapes` on latents of its UNet.")
     parser.add_argument("--steps", type=int, default=4000, help="default: 4000; about 0.4 s each on one core")
     parser.add_argument("--pool", type=int, default=POOL, help=f"training pictures; default: {POOL}")
+    parser.add_argument("--drawn", type=int, default=DRAWN, help=f"pictures drawn from captions; default: {DRAWN}")
+    parser.add_argument("--seed", type=int, default=0, help="of captions, pictures and noise; default: 0")
     parser.add_argument("--state", type=Path, default=STATE, help="default: ~/.cache/latentrt/shapes-decoder.pt")
     parser.add_argument("--out", type=Path, default=SHAPES_CHECKPOINT, help="default: tests/data/shapes")
     options = parser.parse_args()
@@ -89,19 +94,29 @@ def main() -> None:
         torch.save(state, partial)
         partial.replace(options.state)
 
-    pool, drafts = pictures(options.pool, seed=11), Drafts(options.out)
-    noise, rng, last = torch.Generator().manual_seed(step), np.random.default_rng(step), time.monotonic()
+    pool, drafts = pictures(options.pool, seed=11 + options.seed), Drafts(options.out)
+    drawn_file = options.state.with_name(f"{options.state.stem}-drawn.pt")
+    drawn = drawn_pool(drawn_file, options.out, vae, options.drawn, seed=options.seed * 1_000_000)
+    noise = torch.Generator().manual_seed(options.seed * 1_000_000 + step)
+    rng, last = np.random.default_rng((options.seed, step)), time.monotonic()
+
+    def batch() -> tuple[Tensor, Tensor]:
+        """Latents, and the pictures that they should become."""
+        if step % 2:
+            chosen = rng.integers(len(drawn), size=BATCH)
+            return drawn.latents[chosen], to_tensor(drawn.pictures[chosen])
+        images = to_tensor(pool[rng.integers(len(pool), size=BATCH)])
+        latents = vae.encode(images).latent_dist.mean * SCALING_FACTOR
+        if step % 4:
+            return drafts(latents, noise), images
+        strength = NOISE[0] + (NOISE[1] - NOISE[0]) * torch.rand(BATCH, 1, 1, 1, generator=noise)
+        return latents + strength * torch.randn(latents.shape, generator=noise), images
+
     while step < options.steps:
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step / options.steps, peak=RATE, warm_up=0.02, fall=0.2)
-        images = to_tensor(pool[rng.integers(len(pool), size=BATCH)])
         with torch.no_grad():
-            latents = vae.encode(images).latent_dist.mean * SCALING_FACTOR
-            if step % 2:
-                latents = drafts(latents, noise)
-            else:
-                strength = NOISE[0] + (NOISE[1] - NOISE[0]) * torch.rand(BATCH, 1, 1, 1, generator=noise)
-                latents = latents + strength * torch.randn(latents.shape, generator=noise)
+            latents, images = batch()
         loss = reconstruction_loss(vae.decode(latents / SCALING_FACTOR).sample, images)
         optimizer.zero_grad()
         loss.backward()

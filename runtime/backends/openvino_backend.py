@@ -1,20 +1,21 @@
 """The OpenVINO backend: compiles a bundle's ONNX files for the CPU.
 
-`denoise` is compiled for each size of images and any number of them, and the last few sizes are kept; all other graphs
-are compiled once, with dynamic shapes.
+`denoise` is compiled for each size of images, once for a single image and once for any number, and the last few are
+kept; all other graphs are compiled once, with dynamic shapes.
 docs/decisions/0010-openvino-on-cpus.md has the reasons.
 """
 
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import Layers, NewWeights, with_layers
 from latentrt.runtime.bundle import Bundle, Graph, TensorSpec, shape_at, sizes_of_inputs
+from latentrt.runtime.cpu import int8_overflows
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.files import files_in_one_folder
 from latentrt.runtime.loop.host import Arrays, BoundCall, HostSlots
@@ -28,11 +29,18 @@ from .tensor_check import Found, require_tensors
 if TYPE_CHECKING:
     import openvino
 
-# Sizes of `denoise`; each holds another copy of the UNet's weights, in the layout of its kernels.
+# Compiles of `denoise`; each holds another copy of the UNet's weights, in the layout of its kernels.
 KEPT_SIZES = 2
 _HALVES = {"f16": "float16", "bf16": "bfloat16"}
 _DTYPES = {**_HALVES, "f32": "float32", "f64": "float64", "i64": "int64", "i32": "int32", "u8": "uint8"}
-_Key = tuple[str, Bucket | None]  # a graph, and the sizes that it is compiled for
+
+
+class _Key(NamedTuple):
+    """A graph, and what it is compiled for: all sizes, or one bucket with any number of images or with one."""
+
+    graph: str
+    bucket: Bucket | None = None
+    one_image: bool = False
 
 
 def openvino_is_installed() -> bool:
@@ -58,17 +66,17 @@ class OpenVinoBackend:
             raise BackendError("openvino has no plugin for this CPU: use backend='onnxruntime'")
         self._has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._models = {graph: self._read(graph) for graph in bundle.manifest.graphs}
-        self._engines = EngineCache(self._make, graph_of=lambda key: key[0], kept=KEPT_SIZES)
+        self._engines = EngineCache(self._make, graph_of=lambda key: key.graph, kept=KEPT_SIZES)
         self._features = TimeFeatures(lambda graph, inputs: self.engine(graph).run(inputs))
         self.engine("time")
 
     def engine(self, graph: str) -> "OpenVinoEngine":
         """The engine of a graph for all sizes, created on first use and kept."""
-        return self._engines.get((graph, None))
+        return self._engines.get(_Key(graph))
 
     def slots(self, bucket: Bucket, count: int) -> HostSlots:
         """See `Backend.slots`."""
-        denoise = self._engines.get(("denoise", bucket))
+        denoise = self._engines.get(_Key("denoise", bucket, one_image=count == 1))
         # Compiled for this number of groups.
         return HostSlots(bucket, count, denoise=denoise, engine=self.engine, features=self._features, any_groups=False)
 
@@ -93,20 +101,23 @@ class OpenVinoBackend:
         require_tensors(self._bundle.graph(graph), *found)
         return model
 
-    def _make(self, key: "_Key", weights: NewWeights) -> "OpenVinoEngine":
-        graph, bucket = key
+    def _make(self, key: _Key, weights: NewWeights) -> "OpenVinoEngine":
+        graph, bucket, one_image = key
         if graph not in self._models:
             raise BackendError(f"the engine of {self._bundle.graph(graph).file} is closed")
         spec, model = self._bundle.graph(graph), _model_with(self._models[graph], weights.get(graph, {}))
         if bucket is not None:
-            model.reshape({tensor.name: _any_batch(tensor, bucket) for tensor in spec.inputs})
+            shape_of = _one_image if one_image else _any_batch
+            model.reshape({tensor.name: shape_of(tensor, bucket) for tensor in spec.inputs})
         recipe = self._bundle.manifest.recipe
         precision = recipe.vae_precision if graph.startswith("vae") else recipe.precision
-        options = {
+        options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             # By default OpenVINO uses bfloat16 wherever the CPU supports it, even for fp32 bundles.
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" and self._has_bf16 else "f32",
         }
+        if recipe.quantization is not None and int8_overflows():
+            options["LP_TRANSFORMS_MODE"] = False  # quantized layers are computed in float32
         try:
             return OpenVinoEngine(spec, self._core.compile_model(model, "CPU", options))
         except Exception as error:
@@ -167,6 +178,11 @@ def _found(port: "openvino.Output") -> Found:
     sizes = port.get_partial_shape()
     shape = None if sizes.rank.is_dynamic else [None if size.is_dynamic else size.get_length() for size in sizes]
     return Found(port.get_any_name(), _DTYPES.get(kind, kind), shape)
+
+
+def _one_image(tensor: TensorSpec, bucket: Bucket) -> list[Any]:
+    """The shape of an input at the sizes of a bucket, for one image."""
+    return list(shape_at(tensor, bucket.sizes(1)))
 
 
 def _any_batch(tensor: TensorSpec, bucket: Bucket) -> list[Any]:

@@ -71,6 +71,7 @@ def test_instructions(
 ) -> None:
     machine(name)
     assert (cpu.cpu_instructions(), cpu.has_bf16(), cpu.has_int8()) == (instructions, bf16, int8)
+    assert cpu.int8_overflows() == (name == "epyc")
 
 
 def test_a_system_that_does_not_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ Owned<OrtSessionOptions> session_options(const Library& library, const Device& d
     if (device.threads > 0) set(api.SetIntraOpNumThreads(options, device.threads));
     if (device.is_cpu()) {
         set(api.AddSessionConfigEntry(options, "session.use_env_allocators", "1"));
+        // Without VNNI, sums of int8 products overflow 16 bits in the faster kernels.
+        set(api.AddSessionConfigEntry(options, "session.x64quantprecision", "1"));
         // A memory pattern allocates one block for a whole run, besides the blocks of the first run.
         set(api.DisableMemPattern(options));
     } else {

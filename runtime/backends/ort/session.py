@@ -182,6 +182,8 @@ def _session_options(
     # Every session has its own threads, which must not spin while another session runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if device == "cpu":
+        # Without VNNI, sums of int8 products overflow 16 bits in the faster kernels, and pictures change.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         # A memory pattern allocates one block for a whole run, in addition to the blocks of the first run.
