@@ -49,9 +49,9 @@ def _one(pipe: Pipeline, bucket: Bucket, rng: np.random.Generator, i: int, *, ma
     )
 
 
-def alone(pipe: Pipeline, trajectory: Trajectory) -> Float32:
-    """(R, C, h, w), the last state of a trajectory in slots of its own."""
-    with closing(pipe.slots(trajectory.bucket, 1)) as slots:
+def alone(pipe: Pipeline, trajectory: Trajectory, count: int = 1) -> Float32:
+    """(R, C, h, w), the last state of a trajectory in `count` slots of its own."""
+    with closing(pipe.slots(trajectory.bucket, count)) as slots:
         *_, (last,) = run(slots, [trajectory])
         return state_of(last)
 

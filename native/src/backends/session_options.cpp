@@ -1,5 +1,7 @@
 #include "session_options.hpp"
 
+#include "cpu.hpp"
+
 #include "../base/error.hpp"
 #include "../base/utf8.hpp"
 
@@ -103,8 +105,8 @@ Owned<OrtSessionOptions> session_options(const Library& library, const Device& d
     if (device.threads > 0) set(api.SetIntraOpNumThreads(options, device.threads));
     if (device.is_cpu()) {
         set(api.AddSessionConfigEntry(options, "session.use_env_allocators", "1"));
-        // Without VNNI, sums of int8 products overflow 16 bits in the faster kernels.
-        set(api.AddSessionConfigEntry(options, "session.x64quantprecision", "1"));
+        if (int8_overflows())  // quantized layers are computed in float32
+            set(api.AddSessionConfigEntry(options, "session.disable_quant_qdq", "1"));
         // A memory pattern allocates one block for a whole run, besides the blocks of the first run.
         set(api.DisableMemPattern(options));
     } else {

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from latentrt.runtime.arrays import DTYPES
 from latentrt.runtime.backends.tensor_check import Found, require_tensors
 from latentrt.runtime.bundle import Graph
+from latentrt.runtime.cpu import int8_overflows
 from latentrt.runtime.errors import BackendError, OutOfMemoryError
 from latentrt.runtime.files import files_in_one_folder
 from latentrt.runtime.gpu.device import Device
@@ -182,8 +183,8 @@ def _session_options(
     # Every session has its own threads, which must not spin while another session runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if device == "cpu":
-        # Without VNNI, sums of int8 products overflow 16 bits in the faster kernels, and pictures change.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if int8_overflows():  # quantized layers are computed in float32
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         # A memory pattern allocates one block for a whole run, in addition to the blocks of the first run.

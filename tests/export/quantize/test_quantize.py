@@ -214,6 +214,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("sdxl-fp32", "int8", "onnxruntime"),
         ("sd2-fp16", "fp8", "tensorrt"),
         ("sd1-bf16", "int8", "tensorrt"),
+        ("sd1-inpaint-fp32", "int8", "onnxruntime"),
+        ("lcm-fp32", "int8", "onnxruntime"),
     ],
 )
 @pytest.mark.slow
