@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from benchmarks.quality.judge import judge, regions_of
 
 from . import drawings
-from .train_unet import SCHEDULER, token_ids
+from .networks import SCHEDULER, token_ids
 from .train_vae import SCALING_FACTOR
 
 BATCH = 16
@@ -54,29 +54,33 @@ class Drawer:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Latents (n, 4, 16, 16) of pictures that are right, and the true drawings (n, 128, 128, 3) nearest to them."""
+    """Latents (n, 4, 16, 16) of right pictures, the true drawings (n, 128, 128, 3) nearest to them, and captions."""
 
     latents: Tensor
     pictures: NDArray[np.uint8]
+    captions: list[str]
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def __add__(self, other: Pool) -> Pool:
-        return Pool(torch.cat((self.latents, other.latents)), np.concatenate((self.pictures, other.pictures)))
+        latents, pictures = torch.cat((self.latents, other.latents)), np.concatenate((self.pictures, other.pictures))
+        return Pool(latents, pictures, self.captions + other.captions)
 
 
 def drawn_pool(file: Path, folder: Path, vae: AutoencoderKL, count: int, *, seed: int) -> Pool:
     """A pool of at least `count` pictures of the checkpoint in `folder`, kept in `file`, which it fills up."""
-    pool = Pool(torch.empty(0, 4, *(drawings.SIDE // 8,) * 2), np.empty((0, drawings.SIDE, drawings.SIDE, 3), np.uint8))
+    side = drawings.SIDE
+    pool = Pool(torch.empty(0, 4, side // 8, side // 8), np.empty((0, side, side, 3), np.uint8), [])
     if file.exists():
         known = torch.load(file)
-        pool = Pool(known["latents"], known["pictures"].numpy())
+        pool = Pool(known["latents"], known["pictures"].numpy(), known["captions"])
     drawer = Drawer(folder)
     while len(pool) < count:
         pool += _drawn(drawer, vae, min(count - len(pool), SAVED_EVERY), seed=seed + len(pool))
         partial = file.with_suffix(".partial")
-        torch.save({"latents": pool.latents, "pictures": torch.from_numpy(pool.pictures)}, partial)
+        pictures = torch.from_numpy(pool.pictures)
+        torch.save({"latents": pool.latents, "pictures": pictures, "captions": pool.captions}, partial)
         partial.replace(file)
         print(f"drew {len(pool)} of {count} pictures", flush=True)
     return pool
@@ -87,6 +91,7 @@ def _drawn(drawer: Drawer, vae: AutoencoderKL, count: int, *, seed: int) -> Pool
     rng, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     scenes = drawings.training_scenes(rng, two_objects=TWO_OBJECTS, shapes=SHAPES)
     latents: list[Tensor] = []
+    captions: list[str] = []
     objects: list[list[drawings.Placed]] = []
     backgrounds: list[str] = []
     while len(latents) < count:
@@ -95,9 +100,10 @@ def _drawn(drawer: Drawer, vae: AutoencoderKL, count: int, *, seed: int) -> Pool
         for scene, one, picture in zip(asked, drawn, _pictures(vae, drawn), strict=True):
             if judge(picture, scene)["all"]:
                 latents.append(one)
+                captions.append(scene.caption())
                 backgrounds.append(scene.background)
                 objects.append([region.placed() for region in regions_of(picture, scene.background)])
-    return Pool(torch.stack(latents), drawings.render(objects, backgrounds))
+    return Pool(torch.stack(latents), drawings.render(objects, backgrounds), captions)
 
 
 @torch.no_grad()

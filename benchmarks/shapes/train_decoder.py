@@ -24,7 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from benchmarks.common.paths import SHAPES_CHECKPOINT
 
 from .drawn import drawn_pool
-from .train_unet import SCHEDULER, token_ids
+from .networks import SCHEDULER, token_ids
 from .train_vae import SCALING_FACTOR, mean_absolute_error, pictures, rate_at, reconstruction_loss, save_half, to_tensor
 
 STATE = Path.home() / ".cache" / "latentrt" / "shapes-decoder.pt"
@@ -102,7 +102,7 @@ def main() -> None:
 
     def batch() -> tuple[Tensor, Tensor]:
         """Latents, and the pictures that they should become."""
-        if step % 2:
+        if step % 2 and len(drawn):
             chosen = rng.integers(len(drawn), size=BATCH)
             return drawn.latents[chosen], to_tensor(drawn.pictures[chosen])
         images = to_tensor(pool[rng.integers(len(pool), size=BATCH)])

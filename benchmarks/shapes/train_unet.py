@@ -14,24 +14,25 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from benchmarks.common.paths import SHAPES_CHECKPOINT
 
 from . import drawings
+from .drawn import drawn_pool
 from .muon import Muon
-from .train_vae import SCALING_FACTOR, rate_at, save_half, to_tensor
+from .networks import SCHEDULER, Captioned, token_ids, write_checkpoint
+from .train_vae import SCALING_FACTOR, rate_at, to_tensor
 from .vocabulary import write_tokenizer
 
 STATE = Path.home() / ".cache" / "latentrt" / "shapes-unet.pt"
@@ -41,142 +42,53 @@ RATES = {"muon": 2.5e-3, "adamw": 1.5e-3}
 BATCHES = (16, 32)  # at first and later: at first more steps are worth more than less noise
 SMALL_BATCHES = 1000  # steps with the first batch size
 DROPPED_CAPTIONS = 0.1
+DRAWN_SHARE = 0.3  # of a batch, of pictures that the checkpoint drew
+CORRECTED = (40, 600)  # timesteps at which it is decided how true outlines are, not which shapes are where
 EXPONENT = 1.7
 EMA_DECAY = 0.99  # short, as the falling learning rate averages, too
 
-SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-    "timestep_spacing": "trailing",
-    "clip_sample": False,
-    "set_alpha_to_one": True,
-    "steps_offset": 1,
-}
-MODEL_INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "feature_extractor": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
-
-
-def new_text_encoder() -> CLIPTextModel:
-    """The text encoder with random weights."""
-    config = CLIPTextConfig(
-        vocab_size=49_408,
-        hidden_size=64,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=77,
-        hidden_act="quick_gelu",
-        projection_dim=64,
-        bos_token_id=49_406,
-        eos_token_id=49_407,  # with the default, the pooled output would be that of another token
-        pad_token_id=49_407,
-    )
-    return CLIPTextModel(config)
-
-
-def new_unet() -> UNet2DConditionModel:
-    """The UNet with random weights; its residual branches and its output start at zero."""
-    unet = UNet2DConditionModel(
-        sample_size=drawings.SIDE // 8,
-        block_out_channels=(32, 64, 128),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=64,
-        attention_head_dim=(2, 4, 8),  # the number of heads, despite the name
-        norm_num_groups=4,  # not more: normalisation over two channels loses the background's colour
-    )
-    for name, parameter in unet.named_parameters():
-        if name.rpartition(".")[0].endswith((".conv2", ".proj_out", "conv_out")):
-            nn.init.zeros_(parameter)
-    return unet
-
-
-class Captioned(nn.Module):
-    """Text encoder and UNet as one module.
-
-    During training the embedding has only the tokens of the picture language. About thirty of its 49,408 rows ever get
-    a gradient, and updating all of them would cost more than updating the UNet.
-    """
-
-    def __init__(self, used: Tensor) -> None:
-        super().__init__()
-        self.text_encoder, self.unet = new_text_encoder(), new_unet()
-        self.full = self.text_encoder.get_input_embeddings().weight.shape
-        self.register_buffer("used", used)
-        self.text_encoder.set_input_embeddings(nn.Embedding(len(used), self.full[1]))
-        nn.init.normal_(self.text_encoder.get_input_embeddings().weight, std=0.1)
-
-    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
-        hidden: Tensor = self.text_encoder(ids).last_hidden_state
-        predicted: Tensor = self.unet(latents, timesteps, hidden).sample
-        return predicted
-
-    def load_checkpoint(self, folder: Path) -> None:
-        """Load the weights of a checkpoint."""
-        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-        rows = text_encoder.get_input_embeddings().weight.data[self.used]
-        text_encoder.set_input_embeddings(nn.Embedding(*rows.shape, _weight=rows))
-        self.text_encoder.load_state_dict(text_encoder.state_dict())
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-        self.unet.load_state_dict(unet.state_dict())
-
-    def whole_text_encoder(self) -> CLIPTextModel:
-        """The text encoder with all rows of the embedding; tokens outside the picture language are zero."""
-        whole = copy.deepcopy(self.text_encoder)
-        embedding = nn.Embedding(*self.full)
-        nn.init.zeros_(embedding.weight)
-        embedding.weight.data[self.used] = self.text_encoder.get_input_embeddings().weight.data
-        whole.set_input_embeddings(embedding)
-        return whole
-
-
-def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
-    """Token ids (n, 77)."""
-    ids: Tensor = tokenizer(list(captions), padding="max_length", max_length=77, return_tensors="pt").input_ids
-    return ids
-
 
 @torch.no_grad()
+def encoded(vae: AutoencoderKL, images: NDArray[np.uint8]) -> Tensor:
+    """Latents (n, 4, 16, 16) of pictures, with mean 0 and deviation 1."""
+    parts = [vae.encode(to_tensor(images[at : at + 50]).to(vae.device)) for at in range(0, len(images), 50)]
+    return torch.cat([part.latent_dist.mean.cpu() for part in parts]) * SCALING_FACTOR
+
+
 def encoded_pool(vae: AutoencoderKL, count: int, *, seed: int) -> tuple[Tensor, list[str]]:
-    """Latents (count, 4, 16, 16) of training pictures, with mean 0 and deviation 1, and their captions."""
+    """Latents (count, 4, 16, 16) of training pictures, and their captions."""
     rng = np.random.default_rng(seed)
     scenes = list(islice(drawings.training_scenes(rng, two_objects=TWO_OBJECTS), count))
-    latents = []
-    for at in range(0, count, 50):
-        images = to_tensor(drawings.draw(scenes[at : at + 50], rng)).to(vae.device)
-        latents.append(vae.encode(images).latent_dist.mean.cpu() * SCALING_FACTOR)
+    latents = [encoded(vae, drawings.draw(scenes[at : at + 50], rng)) for at in range(0, count, 50)]
     return torch.cat(latents), [scene.caption() for scene in scenes]
 
 
 def velocity_loss(
-    model: Captioned, clean: Tensor, ids: Tensor, alphas: Tensor, noise: torch.Generator, *, exponent: float
+    model: Captioned,
+    clean: Tensor,
+    ids: Tensor,
+    alphas: Tensor,
+    noise: torch.Generator,
+    *,
+    exponent: float,
+    drawn: Tensor | None = None,
 ) -> Tensor:
     """The loss of a batch, at random timesteps: uniform for an exponent of 1, more often noisy ones above it.
 
-    Draws are those of the CPU on every device.
+    Where the first of `clean` have `drawn` latents beside them, the noise is added to these, and timesteps are those of
+    `CORRECTED`. Draws are those of the CPU on every device.
     """
     late = torch.rand(len(clean), generator=noise) ** exponent
-    timesteps = (len(alphas) * (1 - late)).long().clamp(0, len(alphas) - 1).to(clean.device)
+    timesteps = (len(alphas) * (1 - late)).long().clamp(0, len(alphas) - 1)
+    noised = clean
+    if drawn is not None:
+        timesteps[: len(drawn)] = torch.randint(*CORRECTED, (len(drawn),), generator=noise)
+        noised = torch.cat((drawn, clean[len(drawn) :]))
+    timesteps = timesteps.to(clean.device)
     signal = alphas[timesteps].sqrt()[:, None, None, None]
     spread = (1 - alphas[timesteps]).sqrt()[:, None, None, None]
-    epsilon = torch.randn(clean.shape, generator=noise).to(clean.device)
-    predicted = model(signal * clean + spread * epsilon, timesteps, ids)
-    return nn.functional.mse_loss(predicted, signal * epsilon - spread * clean)
+    noised = signal * noised + spread * torch.randn(clean.shape, generator=noise).to(clean.device)
+    return nn.functional.mse_loss(model(noised, timesteps, ids), (signal * noised - clean) / spread)
 
 
 def new_optimizers(model: Captioned) -> dict[str, torch.optim.Optimizer]:
@@ -199,16 +111,6 @@ def on_cpu(value: Any) -> Any:
     return value
 
 
-def write_checkpoint(model: Captioned, folder: Path) -> None:
-    """Write everything but the autoencoder."""
-    save_half(model.whole_text_encoder(), folder / "text_encoder")
-    save_half(copy.deepcopy(model.unet), folder / "unet")
-    write_tokenizer(folder / "tokenizer")
-    (folder / "scheduler").mkdir(exist_ok=True)
-    for path, content in (("model_index.json", MODEL_INDEX), ("scheduler/scheduler_config.json", SCHEDULER)):
-        (folder / path).write_text(json.dumps(content, indent=2) + "\n")
-
-
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Train the text encoder and the UNet of the model `shapes`.")
@@ -225,6 +127,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=SHAPES_CHECKPOINT, help="must have vae; default: tests/data/shapes")
     parser.add_argument("--device", help="such as cpu or cuda; default: a GPU where there is one")
     parser.add_argument("--batch", type=int, help=f"default: {BATCHES[0]}, and {BATCHES[1]} later")
+    parser.add_argument("--drawn", type=int, default=0, help="pictures of the checkpoint to correct; default: 0")
     parser.add_argument("--warm", action="store_true", help="start from the checkpoint's networks, at half the rate")
     parser.add_argument("--export", action="store_true", help="only write a checkpoint from the state")
     options = parser.parse_args()
@@ -250,6 +153,13 @@ def main() -> None:
         state["captions"] += captions
         print(f"latents: mean {state['latents'].mean():.3f}, deviation {state['latents'].std():.3f}", flush=True)
     latents = state["latents"].to(device)
+    drawn, nearest, drawn_ids = None, None, None
+    if options.drawn:
+        vae = AutoencoderKL.from_pretrained(options.out / "vae", torch_dtype=torch.float32).eval()
+        file = options.state.with_name(f"{options.state.stem}-drawn.pt")
+        pool = drawn_pool(file, options.out, vae, options.drawn, seed=options.seed * 1_000_000)
+        drawn, nearest = pool.latents.to(device), encoded(vae, pool.pictures).to(device)
+        drawn_ids = torch.searchsorted(model.used, token_ids(tokenizer, pool.captions))
     # row numbers of the small embedding instead of ids
     ids = torch.searchsorted(model.used, token_ids(tokenizer, state["captions"]))
     empty = torch.searchsorted(model.used, token_ids(tokenizer, [""]))
@@ -286,11 +196,14 @@ def main() -> None:
                 group["lr"] = rate_at(step / options.steps, peak=peaks[name], warm_up=0.01, fall=0.3)
         batch = options.batch or BATCHES[options.warm or step >= SMALL_BATCHES]
         chosen = torch.randint(len(latents), (batch,), generator=noise)
+        clean, captions, corrected = latents[chosen.to(device)], ids[chosen], None
+        if drawn is not None:
+            some = torch.randint(len(drawn), (int(batch * DRAWN_SHARE),), generator=noise)
+            corrected = drawn[some.to(device)]
+            clean[: len(some)], captions[: len(some)] = nearest[some.to(device)], drawn_ids[some]
         kept = torch.rand(batch, 1, generator=noise) >= DROPPED_CAPTIONS
-        captions = torch.where(kept, ids[chosen], empty)
-        loss = velocity_loss(
-            model, latents[chosen.to(device)], captions.to(device), alphas, noise, exponent=options.exponent
-        )
+        captions = torch.where(kept, captions, empty).to(device)
+        loss = velocity_loss(model, clean, captions, alphas, noise, exponent=options.exponent, drawn=corrected)
         model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
