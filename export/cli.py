@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from latentrt.export.checkpoint.source import PREDICTION_TYPES, Source, embedding_from_text, lora_from_text
+from latentrt.runtime.bundle.manifest import PORTS
 from latentrt.runtime.errors import LatentRTError
 
 EXAMPLES = """examples:
@@ -41,6 +42,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--steps", type=int, help="default number of steps of the bundle")
     parser.add_argument("--guidance-scale", type=float, help="default guidance scale of the bundle")
     parser.add_argument("--golden-prompt", help="prompt of the golden image")
+    parser.add_argument(
+        "--ports",
+        metavar="NAME,…",
+        default="",
+        help=f"optional inputs of the UNet for ControlNets and adapters: {', '.join(PORTS)}; they change nothing where "
+        "they are not used",
+    )
     parser.add_argument(
         "--no-plans",
         action="store_true",
@@ -99,6 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         "compact": arguments.compact,
         "num_inference_steps": arguments.steps,
         "guidance_scale": arguments.guidance_scale,
+        "ports": tuple(filter(None, arguments.ports.split(","))),
         "plans": not arguments.no_plans,
         "overwrite": arguments.overwrite,
     }

@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,15 @@ import torch
 from latentrt.export.checkpoint.checkpoint import Checkpoint, quiet_libraries
 from latentrt.export.checkpoint.families import extra_channels, time_inputs
 from latentrt.export.checkpoint.source import Source
+from latentrt.export.graphs.onnx_export import TensorInput, TupleInput
 from latentrt.export.graphs.onnx_files import float32_twin
+from latentrt.export.graphs.ports import port_inputs
 from latentrt.export.graphs.precision import dtype_of
 from latentrt.export.graphs.text_encoder import TextEncoderGraph
 from latentrt.export.graphs.unet import UNetGraph
 from latentrt.export.graphs.vae import VAEDecoderGraph, VAEEncoderGraph
 from latentrt.runtime.bundle import Defaults, Model, TextEncoder
+from latentrt.runtime.bundle.manifest import PORTS
 from latentrt.runtime.bundle.strict_json import decode, encode
 from latentrt.runtime.errors import LatentRTError, ParityError
 from latentrt.runtime.scheduler import REGISTERS
@@ -96,7 +99,7 @@ def check_and_make_golden(request: Mapping[str, Any]) -> Findings:
             gc.collect()
         unet = checkpoint.load("unet", dtype).float()
         size = sum(p.numel() for p in unet.parameters())
-        references = _unet_references(unet, checkpoint.configs["unet"])
+        references = _unet_references(unet, checkpoint.configs["unet"], request["ports"])
         golden.denoise(unet, small=size > LARGE)
         del unet
         gc.collect()
@@ -124,7 +127,9 @@ def _check_text_encoder(check: _Check, module: torch.nn.Module, facts: TextEncod
             check.compare(facts.graph, name, got[name], value.numpy())
 
 
-def _unet_references(unet: Any, config: Mapping[str, Any]) -> list[tuple[dict[str, Array], Array]]:
+def _unet_references(
+    unet: Any, config: Mapping[str, Any], ports: Sequence[str]
+) -> list[tuple[dict[str, Array], Array]]:
     """Random inputs of `time`, `context` and `denoise` at two shapes, each with the next state from PyTorch."""
     stride = 2 ** (len(config["down_block_types"]) - 1)
     channels, width = config.get("out_channels", 4), config["cross_attention_dim"]
@@ -150,11 +155,18 @@ def _unet_references(unet: Any, config: Mapping[str, Any]) -> list[tuple[dict[st
             inputs["time_ids"] = random.integers(0, 1024, inputs["time_ids"].shape).astype(np.float32)
         if extra := extra_channels(config):
             inputs["extra"] = normal(batch, extra, height, columns)
-        own = {name: torch.from_numpy(inputs[name]) for name in inputs if name not in _OF_DENOISE}
+        own: dict[str, Any] = {name: torch.from_numpy(inputs[name]) for name in inputs if name not in _OF_DENOISE}
         own["sample"] = torch.from_numpy(np.repeat(inputs["state"][:, 0], groups, 0))
         if extra:
             own["extra"] = torch.from_numpy(np.repeat(inputs["extra"], groups, 0))
-        predictions = UNetGraph(unet)(**own).numpy().reshape(batch, groups, channels, height, columns)
+        module = UNetGraph(unet)
+        examples = [TensorInput(name, own[name], {}) for name in ("sample", *(own.keys() - {"sample"}))]
+        for one in port_inputs(unet, ports, module, examples)[0]:
+            added = {part.name: 0.3 * normal(*part.example.shape) for part in one.parts}
+            inputs |= added
+            tensors = tuple(map(torch.from_numpy, added.values()))
+            own[one.name] = tensors if isinstance(one, TupleInput) else tensors[0]
+        predictions = module(**own).numpy().reshape(batch, groups, channels, height, columns)
         results.append((inputs, next_state(inputs, predictions)))
     return results
 
@@ -176,7 +188,10 @@ def next_state(inputs: Mapping[str, Array], predictions: Array) -> Array:
 
 
 def _run_denoise(check: _Check, inputs: dict[str, Array]) -> Array:
-    own = {name: array for name, array in inputs.items() if name in (*_OF_DENOISE, "extra")}
+    ports = {name: array for name, array in inputs.items() if name.startswith(tuple(PORTS.values()))}
+    own = {name: array for name, array in inputs.items() if name in (*_OF_DENOISE, "extra", *ports)}
+    if check.precision == "fp16":
+        own |= {name: array.astype(np.float16) for name, array in ports.items() if name != "image_strength"}
     context = check.run("context", {"hidden_states": inputs["hidden_states"]})
     of_time = {name: array for name, array in inputs.items() if name not in own and name != "hidden_states"}
     return check.run("denoise", {**own, **check.run("time", of_time), **context})["next_state"]

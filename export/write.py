@@ -31,9 +31,11 @@ from latentrt.export.graphs.cut import cut_denoiser
 from latentrt.export.graphs.fuse import blend_model, fuse_denoise
 from latentrt.export.graphs.onnx_export import TRANSPOSED, onnx_from_module
 from latentrt.export.graphs.onnx_files import dtype_name, save_graph, stored_weights
+from latentrt.export.graphs.ports import check_ports, port_inputs
 from latentrt.export.graphs.precision import dtype_of, keep_unet_islands
 from latentrt.runtime.bundle import Bundle, hashed_files, manifest, takes
 from latentrt.runtime.bundle.plan_files import pack_name
+from latentrt.runtime.bundle.sizes import symbols_of
 from latentrt.runtime.bundle.strict_json import decode, encode
 from latentrt.runtime.errors import ExportError, ParityError
 from latentrt.runtime.scheduler.plan_pack import PackWriter, add_default_schedulers
@@ -60,6 +62,7 @@ class ExportOptions:
         compact: store fp32 weights as fp16 where that is exact.
         num_inference_steps, guidance_scale: the bundle's defaults.
         golden_prompt: prompt of the golden image.
+        ports: keys of `PORTS`, optional inputs of `denoise` for ControlNets and adapters.
         plans: write the plan pack, which runtimes without Python need.
         overwrite: replace an existing folder.
     """
@@ -71,6 +74,7 @@ class ExportOptions:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     golden_prompt: str = "a photo of an astronaut riding a horse on mars"
+    ports: tuple[str, ...] = ()
     plans: bool = True
     overwrite: bool = False
 
@@ -115,6 +119,7 @@ def _check_options(options: ExportOptions) -> None:
     """Raise `ExportError` for values that are not allowed, before any work."""
     for precision in (options.precision, options.vae_precision or options.precision):
         dtype_of(precision)
+    check_ports(options.ports)
     steps, scale = options.num_inference_steps, options.guidance_scale
     if steps is not None and not 1 <= steps <= _MOST_STEPS:
         raise ExportError(f"num_inference_steps is {steps}; expected an integer from 1 to {_MOST_STEPS}")
@@ -130,7 +135,9 @@ class _Writer:
     ) -> None:
         self.checkpoint, self.folder, self.options, self.record = checkpoint, folder, options, record
         vae_precision = options.vae_precision or _vae_precision(checkpoint, options.precision)
-        self.recipe = manifest.Recipe(options.precision, vae_precision, options.opset, options.compact)
+        self.recipe = manifest.Recipe(
+            options.precision, vae_precision, options.opset, options.compact, ports=options.ports
+        )
         self.dtype, self.vae_dtype = dtype_of(options.precision), dtype_of(vae_precision)
         self.graphs: dict[str, manifest.Graph] = {}
         self.weights: dict[str, list[manifest.Weight]] = {}
@@ -165,13 +172,14 @@ class _Writer:
         module = unet.UNetGraph(unet_module)
         max_length = self.checkpoint.max_length(self.checkpoint.family.text_encoders[0])
         inputs = unet.inputs(config, self.dtype, max_length)
-        model = onnx_from_module(module, inputs, ["prediction"], opset=self.options.opset)
+        more, shapes = port_inputs(unet_module, self.recipe.ports, module, inputs)
+        model = onnx_from_module(module, [*inputs, *more], ["prediction"], opset=self.options.opset)
         of_time = {"timesteps", *(more.name for more in time_inputs(config))}
         cut = cut_denoiser(model, time_inputs=of_time, context_inputs={"hidden_states"})
         channels = config.get("out_channels", 4)
         self._save("context", cut.context, module, {})
         self._save("time", cut.time, module, {})
-        self._save("denoise", fuse_denoise(cut.loop, channels=channels), module, {})
+        self._save("denoise", fuse_denoise(cut.loop, channels=channels), module, shapes)
         self._save("blend", blend_model(channels=channels, opset=self.options.opset), None, {})
 
     def vae_decoder(self) -> None:
@@ -204,6 +212,7 @@ class _Writer:
             "folder": str(self.folder.resolve()),
             "precision": self.recipe.precision,
             "vae_precision": self.recipe.vae_precision,
+            "ports": self.recipe.ports,
             "prompt": self.options.golden_prompt,
             "model": encode(model_of(self.checkpoint, self._tokenizers)),
             "defaults": encode(self._defaults),
@@ -238,7 +247,7 @@ class _Writer:
         assert self.findings is not None
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         content = manifest.Manifest(
-            format=manifest.FORMATS[bool(self.packs)],
+            format=manifest.FORMATS[bool(self.packs or self.recipe.ports)],
             producer=manifest.Producer(importlib.metadata.version("latentrt"), versions),
             checkpoint=self.record.result(),
             recipe=self.recipe,
@@ -327,5 +336,5 @@ def _symbols(graph: ir.Graph) -> list[str]:
     for value in (*graph.inputs, *graph.outputs):
         for dimension in value.shape or ():
             if not isinstance(dimension, int):
-                found.update(part for part in str(dimension.value).split("*") if not part.isdigit())
+                found.update(symbols_of(str(dimension.value)))
     return sorted(found)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.bundle import Graph, Sizes
+from latentrt.runtime.bundle.sizes import IMAGE_TOKENS
 from latentrt.runtime.scheduler import Plan
 
 from .arrays import Float32, Layers, NewWeights
@@ -19,16 +20,25 @@ from .arrays import Float32, Layers, NewWeights
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The sizes that images of one UNet call share: guidance groups, latent height and width, text length in tokens."""
+    """The sizes that images of one UNet call share.
+
+    Attributes:
+        groups: guidance groups.
+        height, width: of the latents.
+        tokens: of the text.
+        image_tokens: of pictures for an IP-Adapter.
+    """
 
     groups: int
     height: int
     width: int
     tokens: int
+    image_tokens: int = IMAGE_TOKENS
 
     def sizes(self, batch: int) -> Sizes:
         """The sizes by symbol of the bundle format, for this many images."""
-        return {"B": batch, "G": self.groups, "h": self.height, "w": self.width, "S": self.tokens}
+        images = {"B": batch, "G": self.groups, "h": self.height, "w": self.width}
+        return {**images, "S": self.tokens, "T": self.image_tokens}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

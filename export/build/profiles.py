@@ -1,7 +1,7 @@
 """Sizes that engines are built for: the user's sizes as ranges of the symbols in a bundle's graphs.
 
-A bucket gives each symbol (B images, G guidance groups, h and w latent pixels, S text tokens) a minimum, an optimum and
-a maximum; in a static bucket they are equal. Knows nothing of TensorRT.
+A bucket gives each symbol (B images, G guidance groups, h and w latent pixels, S text tokens, T image tokens) a
+minimum, an optimum and a maximum; in a static bucket they are equal. Knows nothing of TensorRT.
 """
 
 import itertools
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from latentrt.runtime.bundle import Graph, Manifest, TensorSpec, shape_at
+from latentrt.runtime.bundle.sizes import IMAGE_TOKENS, symbols_of
 from latentrt.runtime.errors import InputError
 
 # The text encoder has a row for each text, `time` a row for each UNet call of each image. Both graphs are small.
@@ -73,6 +74,7 @@ def buckets_from_options(
         "h": [_latent("--height", text, factor) for text in height or (str(defaults.height),)],
         "w": [_latent("--width", text, factor) for text in width or (str(defaults.width),)],
         "S": [span_from_text("--tokens", text) for text in tokens or (str(length),)],
+        "T": [Span(IMAGE_TOKENS, IMAGE_TOKENS, IMAGE_TOKENS)],
     }
     for span in spans["S"]:
         if any(size % length for size in span):
@@ -87,7 +89,7 @@ def profiles_of_graph(name: str, graph: Graph, buckets: Iterable[SizeRanges]) ->
     serves all buckets, with a range for `n`.
     """
     buckets = list(buckets)
-    symbols = {symbol for spec in graph.inputs for size in spec.shape for symbol in _symbols(size)}
+    symbols = {symbol for spec in graph.inputs for size in spec.shape for symbol in symbols_of(size)}
     if "n" in symbols:
         return [{"n": _rows(name, buckets)} | ({"S": _union(b["S"] for b in buckets)} if "S" in symbols else {})]
     profiles = [{symbol: bucket[symbol] for symbol in bucket if symbol in symbols} for bucket in buckets]
@@ -97,10 +99,6 @@ def profiles_of_graph(name: str, graph: Graph, buckets: Iterable[SizeRanges]) ->
 def shapes_of_tensor(spec: TensorSpec, profile: SizeRanges) -> tuple[tuple[int, ...], ...]:
     """Minimum, optimum and maximum shape of a tensor."""
     return tuple(shape_at(spec, {symbol: span[which] for symbol, span in profile.items()}) for which in range(3))
-
-
-def _symbols(size: int | str) -> list[str]:
-    return [part for part in str(size).split("*") if not part.isdigit()]
 
 
 def _rows(graph: str, buckets: Sequence[SizeRanges]) -> Span:

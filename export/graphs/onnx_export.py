@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -32,9 +33,22 @@ class TensorInput:
     example: torch.Tensor
     dynamic: Mapping[int, str]
 
+    @property
+    def parts(self) -> "tuple[TensorInput, ...]":
+        """Itself, as a `TupleInput` has several."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True)
+class TupleInput:
+    """A parameter of a module that takes a tuple of tensors; each is an input of the graph."""
+
+    name: str
+    parts: tuple[TensorInput, ...]
+
 
 def onnx_from_module(
-    module: torch.nn.Module, inputs: Sequence[TensorInput], outputs: Sequence[str], *, opset: int
+    module: torch.nn.Module, inputs: Sequence[TensorInput | TupleInput], outputs: Sequence[str], *, opset: int
 ) -> ir.Model:
     """Export `module` and return its simplified ONNX graph.
 
@@ -49,14 +63,15 @@ def onnx_from_module(
     """
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not supported; expected one of {', '.join(map(str, OPSETS))}")
+    tensors = [part for given in inputs for part in given.parts]
     with _quiet(), torch.no_grad():
         # Captured here because torch.onnx.export would also add run-time assertions. For a UNet that fails after the
         # full trace; its fallback, a trace of the bytecode, takes longer and gives the same graph.
         captured = torch.export.export(
             module,
             (),
-            kwargs={i.name: i.example for i in inputs},
-            dynamic_shapes={i.name: dict.fromkeys(i.dynamic, torch.export.Dim.AUTO) for i in inputs},
+            kwargs={i.name: _example(i) for i in inputs},
+            dynamic_shapes={i.name: _dynamic(i) for i in inputs},
             strict=False,
         )
         program = torch.onnx.export(
@@ -65,15 +80,25 @@ def onnx_from_module(
             opset_version=opset,
             optimize=False,
             verbose=False,
-            input_names=[i.name for i in inputs],
+            input_names=[i.name for i in tensors],
             output_names=list(outputs),
         )
     if program is None:
         raise ExportError("torch.onnx.export returned no program; run it with verbose=True for the reason")
     model: ir.Model = program.model
-    _name_dimensions(model.graph, {i.name: i.dynamic for i in inputs})
+    _name_dimensions(model.graph, {i.name: i.dynamic for i in tensors})
     simplify(model)
     return model
+
+
+def _example(given: TensorInput | TupleInput) -> Any:
+    return tuple(map(_example, given.parts)) if isinstance(given, TupleInput) else given.example
+
+
+def _dynamic(given: TensorInput | TupleInput) -> Any:
+    if isinstance(given, TupleInput):
+        return tuple(map(_dynamic, given.parts))
+    return dict.fromkeys(given.dynamic, torch.export.Dim.AUTO)
 
 
 def simplify(model: ir.Model) -> None:

@@ -1,11 +1,13 @@
 """The UNet for export, before the cut: one prediction for each sample, timestep and text."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from latentrt.export.checkpoint.families import extra_channels, time_inputs
 
+from .image_attention import give_images
 from .onnx_export import TensorInput
 
 
@@ -13,7 +15,9 @@ class UNetGraph(torch.nn.Module):
     """`sample` (n, C, h, w), `timesteps` (n,) float32, `hidden_states` (n, S, D) float32 -> `prediction`, float32.
 
     UNets with additional inputs also take `pooled` (n, P), `time_ids` (n, 6), `guidance_embedding` (n, E), all float32,
-    and `extra` (n, 5, h, w), which is concatenated to the sample's channels.
+    and `extra` (n, 5, h, w), which is concatenated to the sample's channels. With ports (see `ports.py`) they take
+    `residuals`, `features`, `image_keys` and `image_values`, tuples of tensors in the UNet's dtype, and
+    `image_strength` (n, layers).
     """
 
     def __init__(self, unet: Any) -> None:
@@ -29,14 +33,24 @@ class UNetGraph(torch.nn.Module):
         time_ids: torch.Tensor | None = None,
         guidance_embedding: torch.Tensor | None = None,
         extra: torch.Tensor | None = None,
+        residuals: Sequence[torch.Tensor] | None = None,
+        features: Sequence[torch.Tensor] | None = None,
+        image_keys: Sequence[torch.Tensor] | None = None,
+        image_values: Sequence[torch.Tensor] | None = None,
+        image_strength: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See the class's docstring."""
+        if image_keys is not None and image_values is not None and image_strength is not None:
+            give_images(self.unet, image_keys, image_values, image_strength)
         prediction: torch.Tensor = self.unet(
             sample if extra is None else torch.cat([sample, extra], dim=1),
             timesteps,
             hidden_states.to(self.unet.dtype),
             timestep_cond=guidance_embedding,
             added_cond_kwargs=None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids},
+            down_block_additional_residuals=None if residuals is None else residuals[:-1],
+            mid_block_additional_residual=None if residuals is None else residuals[-1],
+            down_intrablock_additional_residuals=None if features is None else list(features),
             return_dict=False,
         )[0]
         return prediction.float()

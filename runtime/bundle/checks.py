@@ -5,13 +5,14 @@ A bundle may come from anywhere. What is out of range is refused when it is open
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from latentrt.runtime.arrays import DTYPES
 
-from .manifest import QUANTIZED, QUANTIZED_FOR, Graph, Manifest, TensorSpec
+from .manifest import PORTS, QUANTIZED, QUANTIZED_FOR, Graph, Manifest, TensorSpec
+from .sizes import symbols_of
 
 _HIGH = 2**31
 # Path of a number in the manifest -> its range.
@@ -60,8 +61,8 @@ _TENSORS = {
     "vae_decoder": ({"latents"}, {"images", "nonfinite"}),
     "vae_encoder": ({"images"}, {"mean", "logvar"}),
 }
-_SYMBOLS = "BGhwSn"
-_DIMENSION = re.compile(rf"([1-9][0-9]{{0,3}}\*)*[{_SYMBOLS}](\*[{_SYMBOLS}])*")
+_SYMBOLS = "BGhwSTn"
+_DIMENSION = re.compile(rf"([1-9][0-9]{{0,3}}\*)*[{_SYMBOLS}](\*[{_SYMBOLS}])*|[hw]/[1-9][0-9]?")
 
 
 def faults(manifest: Manifest) -> Iterator[str]:
@@ -137,6 +138,7 @@ def _graphs(manifest: Manifest) -> Iterator[str]:
             yield f"graphs.{name} has no tensor {', '.join(missing)}"
         yield from _known_shapes(manifest, name, graph)
     yield from _handed_on(manifest)
+    yield from _ports(manifest)
     for name, graph in manifest.graphs.items():
         if any(len({spec.name for spec in specs}) < len(specs) for specs in (graph.inputs, graph.outputs)):
             yield f"graphs.{name[:40]} has a tensor twice"
@@ -188,8 +190,9 @@ def _handed_on(manifest: Manifest) -> Iterator[str]:
         return
     given = {spec.name: spec for name in ("context", "time") for spec in graphs[name].outputs}
     own = {*_TENSORS["denoise"][0], "extra"} - {"time_features"}
+    ports = tuple(PORTS[name] for name in manifest.recipe.ports if name in PORTS)
     for spec in graphs["denoise"].inputs:
-        if spec.name in own:
+        if spec.name in own or spec.name.startswith(ports):
             continue
         source = given.get(spec.name)
         if source is None or (source.dtype, source.shape[1:]) != (spec.dtype, spec.shape[1:]):
@@ -209,6 +212,41 @@ def _handed_on(manifest: Manifest) -> Iterator[str]:
             yield f"graphs.time: {spec.name} is {str(spec.shape)[:80]}: expected (n, a number)"
 
 
+def _ports(manifest: Manifest) -> Iterator[str]:
+    """The inputs of `denoise` that are off where they are zero."""
+    recipe, graph = manifest.recipe, manifest.graphs.get("denoise")
+    for name in recipe.ports:
+        if name not in PORTS:
+            yield f"recipe.ports has {name[:40]!r}: expected {', '.join(PORTS)}"
+            continue
+        inputs = [spec for spec in graph.inputs if spec.name.startswith(PORTS[name])] if graph else []
+        yield from _of_images(inputs) if name == "ip-adapter" else _of_features(PORTS[name], inputs)
+
+
+def _of_features(prefix: str, inputs: Sequence[TensorSpec]) -> Iterator[str]:
+    """What is added to features of the UNet."""
+    if [spec.name for spec in inputs] != [f"{prefix}{i:02d}" for i in range(len(inputs))] or not inputs:
+        yield f"graphs.denoise has no inputs {prefix}00, {prefix}01, …, in this order"
+    for spec in inputs:
+        sides = [str(size).partition("/")[0] for size in spec.shape[2:]]
+        if spec.shape[:1] != ("B*G",) or not isinstance(spec.shape[1], int) or sides != ["h", "w"]:
+            yield f"graphs.denoise: {spec.name[:40]} is {str(spec.shape)[:80]}: expected (B*G, a number, h/…, w/…)"
+
+
+def _of_images(inputs: Sequence[TensorSpec]) -> Iterator[str]:
+    """Keys and values of a picture's tokens, and the strength of each layer."""
+    layers = (len(inputs) - 1) // 2
+    names = [f"image_{kind}_{i:02d}" for kind in ("key", "value") for i in range(layers)] + ["image_strength"]
+    if [spec.name for spec in inputs] != names or not layers:
+        yield "graphs.denoise has no inputs image_key_00, …, image_value_00, …, image_strength, in this order"
+        return
+    for spec in inputs[:-1]:
+        if spec.shape[:2] != ("B*G", "T") or len(spec.shape) != 3 or not isinstance(spec.shape[2], int):
+            yield f"graphs.denoise: {spec.name} is {str(spec.shape)[:80]}: expected (B*G, T, a number)"
+    if (inputs[-1].dtype, inputs[-1].shape) != ("float32", ("B*G", layers)):
+        yield f"graphs.denoise: image_strength is {str(inputs[-1].shape)[:80]}: expected float32 (B*G, {layers})"
+
+
 def _tensor(where: str, spec: TensorSpec) -> Iterator[str]:
     if spec.dtype not in DTYPES:
         yield f"{where}: {spec.name[:40]} has the dtype {spec.dtype[:40]!r}: expected one of {', '.join(DTYPES)}"
@@ -216,7 +254,8 @@ def _tensor(where: str, spec: TensorSpec) -> Iterator[str]:
         if isinstance(size, int) and not 0 < size < _HIGH:
             yield f"{where}: {spec.name[:40]} has the size {size}"
         if isinstance(size, str) and not (len(size) < 40 and _DIMENSION.fullmatch(size)):
-            yield f"{where}: {spec.name[:40]} has the size {size[:40]!r}: expected a product of numbers and {_SYMBOLS}"
+            expected = f"expected a product of numbers and {_SYMBOLS}, or a part such as h/2"
+            yield f"{where}: {spec.name[:40]} has the size {size[:40]!r}: {expected}"
         elif isinstance(size, str) and math.prod(int(part) for part in size.split("*") if part.isdigit()) >= _HIGH:
             yield f"{where}: {spec.name[:40]} has the size {size[:40]!r}"
     if not spec.shape:
@@ -225,11 +264,10 @@ def _tensor(where: str, spec: TensorSpec) -> Iterator[str]:
 
 def _input_symbols(name: str, graph: Graph) -> Iterator[str]:
     """Every size of an output must follow from those of the inputs."""
-    known = {part for spec in graph.inputs for size in spec.shape for part in str(size).split("*")}
+    known = {symbol for spec in graph.inputs for size in spec.shape for symbol in symbols_of(size)}
     for spec in graph.outputs:
-        for part in {part for size in spec.shape for part in str(size).split("*")} - known:
-            if not part.isdigit():
-                yield f"graphs.{name[:40]}: the size {part[:40]!r} of {spec.name[:40]} is not one of its inputs"
+        for symbol in {symbol for size in spec.shape for symbol in symbols_of(size)} - known:
+            yield f"graphs.{name[:40]}: the size {symbol[:40]!r} of {spec.name[:40]} is not one of its inputs"
 
 
 def _encoders(manifest: Manifest) -> Iterator[str]:

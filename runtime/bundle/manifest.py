@@ -8,9 +8,11 @@ from .strict_json import encode, schema
 
 # The second has optional keys that the first has not: a reader of the first alone would ignore what they say.
 FORMATS = ("latentrt.bundle/1", "latentrt.bundle/2")
-SECOND_KEYS = ("plans", "recipe.quantization")
+SECOND_KEYS = ("plans", "recipe.quantization", "recipe.ports")
 MANIFEST = "bundle.json"
 INSTRUCTIONS = "instructions"  # key of `EngineRecord.options`
+# Kinds of optional inputs of `denoise` -> how the names of their tensors begin.
+PORTS = {"control": "residual_", "t2i": "adapter_", "ip-adapter": "image_"}
 QUANTIZED = ("int8", "fp8", "int8-weights")
 QUANTIZED_FOR = ("openvino", "onnxruntime", "tensorrt")
 
@@ -89,6 +91,8 @@ class Recipe:
     Attributes:
         quantization: what was quantized after the export; the precisions are those of all else. Optional,
             `latentrt.bundle/2`.
+        ports: keys of `PORTS`, inputs of `denoise` that change nothing where they are zero. Optional,
+            `latentrt.bundle/2`.
     """
 
     precision: str
@@ -96,6 +100,7 @@ class Recipe:
     opset: int
     compact: bool
     quantization: Quantization | None = None
+    ports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,7 +161,10 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorSpec:
-    """A tensor of a graph: a dimension is a number, a symbol, or a product such as `B*G` or `8*h`."""
+    """A tensor of a graph.
+
+    A dimension is a number, a symbol, a product such as `B*G` or `8*h`, or a part that is rounded up, such as `h/2`.
+    """
 
     name: str
     dtype: str

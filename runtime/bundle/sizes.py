@@ -1,6 +1,7 @@
 """Tensor sizes: from the symbols of a graph's dimensions to numbers, and back.
 
-`Sizes` maps symbols to numbers: B images, G guidance groups, h and w latent pixels, S tokens, n rows.
+`Sizes` maps symbols to numbers: B images, G guidance groups, h and w latent pixels, S tokens, T tokens of a picture for
+an IP-Adapter, n rows.
 """
 
 import math
@@ -11,6 +12,7 @@ from latentrt.runtime.errors import InputError
 from .manifest import EngineRecord, Graph, TensorSpec
 
 Sizes = Mapping[str, int]
+IMAGE_TOKENS = 4  # of a plain IP-Adapter
 
 
 def sizes_text(record: EngineRecord) -> str:
@@ -21,11 +23,22 @@ def sizes_text(record: EngineRecord) -> str:
     )
 
 
+def symbols_of(size: int | str) -> list[str]:
+    """The symbols of a dimension: `B*G` has B and G, `h/2` has h, a number has none."""
+    return [part.partition("/")[0] for part in str(size).split("*") if not part.isdigit()]
+
+
 def shape_at(spec: TensorSpec, sizes: Sizes) -> tuple[int, ...]:
     """The shape of a tensor at these sizes."""
-    return tuple(
-        math.prod(int(part) if part.isdigit() else sizes[part] for part in str(size).split("*")) for size in spec.shape
-    )
+    return tuple(math.prod(_size_of(part, sizes) for part in str(size).split("*")) for size in spec.shape)
+
+
+def _size_of(part: str, sizes: Sizes) -> int:
+    """A number, a symbol, or a symbol over a number, rounded up."""
+    if part.isdigit():
+        return int(part)
+    symbol, _, divisor = part.partition("/")
+    return -(-sizes[symbol] // int(divisor or 1))
 
 
 def sizes_of_inputs(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
@@ -37,7 +50,7 @@ def sizes_of_inputs(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[s
         given = shapes[spec.name]
         for size, got in zip(spec.shape, given, strict=False):
             *factors, symbol = str(size).split("*")
-            if not symbol.isdigit() and all(map(str.isdigit, factors)):
+            if symbol.isalpha() and all(map(str.isdigit, factors)):
                 sizes.setdefault(symbol, got // math.prod(map(int, factors)))
         if len(given) != len(spec.shape) or shape_at(spec, sizes) != tuple(given):
             raise InputError(f"{spec.name} of {graph.file} has shape {tuple(given)}; expected {spec.shape}")

@@ -35,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"quantized   {', '.join(quantized.graphs)}: {quantized.to} for {quantized.target}, level "
             f"{quantized.level:g}; error {quantized.error_mean:.3f} in the mean, {quantized.error_worst:.3f} at worst"
         )
+    if recipe.ports:
+        print(f"ports       {', '.join(recipe.ports)}")
     print(
         f"defaults    {defaults.width}x{defaults.height}, {defaults.num_inference_steps} steps, guidance "
         f"{defaults.guidance_scale:g}, {bundle.read_json(manifest.scheduler).get('_class_name')}"

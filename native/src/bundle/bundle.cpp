@@ -151,10 +151,23 @@ void require_format(const Json& json) {
                                  ": this library reads " + FORMATS[0] + " and " + FORMATS[1]);
     if (*format != FORMATS[0]) return;
     const auto recipe = json.find("recipe");
-    const bool quantized = recipe != json.end() && recipe->is_object() && recipe->contains("quantization");
-    if (const char* key = json.contains("plans") ? "plans" : quantized ? "recipe.quantization" : nullptr)
+    const auto has = [&](const char* key) {
+        return recipe != json.end() && recipe->is_object() && recipe->contains(key);
+    };
+    if (const char* key = json.contains("plans") ? "plans"
+                          : has("quantization")  ? "recipe.quantization"
+                          : has("ports")         ? "recipe.ports"
+                                                 : nullptr)
         throw std::runtime_error(std::string("bundle.json has the key '") + key + "', which " + FORMATS[0] +
                                  " has not");
+}
+
+// Optional inputs of the UNet, for ControlNets and adapters.
+void require_no_ports(const Json& json) {
+    const Json ports = json.at("recipe").value("ports", Json::array());
+    if (!ports.empty())
+        throw std::runtime_error("its UNet has inputs for " + ports.at(0).get<std::string>() +
+                                 ", which this library does not have: export it without --ports");
 }
 
 // The config of the checkpoint's own scheduler, which names its class.
@@ -175,6 +188,7 @@ Manifest manifest_from(std::string_view text) {
     const Json json = json_from(text);
     require_format(json);
     require_manifest(json);
+    require_no_ports(json);
     try {
         Manifest manifest = manifest_from_json(json);
         require_sound(manifest, json);
