@@ -5,7 +5,9 @@
 v-prediction on a schedule with zero terminal SNR. Latents are encoded once with the finished autoencoder; a tenth of
 the captions is replaced by "" for guidance; the result is the moving average of both networks. Muon updates the UNet's
 matrices, AdamW everything else. The learning rate reaches zero at the last step; an interrupted run continues from its
-state. `--warm` starts from the checkpoint's networks at half the learning rate, and may be repeated with other seeds;
+state. `--warm` starts from the checkpoint's networks at half the learning rate, and may be repeated with other seeds.
+With `--drawn N`, half of each batch are pictures that the checkpoint drew, noised again: what they should become is the
+nearest true drawing, so that late calls mend what earlier ones left crooked.
 `--export` writes a checkpoint from the saved state of a training that is still running. A GPU is used where there is
 one; its states continue on a CPU and the other way round, with the same draws.
 """
@@ -42,7 +44,7 @@ RATES = {"muon": 2.5e-3, "adamw": 1.5e-3}
 BATCHES = (16, 32)  # at first and later: at first more steps are worth more than less noise
 SMALL_BATCHES = 1000  # steps with the first batch size
 DROPPED_CAPTIONS = 0.1
-DRAWN_SHARE = 0.3  # of a batch, of pictures that the checkpoint drew
+DRAWN_SHARE = 0.5  # of a batch, of pictures that the checkpoint drew
 CORRECTED = (40, 600)  # timesteps at which it is decided how true outlines are, not which shapes are where
 EXPONENT = 1.7
 EMA_DECAY = 0.99  # short, as the falling learning rate averages, too
