@@ -107,9 +107,8 @@ def best_fit(records: Iterable[EngineRecord], sizes: Sizes, *, split: bool = Fal
 
 def _at(record: EngineRecord, sizes: Sizes, split: bool) -> Choice | None:
     chosen, runs = {}, 1
-    for symbol, wanted in sizes.items():
-        least, _, most = record.profile[symbol]
-        size = wanted
+    for symbol, (least, _, most) in record.profile.items():
+        size = wanted = sizes[symbol]
         if symbol in ROWS:
             size = max(wanted, least)
             if split and wanted > most:
