@@ -85,7 +85,10 @@ class _Quantizer:
         measured, golden = self._judged(bundle)
         sizes = {name: (size_of(self.source, name), size_of(bundle, name)) for name in self.options.graphs}
         self._finish(measured, golden)
-        return tuple(lines(self.rows, measured, sizes))
+        said = [*lines(self.rows, measured, sizes)]
+        if golden is None and self.source.manifest.golden is not None:
+            said.append("no goldens: the latents of the golden picture differ by more than a manifest may allow")
+        return tuple(said)
 
     @property
     def _backend(self) -> str:

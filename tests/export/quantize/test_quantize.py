@@ -74,12 +74,25 @@ def test_a_quantized_bundle(int8: Bundle) -> None:
     sizes = [(folder / "denoise.onnx.data").stat().st_size for folder in (SHAPES.bundle, int8.path)]
     assert sizes[1] < 0.57 * sizes[0]  # from 16 bits
     with Pipeline.load(int8.path, backend="onnxruntime") as pipe:
-        assert all(check.passed for check in verify_goldens(pipe))
         mine = pipe(PROMPTS[0], seed=4, num_inference_steps=4, output_type="np")
     with Pipeline.load(SHAPES.bundle, backend="onnxruntime") as pipe:
         theirs = pipe(PROMPTS[0], seed=4, num_inference_steps=4, output_type="np")
     error = relative_error(mine.latents, theirs.latents)
     assert 0.001 < error < 0.2
+
+
+def test_goldens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their limits are raised to what the bundle keeps, or they are left out."""
+    options = replace(QUICK, keep_float=30, steps=2)
+    bundle = quantize_bundle(SHAPES.bundle, tmp_path / "with", options).bundle
+    with Pipeline.load(bundle.path, backend="onnxruntime") as pipe:
+        assert all(check.passed for check in verify_goldens(pipe))
+    assert bundle.manifest.golden is not None
+    assert bundle.manifest.golden.latents_tolerance > 0.001
+    monkeypatch.setattr("latentrt.export.quantize.new_manifest._MOST", 1e-4)
+    made = quantize_bundle(SHAPES.bundle, tmp_path / "without", options)
+    assert made.bundle.manifest.golden is None
+    assert made.lines[-1].startswith("no goldens: ")
 
 
 def test_nothing_is_left_out_by_mistake(int8: Bundle) -> None:
