@@ -174,12 +174,15 @@ def _temporary(path: Path) -> tuple[Path, int | None]:
     return temporary, None
 
 
+COPIED = 1 << 24  # bytes; files below are copied rather than linked
+
+
 @contextmanager
 def files_in_one_folder(*paths: Path) -> Iterator[Path]:
     """A folder with these files, for libraries that refuse links out of their folder.
 
-    Their own one, if they share it and none is a link; else a temporary one with hard links, or with copies where those
-    are impossible. Files that do not exist are left out.
+    Their own one, if they share it and none is a link; else a temporary one with hard links, or with copies, of small
+    files and where links are impossible. Files that do not exist are left out.
     """
     if not any(path.is_symlink() for path in paths) and len({path.parent for path in paths}) == 1:
         yield paths[0].parent
@@ -189,10 +192,14 @@ def files_in_one_folder(*paths: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="latentrt-") as folder:
         for path in paths:
             if path.is_file():
+                place = Path(folder) / path.name
+                if path.stat().st_size < COPIED:  # meanwhile, onnx-ir reads no file that has two names
+                    shutil.copyfile(path, place)
+                    continue
                 try:
-                    os.link(path.resolve(), Path(folder) / path.name)
+                    os.link(path.resolve(), place)
                 except OSError:  # another file system
-                    shutil.copyfile(path, Path(folder) / path.name)
+                    shutil.copyfile(path, place)
         yield Path(folder)
 
 

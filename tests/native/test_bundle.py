@@ -188,6 +188,8 @@ def _renamed(manifest: dict[str, Any], old: str, new: str) -> None:
         lambda m: m["engines"][0].update(profile={"B": [1, 2]}),
         lambda m: m.update(format="latentrt.bundle/2", plans=["time.onnx", "time.onnx"]),
         lambda m: (m.update(format="latentrt.bundle/1"), m.pop("plans", None), m["recipe"].update(quantization=None)),
+        lambda m: (m.update(format="latentrt.bundle/1"), m.pop("plans", None), m["recipe"].update(ports=[])),
+        lambda m: (m.update(format="latentrt.bundle/2"), m["recipe"].update(ports=["pose"])),
         lambda m: m["graphs"]["vae_decoder"]["outputs"][0]["shape"].__setitem__(1, "2*4*h"),
     ],
 )
