@@ -229,7 +229,7 @@ def _of_features(prefix: str, inputs: Sequence[TensorSpec]) -> Iterator[str]:
         yield f"graphs.denoise has no inputs {prefix}00, {prefix}01, …, in this order"
     for spec in inputs:
         sides = [str(size).partition("/")[0] for size in spec.shape[2:]]
-        if spec.shape[:1] != ("B*G",) or not isinstance(spec.shape[1], int) or sides != ["h", "w"]:
+        if spec.shape[:1] != ("B*G",) or sides != ["h", "w"] or not isinstance(spec.shape[1], int):
             yield f"graphs.denoise: {spec.name[:40]} is {str(spec.shape)[:80]}: expected (B*G, a number, h/…, w/…)"
 
 

@@ -235,6 +235,7 @@ HALF = ("B*G", 32, "h/2", "w/2")
         (with_inputs(ports=("control",)), "no inputs residual_00"),
         (with_inputs(ports=("pose",)), "recipe.ports has 'pose'"),
         (with_inputs(("adapter_00", "float32", ("B", 32, "h", "w")), ports=("t2i",)), "expected .B.G, a number"),
+        (with_inputs(("adapter_00", "float32", ("B*G",)), ports=("t2i",)), "expected .B.G, a number"),
         (with_inputs(("adapter_00", "float32", ("B*G", 32, "h/0", "w")), ports=("t2i",)), "has the size 'h/0'"),
         (with_inputs(("image_key_00", "float32", ("B*G", "T", 8)), ports=("ip-adapter",)), "image_value_00"),
     ],

@@ -74,6 +74,7 @@ def test_a_quantized_bundle(int8: Bundle) -> None:
     sizes = [(folder / "denoise.onnx.data").stat().st_size for folder in (SHAPES.bundle, int8.path)]
     assert sizes[1] < 0.57 * sizes[0]  # from 16 bits
     with Pipeline.load(int8.path, backend="onnxruntime") as pipe:
+        assert int8.manifest.golden is None or all(check.passed for check in verify_goldens(pipe))
         mine = pipe(PROMPTS[0], seed=4, num_inference_steps=4, output_type="np")
     with Pipeline.load(SHAPES.bundle, backend="onnxruntime") as pipe:
         theirs = pipe(PROMPTS[0], seed=4, num_inference_steps=4, output_type="np")
