@@ -42,17 +42,18 @@ TOLERANCE = {"fp32": 2e-4, "fp16": 3e-2, "bf16": 5e-2}
 BYTE_LEVELS = {"fp32": 1, "fp16": 8, "bf16": 32}
 # Number of guidance groups -> their weights.
 GUIDANCE = {1: (1.0,), 2: (-3.0, 4.0)}
+_FLOATS = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
 _OF_DENOISE = ("state", "coefficients", "guidance", "guidance_rescale", "noise")  # inputs that the UNet does not have
 
 
-class _Check:
+class GraphCheck:
     """Runs a bundle's graphs with ONNX Runtime and compares their outputs; keeps no session between graphs."""
 
     def __init__(self, folder: Path, precision: str) -> None:
         self.folder, self.precision = folder, precision
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run a graph once. bf16 graphs run as float32 copies, because ONNX Runtime's CPU kernels lack bfloat16."""
+        """Run a graph once; a bf16 graph as a float32 copy, as ONNX Runtime's CPU kernels lack bfloat16."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         path = self.folder / f"{graph}.onnx"
@@ -62,7 +63,9 @@ class _Check:
                 float32_twin(self.folder / f"{graph}.onnx", path)
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             names = [o.name for o in session.get_outputs()]
-            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+            dtypes = {i.name: _FLOATS.get(i.type) for i in session.get_inputs()}
+            given = {name: array.astype(dtypes[name] or array.dtype, copy=False) for name, array in inputs.items()}
+            return dict(zip(names, session.run(names, given), strict=True))
 
     def compare(self, graph: str, name: str, got: Array, expected: Array) -> None:
         """Raise `ParityError` if `got` differs from `expected` by more than the tolerance."""
@@ -87,7 +90,7 @@ def check_and_make_golden(request: Mapping[str, Any]) -> Findings:
     """
     checkpoint = Checkpoint.open(decode(Source, request["source"], "source"))
     model: Model = decode(Model, request["model"], "model")
-    check = _Check(Path(request["folder"]), request["precision"])
+    check = GraphCheck(Path(request["folder"]), request["precision"])
     dtype = dtype_of(request["precision"])
     golden = GoldenMaker(checkpoint, model, decode(Defaults, request["defaults"], "defaults"), request["prompt"])
     with torch.inference_mode():
@@ -108,13 +111,13 @@ def check_and_make_golden(request: Mapping[str, Any]) -> Findings:
         del references
         _check_blend(check, model)
         vae: Any = checkpoint.load("vae", dtype_of(request["vae_precision"])).float()
-        _check_vae(_Check(check.folder, request["vae_precision"]), vae, model)
+        _check_vae(GraphCheck(check.folder, request["vae_precision"]), vae, model)
         golden.decode(vae)
         latent_rgb = fit_latent_rgb(vae, factor=model.vae_scale_factor, scaling=model.scaling_factor)
     return Findings(golden.write(check.folder, GOLDEN_LIMITS[request["precision"]]), latent_rgb)
 
 
-def _check_text_encoder(check: _Check, module: torch.nn.Module, facts: TextEncoder) -> None:
+def _check_text_encoder(check: GraphCheck, module: torch.nn.Module, facts: TextEncoder) -> None:
     random = np.random.default_rng(1)
     for n in (2, 3):
         ids = random.integers(0, facts.bos, (n, facts.max_length))
@@ -187,17 +190,15 @@ def next_state(inputs: Mapping[str, Array], predictions: Array) -> Array:
     return np.asarray(np.einsum("brk,bkchw->brchw", inputs["coefficients"], columns))
 
 
-def _run_denoise(check: _Check, inputs: dict[str, Array]) -> Array:
-    ports = {name: array for name, array in inputs.items() if name.startswith(tuple(PORTS.values()))}
-    own = {name: array for name, array in inputs.items() if name in (*_OF_DENOISE, "extra", *ports)}
-    if check.precision == "fp16":
-        own |= {name: array.astype(np.float16) for name, array in ports.items() if name != "image_strength"}
+def _run_denoise(check: GraphCheck, inputs: dict[str, Array]) -> Array:
+    ports = tuple(PORTS.values())
+    own = {name: a for name, a in inputs.items() if name in (*_OF_DENOISE, "extra") or name.startswith(ports)}
     context = check.run("context", {"hidden_states": inputs["hidden_states"]})
     of_time = {name: array for name, array in inputs.items() if name not in own and name != "hidden_states"}
     return check.run("denoise", {**own, **check.run("time", of_time), **context})["next_state"]
 
 
-def _check_blend(check: _Check, model: Model) -> None:
+def _check_blend(check: GraphCheck, model: Model) -> None:
     random = np.random.default_rng(3)
     for batch, height, width in ((2, 6, 10), (3, 5, 4)):
         latent = (batch, model.latent_channels, height, width)
@@ -212,7 +213,7 @@ def _check_blend(check: _Check, model: Model) -> None:
         check.compare("blend", "next_state", check.run("blend", inputs)["next_state"], expected)
 
 
-def _check_vae(check: _Check, vae: Any, model: Model) -> None:
+def _check_vae(check: GraphCheck, vae: Any, model: Model) -> None:
     random = np.random.default_rng(4)
     factor = model.vae_scale_factor
     for batch, height, width in ((2, 8, 10), (1, 9, 6)):

@@ -30,17 +30,17 @@ from latentrt.export.graphs import text_encoder, unet, vae
 from latentrt.export.graphs.cut import cut_denoiser
 from latentrt.export.graphs.fuse import blend_model, fuse_denoise
 from latentrt.export.graphs.onnx_export import TRANSPOSED, onnx_from_module
-from latentrt.export.graphs.onnx_files import dtype_name, save_graph, stored_weights
+from latentrt.export.graphs.onnx_files import save_graph, stored_weights
 from latentrt.export.graphs.ports import check_ports, port_inputs
 from latentrt.export.graphs.precision import dtype_of, keep_unet_islands
 from latentrt.runtime.bundle import Bundle, hashed_files, manifest, takes
 from latentrt.runtime.bundle.plan_files import pack_name
-from latentrt.runtime.bundle.sizes import symbols_of
 from latentrt.runtime.bundle.strict_json import decode, encode
 from latentrt.runtime.errors import ExportError, ParityError
 from latentrt.runtime.scheduler.plan_pack import PackWriter, add_default_schedulers
 
 from .goldens import Findings
+from .graph_records import graph_record
 from .model_facts import defaults_of, golden_scheduler, model_of
 from .new_bundle import new_bundle, require_free
 
@@ -265,18 +265,11 @@ class _Writer:
 
     def _save(self, name: str, model: ir.Model, module: torch.nn.Module | None, shapes: dict[str, list[Any]]) -> None:
         """Save a graph and record its tensors and weights; `shapes` replaces shapes that the exporter named."""
-        for value in (*model.graph.inputs, *model.graph.outputs):
-            if value.name in shapes:
-                value.shape = ir.Shape(shapes[value.name])
+        record = graph_record(name, model, shapes)
         save_graph(model, self.folder / f"{name}.onnx", compact=self.options.compact)
         if module is not None:
             self._note_weights(name, module)
-        self.graphs[name] = manifest.Graph(
-            file=f"{name}.onnx",
-            inputs=tuple(_spec(v) for v in model.graph.inputs),
-            outputs=tuple(_spec(v) for v in model.graph.outputs),
-            dimensions={symbol: manifest.Range(1, None) for symbol in _symbols(model.graph)},
-        )
+        self.graphs[name] = record
 
     def _note_weights(self, name: str, module: torch.nn.Module) -> None:
         parameters = dict(module.named_parameters())
@@ -321,20 +314,3 @@ def _vae_precision(checkpoint: Checkpoint, precision: str) -> str:
     """Default precision of the VAE: `precision`, except fp32 for a VAE that overflows in fp16."""
     overflows = checkpoint.family.vae_overflows and checkpoint.configs["vae"].get("force_upcast", True)
     return "fp32" if precision == "fp16" and overflows else precision
-
-
-def _spec(value: ir.Value) -> manifest.TensorSpec:
-    if value.shape is None or value.dtype is None or not value.name:
-        raise ExportError(f"the exported graph has no shape or type for {value.name!r}")
-    shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
-    return manifest.TensorSpec(value.name, dtype_name(value.dtype), shape)
-
-
-def _symbols(graph: ir.Graph) -> list[str]:
-    """Symbols of all dimensions; the product `B*G` gives B and G."""
-    found: set[str] = set()
-    for value in (*graph.inputs, *graph.outputs):
-        for dimension in value.shape or ():
-            if not isinstance(dimension, int):
-                found.update(symbols_of(str(dimension.value)))
-    return sorted(found)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle import Bundle, ControlBundle, ControlManifest
+from latentrt.runtime.control.fit import check_fit
 from latentrt.runtime.loop.resident import Passed, run
 from latentrt.runtime.request import OUT_OF_MEMORY, CallOptions, Request
 from latentrt.runtime.scheduler import REGISTERS
@@ -85,10 +86,10 @@ class Step:
 class Pipeline:
     """A bundle, loaded on a backend. Thread-safe: each call has buffers of its own. Close it, or use it in `with`."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, controls: Mapping[str, ControlManifest] | None = None) -> None:
         """For backends of your own; otherwise use `Pipeline.load`."""
         self.bundle, self._backend = bundle, backend
-        self._stages = Stages(bundle, backend)
+        self._stages = Stages(bundle, backend, controls)
         self._scheduler_config = bundle.read_json(bundle.manifest.scheduler)
         self._weights_in_use = SharedLock()
         self._lent = False
@@ -102,6 +103,7 @@ class Pipeline:
         device: str | None = None,
         engines: Path | str | None = None,
         trust_engines: bool = False,
+        controls: Mapping[str, Path | str] | None = None,
     ) -> Self:
         """Open a bundle.
 
@@ -113,8 +115,10 @@ class Pipeline:
             device: "cpu", "cuda" or "cuda:1"; None is the best that the backend finds.
             engines: folder of compiled engines, where they are not in the bundle.
             trust_engines: also load engines that contain host code (those built as version-compatible).
+            controls: folders of control bundles, by the names that calls use, such as {"canny": "controls/canny"}.
 
-        Raises: BundleError: not a complete bundle. BackendError: the backend is unknown or cannot run here.
+        Raises: BundleError: not a complete bundle, or a control bundle that does not fit. BackendError: the backend is
+        unknown or cannot run here.
         """
         bundle = Bundle.open(embedded_bundle() if path is None else path)
         registers = bundle.manifest.model.registers
@@ -126,12 +130,14 @@ class Pipeline:
         from latentrt.runtime.backends import load_backend  # imported here because plans and bundles need none
 
         folder = None if engines is None else Path(engines)
-        loaded = load_backend(bundle, backend, device, engines=folder, trust_engines=trust_engines)
+        opened = {name: ControlBundle.open(one) for name, one in (controls or {}).items()}
+        check_fit(bundle, opened)
+        loaded = load_backend(bundle, backend, device, engines=folder, trust_engines=trust_engines, controls=opened)
         logger.info("%s on %s", bundle.path, loaded.name)
         if loaded.name.endswith("-cpu") and logger.isEnabledFor(logging.INFO):
             for hint in cpu_hints(bundle.manifest):
                 logger.info("%s", hint)
-        return cls(bundle, loaded)
+        return cls(bundle, loaded, {name: one.manifest for name, one in opened.items()})
 
     @property
     def backend(self) -> str:
@@ -184,7 +190,7 @@ class Pipeline:
         manifest = self.bundle.manifest
         self._require_own()
         # Checked here, not at the first step, so that the error is raised by the call itself.
-        request = Request.from_call(manifest, self._scheduler_config, prompt, options)
+        request = Request.from_call(manifest, self._scheduler_config, prompt, options, self._stages.controls)
         return self._checked_steps(request)
 
     def png_texts(
@@ -196,7 +202,8 @@ class Pipeline:
         """
         manifest = self.bundle.manifest
         self._require_own()
-        return self._stages.png_texts(Request.from_call(manifest, self._scheduler_config, prompt, options))
+        request = Request.from_call(manifest, self._scheduler_config, prompt, options, self._stages.controls)
+        return self._stages.png_texts(request)
 
     def _checked_steps(self, request: Request) -> Iterator[Step]:
         try:

@@ -5,7 +5,7 @@ interface.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,6 +42,55 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Control:
+    """A ControlNet on one image.
+
+    Attributes:
+        net: its name in `Backend.nets`.
+        hint: (C0, h, w), the embedded picture, in the net's dtype.
+        weights: (M, G, J) float32, factors of its J residuals in each call; the net rests where they are all 0.
+        time_inputs: inputs of the graph `control_time` besides timesteps, by name, each (G, width).
+        task: of a ControlNet-Union, which kind of picture it is.
+    """
+
+    net: str
+    hint: NDArray[Any]
+    weights: Float32
+    time_inputs: Mapping[str, Float32] = field(default_factory=dict)
+    task: int = 0
+
+    def runs(self, call: int) -> bool:
+        """Whether the net has a say in this call."""
+        return bool(self.weights[call].any())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImagePrompt:
+    """A picture that an IP-Adapter made keys and values of.
+
+    Attributes:
+        tensors: `image_key_*` and `image_value_*`, by name, each (G, T, C) in the UNet's dtype.
+        strength: (M, G, L) float32, for each call and layer of cross-attention.
+    """
+
+    tensors: Mapping[str, NDArray[Any]]
+    strength: Float32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdapterFeatures:
+    """The features of a T2I-Adapter.
+
+    Attributes:
+        tensors: `adapter_*`, by name, each (C, h/…, w/…) in the UNet's dtype.
+        calls: they are added in the first this many calls.
+    """
+
+    tensors: Mapping[str, NDArray[Any]]
+    calls: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
     """One image on its way from noise to latents. It depends on no other image.
 
@@ -55,6 +104,8 @@ class Trajectory:
         mask: (1, h, w), for ordinary UNets: 1 where they draw; elsewhere `clean` is restored after each call.
         extra: (5, h, w), for inpainting UNets: the mask and the latents of the masked image.
         time_inputs: inputs of the graph `time` besides timesteps, by name, each (G, width).
+        controls: ControlNets, each at most once.
+        image_prompt, features: of an IP-Adapter and a T2I-Adapter.
     """
 
     plan: Plan
@@ -66,12 +117,18 @@ class Trajectory:
     mask: Float32 | None = None
     extra: Float32 | None = None
     time_inputs: Mapping[str, Float32] = field(default_factory=dict)
+    controls: tuple[Control, ...] = ()
+    image_prompt: ImagePrompt | None = None
+    features: AdapterFeatures | None = None
 
     @property
     def bucket(self) -> Bucket:
         """The sizes that images in the same call must share."""
         groups, tokens, _ = self.context.shape
-        return Bucket(groups, self.noise.shape[2], self.noise.shape[3], tokens)
+        bucket = Bucket(groups, self.noise.shape[2], self.noise.shape[3], tokens)
+        if self.image_prompt is None:
+            return bucket
+        return replace(bucket, image_tokens=next(iter(self.image_prompt.tensors.values())).shape[1])
 
     def initial_state(self) -> Float32:
         """(R, C, h, w), the state before the first call."""
@@ -141,6 +198,10 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """Library and device, such as "onnxruntime-cpu"."""
+
+    @property
+    def nets(self) -> Mapping[str, "Backend"]:
+        """Backends of ControlNets and adapters, by the names that they were loaded with."""
 
     def engine(self, graph: str) -> Engine:
         """The engine of a graph, created on first use and kept."""

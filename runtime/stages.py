@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.bundle import Bundle, takes
+from latentrt.runtime.bundle import Bundle, ControlManifest, takes
 from latentrt.runtime.latents import PREVIEWS, TorchGenerator, Vae, initial_latents, known_images, rgb_from_latents
 from latentrt.runtime.latents.initial import InitialLatents
 from latentrt.runtime.request import LoraFile, Request, Source, png_text, time_inputs
@@ -24,7 +24,7 @@ from latentrt.runtime.weights import changed_weights, checked_factors, sha256_of
 from .arrays import Float32, Layers, RunEncoder
 from .errors import BackendError, InputError, NonFiniteError, unknown
 from .image import pil_from_arrays
-from .protocols import Backend, Bucket, Slots, Trajectory
+from .protocols import Backend, Bucket, Control, Slots, Trajectory
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,8 +36,10 @@ Lap = Callable[[str], None]  # told the name of each stage that has just ended
 class Stages:
     """The stages on one backend. Thread-safe where the backend is, but for `set_loras`."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, controls: Mapping[str, ControlManifest] | None = None) -> None:
+        """`controls`: manifests of the backend's nets, by name."""
         self.bundle, self.backend = bundle, backend
+        self.controls = dict(controls or {})
         self.private = False  # see `Source`
         self.loras: tuple[LoraFile, ...] = ()
         self.vae = Vae(bundle.manifest.model, self.run)
@@ -66,6 +68,17 @@ class Stages:
         initial = self._initial_latents(request, lap)
         groups, graph = conditioning.context.shape[1], self.bundle.graph("time")
         scale, rescale = request.guidance_scale, request.options["guidance_rescale"] or 0.0
+        inputs = [
+            time_inputs(
+                graph,
+                pooled=None if conditioning.pooled is None else conditioning.pooled[i],
+                time_ids=request.time_ids,
+                guidance_scale=scale,
+                groups=groups,
+            )
+            for i in range(len(initial))
+        ]
+        nets = self._controls(request, inputs)
         return [
             Trajectory(
                 request.plan,
@@ -76,16 +89,34 @@ class Stages:
                 start.clean,
                 start.mask,
                 start.extra,
-                time_inputs(
-                    graph,
-                    pooled=None if conditioning.pooled is None else conditioning.pooled[i],
-                    time_ids=request.time_ids,
-                    guidance_scale=scale,
-                    groups=groups,
-                ),
+                inputs[i],
+                controls=tuple(net[i] for net in nets),
             )
             for i, start in enumerate(initial)
         ]
+
+    def _controls(self, request: Request, inputs: Sequence[Mapping[str, Float32]]) -> list[list[Control]]:
+        """For each net of a call, what it does on each image; each picture is embedded once."""
+        found = []
+        for use in request.nets:
+            net, manifest = self.backend.nets[use.net], self.controls[use.net]
+            features = [net.engine("hint").run({"hint": hint[None]})["hint_features"][0] for hint in use.hints]
+            own = {spec.name for spec in manifest.graphs["control_time"].inputs}
+            kinds = {} if not manifest.control_types else {"control_type": _one_hot(use.task, manifest.control_types)}
+            found.append(
+                [
+                    Control(
+                        use.net,
+                        features[row],
+                        use.weights,
+                        {name: array for name, array in inputs[i].items() if name in own}
+                        | {name: np.tile(array, (use.weights.shape[1], 1)) for name, array in kinds.items()},
+                        use.task,
+                    )
+                    for i, row in enumerate(use.rows)
+                ]
+            )
+        return found
 
     def _conditioning(self, request: Request, lap: Lap, run: RunEncoder) -> Conditioning:
         encoders = self.bundle.manifest.model.text_encoders
@@ -208,3 +239,8 @@ class Stages:
         """Raise `BackendError` once this is closed."""
         if self._closed:
             raise BackendError(f"this pipeline of {self.bundle.path} is closed: load the bundle again")
+
+
+def _one_hot(which: int, count: int) -> Float32:
+    """(1, count) zeros with a one."""
+    return np.eye(count, dtype=np.float32)[which : which + 1]

@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from latentrt.runtime.backends.trt.library import TRT_BACKENDS
-from latentrt.runtime.bundle import Bundle, sizes_text
+from latentrt.runtime.bundle import AnyBundle, sizes_text
 from latentrt.runtime.errors import InputError
 
 from .ort_graphs import BACKEND as ONNXRUNTIME
@@ -165,7 +165,7 @@ def _build_ort_graphs(arguments: argparse.Namespace) -> None:
 
 
 def _build_trt_engines(arguments: argparse.Namespace, options: BuildOptions, sizes: dict[str, list[str]]) -> None:
-    def buckets(bundle: Bundle) -> list[SizeRanges]:
+    def buckets(bundle: AnyBundle) -> list[SizeRanges]:
         return buckets_from_options(bundle.manifest, **sizes)
 
     with tqdm(total=1.0, disable=None, bar_format="{desc:48.48} {bar} {percentage:3.0f}% {elapsed}") as bar:

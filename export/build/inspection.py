@@ -6,7 +6,7 @@ from pathlib import Path
 
 from latentrt.runtime.backends.engine_fit import build_command, outdated
 from latentrt.runtime.backends.trt.library import TRT_BACKENDS
-from latentrt.runtime.bundle import Bundle, EngineList, EngineRecord, sizes_text
+from latentrt.runtime.bundle import AnyBundle, EngineList, EngineRecord, open_bundle, sizes_text
 from latentrt.runtime.errors import BackendError, InputError, unknown
 
 from .fusion import Fusion, Tally, fusion_of
@@ -57,7 +57,7 @@ def inspect_engines(
 
     Raises `InputError` if there is none, `BackendError` without the package onnx.
     """
-    bundle = Bundle.open(bundle_path)
+    bundle = open_bundle(bundle_path)
     for graph in graphs:
         if graph not in bundle.manifest.graphs:
             raise InputError(f"{bundle.path}: {unknown('graph', graph, bundle.manifest.graphs)}")
@@ -79,7 +79,7 @@ def inspect_engines(
         yield _inspected(bundle, listed, record)
 
 
-def _inspected(bundle: Bundle, listed: EngineList, record: EngineRecord) -> Inspected:
+def _inspected(bundle: AnyBundle, listed: EngineList, record: EngineRecord) -> Inspected:
     path = listed.layers_path(record)
     if path is None:
         return Inspected(record, None, "its layers were not recorded; build it again")
@@ -92,7 +92,7 @@ def _inspected(bundle: Bundle, listed: EngineList, record: EngineRecord) -> Insp
         return Inspected(record, None, f"the operations of its graph cannot be counted: {error}")
 
 
-def _fusion(bundle: Bundle, record: EngineRecord, layers: Sequence[Layer]) -> Fusion:
+def _fusion(bundle: AnyBundle, record: EngineRecord, layers: Sequence[Layer]) -> Fusion:
     try:
         import onnx
 
@@ -103,6 +103,6 @@ def _fusion(bundle: Bundle, record: EngineRecord, layers: Sequence[Layer]) -> Fu
     graph = onnx.load(bundle.file(bundle.graph(record.graph).file), load_external_data=False).graph
     sizes = {symbol: span[1] for symbol, span in record.profile.items()}
     if "h" in sizes:  # inside of `vae_encoder`, shapes are in pixels
-        pixels = bundle.manifest.model.vae_scale_factor
+        pixels = bundle.manifest.pixels_of_latent
         sizes |= {"H": sizes["h"] * pixels, "W": sizes["w"] * pixels}
     return fusion_of(layers, fusible_parts(graph), node_flops(graph, sizes))

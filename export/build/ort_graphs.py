@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentrt.runtime.bundle import Bundle, EngineRecord
+from latentrt.runtime.bundle import AnyBundle, EngineRecord, open_bundle
 from latentrt.runtime.errors import BackendError, ExportError, InputError, unknown
 
 from .ort_saved import can_save, save_built
@@ -91,7 +91,7 @@ def build_ort_graphs(
     chosen = chosen_rewrites(devices, rewrites)
     functions = {device: _functions(names) for device, names in chosen.items()}
     clear_killed(Path(bundle_path), engines)
-    bundle = Bundle.open(bundle_path)
+    bundle = open_bundle(bundle_path)
     require_unaltered(bundle, graphs)
     names = graphs or tuple(bundle.manifest.graphs)
     if "cpu" in chosen and not saved:
@@ -111,7 +111,7 @@ def build_ort_graphs(
 
 
 def _built(
-    bundle: Bundle, engines: Path | None, record: EngineRecord, functions: Sequence[Callable[["ir.Model"], int]]
+    bundle: AnyBundle, engines: Path | None, record: EngineRecord, functions: Sequence[Callable[["ir.Model"], int]]
 ) -> Built | None:
     """The rewritten graph, made if it is missing; None if there was nothing to replace."""
     if (before := built_before(bundle.path, engines, record)) is not None:
@@ -174,7 +174,7 @@ def _rewritten(path: Path, functions: Sequence[Callable[["ir.Model"], int]]) -> 
     return content
 
 
-def _nothing_to_replace(bundle: Bundle, graphs: Sequence[str], chosen: dict[str, list[str]]) -> ExportError:
+def _nothing_to_replace(bundle: AnyBundle, graphs: Sequence[str], chosen: dict[str, list[str]]) -> ExportError:
     recipe = bundle.manifest.recipe
     tried = "; ".join(f"on {device} {', '.join(names)}" for device, names in chosen.items())
     return ExportError(
@@ -185,7 +185,7 @@ def _nothing_to_replace(bundle: Bundle, graphs: Sequence[str], chosen: dict[str,
     )
 
 
-def _record(bundle: Bundle, name: str, device: str, rewrites: Sequence[str]) -> EngineRecord:
+def _record(bundle: AnyBundle, name: str, device: str, rewrites: Sequence[str]) -> EngineRecord:
     from latentrt.export.build.rewrites.nodes import DOMAIN, DOMAIN_VERSION
 
     manifest = bundle.manifest

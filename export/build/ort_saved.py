@@ -7,7 +7,7 @@ from pathlib import Path
 
 from latentrt.runtime.backends.ort.saved_graphs import instructions_here, save_graph, version_here
 from latentrt.runtime.backends.ort.session import GraphFile
-from latentrt.runtime.bundle import Bundle, EngineRecord
+from latentrt.runtime.bundle import AnyBundle, EngineRecord
 from latentrt.runtime.bundle.manifest import INSTRUCTIONS
 
 from .store import Built, add_saved_graph, built_before, require_storable, with_file
@@ -15,7 +15,7 @@ from .store import Built, add_saved_graph, built_before, require_storable, with_
 logger = logging.getLogger(__name__)
 
 
-def can_save(bundle: Bundle) -> bool:
+def can_save(bundle: AnyBundle) -> bool:
     """Whether a bundle's graphs can be saved here. In fp32 alone: others are not meant for this library on CPUs.
 
     Where this machine is the reason that they cannot, a warning says so.
@@ -32,7 +32,7 @@ def can_save(bundle: Bundle) -> bool:
     return False
 
 
-def save_built(bundle: Bundle, engines: Path | None, rewritten: EngineRecord, *, is_rewritten: bool) -> Built | None:
+def save_built(bundle: AnyBundle, engines: Path | None, rewritten: EngineRecord, *, is_rewritten: bool) -> Built | None:
     """The saved graph, made if it is missing; None for a graph that would not load faster.
 
     Args:

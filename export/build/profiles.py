@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from latentrt.runtime.bundle import Graph, Manifest, TensorSpec, shape_at
+from latentrt.runtime.bundle import Contents, Graph, TensorSpec, shape_at
 from latentrt.runtime.bundle.sizes import IMAGE_TOKENS, symbols_of
 from latentrt.runtime.errors import InputError
 
@@ -48,7 +48,7 @@ def span_from_text(option: str, text: str) -> Span:
 
 
 def buckets_from_options(
-    manifest: Manifest,
+    manifest: Contents,
     *,
     height: Sequence[str] = (),
     width: Sequence[str] = (),
@@ -66,13 +66,12 @@ def buckets_from_options(
 
     Raises `InputError` for malformed sizes, and for sizes that the model does not support.
     """
-    model, defaults = manifest.model, manifest.defaults
-    factor, length = model.vae_scale_factor, model.text_encoders[0].max_length
+    factor, (usual_height, usual_width, length) = manifest.pixels_of_latent, manifest.usual_sizes
     spans = {
         "B": [span_from_text("--batch", text) for text in batch or ("1",)],
         "G": [span_from_text("--groups", text) for text in groups or ("2",)],
-        "h": [_latent("--height", text, factor) for text in height or (str(defaults.height),)],
-        "w": [_latent("--width", text, factor) for text in width or (str(defaults.width),)],
+        "h": [_latent("--height", text, factor) for text in height or (str(usual_height),)],
+        "w": [_latent("--width", text, factor) for text in width or (str(usual_width),)],
         "S": [span_from_text("--tokens", text) for text in tokens or (str(length),)],
         "T": [Span(IMAGE_TOKENS, IMAGE_TOKENS, IMAGE_TOKENS)],
     }
@@ -102,7 +101,7 @@ def shapes_of_tensor(spec: TensorSpec, profile: SizeRanges) -> tuple[tuple[int, 
 
 
 def _rows(graph: str, buckets: Sequence[SizeRanges]) -> Span:
-    if graph == "time":
+    if graph in ("time", "control_time"):
         return Span(*TIME_ROWS)
     rows = _union(bucket["B"].times(bucket["G"]) for bucket in buckets)
     return Span(1, rows.opt, max(rows.max, MOST_TEXTS))

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from latentrt.runtime.bundle import Bundle, Manifest
+from latentrt.runtime.bundle import AnyBundle, Contents
 from latentrt.runtime.bundle.manifest import Quantization
 from latentrt.runtime.errors import InputError
 
@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 FP8_FROM = "8.9"  # compute capability: the RTX 40 series, Hopper, Blackwell
 
 
-def quantization_of(manifest: Manifest, graph: str) -> Quantization | None:
+def quantization_of(manifest: Contents, graph: str) -> Quantization | None:
     """How a graph was quantized; None if it was not."""
     quantized = manifest.recipe.quantization
     return quantized if quantized is not None and graph in quantized.graphs else None
 
 
-def options_for(bundle: Bundle, graphs: Sequence[str], options: BuildOptions, library: TrtBuilder) -> BuildOptions:
+def options_for(bundle: AnyBundle, graphs: Sequence[str], options: BuildOptions, library: TrtBuilder) -> BuildOptions:
     """The options; of the default targets of TensorRT for RTX, only those that have FP8, if a graph is fp8.
 
     Args:
@@ -59,7 +59,7 @@ def options_for(bundle: Bundle, graphs: Sequence[str], options: BuildOptions, li
     return replace(options, compute_capabilities=tuple(filter(_has_fp8, RTX_CAPABILITIES)))
 
 
-def check_targets(bundle: Bundle, graphs: Sequence[str], options: BuildOptions, library: TrtBuilder) -> None:
+def check_targets(bundle: AnyBundle, graphs: Sequence[str], options: BuildOptions, library: TrtBuilder) -> None:
     """Raise `InputError` if a graph is fp8 and a GPU that it is built for has no FP8; warn of int8 without kernels.
 
     Args:
@@ -84,7 +84,7 @@ def check_targets(bundle: Bundle, graphs: Sequence[str], options: BuildOptions, 
         )
 
 
-def _quantization(bundle: Bundle, graphs: Sequence[str]) -> Quantization | None:
+def _quantization(bundle: AnyBundle, graphs: Sequence[str]) -> Quantization | None:
     """That of the first of these graphs which is quantized."""
     manifest = bundle.manifest
     return next(filter(None, (quantization_of(manifest, name) for name in graphs or manifest.graphs)), None)

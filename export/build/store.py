@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from latentrt.runtime.bundle import Bundle, EngineList, EngineRecord, File
+from latentrt.runtime.bundle import AnyBundle, EngineList, EngineRecord, File, open_bundle
 from latentrt.runtime.bundle.engine_list import remember_hash, updated_manifest
 from latentrt.runtime.bundle.manifest import MANIFEST
 from latentrt.runtime.bundle.strict_json import encode
@@ -34,7 +34,7 @@ class Built:
     attempts: tuple[float, ...] = ()
 
 
-def require_unaltered(bundle: Bundle, graphs: Sequence[str]) -> None:
+def require_unaltered(bundle: AnyBundle, graphs: Sequence[str]) -> None:
     """Raise `InputError` for unknown graphs, and `ExportError` if a graph's files differ from the manifest.
 
     Args:
@@ -58,7 +58,7 @@ def with_file(record: EngineRecord, kind: str) -> EngineRecord:
 
 def built_before(bundle_path: Path, engines: Path | None, record: EngineRecord) -> Built | None:
     """The existing engine with the same record, or None if there is none or its file is damaged."""
-    present = EngineList.of_bundle(Bundle.open(bundle_path), engines)
+    present = EngineList.of_bundle(open_bundle(bundle_path), engines)
     same = next((r for r in present.engines if r.file == record.file and present.intact(r)), None)
     if same is None:
         return None
@@ -125,7 +125,7 @@ def add_saved_graph(
 
 def remove_saved_graphs(bundle_path: Path, engines: Path | None, graphs: Collection[str]) -> None:
     """Remove the saved graphs of these names from the list, and their files."""
-    present = EngineList.of_bundle(Bundle.open(bundle_path), engines)
+    present = EngineList.of_bundle(open_bundle(bundle_path), engines)
     if any(old.saved and old.graph in graphs for old in present.engines):
         _change(bundle_path, engines, [], lambda old: old.saved and old.graph in graphs, lambda _: {})
 
@@ -143,7 +143,7 @@ def _change(
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            bundle = Bundle.open(bundle_path)
+            bundle = open_bundle(bundle_path)
             present = EngineList.of_bundle(bundle, engines)
             written = write(folder)
             kept = tuple(r for r in present.engines if not replaced(r))
@@ -175,7 +175,7 @@ def clear_killed(bundle_path: Path, engines: Path | None) -> None:
     with suppress(OSError):
         if (folder / FOLDER).is_dir():
             with locked(folder):
-                _remove_unlisted(folder, EngineList.of_bundle(Bundle.open(bundle_path), engines).files)
+                _remove_unlisted(folder, EngineList.of_bundle(open_bundle(bundle_path), engines).files)
 
 
 def _remove_unlisted(folder: Path, files: Mapping[str, File]) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from latentrt.runtime.backends.engine_fit import uses_tf32
-from latentrt.runtime.bundle import Bundle, EngineRecord, sizes_text
+from latentrt.runtime.bundle import AnyBundle, EngineRecord, open_bundle, sizes_text
 from latentrt.runtime.files import cache_folder
 from latentrt.runtime.gpu.device import visible_devices
 
@@ -47,7 +47,7 @@ class Task:
 def build_engines(
     bundle_path: Path | str,
     backend: str,
-    buckets: Callable[[Bundle], Sequence[SizeRanges]],
+    buckets: Callable[[AnyBundle], Sequence[SizeRanges]],
     options: BuildOptions | None = None,
     *,
     engines: Path | None = None,
@@ -68,7 +68,7 @@ def build_engines(
     already yielded remain.
     """
     clear_killed(Path(bundle_path), engines)
-    bundle = Bundle.open(bundle_path)
+    bundle = open_bundle(bundle_path)
     library = TrtBuilder(backend, visible_devices())
     options = library.check(options_for(bundle, graphs, options or BuildOptions(), library))
     check_targets(bundle, graphs, options, library)
@@ -88,7 +88,7 @@ def build_engines(
 
 
 def _tasks(
-    bundle: Bundle, library: TrtBuilder, options: BuildOptions, buckets: Sequence[SizeRanges], graphs: Sequence[str]
+    bundle: AnyBundle, library: TrtBuilder, options: BuildOptions, buckets: Sequence[SizeRanges], graphs: Sequence[str]
 ) -> Iterator[Task]:
     manifest = bundle.manifest
     for name in graphs or manifest.graphs:
@@ -123,7 +123,7 @@ def _only_device(library: TrtBuilder, options: BuildOptions) -> str | None:
 
 
 def _best(
-    bundle: Bundle, library: TrtBuilder, options: BuildOptions, task: Task, progress: Progress
+    bundle: AnyBundle, library: TrtBuilder, options: BuildOptions, task: Task, progress: Progress
 ) -> tuple[Serialized, tuple[float, ...]]:
     """The engine, or the fastest of several and what each of these took in milliseconds."""
     build = partial(_build, bundle, library, options, task, progress)
@@ -134,7 +134,7 @@ def _best(
     return fastest(options.best_of, build, times)
 
 
-def _build(bundle: Bundle, library: TrtBuilder, options: BuildOptions, task: Task, progress: Progress) -> Serialized:
+def _build(bundle: AnyBundle, library: TrtBuilder, options: BuildOptions, task: Task, progress: Progress) -> Serialized:
     name = task.record.graph
     graph = bundle.graph(name)
     uses = [u for parameter, all_uses in bundle.manifest.weights.items() if _lora_target(parameter) for u in all_uses]

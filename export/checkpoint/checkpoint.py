@@ -81,7 +81,7 @@ class Checkpoint:
 
     def record(self) -> manifest.CheckpointRecord:
         """The manifest's record of the checkpoint. Reads all files."""
-        sha256 = _hash_of_files(self._contents.files)
+        sha256 = hash_of_files(self._contents.files)
         additions = tuple(self._additions())
         if additions:
             text = "".join(f"{a.kind} {a.sha256} {a.weight}\n" for a in additions)
@@ -216,7 +216,7 @@ class Checkpoint:
     def _additions(self) -> Iterator[manifest.Addition]:
         source = self.source
         if source.vae is not None:
-            yield manifest.Addition("vae", Path(source.vae).name, _hash_of_files(self._vae_files), None)
+            yield manifest.Addition("vae", Path(source.vae).name, hash_of_files(self._vae_files), None)
         for lora in source.loras:
             yield manifest.Addition("lora", Path(lora.path).name, sha256_of_lora(Path(lora.path)), lora.weight)
         for embedding in self._embeddings:
@@ -232,7 +232,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _hash_of_files(files: Mapping[str, Path]) -> str:
+def hash_of_files(files: Mapping[str, Path]) -> str:
     """Hash of names and contents; for a single file, the file's own sha256."""
     if len(files) == 1:
         return sha256_of_file(next(iter(files.values())))

@@ -53,6 +53,10 @@ def folder_from_hub(hub_id: str, *, allow_pickle: bool) -> Path:
 def needed_files(files: Iterable[str], *, allow_pickle: bool) -> list[str]:
     """The files of a repository that an export reads: configs, tokenizers, and one variant of the weights."""
     files = list(files)
+    if "model_index.json" not in files:  # one component by itself, such as a ControlNet
+        variants = _variants([name for name in files if "/" not in name], "safetensors")
+        if variants:
+            return ["config.json", *consistent({"": variants})[""]]
     needed = [name for name in files if name == "model_index.json"]
     for name in files:
         path = PurePosixPath(name)

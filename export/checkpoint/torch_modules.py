@@ -15,6 +15,15 @@ from latentrt.runtime.errors import CheckpointError
 # Attention parameters of VAEs: names before diffusers 0.14 -> names since.
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
+# Part -> its class in diffusers.
+_CLASSES = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "controlnet": "ControlNetModel",
+    "controlnet-union": "ControlNetUnionModel",
+    "t2i-adapter": "T2IAdapter",
+}
+
 
 def bare_name(part: str, name: str) -> str:
     """A parameter's name, independent of the versions of the libraries.
@@ -89,9 +98,16 @@ def _new_module(part: str, config: dict[str, Any]) -> torch.nn.Module:
         cls = CLIPTextModel if part == "text_encoder" else CLIPTextModelWithProjection
         text_model: torch.nn.Module = cls(CLIPTextConfig(**config, attn_implementation="sdpa"))
         return text_model
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    if part == "image-encoder":
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    cls = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
+        vision_model: torch.nn.Module = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(**config, attn_implementation="sdpa")
+        )
+        return vision_model
+    import diffusers
+
+    cls = getattr(diffusers, _CLASSES[part])
     diffusers_module: torch.nn.Module = cls.from_config(config)
     return diffusers_module
 

@@ -17,7 +17,7 @@ from latentrt.runtime.scheduler import REGISTERS
 F32 = ir.DataType.FLOAT
 
 
-class _Ops(Tape):
+class Ops(Tape):
     """A tape with shorthands for the operators used here."""
 
     def const(self, values: list[int] | list[float] | float, dtype: type = np.int64) -> ir.Value:
@@ -75,14 +75,14 @@ def fuse_denoise(loop: ir.Model, *, channels: int) -> ir.Model:
         raise ExportError("the denoiser must have an input 'sample' and one output")
     step = _step_inputs(channels)
 
-    before = _Ops()
+    before = Ops()
     x = before.op("Gather", [step.state, before.const(0)], {"axis": 1})
     groups = before.dims(step.guidance, 0)
     grouped = before.op("Concat", [groups, before.dims(x, 1)], {"axis": 0})
-    ir.convenience.replace_all_uses_with(sample, _repeated(before, x, groups, like=sample))
+    ir.convenience.replace_all_uses_with(sample, repeated(before, x, groups, like=sample))
     extra = _repeat_extra(before, graph, groups)
 
-    after = _Ops()
+    after = Ops()
     next_state = _next_state(after, graph.outputs[0], step, grouped)
 
     rest = [v for v in graph.inputs if v is not sample]
@@ -110,19 +110,19 @@ def _step_inputs(channels: int) -> _StepInputs:
     )
 
 
-def _repeat_extra(ops: _Ops, graph: ir.Graph, groups: ir.Value) -> list[ir.Value]:
+def _repeat_extra(ops: Ops, graph: ir.Graph, groups: ir.Value) -> list[ir.Value]:
     """Replace the UNet's input `extra` by one with a row per image; returns the new input, if there is one."""
     replaced = []
     for extra in [v for v in graph.inputs if v.name == "extra"]:
         assert extra.shape is not None
         per_image = tensor("extra", F32, ["B", extra.shape[1], "h", "w"])  # type: ignore[list-item]
-        ir.convenience.replace_all_uses_with(extra, _repeated(ops, per_image, groups, like=extra))
+        ir.convenience.replace_all_uses_with(extra, repeated(ops, per_image, groups, like=extra))
         graph.inputs.remove(extra)
         replaced.append(per_image)
     return replaced
 
 
-def _next_state(ops: _Ops, output: ir.Value, step: _StepInputs, grouped: ir.Value) -> ir.Value:
+def _next_state(ops: Ops, output: ir.Value, step: _StepInputs, grouped: ir.Value) -> ir.Value:
     """Guidance, guidance rescale and scheduler update on the UNet's output; `grouped` is the shape (B, G, C, h, w)."""
     if output.dtype != F32:
         output = ops.op("Cast", [output], {"to": int(F32)})
@@ -137,18 +137,18 @@ def _next_state(ops: _Ops, output: ir.Value, step: _StepInputs, grouped: ir.Valu
     return next_state
 
 
-def _repeated(ops: _Ops, value: ir.Value, groups: ir.Value, *, like: ir.Value) -> ir.Value:
-    """(B, …) float32 -> (B*G, …), each row repeated for each guidance group, in the dtype of `like`."""
+def repeated(ops: Ops, value: ir.Value, groups: ir.Value, *, like: ir.Value) -> ir.Value:
+    """(B, …) -> (B*G, …), each row repeated for each guidance group, in the dtype of `like`."""
     image = ops.dims(value, 1)
     spread = ops.op("Expand", [ops.unsqueeze(value, 1), ops.op("Concat", [groups, image], {"axis": 0})])
     flat = ops.op("Reshape", [spread, ops.op("Concat", [ops.const([-1]), image], {"axis": 0})])
-    if like.dtype != F32:
+    if like.dtype != (value.dtype or F32):
         flat = ops.op("Cast", [flat], {"to": int(like.dtype or F32)})
     flat.type, flat.shape = like.type, like.shape
     return flat
 
 
-def _rescaled(ops: _Ops, guided: ir.Value, predictions: ir.Value, rescale: ir.Value) -> ir.Value:
+def _rescaled(ops: Ops, guided: ir.Value, predictions: ir.Value, rescale: ir.Value) -> ir.Value:
     """guided * (1 + r (std_last / std_guided - 1)); exactly `guided` where r = 0, even if a deviation is 0."""
     last = ops.op("Gather", [predictions, ops.const([-1])], {"axis": 1})
     ratio = ops.op("Sqrt", [ops.op("Div", [_variance(ops, last), _variance(ops, guided)])])
@@ -159,7 +159,7 @@ def _rescaled(ops: _Ops, guided: ir.Value, predictions: ir.Value, rescale: ir.Va
     return ops.op("Mul", [guided, factor])
 
 
-def _variance(ops: _Ops, value: ir.Value) -> ir.Value:
+def _variance(ops: Ops, value: ir.Value) -> ir.Value:
     centred = ops.op("Sub", [value, ops.mean(value, 2, 3, 4)])
     return ops.mean(ops.op("Mul", [centred, centred]), 2, 3, 4)
 
@@ -182,7 +182,7 @@ def blend_model(*, channels: int, opset: int) -> ir.Model:
     mask = tensor("mask", F32, ["B", 1, "h", "w"])
     clean, noise = tensor("clean", F32, ["B", *latent]), tensor("noise", F32, ["B", *latent])
     blend = tensor("blend", F32, ["B", 2])
-    ops = _Ops()
+    ops = Ops()
     sizes = ops.const([1, REGISTERS - 1])
     current, history = ops.op_multi_out("Split", [state, sizes], {"axis": 1}, num_outputs=2)
     pair = ops.op("Concat", [ops.unsqueeze(clean, 1), ops.unsqueeze(noise, 1)], {"axis": 1})

@@ -19,7 +19,8 @@ def dtype_of(precision: str) -> torch.dtype:
 def keep_unet_islands(unet: Any) -> None:
     """Keep the timestep and size embeddings, the last convolution and, if configured, attention in float32, in place.
 
-    Timesteps and the scheduler update are float32, so neither end of the UNet rounds. In models with
+    Timesteps and the scheduler update are float32, so neither end of the UNet rounds; a ControlNet, which has no last
+    convolution, ends in the precision of the UNet's features. In models with
     `upcast_attention`, such as Stable Diffusion 2, products of queries and keys overflow float16.
     """
     if unet.dtype == torch.float32:
@@ -27,10 +28,13 @@ def keep_unet_islands(unet: Any) -> None:
     dtype = unet.dtype
     if unet.config.get("upcast_attention") and dtype == torch.float16:
         unet.set_attn_processor(Float32Attention())
-    for embedding in filter(None, (unet.time_embedding, getattr(unet, "add_embedding", None))):
+    names = ("time_embedding", "add_embedding", "control_add_embedding")
+    for embedding in filter(None, (getattr(unet, name, None) for name in names)):
         embedding.float()
         embedding.register_forward_pre_hook(lambda _, inputs: tuple(_to(i, torch.float32) for i in inputs))
         embedding.register_forward_hook(lambda _, __, output: output.to(dtype))
+    if not hasattr(unet, "conv_out"):
+        return
     unet.conv_out.float()
     unet.conv_out.register_forward_pre_hook(lambda _, inputs: tuple(_to(i, torch.float32) for i in inputs))
 

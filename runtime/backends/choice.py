@@ -2,13 +2,14 @@
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from latentrt.runtime.backends.ort.on_cpu import OrtBackend
 from latentrt.runtime.backends.ort.session import available_devices, require_device
 from latentrt.runtime.backends.trt.library import TRT_BACKENDS
-from latentrt.runtime.bundle import Bundle, EngineList
+from latentrt.runtime.bundle import AnyBundle, ControlBundle, EngineList
 from latentrt.runtime.errors import BackendError, unknown
 from latentrt.runtime.gpu.device import has_driver
 from latentrt.runtime.protocols import Backend
@@ -24,20 +25,28 @@ BACKENDS = ("auto", *TRT_BACKENDS, "openvino", "onnxruntime")
 class _Wish:
     """Arguments for creating a backend; the engine list is read once."""
 
-    bundle: Bundle
+    bundle: AnyBundle
     engines: EngineList
     trust_engines: bool
+    nets: "tuple[tuple[str, _Wish], ...]" = ()
 
 
 def load_backend(
-    bundle: Bundle, backend: str, device: str | None, *, engines: Path | None = None, trust_engines: bool = False
+    bundle: AnyBundle,
+    backend: str,
+    device: str | None,
+    *,
+    engines: Path | None = None,
+    trust_engines: bool = False,
+    controls: Mapping[str, ControlBundle] | None = None,
 ) -> Backend:
-    """See `Pipeline.load`."""
+    """See `Pipeline.load`; control bundles run on the same backend, with engines of their own folders."""
     if backend not in BACKENDS:
         raise BackendError(unknown("backend", backend, BACKENDS))
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise BackendError(f"unknown device {device!r}; expected cpu, cuda, or cuda:N for one of several GPUs")
-    wish = _Wish(bundle, EngineList.of_bundle(bundle, engines), trust_engines)
+    nets = [(name, _Wish(one, EngineList.of_bundle(one), trust_engines)) for name, one in (controls or {}).items()]
+    wish = _Wish(bundle, EngineList.of_bundle(bundle, engines), trust_engines, tuple(nets))
     if backend in TRT_BACKENDS:
         return _tensorrt(wish, backend, device)
     if backend == "openvino":
@@ -56,7 +65,7 @@ def load_backend(
         return _onnxruntime(wish, device)
     if (on_gpu := _onnxruntime_on_cuda(wish)) is not None:
         return on_gpu
-    return _best_on_cpu(wish) if backend == "auto" else OrtBackend(bundle, wish.engines)
+    return _best_on_cpu(wish) if backend == "auto" else _onnxruntime_on_cpu(wish)
 
 
 def _tensorrt(wish: _Wish, backend: str, device: str | None) -> Backend:
@@ -64,17 +73,33 @@ def _tensorrt(wish: _Wish, backend: str, device: str | None) -> Backend:
         raise BackendError(f"{backend} runs on NVIDIA GPUs only: use backend='onnxruntime' for the CPU")
     from .trt.backend import TrtBackend  # imported here because it is not needed without a GPU
 
-    index = _index(device or "cuda")
-    return TrtBackend(wish.bundle, wish.engines, backend=backend, device_index=index, trust_engines=wish.trust_engines)
+    def load(one: _Wish) -> TrtBackend:
+        return TrtBackend(
+            one.bundle,
+            one.engines,
+            backend=backend,
+            device_index=_index(device or "cuda"),
+            trust_engines=one.trust_engines,
+            nets={name: load(net) for name, net in one.nets},
+        )
+
+    return load(wish)
 
 
 def _onnxruntime(wish: _Wish, device: str) -> Backend:
     if device == "cpu":
-        return OrtBackend(wish.bundle, wish.engines)
+        return _onnxruntime_on_cpu(wish)
     require_device("cuda")
     from .ort.on_gpu import OrtCudaBackend  # imported here because it is not needed without a GPU
 
-    return OrtCudaBackend(wish.bundle, wish.engines, device_index=_index(device))
+    loaded = OrtCudaBackend(wish.bundle, wish.engines, device_index=_index(device))
+    for name, net in wish.nets:
+        loaded.add_net(name, net.bundle, net.engines)
+    return loaded
+
+
+def _onnxruntime_on_cpu(wish: _Wish) -> OrtBackend:
+    return OrtBackend(wish.bundle, wish.engines, {name: _onnxruntime_on_cpu(net) for name, net in wish.nets})
 
 
 def _index(device: str) -> int:
@@ -84,7 +109,7 @@ def _index(device: str) -> int:
 def _openvino(wish: _Wish, device: str | None) -> Backend:
     if device not in (None, "cpu"):
         raise BackendError(f"openvino runs on CPUs only, not on {device!r}: use device='cpu' or another backend")
-    return OpenVinoBackend(wish.bundle)
+    return OpenVinoBackend(wish.bundle, {name: OpenVinoBackend(net.bundle) for name, net in wish.nets})
 
 
 def _onnxruntime_on_cuda(wish: _Wish) -> Backend | None:
@@ -123,4 +148,4 @@ def _best_on_cpu(wish: _Wish) -> Backend:
 
 
 def _on_cpu(wish: _Wish, name: str) -> Backend:
-    return _openvino(wish, "cpu") if name == "openvino" else OrtBackend(wish.bundle, wish.engines)
+    return _openvino(wish, "cpu") if name == "openvino" else _onnxruntime_on_cpu(wish)

@@ -5,19 +5,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from latentrt.runtime.bundle import Bundle, EngineRecord, Manifest, Sizes, sizes_text
+from latentrt.runtime.bundle import AnyBundle, Contents, EngineRecord, Sizes, sizes_text
 from latentrt.runtime.gpu.device import Device
 
 ROWS = ("n", "B")  # symbols of the first dimension: rows are independent, so an engine may compute more than requested
 
 
-def needed_graphs(manifest: Manifest) -> tuple[str, ...]:
-    """The graphs that text-to-image needs; the others are for image-to-image and inpainting."""
-    text_encoders = (encoder.graph for encoder in manifest.model.text_encoders)
-    return (*text_encoders, "context", "time", "denoise", "vae_decoder")
-
-
-def uses_tf32(manifest: Manifest, graph: str) -> bool:
+def uses_tf32(manifest: Contents, graph: str) -> bool:
     """Whether a graph's fp32 products are rounded to TF32 by default: a VAE that is fp32 beside a UNet of 16 bits.
 
     There fp32 is for the range of its values, which TF32 has too; docs/decisions/0017-tf32-for-the-vae.md.
@@ -48,7 +42,7 @@ class Choice:
 # --- compatibility ----------------------------------------------------------------------------------------------------
 
 
-def outdated(record: EngineRecord, manifest: Manifest) -> str | None:
+def outdated(record: EngineRecord, manifest: Contents) -> str | None:
     """Why an engine does not match the current bundle; None if it does."""
     graph = manifest.graphs.get(record.graph)
     if graph is None:
@@ -61,7 +55,7 @@ def outdated(record: EngineRecord, manifest: Manifest) -> str | None:
     return None
 
 
-def refusal(record: EngineRecord, manifest: Manifest, host: Host) -> str | None:
+def refusal(record: EngineRecord, manifest: Contents, host: Host) -> str | None:
     """Why an engine of this backend cannot be used on this host; None if it can."""
     if (reason := outdated(record, manifest)) is not None:
         return reason
@@ -126,7 +120,7 @@ def _padding(choice: Choice, sizes: Sizes) -> tuple[float, int, float]:
     return computed, choice.runs, breadth
 
 
-def nothing_fits(bundle: Bundle, backend: str, graph: str, sizes: Sizes, records: Iterable[EngineRecord]) -> str:
+def nothing_fits(bundle: AnyBundle, backend: str, graph: str, sizes: Sizes, records: Iterable[EngineRecord]) -> str:
     """The error message when no engine fits: requested sizes, available sizes, and the build command."""
     wanted = " ".join(f"{symbol}={size}" for symbol, size in sizes.items())
     known = "; ".join(sizes_text(record) for record in records if record.graph == graph) or "none"
@@ -136,10 +130,10 @@ def nothing_fits(bundle: Bundle, backend: str, graph: str, sizes: Sizes, records
     )
 
 
-def build_command(bundle: Bundle, backend: str, sizes: Sizes | None = None) -> str:
+def build_command(bundle: AnyBundle, backend: str, sizes: Sizes | None = None) -> str:
     """The command that builds engines for these sizes."""
     words = ["latentrt build", str(bundle.path), "--backend", backend]
-    pixels = bundle.manifest.model.vae_scale_factor
+    pixels = bundle.manifest.pixels_of_latent
     options = {"h": "--height", "w": "--width", "B": "--batch", "G": "--groups", "S": "--tokens"}
     for symbol, size in (sizes or {}).items():
         if symbol in options:

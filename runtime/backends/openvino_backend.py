@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import Layers, NewWeights, with_layers
-from latentrt.runtime.bundle import Bundle, Graph, TensorSpec, shape_at, sizes_of_inputs
+from latentrt.runtime.bundle import AnyBundle, Graph, TensorSpec, shape_at, sizes_of_inputs
 from latentrt.runtime.cpu import int8_overflows
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.files import files_in_one_folder
-from latentrt.runtime.loop.host import Arrays, BoundCall, HostSlots
+from latentrt.runtime.loop.host import HostSlots
+from latentrt.runtime.loop.host_engine import Arrays, BoundCall, host_net
 from latentrt.runtime.loop.tables import TimeFeatures
 from latentrt.runtime.protocols import Bucket
 from latentrt.runtime.weights import to_float32
@@ -53,8 +54,12 @@ class OpenVinoBackend:
 
     name = "openvino-cpu"
 
-    def __init__(self, bundle: Bundle) -> None:
-        """Reads all graphs and compiles a small one, so that problems are found now. Raises `BackendError`."""
+    def __init__(self, bundle: AnyBundle, nets: "Mapping[str, OpenVinoBackend] | None" = None) -> None:
+        """Reads all graphs and compiles a small one, so that problems are found now. Raises `BackendError`.
+
+        Args:
+            nets: backends of control bundles, by name; they are closed with this one.
+        """
         try:
             import openvino
         except ImportError as error:
@@ -68,7 +73,10 @@ class OpenVinoBackend:
         self._models = {graph: self._read(graph) for graph in bundle.manifest.graphs}
         self._engines = EngineCache(self._make, graph_of=lambda key: key.graph, kept=KEPT_SIZES)
         self._features = TimeFeatures(lambda graph, inputs: self.engine(graph).run(inputs))
-        self.engine("time")
+        self.nets = dict(nets or {})
+        self._host_nets = {name: host_net(net) for name, net in self.nets.items()}
+        if "time" in self._models:
+            self.engine("time")
 
     def engine(self, graph: str) -> "OpenVinoEngine":
         """The engine of a graph for all sizes, created on first use and kept."""
@@ -78,7 +86,15 @@ class OpenVinoBackend:
         """See `Backend.slots`."""
         denoise = self._engines.get(_Key("denoise", bucket, one_image=count == 1))
         # Compiled for this number of groups.
-        return HostSlots(bucket, count, denoise=denoise, engine=self.engine, features=self._features, any_groups=False)
+        return HostSlots(
+            bucket,
+            count,
+            denoise=denoise,
+            engine=self.engine,
+            features=self._features,
+            any_groups=False,
+            nets=self._host_nets,
+        )
 
     def set_weights(self, weights: NewWeights) -> None:
         """See `Backend.set_weights`. Recompiles the changed graphs, as compilation converts the weights."""
@@ -87,6 +103,8 @@ class OpenVinoBackend:
 
     def close(self) -> None:
         """Free all memory."""
+        for net in self.nets.values():
+            net.close()
         self._engines.close()
         self._models.clear()
 

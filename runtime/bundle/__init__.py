@@ -1,12 +1,29 @@
 """The bundle on disk: manifest, files, engines and tensor sizes. Knows nothing about running graphs."""
 
-from .bundle import Bundle, hashed_files
+from .bundle import AnyBundle, Bundle, ControlBundle, hashed_files, open_bundle
+from .control_manifest import ControlManifest
 from .engine_list import EngineList, types_text
-from .manifest import Defaults, EngineRecord, File, Golden, Graph, Manifest, Model, TensorSpec, TextEncoder, Weight
+from .manifest import (
+    Contents,
+    Defaults,
+    EngineRecord,
+    File,
+    Golden,
+    Graph,
+    Manifest,
+    Model,
+    TensorSpec,
+    TextEncoder,
+    Weight,
+)
 from .sizes import Sizes, shape_at, sizes_of_inputs, sizes_text, takes
 
 __all__ = [
+    "AnyBundle",
     "Bundle",
+    "Contents",
+    "ControlBundle",
+    "ControlManifest",
     "Defaults",
     "EngineList",
     "EngineRecord",
@@ -20,6 +37,7 @@ __all__ = [
     "TextEncoder",
     "Weight",
     "hashed_files",
+    "open_bundle",
     "shape_at",
     "sizes_of_inputs",
     "sizes_text",

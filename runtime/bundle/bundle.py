@@ -13,37 +13,22 @@ from latentrt.runtime.errors import BundleError, shown
 from latentrt.runtime.files import read_json, sha256_of_file
 
 from .checks import faults
-from .manifest import FORMATS, MANIFEST, SECOND_KEYS, File, Graph, Manifest
+from .control_checks import control_faults
+from .control_manifest import CONTROL_FORMAT, ControlManifest
+from .manifest import FORMATS, MANIFEST, SECOND_KEYS, Contents, File, Graph, Manifest
 from .strict_json import StrictJSONError, decode
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Bundle:
-    """An opened bundle: its folder and its manifest.
+class AnyBundle:
+    """An opened folder with a manifest, of any kind.
 
     Files may be links, as in the cache of a model hub, where all of them lead out of the folder: the manifest has their
     hashes. Names in the manifest may not leave the folder.
     """
 
     path: Path
-    manifest: Manifest
-
-    @classmethod
-    def open(cls, path: Path | str) -> "Bundle":
-        """Read `bundle.json` strictly; check that every file exists and has its size. `altered_files` checks hashes."""
-        path = Path(path)
-        manifest = _read_manifest(path)
-        bundle = cls(path, manifest)
-        for name, entry in manifest.files.items():
-            size = _size(bundle.file(name))
-            if size is None:
-                raise BundleError(f"{path} is incomplete: {name} is missing. Copy or export the bundle again")
-            if size != entry.size:
-                raise BundleError(
-                    f"{path} is damaged: {name} has {size:,} bytes instead of {entry.size:,}. "
-                    "Copy or export the bundle again"
-                )
-        return bundle
+    manifest: Contents
 
     def file(self, name: str) -> Path:
         """Path of a file listed in the manifest. Raises `BundleError` for other files.
@@ -84,6 +69,55 @@ class Bundle:
             raise BundleError(f"{self.path / name} cannot be read: {error}") from error
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Bundle(AnyBundle):
+    """An opened bundle of a checkpoint."""
+
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Bundle":
+        """Read `bundle.json` strictly; check that every file exists and has its size. `altered_files` checks hashes."""
+        bundle = open_bundle(path)
+        if not isinstance(bundle, Bundle):
+            raise BundleError(
+                f"{path} is a control bundle, which draws nothing by itself: load it beside the bundle of a checkpoint"
+            )
+        return bundle
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ControlBundle(AnyBundle):
+    """An opened bundle of what steers a checkpoint: a ControlNet, an adapter, or an image encoder."""
+
+    manifest: ControlManifest
+
+    @classmethod
+    def open(cls, path: Path | str) -> "ControlBundle":
+        """See `Bundle.open`."""
+        bundle = open_bundle(path)
+        if not isinstance(bundle, ControlBundle):
+            raise BundleError(f"{path} is the bundle of a checkpoint: expected one from latentrt export-control")
+        return bundle
+
+
+def open_bundle(path: Path | str) -> Bundle | ControlBundle:
+    """Open a bundle of either kind, see `Bundle.open`."""
+    path = Path(path)
+    manifest = _read_manifest(path)
+    bundle = Bundle(path, manifest) if isinstance(manifest, Manifest) else ControlBundle(path, manifest)
+    for name, entry in manifest.files.items():
+        size = _size(bundle.file(name))
+        if size is None:
+            raise BundleError(f"{path} is incomplete: {name} is missing. Copy or export the bundle again")
+        if size != entry.size:
+            raise BundleError(
+                f"{path} is damaged: {name} has {size:,} bytes instead of {entry.size:,}. "
+                "Copy or export the bundle again"
+            )
+    return bundle
+
+
 def hashed_files(folder: Path) -> dict[str, File]:
     """All files of a folder as a manifest lists them, by name."""
     return {
@@ -93,7 +127,7 @@ def hashed_files(folder: Path) -> dict[str, File]:
     }
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(path: Path) -> Manifest | ControlManifest:
     file = path / MANIFEST
     if not _is_folder(path):
         raise BundleError(f"{path} is not a folder. Create a bundle with: latentrt export CHECKPOINT {path}")
@@ -107,16 +141,22 @@ def _read_manifest(path: Path) -> Manifest:
     except ValueError as error:
         raise BundleError(f"{file} is not valid JSON ({error}); copy or export the bundle again") from error
     version = data.get("format") if isinstance(data, dict) else None
-    if version not in FORMATS:
-        known = " and ".join(map(repr, FORMATS))
+    if version not in (*FORMATS, CONTROL_FORMAT):
+        known = f"{', '.join(map(repr, FORMATS))} and {CONTROL_FORMAT!r}"
         raise BundleError(f"{file} has format {shown(version)}, but this version of latentrt reads only {known}")
     if version == FORMATS[0] and (newer := [key for key in SECOND_KEYS if _has(data, key)]):
         raise BundleError(f"{file} has the key {newer[0]!r}, which the format {version!r} has not")
+    manifest: Manifest | ControlManifest
     try:
-        manifest = decode(Manifest, data, MANIFEST)
+        if version == CONTROL_FORMAT:
+            manifest = decode(ControlManifest, data, MANIFEST)
+            fault = next(control_faults(manifest), None)
+        else:
+            manifest = decode(Manifest, data, MANIFEST)
+            fault = next(faults(manifest), None)
     except StrictJSONError as error:
         raise BundleError(f"{file} cannot be read: {error}") from error
-    if (fault := next(faults(manifest), None)) is not None:
+    if fault is not None:
         raise BundleError(f"{file} cannot be used: {fault}. Copy or export the bundle again")
     return manifest
 

@@ -9,11 +9,12 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from latentrt.runtime.errors import BundleError, shown
 from latentrt.runtime.files import cache_folder, read_json, sha256_of_file, written_whole
 
-from .bundle import Bundle
+from .bundle import AnyBundle
 from .checks import engine_faults
 from .manifest import MANIFEST, EngineRecord, File, manifest_json
 from .strict_json import decode, encode
@@ -40,10 +41,10 @@ class EngineList:
     files: dict[str, File]
 
     @classmethod
-    def of_bundle(cls, bundle: Bundle, folder: Path | None = None) -> "EngineList":
+    def of_bundle(cls, bundle: AnyBundle, folder: Path | None = None) -> "EngineList":
         """The engines listed in a bundle, or those in a separate folder, which may be empty."""
         if folder is None:
-            return cls(bundle.path, bundle.manifest.engines, bundle.manifest.files)
+            return cls(bundle.path, bundle.manifest.engines, dict(bundle.manifest.files))
         file = folder / LIST
         try:
             data = read_json(file, unique=True)
@@ -116,11 +117,11 @@ def types_text(record: EngineRecord) -> str:
     return " with ".join(filter(None, (record.precision, record.options.get("quantization"))))
 
 
-def updated_manifest(bundle: Bundle, folder: Path | None, engines: EngineList) -> tuple[Path, str]:
+def updated_manifest(bundle: AnyBundle, folder: Path | None, engines: EngineList) -> tuple[Path, str]:
     """The file that `EngineList.of_bundle` read, and its new text that lists `engines`."""
     if folder is None:
-        manifest = replace(bundle.manifest, engines=engines.engines, files=engines.files)
-        return bundle.path / MANIFEST, manifest_json(manifest)
+        manifest: Any = bundle.manifest
+        return bundle.path / MANIFEST, manifest_json(replace(manifest, engines=engines.engines, files=engines.files))
     content = EngineListFile(FORMAT, engines.engines, engines.files)
     return folder / LIST, json.dumps(encode(content), indent=1, ensure_ascii=False) + "\n"
 

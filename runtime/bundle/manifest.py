@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from .strict_json import encode, schema
 
@@ -280,6 +281,27 @@ class File:
     sha256: str
 
 
+class Contents(Protocol):
+    """What the manifests of all kinds of bundles have, for backends and builds."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def graphs(self) -> Mapping[str, Graph]: ...
+    @property
+    def weights(self) -> Mapping[str, tuple[Weight, ...]]: ...
+    @property
+    def engines(self) -> tuple[EngineRecord, ...]: ...
+    @property
+    def files(self) -> Mapping[str, File]: ...
+    @property
+    def needed_graphs(self) -> tuple[str, ...]: ...
+    @property
+    def pixels_of_latent(self) -> int: ...
+    @property
+    def usual_sizes(self) -> tuple[int, int, int]: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Manifest:
     """The content of bundle.json.
@@ -302,13 +324,28 @@ class Manifest:
     files: dict[str, File]
     plans: tuple[str, ...] = ()
 
+    @property
+    def needed_graphs(self) -> tuple[str, ...]:
+        """The graphs that text-to-image needs; the others are for image-to-image and inpainting."""
+        return (*(encoder.graph for encoder in self.model.text_encoders), "context", "time", "denoise", "vae_decoder")
+
+    @property
+    def pixels_of_latent(self) -> int:
+        """Pixels along a side of a latent pixel."""
+        return self.model.vae_scale_factor
+
+    @property
+    def usual_sizes(self) -> tuple[int, int, int]:
+        """Height and width in pixels, and tokens of a text, that engines are built for by default."""
+        return self.defaults.height, self.defaults.width, self.model.text_encoders[0].max_length
+
 
 def with_plans(manifest: Manifest, plans: tuple[str, ...], files: Mapping[str, File]) -> Manifest:
     """The manifest with other plan packs; its format is the one it had, if that has the key."""
     return replace(manifest, format=FORMATS[1] if plans else manifest.format, plans=plans, files=dict(files))
 
 
-def manifest_json(manifest: Manifest) -> str:
+def manifest_json(manifest: Contents) -> str:
     """The text of bundle.json."""
     return json.dumps(encode(manifest), indent=1, ensure_ascii=False) + "\n"
 

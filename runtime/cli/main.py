@@ -29,6 +29,7 @@ _COMMANDS = {
         "write a model repository for NVIDIA Triton Inference Server (needs the extra `serve`)",
     ),
     "export": ("latentrt.export.cli", "convert a checkpoint to a bundle (needs the extra `export`)"),
+    "export-control": ("latentrt.export.control.cli", "convert a ControlNet or adapter (needs the extra `export`)"),
     "quantize": ("latentrt.export.quantize.cli", "make a bundle of 8 bits (needs the extra `quantize`)"),
     "build": ("latentrt.export.build.cli", "build engines for a bundle (TensorRT needs an extra `tensorrt…`)"),
     "inspect": ("latentrt.export.build.inspect_cli", "show the kernels of TensorRT engines (needs onnx)"),

@@ -1,6 +1,6 @@
 """Seeds and images to latents, and latents to images."""
 
-from .given_images import FileRow, GivenImages, ImageInput, Picture, holds_several
+from .given_images import FileRow, GivenImages, ImageInput, Picture, holds_several, size_of_steering, steering_pictures
 from .initial import initial_latents, known_images
 from .noise import TorchGenerator
 from .npy import is_npy, read_npy
@@ -21,4 +21,6 @@ __all__ = [
     "known_images",
     "read_npy",
     "rgb_from_latents",
+    "size_of_steering",
+    "steering_pictures",
 ]

@@ -20,7 +20,7 @@ from latentrt.runtime.files import open_regular
 from latentrt.runtime.limits import MAX_IMAGES, MAX_PIXELS, raised_by
 
 from .npy import is_npy, read_npy
-from .resize import resized_image, resized_mask, size_of
+from .resize import resized_image, resized_mask, resized_pixels, size_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -142,6 +142,29 @@ def _as_latents(image: Picture, channels: int) -> Float32 | None:
     return latents
 
 
+def steering_pictures(
+    name: str, given: Picture, size: tuple[int, int], channels: int, *, prompts: int, per_prompt: int
+) -> tuple[Float32, NDArray[np.int64]]:
+    """Pictures that steer a call: (pictures, H, W, channels) float32 in [0, 1], and the picture of each image.
+
+    Resized as diffusers' control image processor does. Arrays may hold -1, which marks what an inpainting ControlNet
+    draws anew. Raises `InputError` for what is no picture.
+    """
+    pictures = [_with_marks(name, one) for one in _listed(name, given)]
+    pixels = np.stack([resized_pixels(picture, *size) for picture in pictures])
+    if channels == 1:
+        pixels = pixels.mean(3, keepdims=True)
+    return pixels.astype(np.float32), _rows(len(pictures), prompts, per_prompt)
+
+
+def size_of_steering(name: str, given: Picture, factor: int) -> tuple[int, int]:
+    """Height and width of the first picture, rounded down to a multiple of the VAE's factor."""
+    height, width = size_of(_opened(name, given)[0])
+    if min(height, width) < factor:
+        raise InputError(f"{name} has {width}x{height} pixels; expected at least {factor}x{factor}")
+    return height // factor * factor, width // factor * factor
+
+
 def holds_several(given: Picture) -> bool:
     """Whether this is a list of pictures, or an array of them."""
     listed = isinstance(given, Sequence) and not isinstance(given, str | bytes)
@@ -150,10 +173,22 @@ def holds_several(given: Picture) -> bool:
 
 def _opened(name: str, given: Picture) -> list[Any]:
     """PIL images with their EXIF rotation applied, or float arrays (H, W, channels) in [0, 1]."""
+    return [_open_one(name, picture) for picture in _listed(name, given)]
+
+
+def _with_marks(name: str, given: Picture) -> "Image.Image | Float32":
+    """As `_open_one`; an array (H, W, channels) of floats keeps the pixels that are -1."""
+    if not isinstance(given, np.ndarray) or given.ndim != 3 or given.dtype.kind != "f":
+        return _open_one(name, given)
+    marked = given == -1
+    opened = _open_one(name, np.where(marked, given.dtype.type(0), given))
+    return np.where(marked, np.float32(-1), np.asarray(opened, np.float32))
+
+
+def _listed(name: str, given: Picture) -> list[Picture]:
     if holds_several(given) and not 1 <= len(given) <= MAX_IMAGES:
         raise InputError(f"{name} has {len(given)} pictures: expected 1 to {MAX_IMAGES}; {raised_by('MAX_IMAGES')}")
-    pictures = list(given) if holds_several(given) else [given]
-    return [_open_one(name, picture) for picture in pictures]
+    return list(given) if holds_several(given) else [given]
 
 
 def _open_one(name: str, given: Picture) -> "Image.Image | Float32":

@@ -19,11 +19,14 @@ def size_of(picture: Any) -> tuple[int, int]:
 
 def resized_image(picture: Any, height: int, width: int) -> Float32:
     """Resize to (H, W, 3) in [-1, 1]."""
+    return resized_pixels(picture, height, width) * np.float32(2) - np.float32(1)
+
+
+def resized_pixels(picture: Any, height: int, width: int) -> Float32:
+    """Resize to (H, W, 3) in the range of the picture: [0, 1], and for arrays what they hold."""
     if isinstance(picture, np.ndarray):
-        scaled = np.broadcast_to(_nearest(picture, height, width)[:, :, :3], (height, width, 3))
-    else:
-        scaled = _lanczos(_converted(picture, "RGB"), height, width)
-    return scaled * np.float32(2) - np.float32(1)
+        return np.broadcast_to(_nearest(picture, height, width)[:, :, :3], (height, width, 3))
+    return _lanczos(_converted(picture, "RGB"), height, width)
 
 
 def resized_mask(picture: Any, height: int, width: int) -> Float32:

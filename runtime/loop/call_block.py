@@ -1,6 +1,7 @@
 """The device memory of all inputs that change with every call, in one block, so that one upload writes them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,13 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import DTYPES
-from latentrt.runtime.bundle import Graph, Sizes, TensorSpec, shape_at
+from latentrt.runtime.bundle import Sizes, TensorSpec, shape_at
 from latentrt.runtime.gpu.device import DeviceMemory, PinnedMemory, Stream
 
-from .tables import CALL_INPUTS
-
 ALIGNMENT = 256
-_BLEND = TensorSpec("blend", "float32", ("B", 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,7 @@ class _Section:
 
 
 class CallBlock:
-    """Rows for all slots: those of each call, then noise, which is uploaded where a plan draws.
+    """Rows for all slots: those of each call, then those that only some calls need, such as noise.
 
     The host writes to two pinned blocks in turns; a turn comes again when its upload is long done.
 
@@ -39,15 +37,17 @@ class CallBlock:
         addresses: of the inputs by name.
     """
 
-    def __init__(self, stream: Stream, denoise: Graph, sizes: Sizes) -> None:
-        """Raises `OutOfMemoryError`; then nothing is allocated."""
-        specs = {spec.name: spec for spec in denoise.inputs} | {"blend": _BLEND}
+    def __init__(
+        self, stream: Stream, specs: Sequence[TensorSpec], sizes: Sizes, sometimes: TensorSpec | None = None
+    ) -> None:
+        """`sometimes` comes last. Raises `OutOfMemoryError`; then nothing is allocated."""
         self._stream, self._batch = stream, sizes["B"]
+        self._sometimes = None if sometimes is None else sometimes.name
         self._sections: dict[str, _Section] = {}
         end = 0
-        for name in (*CALL_INPUTS, "blend", "noise"):
-            section = _Section(end, shape_at(specs[name], sizes), DTYPES[specs[name].dtype].numpy)
-            self._sections[name] = section
+        for spec in (*specs, *([] if sometimes is None else [sometimes])):
+            section = _Section(end, shape_at(spec, sizes), DTYPES[spec.dtype].numpy)
+            self._sections[spec.name] = section
             end += -(-section.shape[0] * section.row_bytes // ALIGNMENT) * ALIGNMENT
         self._device = DeviceMemory(end)
         self._pinned: list[PinnedMemory] = []
@@ -62,15 +62,17 @@ class CallBlock:
             pinned.bytes[:] = 0
         self.addresses = {name: self._device.address + section.offset for name, section in self._sections.items()}
 
-    def rows(self, turn: int, batch: int, *, noise: bool) -> dict[str, NDArray[Any]]:
-        """Pinned arrays of the first rows, by name; without noise where no plan draws."""
-        names = [name for name in self._sections if noise or name != "noise"]
+    def rows(self, turn: int, batch: int, *, whole: bool = False) -> dict[str, NDArray[Any]]:
+        """Pinned arrays of the first rows, by name; `whole` with those that only some calls need."""
+        names = [name for name in self._sections if whole or name != self._sometimes]
         return {name: self._view(turn, self._sections[name], batch) for name in names}
 
-    def upload(self, turn: int, batch: int, *, noise: bool) -> None:
+    def upload(self, turn: int, batch: int, *, whole: bool = False) -> None:
         """Copy what was written, asynchronously."""
-        last = self._sections["noise"]
-        end = last.offset + (batch * last.row_bytes if noise else 0)
+        end = len(self._pinned[turn].bytes)
+        if self._sometimes is not None:
+            last = self._sections[self._sometimes]
+            end = last.offset + (batch * last.row_bytes if whole else 0)
         self._stream.upload(self._device.address, self._pinned[turn].bytes[:end])
 
     def _view(self, turn: int, section: _Section, batch: int) -> NDArray[Any]:

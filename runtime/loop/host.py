@@ -6,27 +6,17 @@ the state is never copied. A call runs on the first rows of all buffers.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.arrays import DTYPES, Float32
-from latentrt.runtime.bundle import Graph, Sizes, shape_at
-from latentrt.runtime.protocols import Bucket, Engine, Trajectory
+from latentrt.runtime.arrays import Float32
+from latentrt.runtime.protocols import Bucket, Trajectory
 
+from .host_engine import BoundCall, HostEngine, HostNet, first_rows, slot_of, zero_inputs, zeros_for
+from .host_ports import HostPorts
 from .tables import CallRows, TimeFeatures, known_parts
-
-Arrays = Mapping[str, NDArray[Any]]
-# Runs a graph on its bound buffers.
-BoundCall = Callable[[], None]
-
-
-class HostEngine(Engine, Protocol):
-    """An engine that can be bound to arrays of the caller."""
-
-    def bind(self, inputs: Arrays, outputs: Arrays) -> BoundCall:
-        """Bind contiguous arrays. Every call reads the current content of the inputs and writes to the outputs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,17 +41,20 @@ class HostSlots:
         engine: Callable[[str], HostEngine],
         features: TimeFeatures,
         any_groups: bool,
+        nets: Mapping[str, HostNet] | None = None,
     ) -> None:
         """`engine` gives the engines of `context` and `blend`; `any_groups`: `denoise` also runs with one group."""
         self.bucket, self.counts = bucket, range(1, count + 1)
         self._denoise, self._engine, self._features = denoise, engine, features
         self._sizes = bucket.sizes(count)
-        self._inputs = _zeros(denoise.spec, self._sizes)
+        self._ports = HostPorts(denoise.spec, nets or {}, bucket, count)
+        own = [spec for spec in denoise.spec.inputs if spec.name not in self._ports.zeros]
+        self._inputs = {spec.name: zeros_for(spec, self._sizes) for spec in own}
         state = self._inputs.pop("state")
         self._states, self._now = (state, np.zeros_like(state)), 0
         self._known: dict[str, NDArray[Any]] = {}  # inputs of `blend`; empty until an image has a mask
         self._rows = CallRows(count)
-        self._bound: dict[tuple[str, int, int], BoundCall] = {}
+        self._bound: dict[tuple[str, int, int, frozenset[str]], BoundCall] = {}
         self._last_group: dict[str, NDArray[Any]] | None = None  # inputs of a call with one group
         self._last_group_is_old = True
         self._any_groups = any_groups and bucket.groups > 1
@@ -76,8 +69,9 @@ class HostSlots:
             new["extra"] = trajectory.extra[None]
         for name, array in new.items():
             self._slot_of(self._inputs[name], slot)[:] = array
+        self._ports.fill(slot, trajectory)
         if trajectory.mask is not None and not self._known:
-            self._known = _zeros(self._engine("blend").spec, self._sizes)
+            self._known = zero_inputs(self._engine("blend").spec, self._sizes)
             del self._known["state"]
             self._known["mask"][:] = 1
         for name, value in known_parts(trajectory).items() if self._known else ():
@@ -89,6 +83,7 @@ class HostSlots:
         self._rows.move(source, target)
         for array in (self._states[self._now], *self._inputs.values(), *self._known.values()):
             self._slot_of(array, target)[:] = self._slot_of(array, source)
+        self._ports.move(source, target)
 
     def call(self, at: NDArray[np.int32]) -> None:
         """See `Slots.call`."""
@@ -96,13 +91,15 @@ class HostSlots:
         masked = self._rows.masked(calls)
         changing = self._inputs | {"blend": self._known["blend"]} if masked else self._inputs
         self._rows.write(calls, self._first(changing, count))
-        if self._any_groups and self._rows.unguided(calls):
+        ports = self._rows.ports(calls)
+        self._ports.run(calls, ports, self._rows, self._states, self._now)
+        if self._any_groups and not ports and self._rows.unguided(calls):
             self._copy_last_group(count)
-            self._call("one group", count)()
+            self._call("one group", count, ports)()
         else:
-            self._call("denoise", count)()
+            self._call("denoise", count, ports)()
         if masked:  # `blend` writes back to the buffer that `denoise` reads
-            self._call("blend", count)()
+            self._call("blend", count, ports)()
         else:
             self._now = 1 - self._now
 
@@ -113,10 +110,11 @@ class HostSlots:
     def close(self) -> None:
         """See `Slots.close`."""
         self._bound.clear()
+        self._ports.close()
 
-    def _call(self, what: str, count: int) -> BoundCall:
+    def _call(self, what: str, count: int, ports: frozenset[str]) -> BoundCall:
         """A graph on the first rows of its buffers."""
-        key = (what, count, self._now)
+        key = (what, count, self._now, ports)
         if key not in self._bound:
             now, after = self._states[self._now][:count], self._states[1 - self._now][:count]
             if what == "blend":
@@ -125,6 +123,7 @@ class HostSlots:
             else:
                 arrays = self._inputs | (self._last_group or {}) if what == "one group" else self._inputs
                 inputs = self._first(arrays, count) | {"state": now}
+                inputs |= self._ports.arrays(ports, count, one_group=what == "one group")
                 self._bound[key] = self._denoise.bind(inputs, {"next_state": after})
         return self._bound[key]
 
@@ -140,15 +139,8 @@ class HostSlots:
             self._last_group[name][:count] = self._inputs[name][groups - 1 : count * groups : groups]
         self._last_group_is_old = False
 
-    def _first(self, arrays: Arrays, count: int) -> dict[str, NDArray[Any]]:
-        """The rows of the first slots; some arrays have a row for each guidance group."""
-        return {name: array[: len(array) // len(self.counts) * count] for name, array in arrays.items()}
+    def _first(self, arrays: Mapping[str, NDArray[Any]], count: int) -> dict[str, NDArray[Any]]:
+        return first_rows(arrays, count, len(self.counts))
 
     def _slot_of(self, array: NDArray[Any], slot: int) -> NDArray[Any]:
-        rows = len(array) // len(self.counts)
-        return array[slot * rows : (slot + 1) * rows]
-
-
-def _zeros(graph: Graph, sizes: Sizes) -> dict[str, NDArray[Any]]:
-    """Zeros for all inputs of a graph, by name."""
-    return {spec.name: np.zeros(shape_at(spec, sizes), DTYPES[spec.dtype].numpy) for spec in graph.inputs}
+        return slot_of(array, slot, len(self.counts))

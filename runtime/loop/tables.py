@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.arrays import RunGraph
+from latentrt.runtime.arrays import Float32, RunGraph
+from latentrt.runtime.bundle import Graph, TensorSpec
+from latentrt.runtime.bundle.manifest import PORTS
 from latentrt.runtime.protocols import Trajectory
 from latentrt.runtime.scheduler import REGISTERS
 
 # Inputs of `denoise` that are written for each call; those of `noise` only where a plan draws.
 CALL_INPUTS = ("coefficients", "guidance", "guidance_rescale", "time_features")
+STRENGTH = "image_strength"  # of UNets with a port for IP-Adapters, written for each call, too
 FEATURES_KEPT = 32
 _IDENTITY = np.eye(REGISTERS, REGISTERS + 2, dtype=np.float32)
 
@@ -27,24 +30,27 @@ Rows = Mapping[str, NDArray[Any]]
 class TimeFeatures:
     """The features of all timesteps of a plan, kept for the last plans. Thread-safe."""
 
-    def __init__(self, run: RunGraph) -> None:
-        self._run = run
+    def __init__(self, run: RunGraph, graph: str = "time") -> None:
+        self._run, self._graph = run, graph
         self._kept: OrderedDict[tuple[object, ...], NDArray[Any]] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, trajectory: Trajectory) -> NDArray[Any]:
         """(M, G, F) in the dtype of the graph, bfloat16 as uint16."""
-        timesteps, groups = trajectory.plan.timesteps, len(trajectory.context)
+        return self.at(trajectory.plan.timesteps, len(trajectory.context), trajectory.time_inputs)
+
+    def at(self, timesteps: Float32, groups: int, more: Mapping[str, Float32]) -> NDArray[Any]:
+        """The same for timesteps (M,) and what else the graph reads, each (G, width)."""
         inputs = {"timesteps": np.repeat(timesteps, groups)}
-        for name, array in trajectory.time_inputs.items():
+        for name, array in more.items():
             inputs[name] = np.tile(array, (len(timesteps), 1))
-        given = ((name, array.tobytes()) for name, array in trajectory.time_inputs.items())
+        given = ((name, array.tobytes()) for name, array in more.items())
         key = (groups, timesteps.tobytes(), *given)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        rows = self._run("time", inputs)["time_features"]
+        rows = self._run(self._graph, inputs)["time_features"]
         features = rows.reshape(len(timesteps), groups, -1)
         with self._lock:
             self._kept[key] = features
@@ -95,6 +101,25 @@ class CallRows:
         """Whether any slot of this call has a mask."""
         return any(kept.trajectory.mask is not None for _, kept in self._running(at))
 
+    def ports(self, at: Sequence[int]) -> frozenset[str]:
+        """The ports that any slot of this call feeds: keys of `PORTS`."""
+        found = set[str]()
+        for k, kept in self._running(at):
+            trajectory = kept.trajectory
+            if any(control.runs(k) for control in trajectory.controls):
+                found.add("control")
+            if trajectory.features is not None and k < trajectory.features.calls:
+                found.add("t2i")
+            if trajectory.image_prompt is not None and trajectory.image_prompt.strength[k].any():
+                found.add("ip-adapter")
+        return frozenset(found)
+
+    def ended(self, at: Sequence[int]) -> Iterator[int]:
+        """The slots whose features of a T2I-Adapter end with this call."""
+        for slot, (k, kept) in enumerate(zip(at, self._kept, strict=False)):
+            if kept is not None and kept.trajectory.features is not None and k == kept.trajectory.features.calls:
+                yield slot
+
     def unguided(self, at: Sequence[int]) -> bool:
         """Whether all slots of this call take the last group's prediction alone."""
         return all(_takes_last_group(kept.trajectory.guidance[k]) for k, kept in self._running(at))
@@ -118,6 +143,9 @@ class CallRows:
                 _write_inputs(kept, max(k, 0), slot, rows)
             if kept is None or k < 0:
                 rows["coefficients"][slot] = _IDENTITY
+                if STRENGTH in rows:
+                    groups = len(rows[STRENGTH]) // len(rows["coefficients"])
+                    rows[STRENGTH][slot * groups : (slot + 1) * groups] = 0
                 if "noise" in rows:
                     rows["noise"][slot] = 0
 
@@ -133,6 +161,16 @@ def _write_inputs(kept: _Kept, k: int, slot: int, rows: Rows) -> None:
         rows["noise"][slot] = kept.trajectory.noise[kept.draws[k]] if kept.draws[k] else 0
     if "blend" in rows:
         rows["blend"][slot] = plan.blend[k]
+    if STRENGTH in rows:
+        picture = kept.trajectory.image_prompt
+        rows[STRENGTH][slot * groups : (slot + 1) * groups] = 0 if picture is None else picture.strength[k]
+
+
+def ports_of(denoise: Graph) -> dict[str, list[TensorSpec]]:
+    """The inputs of each port that a graph has, but for `STRENGTH`, which is written for each call."""
+    named = [spec for spec in denoise.inputs if spec.name != STRENGTH]
+    found = {port: [s for s in named if s.name.startswith(prefix)] for port, prefix in PORTS.items()}
+    return {port: specs for port, specs in found.items() if specs}
 
 
 def known_parts(trajectory: Trajectory) -> dict[str, NDArray[np.float32] | float]:

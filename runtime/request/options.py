@@ -18,6 +18,7 @@ from latentrt.runtime.text import SYNTAXES
 
 from . import kinds
 from .kinds import Kind
+from .named import named
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +225,42 @@ class CallOptions(TypedDict, total=False):
             "how much of the picture is drawn anew, above 0 up to 1",
             kinds.number(0, 1, above=True),
             web_ui=("Denoising strength", _g),
+        ),
+    ]
+    control_image: Annotated[
+        Picture | Mapping[str, Picture],
+        Option(
+            "finished map for a ControlNet, such as edges or a pose, one for all prompts or one for each; with several "
+            "nets {name: picture}. Its size is the default size",
+            named(kinds.picture()),
+        ),
+    ]
+    controlnet_conditioning_scale: Annotated[
+        float | Mapping[str, float] | None,
+        Option("strength of ControlNets, or {name: strength}. Default: 1", named(kinds.number(-10, 10))),
+    ]
+    control_guidance_start: Annotated[
+        float | Mapping[str, float] | None,
+        Option(
+            "share of the calls after which ControlNets begin, 0 to below 1, or {name: share}. Default: 0",
+            named(kinds.number(0, 0.999)),
+        ),
+    ]
+    control_guidance_end: Annotated[
+        float | Mapping[str, float] | None,
+        Option(
+            "share of the calls after which ControlNets end, above 0 up to 1, or {name: share}. Default: 1",
+            named(kinds.number(0, 1, above=True)),
+        ),
+    ]
+    control_mode: Annotated[
+        int | Mapping[str, int] | None,
+        Option("kind of the picture, for a ControlNet-Union: its number, from 0", named(kinds.integer(0, 63))),
+    ]
+    guess_mode: Annotated[
+        bool | None,
+        Option(
+            "let ControlNets recognize the picture by themselves, without the prompt's help", kinds.boolean(), False
         ),
     ]
     denoising_start: Annotated[

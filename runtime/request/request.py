@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from latentrt.runtime.arrays import Float32
-from latentrt.runtime.bundle import Defaults, Manifest, takes
+from latentrt.runtime.bundle import ControlManifest, Defaults, Manifest, takes
 from latentrt.runtime.errors import InputError
 from latentrt.runtime.latents import GivenImages, ImageInput, TorchGenerator, is_npy, read_npy
 from latentrt.runtime.limits import MAX_IMAGES, MAX_NOISE, MAX_PIXELS, MAX_TOKENS, raised_by
@@ -22,6 +22,7 @@ from latentrt.runtime.scheduler.starts import timesteps_within
 from latentrt.runtime.text import TextInput, text_inputs_from_call
 
 from . import kinds
+from .control_options import NetUse, nets_of_call, size_of_hints
 from .guidance import PLUS_PLUS, check_interval, check_plus_plus, guidance_weights, is_plus_plus
 from .options import CallOptions, checked, checked_value
 from .time_inputs import time_ids_from_call
@@ -39,6 +40,7 @@ class Request:
         scheduler: its name; None for a compiled plan.
         noise: (images, C, h, w) to start from instead of the seeds'; None for the seeds'.
         time_ids: see `time_ids_from_call`.
+        nets: ControlNets that steer it.
         distilled: whether the model takes the guidance scale as an input.
     """
 
@@ -56,6 +58,7 @@ class Request:
     image: ImageInput | None
     time_ids: Float32
     distilled: bool
+    nets: tuple[NetUse, ...] = ()
 
     @property
     def guidance_scale(self) -> float:
@@ -86,10 +89,15 @@ class Request:
         scheduler_config: Mapping[str, Any],
         prompt: str | Sequence[str] | None,
         options: CallOptions,
+        controls: Mapping[str, ControlManifest] | None = None,
     ) -> "Request":
-        """Check a call against a bundle; raises `InputError` or `SchedulerError` with what is allowed."""
+        """Check a call against a bundle; raises `InputError` or `SchedulerError` with what is allowed.
+
+        Args:
+            controls: manifests of the control bundles that were loaded beside it, by name.
+        """
         try:
-            return cls._from_call(manifest, scheduler_config, prompt, options)
+            return cls._from_call(manifest, scheduler_config, prompt, options, controls or {})
         except MemoryError:
             raise InputError(OUT_OF_MEMORY) from None
 
@@ -100,6 +108,7 @@ class Request:
         scheduler_config: Mapping[str, Any],
         prompt: str | Sequence[str] | None,
         options: CallOptions,
+        controls: Mapping[str, ControlManifest],
     ) -> "Request":
         values: Any = checked(options, manifest)
         if prompt is not None:
@@ -120,11 +129,15 @@ class Request:
             )
         _check_embeddings(sides, prompts * per_prompt, guided=guided)
         positive, negative = (side.repeated(per_prompt) for side in sides)
-        height, width, image = _images(manifest, values, prompts)
+        height, width, image = _images(manifest, values, prompts, controls)
         strength = _strength(values, manifest.defaults, image)
         plan, steps, scheduler = _plan(chosen, manifest.defaults, values, strength, image, distilled)
         check_interval(values["guidance_start"], values["guidance_end"])
         _check_noise(plan, len(positive) * height * width)
+        groups = 2 if guided else 1
+        nets = nets_of_call(
+            values, controls, (height, width), prompts=prompts, per_prompt=per_prompt, calls=len(plan), groups=groups
+        )
         factor = manifest.model.vae_scale_factor
         shape = (len(positive), manifest.model.latent_channels, height // factor, width // factor)
         return cls(
@@ -142,6 +155,7 @@ class Request:
             image=image,
             time_ids=time_ids_from_call(values, manifest.graphs["time"], height, width),
             distilled=distilled,
+            nets=nets,
         )
 
 
@@ -158,12 +172,14 @@ def _is_guided(guidance_scale: float, plus_plus: bool, *, distilled: bool) -> bo
     return guidance_scale > (0 if plus_plus else 1) and not distilled
 
 
-def _images(manifest: Manifest, values: Mapping[str, Any], prompts: int) -> tuple[int, int, ImageInput | None]:
+def _images(
+    manifest: Manifest, values: Mapping[str, Any], prompts: int, controls: Mapping[str, ControlManifest]
+) -> tuple[int, int, ImageInput | None]:
     """Height, width, and the given pictures at that size."""
     model, defaults = manifest.model, manifest.defaults
     with kinds.reading("image", values["image"]):
         given = GivenImages(values["image"], values["mask_image"], model.latent_channels)
-    own = given.size(model.vae_scale_factor) or (defaults.height, defaults.width)
+    own = given.size(model.vae_scale_factor) or size_of_hints(values, controls) or (defaults.height, defaults.width)
     height, width = values["height"] or own[0], values["width"] or own[1]
     per_prompt: int = values["num_images_per_prompt"]
     if (count := prompts * per_prompt) * height * width > MAX_PIXELS:

@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import DTYPES, Float32
-from latentrt.runtime.bundle import Bundle, Weight
+from latentrt.runtime.bundle import AnyBundle, Weight
 from latentrt.runtime.errors import BundleError
 
 _WEIGHTS = ("float32", "float16", "bfloat16")  # dtypes of stored weights
 
 
-def stored_weight(bundle: Bundle, use: Weight) -> NDArray[Any]:
+def stored_weight(bundle: AnyBundle, use: Weight) -> NDArray[Any]:
     """An initializer in its stored dtype, bfloat16 as uint16. Raises `BundleError` if it is inside the ONNX file."""
     if use.offset is None or use.stored_dtype not in _WEIGHTS:
         raise BundleError(f"{bundle.path}: {use.initializer} of {use.graph} is not in the external data")

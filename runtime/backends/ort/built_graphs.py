@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from latentrt.runtime.backends.engine_fit import build_command, outdated
-from latentrt.runtime.bundle import Bundle, EngineList, EngineRecord
+from latentrt.runtime.bundle import AnyBundle, EngineList, EngineRecord
 from latentrt.runtime.errors import BackendError
 
 from .saved_graphs import unfit_here
@@ -25,7 +25,7 @@ class BuiltGraphs:
     Built files that are outdated, damaged or for another machine are skipped, with one warning for each reason.
     """
 
-    def __init__(self, bundle: Bundle, engines: EngineList, device: str) -> None:
+    def __init__(self, bundle: AnyBundle, engines: EngineList, device: str) -> None:
         """`device` is "cpu" or "cuda"."""
         self._bundle, self._engines = bundle, engines
         self._built: dict[str, list[GraphFile]] = {}

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import Layers, NewWeights, with_layers
 from latentrt.runtime.backends.engine_cache import EngineCache
-from latentrt.runtime.bundle import Bundle, EngineList, Graph, sizes_of_inputs
+from latentrt.runtime.bundle import AnyBundle, EngineList, Graph, sizes_of_inputs
 from latentrt.runtime.errors import BackendError
-from latentrt.runtime.loop.host import Arrays, BoundCall, HostSlots
+from latentrt.runtime.loop.host import HostSlots
+from latentrt.runtime.loop.host_engine import Arrays, BoundCall, host_net
 from latentrt.runtime.loop.tables import TimeFeatures
 from latentrt.runtime.protocols import Bucket
 
@@ -28,7 +29,8 @@ class OrtBackend:
 
     name = "onnxruntime-cpu"
 
-    def __init__(self, bundle: Bundle, engines: EngineList) -> None:
+    def __init__(self, bundle: AnyBundle, engines: EngineList, nets: "Mapping[str, OrtBackend] | None" = None) -> None:
+        """`nets`: backends of control bundles, by name; they are closed with this one."""
         require_device("cpu")
         if "bf16" in (bundle.manifest.recipe.precision, bundle.manifest.recipe.vae_precision):
             raise BackendError(
@@ -38,6 +40,8 @@ class OrtBackend:
         self._bundle, self._graphs = bundle, BuiltGraphs(bundle, engines, "cpu")
         self._engines = EngineCache(self._make, graph_of=str)
         self._features = TimeFeatures(lambda graph, inputs: self.engine(graph).run(inputs))
+        self.nets = dict(nets or {})
+        self._host_nets = {name: host_net(net) for name, net in self.nets.items()}
 
     def engine(self, graph: str) -> "OrtEngine":
         """The engine of a graph, created on first use and kept."""
@@ -50,7 +54,15 @@ class OrtBackend:
     def slots(self, bucket: Bucket, count: int) -> HostSlots:
         """See `Backend.slots`."""
         denoise = self.engine("denoise")
-        return HostSlots(bucket, count, denoise=denoise, engine=self.engine, features=self._features, any_groups=True)
+        return HostSlots(
+            bucket,
+            count,
+            denoise=denoise,
+            engine=self.engine,
+            features=self._features,
+            any_groups=True,
+            nets=self._host_nets,
+        )
 
     def set_weights(self, weights: NewWeights) -> None:
         """See `Backend.set_weights`. Recreates the changed sessions, as they keep converted copies of their weights."""
@@ -59,6 +71,8 @@ class OrtBackend:
 
     def close(self) -> None:
         """Free all memory except the arena, which later sessions of the process use."""
+        for net in self.nets.values():
+            net.close()
         self._engines.close()
         return_freed_memory()
 

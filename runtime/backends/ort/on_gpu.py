@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from latentrt.runtime.arrays import DTYPES, Layers, NewWeights
 from latentrt.runtime.backends.engine_cache import EngineCache
 from latentrt.runtime.backends.engine_fit import uses_tf32
-from latentrt.runtime.bundle import Bundle, EngineList, Sizes, shape_at
+from latentrt.runtime.bundle import AnyBundle, EngineList, Sizes, shape_at
 from latentrt.runtime.errors import BackendError, OutOfMemoryError
 from latentrt.runtime.gpu.device import Device, DeviceMemory, Stream, device_at
 from latentrt.runtime.gpu.engine import Fitted
@@ -27,6 +27,7 @@ from latentrt.runtime.gpu.one_shot import GpuEngine, OneShot, run_in_pieces
 from latentrt.runtime.gpu.recording import no_recording, recording
 from latentrt.runtime.gpu.threads import OnOwnThread
 from latentrt.runtime.loop.gpu import GpuSlots, powers_of_two_to
+from latentrt.runtime.loop.gpu_nets import GpuNet
 from latentrt.runtime.loop.gpu_pool import WEIGHTS_IN_USE, LentSlots, SlotPool
 from latentrt.runtime.loop.tables import TimeFeatures
 from latentrt.runtime.protocols import Bucket
@@ -47,25 +48,46 @@ class _CaptureError(BackendError):
 class OrtCudaBackend:
     """Sessions of one bundle on one GPU, created on first use and kept."""
 
-    def __init__(self, bundle: Bundle, engines: EngineList, *, device_index: int = 0) -> None:
-        """Raises `BackendError` if CUDA cannot be used here."""
+    def __init__(
+        self,
+        bundle: AnyBundle,
+        engines: EngineList,
+        *,
+        device_index: int = 0,
+        beside: "OrtCudaBackend | None" = None,
+    ) -> None:
+        """Raises `BackendError` if CUDA cannot be used here.
+
+        Args:
+            beside: the backend of a checkpoint whose loop runs this control bundle: both use its stream and thread, as
+                a session runs only on the stream that it was created with.
+        """
         import onnxruntime
 
         self._device = device_at(device_index, "onnxruntime-cuda")
         onnxruntime.preload_dlls()  # finds the CUDA libraries installed by pip
         self._bundle, self._graphs = bundle, BuiltGraphs(bundle, engines, "cuda")
         self._captures = True
-        self._on = OnOwnThread(device_index)
+        self._beside = beside
+        self.nets: dict[str, OrtCudaBackend] = {}
+        self._on: OnOwnThread = OnOwnThread(device_index) if beside is None else beside._on
         self._engines = EngineCache(self._make, graph_of=str)
-        self._features = TimeFeatures(lambda graph, inputs: self._on(self._run, graph, inputs))
+        of_time = "control_time" if "control" in bundle.manifest.graphs else "time"
+        self._features = TimeFeatures(lambda graph, inputs: self._on(self._run, graph, inputs), of_time)
         self._slots = SlotPool(self._new_slots, self._on, self._release, f"{bundle.path} on onnxruntime-cuda")
-        self._stream = self._on(Stream)
+        self._stream: Stream = self._on(Stream) if beside is None else beside._stream
         self._one_shot = OneShot(self._stream)
+        if beside is not None:
+            return
         try:
             self._on(self._engines.get, "time")  # a small graph, so that missing libraries are found now
         except BackendError:
             self.close()
             raise
+
+    def add_net(self, name: str, bundle: AnyBundle, engines: EngineList) -> None:
+        """Load a control bundle for the loop of this one; it is closed with it."""
+        self.nets[name] = OrtCudaBackend(bundle, engines, device_index=self._device.index, beside=self)
 
     @property
     def name(self) -> str:
@@ -98,7 +120,12 @@ class OrtCudaBackend:
     def _new_slots(self, bucket: Bucket, count: int) -> GpuSlots:
         """Slots whose largest batch is captured already, as a failure can be mended now but not in the loop."""
         graph = self._bundle.graph("denoise")
-        slots = GpuSlots(self, graph, bucket, count, features=self._features, shared=self._stream)
+        nets = {
+            name: GpuNet(net, net._bundle.graph("control"), net._features)
+            for name, net in self.nets.items()
+            if "control" in net._bundle.manifest.graphs
+        }
+        slots = GpuSlots(self, graph, bucket, count, features=self._features, shared=self._stream, nets=nets)
         try:
             if self._captures:
                 slots.warm_up()
@@ -118,6 +145,14 @@ class OrtCudaBackend:
             self._stream.close()
         self._stream = Stream()
         self._one_shot = OneShot(self._stream)
+        for net in self.nets.values():
+            net._follow(self._stream)
+
+    def _follow(self, stream: Stream) -> None:
+        """Go on with another stream; sessions are created anew."""
+        self._one_shot.clear()
+        self._engines.drop(self._bundle.manifest.graphs)
+        self._stream, self._one_shot = stream, OneShot(stream)
 
     def batches(self, sizes: Sizes) -> Sequence[int]:
         """See `GpuBackend.batches`."""
@@ -158,16 +193,20 @@ class OrtCudaBackend:
 
     def close(self) -> None:
         """Free all memory; that of running calls when they end."""
+        for net in self.nets.values():
+            net.close()
         self._slots.close()
 
     def _release(self) -> None:
         def release() -> None:
             self._one_shot.clear()
             self._engines.close()
-            self._stream.close()
+            if self._beside is None:
+                self._stream.close()
 
         self._on(release)
-        self._on.close()
+        if self._beside is None:
+            self._on.close()
 
 
 class CudaSession:
@@ -177,7 +216,7 @@ class CudaSession:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: AnyBundle,
         graph: str,
         stream: Stream,
         device: Device,

@@ -12,17 +12,17 @@ from latentrt.runtime.backends.engine_fit import (
     Host,
     best_fit,
     build_command,
-    needed_graphs,
     nothing_fits,
     refusal,
 )
-from latentrt.runtime.bundle import Bundle, EngineList, EngineRecord, Sizes
+from latentrt.runtime.bundle import AnyBundle, EngineList, EngineRecord, Sizes
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.gpu.device import Stream, device_at
 from latentrt.runtime.gpu.engine import Fitted
 from latentrt.runtime.gpu.one_shot import GpuEngine, OneShot, run_in_pieces
 from latentrt.runtime.gpu.threads import OnCaller
 from latentrt.runtime.loop.gpu import GpuSlots, powers_of_two_to
+from latentrt.runtime.loop.gpu_nets import GpuNet
 from latentrt.runtime.loop.gpu_pool import WEIGHTS_IN_USE, LentSlots, SlotPool
 from latentrt.runtime.loop.tables import TimeFeatures
 from latentrt.runtime.protocols import Bucket
@@ -40,21 +40,28 @@ class TrtBackend:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: AnyBundle,
         engines: EngineList,
         *,
         backend: str,
         device_index: int = 0,
         trust_engines: bool = False,
+        nets: "Mapping[str, TrtBackend] | None" = None,
     ) -> None:
-        """Raises `BackendError` if the library, the GPU or usable engines are missing."""
+        """Raises `BackendError` if the library, the GPU or usable engines are missing.
+
+        Args:
+            nets: backends of control bundles, by name; they are closed with this one.
+        """
+        self.nets = dict(nets or {})
         self._library = TrtLibrary(backend)
         self._device = device_at(device_index, backend)
         self._bundle, self._files = bundle, engines
         self._records = self._usable(Host(backend, self._library.version, self._device, trust_engines))
         self._on = OnCaller(device_index)
         self._engines = EngineCache(self._make, graph_of=lambda record: record.graph)
-        self._features = TimeFeatures(lambda graph, inputs: self._on(self._run, graph, inputs))
+        of_time = "control_time" if self.is_net else "time"
+        self._features = TimeFeatures(lambda graph, inputs: self._on(self._run, graph, inputs), of_time)
         self._slots = SlotPool(self._new_slots, self._on, self._release, f"{bundle.path} on {self.name}")
         self._stream = self._on(Stream)
         self._one_shot = OneShot(self._stream)
@@ -63,7 +70,7 @@ class TrtBackend:
         own = [record for record in self._files.engines if record.backend == host.backend]
         refusals = {record.file: refusal(record, self._bundle.manifest, host) for record in own}
         usable = [record for record in own if refusals[record.file] is None]
-        needed = needed_graphs(self._bundle.manifest)
+        needed = self._bundle.manifest.needed_graphs
         missing = [graph for graph in needed if graph not in {record.graph for record in usable}]
         if missing:
             command = build_command(self._bundle, host.backend)
@@ -97,7 +104,17 @@ class TrtBackend:
         return self._slots.lend(bucket, count)
 
     def _new_slots(self, bucket: Bucket, count: int) -> GpuSlots:
-        return GpuSlots(self, self._bundle.graph("denoise"), bucket, count, features=self._features)
+        nets = {name: net.as_net() for name, net in self.nets.items() if net.is_net}
+        return GpuSlots(self, self._bundle.graph("denoise"), bucket, count, features=self._features, nets=nets)
+
+    @property
+    def is_net(self) -> bool:
+        """Whether this is the backend of a ControlNet."""
+        return "control" in self._bundle.manifest.graphs
+
+    def as_net(self) -> GpuNet:
+        """What the loop of another backend needs of this ControlNet."""
+        return GpuNet(self, self._bundle.graph("control"), self._features)
 
     def batches(self, sizes: Sizes) -> Sequence[int]:
         """See `GpuBackend.batches`."""
@@ -171,6 +188,8 @@ class TrtBackend:
     def close(self) -> None:
         """Free all memory; that of running calls when they end."""
         self._slots.close()
+        for net in self.nets.values():
+            net.close()
 
     def _release(self) -> None:
         def release() -> None:

@@ -1,0 +1,1 @@
+"""ControlNets and adapters -> control bundles. Needs the extra `export`."""
