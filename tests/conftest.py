@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-from support.exports import EXPORTS, QUICK_EXPORTS, ROOT, SHAPES, Exported, export
+from support.exports import CONTROLS, EXPORTS, QUICK_CONTROLS, QUICK_EXPORTS, ROOT, SHAPES, Exported, export, export_net
 
 from latentrt.runtime import Pipeline
 
@@ -35,7 +35,7 @@ def _auto_takes_onnxruntime_on_a_cpu() -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests whose parameter is one of the slow exports, and run files that wait for exports last."""
-    slow = EXPORTS.keys() - QUICK_EXPORTS
+    slow = (EXPORTS.keys() | CONTROLS.keys()) - {*QUICK_EXPORTS, *QUICK_CONTROLS}
     waiting = {item.path for item in items if _needs_exports(item)}
     items.sort(key=lambda item: item.path in waiting)
     for item in items:
@@ -59,10 +59,13 @@ def _exports(pytestconfig: pytest.Config) -> Iterator[dict[str, Future[Exported]
     exporter = ROOT / "export"
     sources = [
         *sorted(exporter.glob("checkpoint/*.py")),
+        *sorted(exporter.glob("control/*.py")),
         *sorted(exporter.glob("graphs/*.py")),
         *sorted(file for file in exporter.glob("*.py") if file.name != "cli.py"),
         ROOT / "runtime" / "bundle" / "manifest.py",
+        ROOT / "runtime" / "bundle" / "control_manifest.py",
         ROOT / "tests" / "support" / "checkpoints.py",
+        ROOT / "tests" / "support" / "controlnets.py",
         ROOT / "tests" / "support" / "original_layout.py",
     ]
     key = hashlib.sha256(b"".join(f.read_bytes() for f in sources)).hexdigest()[:16]
@@ -71,6 +74,9 @@ def _exports(pytestconfig: pytest.Config) -> Iterator[dict[str, Future[Exported]
     wanted = {name: EXPORTS[name] for name in (QUICK_EXPORTS if _is_quick(pytestconfig) else EXPORTS)}
     with ThreadPoolExecutor(2) as pool:
         futures = {name: pool.submit(export, folder, name, *facts) for name, facts in wanted.items()}
+        for name in QUICK_CONTROLS if _is_quick(pytestconfig) else CONTROLS:
+            base = futures[CONTROLS[name][0]]
+            futures[name] = pool.submit(lambda name, base: export_net(folder, name, base.result()), name, base)
         yield futures
         for future in futures.values():
             future.cancel()
@@ -82,7 +88,7 @@ def _is_quick(config: pytest.Config) -> bool:
 
 @pytest.fixture(scope="session")
 def exported(_exports: dict[str, Future[Exported]]) -> Callable[[str], Exported]:
-    """The export with a name of `EXPORTS`, or the embedded model as "shapes"."""
+    """The export with a name of `EXPORTS` or `CONTROLS`, or the embedded model as "shapes"."""
 
     def get(name: str) -> Exported:
         if name == "shapes":

@@ -54,6 +54,9 @@ def tiny_union(folder: Path, unet: Path, *, seed: int, types: int = 6) -> Any:
     return _saved(_randomized(net, seed), folder)
 
 
+MAKERS = {"controlnet": tiny_controlnet, "union": tiny_union}
+
+
 def _hint_channels(unet: Path) -> tuple[int, ...]:
     """As many halvings as the VAE beside the UNet has."""
     levels = len(json.loads((unet.parent / "vae" / "config.json").read_text())["block_out_channels"])

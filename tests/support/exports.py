@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).parent.parent.parent
@@ -26,9 +27,25 @@ EXPORTS = {
     "sdxl-edm-fp32": ("sdxl-edm", "fp32", 23, True),
     "sd1-inpaint-fp32": ("sd1-inpaint", "fp32", 23, True),
     "lcm-fp32": ("lcm", "fp32", 23, True),
+    "sd1-ports-fp32": ("sd1", "fp32", 23, False),
+    "sd2-ports-fp32": ("sd2", "fp32", 23, True),
+    "sdxl-ports-fp32": ("sdxl", "fp32", 23, True),
 }
+PORTS = "control,t2i,ip-adapter"  # of exports that are named so
+# Control bundle -> the checkpoint that it steers, how it is made (see `controlnets.py`), and its precision.
+CONTROLS: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "sd1-net": ("sd1-ports-fp32", "controlnet", {"seed": 21}, "fp32"),
+    "sd1-bgr": ("sd1-ports-fp32", "controlnet", {"seed": 22, "controlnet_conditioning_channel_order": "bgr"}, "fp32"),
+    "sd1-pools": ("sd1-ports-fp32", "controlnet", {"seed": 23, "global_pool_conditions": True}, "fp32"),
+    "sd2-net": ("sd2-ports-fp32", "controlnet", {"seed": 24}, "fp32"),
+    "sd2-other": ("sd2-ports-fp32", "controlnet", {"seed": 25}, "fp32"),
+    "sdxl-net": ("sdxl-ports-fp32", "controlnet", {"seed": 26}, "fp32"),
+    "sdxl-other": ("sdxl-ports-fp32", "controlnet", {"seed": 27}, "fp32"),
+    "sdxl-union": ("sdxl-ports-fp32", "union", {"seed": 28}, "fp32"),
+}
+QUICK_CONTROLS = ("sd1-net", "sd1-bgr")
 # Those that `make test` uses; tests that need others are slow.
-QUICK_EXPORTS = ("sd1-fp32", "sdxl-fp32")
+QUICK_EXPORTS = ("sd1-fp32", "sdxl-fp32", "sd1-ports-fp32")
 # Modules that diffusers and transformers import lazily.
 CLASSES = (
     "diffusers.models.unets.unet_2d_condition",
@@ -61,12 +78,47 @@ def export(folder: Path, name: str, family: str, precision: str, opset: int, tin
         if not result.bundle.exists():
             log = folder / f"{name}.log"
             options = ["--precision", precision, "--opset", str(opset), "--steps", "6"]
+            options += ["--ports", PORTS, "--no-plans"] if "-ports-" in name else []
             arguments = (result, log, family, tinier, name in SINGLE_FILES, MARKED.get(name, ()), options)
             child = _context().Process(target=_export_here, args=arguments)
             child.start()
             child.join()
             assert child.exitcode == 0, log.read_text(encoding="utf-8")[-3000:] if log.exists() else child.exitcode
     return result
+
+
+def export_net(folder: Path, name: str, base: Exported) -> Exported:
+    """Export a control bundle of `CONTROLS`, as `export` does; the checkpoint is a folder of diffusers."""
+    result = Exported(folder / f"{name}.checkpoint", folder / name)
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.bundle.exists():
+            log = folder / f"{name}.log"
+            child = _context().Process(target=_export_net_here, args=(result, log, base.checkpoint / "unet", name))
+            child.start()
+            child.join()
+            assert child.exitcode == 0, log.read_text(encoding="utf-8")[-3000:] if log.exists() else child.exitcode
+    return result
+
+
+def _export_net_here(result: Exported, log: Path, unet: Path, name: str) -> None:
+    """Entry point of the child."""
+    _log_to(log)
+    from support.controlnets import MAKERS
+
+    from latentrt.runtime.cli.main import main
+
+    _, kind, options, precision = CONTROLS[name]
+    MAKERS[kind](result.checkpoint, unet, **options)
+    sys.exit(main(["export-control", str(result.checkpoint), str(result.bundle), "--precision", precision]))
+
+
+def _log_to(log: Path) -> None:
+    """Use all cores, and write what the process prints to a file."""
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    with log.open("w", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
 
 
 @cache
@@ -81,10 +133,7 @@ def _export_here(
     result: Exported, log: Path, family: str, tinier: bool, single: bool, marks: tuple[str, ...], options: list[str]
 ) -> None:
     """Entry point of the child. Runs the parity check in this process: a separate one only helps large models."""
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    with log.open("w", encoding="utf-8") as file:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(file.fileno(), stream.fileno())
+    _log_to(log)
     import torch
     from support.checkpoints import tiny_checkpoint
     from support.original_layout import single_file
