@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime import Pipeline, Plan
-from latentrt.runtime.arrays import Float32
-from latentrt.runtime.bundle import takes
+from latentrt.runtime.arrays import DTYPES, Float32
+from latentrt.runtime.bundle import TensorSpec, shape_at, takes
 from latentrt.runtime.loop.resident import Passed, Resident, Ticket, run
-from latentrt.runtime.protocols import Bucket, Slots, Trajectory
+from latentrt.runtime.protocols import AdapterFeatures, Bucket, Control, ImagePrompt, Slots, Trajectory
 from latentrt.runtime.scheduler import resolve
 
 SCHEDULERS = ("ddim", "euler_a", "dpm++_2m_karras", "heun", "unipc", "dpm2_a")
@@ -85,3 +86,45 @@ def coming_and_going(slots: Slots, wanted: Sequence[Trajectory], seed: int) -> l
 def error(got: NDArray[Any], expected: NDArray[Any]) -> float:
     """The largest difference over the largest value."""
     return float(np.abs(np.asarray(got) - expected).max() / np.abs(expected).max())
+
+
+def steered(pipe: Pipeline, wanted: Sequence[Trajectory], seed: int) -> list[Trajectory]:
+    """The same with ControlNets and adapters: none, one net, two, and those of other ports."""
+    rng = np.random.default_rng(seed)
+    names = list(pipe._backend.nets)
+    uses: list[tuple[str, ...]] = [(), (names[0],), (), (names[1], names[0]), (names[1],)]
+    return [
+        replace(
+            one,
+            controls=tuple(_control(pipe, name, one, rng) for name in uses[i % len(uses)]),
+            image_prompt=_image_prompt(pipe, one, rng) if i % 4 == 1 else None,
+            features=_features(pipe, one, rng) if i % 3 == 2 else None,
+        )
+        for i, one in enumerate(wanted)
+    ]
+
+
+def _normal(rng: np.random.Generator, spec: TensorSpec, bucket: Bucket) -> NDArray[Any]:
+    array = 0.5 * rng.standard_normal(shape_at(spec, bucket.sizes(1)), np.float32)
+    return array.astype(DTYPES[spec.dtype].numpy)
+
+
+def _control(pipe: Pipeline, name: str, one: Trajectory, rng: np.random.Generator) -> Control:
+    graph = pipe._backend.nets[name].engine("control").spec
+    by_name = {spec.name: spec for spec in graph.inputs}
+    calls, groups = len(one.plan), len(one.context)
+    weights = rng.uniform(0.2, 1.2, (calls, groups, by_name["weights"].shape[1])).astype(np.float32)  # type: ignore[arg-type]
+    weights[rng.random(calls) < 0.4] = 0
+    return Control(name, _normal(rng, by_name["hint_features"], one.bucket)[0], weights, dict(one.time_inputs))
+
+
+def _image_prompt(pipe: Pipeline, one: Trajectory, rng: np.random.Generator) -> ImagePrompt:
+    specs = [spec for spec in pipe.bundle.graph("denoise").inputs if spec.name.startswith("image_")]
+    strength = rng.random((len(one.plan), len(one.context), specs[-1].shape[1])).astype(np.float32)  # type: ignore[arg-type]
+    return ImagePrompt({spec.name: _normal(rng, spec, one.bucket) for spec in specs[:-1]}, strength)
+
+
+def _features(pipe: Pipeline, one: Trajectory, rng: np.random.Generator) -> AdapterFeatures:
+    specs = [spec for spec in pipe.bundle.graph("denoise").inputs if spec.name.startswith("adapter_")]
+    tensors = {spec.name: _normal(rng, spec, one.bucket)[0] for spec in specs}
+    return AdapterFeatures(tensors, int(rng.integers(1, len(one.plan) + 1)))
