@@ -42,6 +42,15 @@ class Limits:
     loras: int = 8
 
 
+def _holds_path(value: Any) -> bool:
+    """Whether a picture, or one of several, is a path."""
+    if isinstance(value, Mapping):
+        return any(map(_holds_path, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_path, value))
+    return isinstance(value, str | bytes | os.PathLike)
+
+
 class ServedModel:
     """One bundle at the server."""
 
@@ -75,7 +84,7 @@ class ServedModel:
                 given is the model's, also with a picture to begin from.
         """
         for name in BY_HASH:
-            if isinstance(options.get(name), str | bytes | os.PathLike):
+            if _holds_path(options.get(name)):
                 raise InputError(f"{name}: expected the picture itself, not a path or an address")
         given = {"width": self.default_size[0], "height": self.default_size[1]} | {
             name: value for name, value in options.items() if value is not None

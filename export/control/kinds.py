@@ -3,6 +3,7 @@
 Public configs are those of lllyasviel/sd-controlnet-canny, thibaud/controlnet-sd21 and diffusers/controlnet-canny-sdxl.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ _KINDS = {
     "ControlNetModel": "controlnet",
     "ControlNetUnionModel": "controlnet-union",
     "T2IAdapter": "t2i-adapter",
+    "IPAdapter": "ip-adapter",
     "CLIPVisionModelWithProjection": "image-encoder",
     "CLIPModel": "image-encoder",
 }
@@ -61,6 +63,10 @@ def kind_of_config(name: str, config: Mapping[str, Any]) -> str:
 
 def config_of_file(name: str, tensors: Tensors) -> Config:
     """The config of a single file of the public shapes; raises `CheckpointError` for other files."""
+    if any(key.startswith("ip_adapter.") for key in tensors):
+        return {"_class_name": "IPAdapter"}
+    if any(key.startswith(("body.0.", "adapter.body.0.")) for key in tensors):
+        return _t2i_config(tensors)
     names = [key.removeprefix("control_model.") for key in tensors]
     if not any(key.startswith(("input_hint_block.", "controlnet_cond_embedding.")) for key in names):
         raise CheckpointError(
@@ -87,6 +93,56 @@ def config_of_file(name: str, tensors: Tensors) -> Config:
     return config | {"conditioning_channels": hint}
 
 
+def _t2i_config(tensors: Tensors) -> Config:
+    """The config of a T2I-Adapter: full for Stable Diffusion 1, full for XL, or light."""
+    renamed = _t2i_names(tensors)
+    light = any(".out_conv." in key for key in renamed)
+    first = tensors[renamed["adapter.body.0.in_conv.weight" if light else "adapter.conv_in.weight"]]
+    levels = 1 + max(int(key.split(".")[2]) for key in renamed if key.startswith("adapter.body."))
+    channels = [
+        int(
+            tensors[
+                renamed[f"adapter.body.{i}.out_conv.weight" if light else f"adapter.body.{i}.resnets.0.block1.weight"]
+            ].shape[0]
+        )
+        for i in range(levels)
+    ]
+    is_xl = not light and "adapter.body.3.in_conv.weight" not in renamed and levels == 4
+    kind, factor = ("full_adapter_xl", 16) if is_xl else ("light_adapter" if light else "full_adapter", 8)
+    pixels = int(first.shape[1])
+    if pixels % factor**2:
+        raise CheckpointError(
+            f"the T2I-Adapter reads {pixels} channels: expected a multiple of {factor**2}, or pass --config"
+        )
+    return {
+        "_class_name": "T2IAdapter",
+        "adapter_type": kind,
+        "channels": channels,
+        "in_channels": pixels // factor**2,
+        "downscale_factor": factor,
+        "num_res_blocks": sum(
+            re.fullmatch(r"adapter\.body\.0\.resnets\.\d+\.block1\.weight", key) is not None for key in renamed
+        ),
+    }
+
+
+def _t2i_names(tensors: Tensors) -> dict[str, str]:
+    """Names of diffusers -> those of the file, which numbers the blocks of all levels one after the other."""
+    if any(key.startswith("adapter.") for key in tensors):
+        return {key: key for key in tensors}
+    light = any(".out_conv." in key for key in tensors)
+    found = {}
+    for key in tensors:
+        name = f"adapter.{key}"
+        if light:
+            name = re.sub(r"^adapter\.body\.(\d+)\.body\.(\d+)\.", r"adapter.body.\1.resnets.\2.", name)
+        elif match := re.match(r"body\.(\d+)\.(in_conv\.)?(.*)", key):
+            level, block = divmod(int(match[1]), 2)
+            name = f"adapter.body.{level}." + ("in_conv." if match[2] else f"resnets.{block}.") + match[3]
+        found[name] = key
+    return found
+
+
 def _depth(names: list[str], level: int) -> int:
     """Transformer blocks in each attention of a level; small ControlNets for SDXL have fewer than the UNet."""
     original = f"input_blocks.{3 * level + 1}.1.transformer_blocks."
@@ -104,6 +160,8 @@ def _what_it_is(tensors: Tensors) -> str:
 
 def renamed_weights(kind: str, tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
     """The weights under the names of the module."""
+    if kind == "t2i-adapter":
+        return RenamedTensors(tensors, _t2i_names(tensors))
     if kind != "controlnet" or not any(key.startswith(_LDM) for key in tensors):
         return tensors
     from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint

@@ -14,13 +14,20 @@ from latentrt.export.checkpoint.checkpoint import hash_of_files
 from latentrt.export.checkpoint.hub import folder_from_hub, is_hub_id
 from latentrt.export.checkpoint.part_weights import check_weights, traced
 from latentrt.export.checkpoint.torch_modules import module_from_weights
-from latentrt.export.checkpoint.weight_files import consistent, find_variants, read_json, weights_from_file
+from latentrt.export.checkpoint.weight_files import (
+    consistent,
+    find_variants,
+    objects_from_pickle,
+    read_json,
+    weights_from_file,
+)
 from latentrt.runtime.bundle.manifest import CheckpointRecord
 from latentrt.runtime.errors import CheckpointError
 
 from .kinds import config_of_file, kind_of_config, renamed_weights
 
 _STEM = "diffusion_pytorch_model"
+CLIP_PATCHES = 257
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +64,23 @@ class ControlCheckpoint:
             given, files, self._open = _from_file(path, source)
         self.kind = kind_of_config(self.name, given)
         self._files = files
+        if self.kind == "ip-adapter":  # its module follows from its tensors
+            self.config = {}
+            return
         headers = traced(self._open())
         renamed = renamed_weights(self.kind, headers, given)
         self.config = completed_config(self.name, self.kind, given)
         check_weights(self.name, self.kind, self.config, renamed)
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """All tensors of the file by name."""
+        return self._open()
+
+    @property
+    def patches(self) -> int:
+        """Rows of hidden states that an IP-Adapter reads: those of CLIP ViT at 224 pixels, and one for the class."""
+        return CLIP_PATCHES
 
     def record(self) -> CheckpointRecord:
         """The manifest's record. Reads all files."""
@@ -84,13 +104,23 @@ def _from_folder(folder: Path, *, allow_pickle: bool) -> Opened:
 
 
 def _from_file(file: Path, source: ControlSource) -> Opened:
-    tensors = weights_from_file(file, allow_pickle=source.allow_pickle)
+    tensors = _tensors(file, allow_pickle=source.allow_pickle)
     files = {file.name: file}
     if source.config is None:
         return config_of_file(source.path, traced(tensors)), files, lambda: tensors
     config = Path(source.config)
     config = config / "config.json" if config.is_dir() else config
     return read_json(config), files | {config.name: config}, lambda: tensors
+
+
+def _tensors(file: Path, *, allow_pickle: bool) -> Mapping[str, torch.Tensor]:
+    """Those of a file; groups of an IP-Adapter's pickle become prefixes, as in its safetensors."""
+    if file.suffix == ".safetensors" or not allow_pickle or not file.is_file():
+        return weights_from_file(file, allow_pickle=allow_pickle)
+    content = objects_from_pickle(file)
+    if not {"image_proj", "ip_adapter"} <= content.keys():
+        return weights_from_file(file, allow_pickle=allow_pickle)
+    return {f"{group}.{name}": t for group in ("image_proj", "ip_adapter") for name, t in content[group].items()}
 
 
 def completed_config(name: str, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from latentrt.runtime.bundle.control_manifest import CONTROL_FORMAT
 from latentrt.runtime.bundle.manifest import MANIFEST, Graph, Producer, Recipe, manifest_json
 from latentrt.runtime.errors import ExportError
 
-from .models import model_of
+from .making import model_of
 from .parity import check_and_make_golden
 from .source import ControlCheckpoint, ControlSource
 

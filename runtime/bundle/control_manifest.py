@@ -3,10 +3,12 @@
 `engines/README.md` is the specification. A control bundle has no tokenizer, scheduler or VAE, and draws nothing alone.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .manifest import CheckpointRecord, EngineRecord, File, Graph, Producer, Recipe, Weight
+from .strict_json import schema
 
 CONTROL_FORMAT = "latentrt.control/1"
 CLIP_TOKENS = 77  # the texts of all families
@@ -79,3 +81,8 @@ class ControlManifest:
     def usual_sizes(self) -> tuple[int, int, int]:
         """Height and width in pixels, and tokens of a text, that engines are built for by default."""
         return self.height, self.width, CLIP_TOKENS
+
+
+def control_schema() -> str:
+    """The text of `engines/control.schema.json`."""
+    return json.dumps({"title": CONTROL_FORMAT, **schema(ControlManifest)}, indent=1) + "\n"

@@ -7,9 +7,10 @@ an IP-Adapter, n rows.
 import math
 from collections.abc import Mapping, Sequence
 
+from latentrt.runtime.arrays import DTYPES
 from latentrt.runtime.errors import InputError
 
-from .manifest import EngineRecord, Graph, TensorSpec
+from .manifest import PORTS, EngineRecord, Graph, Manifest, TensorSpec
 
 Sizes = Mapping[str, int]
 IMAGE_TOKENS = 4  # of a plain IP-Adapter
@@ -55,6 +56,22 @@ def sizes_of_inputs(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[s
         if len(given) != len(spec.shape) or shape_at(spec, sizes) != tuple(given):
             raise InputError(f"{spec.name} of {graph.file} has shape {tuple(given)}; expected {spec.shape}")
     return sizes
+
+
+def port_bytes(manifest: Manifest) -> dict[str, int]:
+    """Port -> bytes of its inputs for one guided image of the default size, which are taken when it is first used."""
+    height, width, tokens = manifest.usual_sizes
+    pixels = manifest.pixels_of_latent
+    sizes = {"B": 1, "G": 2, "h": height // pixels, "w": width // pixels, "S": tokens, "T": IMAGE_TOKENS}
+    inputs = manifest.graphs["denoise"].inputs
+    return {
+        port: sum(
+            math.prod(shape_at(spec, sizes)) * DTYPES[spec.dtype].bytes
+            for spec in inputs
+            if spec.name.startswith(PORTS[port])
+        )
+        for port in manifest.recipe.ports
+    }
 
 
 def takes(graph: Graph, name: str) -> bool:

@@ -31,6 +31,15 @@ def add_bundle_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default: the best that is found")
     parser.add_argument("--engines", type=Path, metavar="DIR", help="folder of compiled engines, if not in the bundle")
     parser.add_argument("--trust-engines", action="store_true", help="also load engines that contain host code")
+    parser.add_argument(
+        "--control",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        type=_control,
+        help="a ControlNet or adapter, and the name that calls give it: a bundle of `latentrt export-control`; "
+        "repeatable",
+    )
 
 
 def load_pipeline(arguments: argparse.Namespace) -> "Pipeline":
@@ -43,7 +52,22 @@ def load_pipeline(arguments: argparse.Namespace) -> "Pipeline":
         device=arguments.device,
         engines=arguments.engines,
         trust_engines=arguments.trust_engines,
+        controls=given_controls(arguments),
     )
+
+
+def given_controls(arguments: argparse.Namespace) -> dict[str, Path | str]:
+    """The control bundles of the flags by name; raises `InputError` for a name that is given twice."""
+    if len(dict(arguments.control)) < len(arguments.control):
+        raise InputError("--control gives a name twice: give each ControlNet a name of its own")
+    return dict(arguments.control)
+
+
+def _control(text: str) -> tuple[str, str]:
+    name, equals, folder = text.partition("=")
+    if not equals or not name or not folder:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=FOLDER, such as canny=controls/canny")
+    return name, folder
 
 
 def add_option_flags(parser: argparse.ArgumentParser) -> None:

@@ -2,9 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .flags import add_bundle_flags, load_pipeline
+
+if TYPE_CHECKING:
+    from latentrt.runtime.bundle import ControlBundle
 
 
 def add_parser(commands: Any) -> None:
@@ -24,12 +27,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     from tqdm import tqdm
 
-    from latentrt.runtime.bundle import Bundle
+    from latentrt.runtime.bundle import ControlBundle, open_bundle
     from latentrt.runtime.goldens import verify_goldens
     from latentrt.runtime.pipeline import embedded_bundle
 
     arguments.bundle = arguments.path or arguments.bundle or embedded_bundle()
-    bundle = Bundle.open(arguments.bundle)
+    bundle = open_bundle(arguments.bundle)
     files = bundle.manifest.files
     total = sum(file.size for file in files.values())
     with tqdm(total=total, disable=None, unit="B", unit_scale=True, desc="hashes") as bar:
@@ -40,9 +43,34 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{bundle.path}: {len(files)} files, {total / 2**20:,.1f} MiB, all hashes agree")
     if arguments.hashes_only:
         return 0
+    if isinstance(bundle, ControlBundle):
+        return _verify_control(bundle, arguments)
     with load_pipeline(arguments) as pipe:
         checks = verify_goldens(pipe)
         for check in checks:
             print(f"  {'ok  ' if check.passed else 'FAIL'} {check.name}: {check.text}")
     print(f"{bundle.path}: {'reproduces' if all(c.passed for c in checks) else 'FAILS'} its goldens on {pipe.backend}")
     return 0 if all(check.passed for check in checks) else 1
+
+
+def _verify_control(bundle: "ControlBundle", arguments: argparse.Namespace) -> int:
+    from latentrt.runtime.backends import load_backend
+    from latentrt.runtime.control.goldens import golden_errors
+
+    backend = load_backend(
+        bundle,
+        arguments.backend,
+        arguments.device,
+        engines=arguments.engines,
+        trust_engines=arguments.trust_engines,
+    )
+    limit, failed = bundle.manifest.golden.tolerance, False
+    try:
+        for name, error in golden_errors(bundle, backend):
+            passed = error <= limit
+            failed |= not passed
+            print(f"  {'ok  ' if passed else 'FAIL'} {name}: relative error {error:.2e}, at most {limit:.2g}")
+    finally:
+        backend.close()
+    print(f"{bundle.path}: {'FAILS' if failed else 'reproduces'} its goldens on {backend.name}")
+    return int(failed)

@@ -23,6 +23,7 @@ class NetUse:
     """A ControlNet in a call.
 
     Attributes:
+        given: the pictures as they were given.
         hints: (pictures, H, W, channels) float32 in [0, 1].
         rows: (images,), the picture of each image.
         weights: (M, G, J) float32, see `control_weights`.
@@ -30,6 +31,7 @@ class NetUse:
     """
 
     net: str
+    given: Any
     hints: Float32
     rows: NDArray[np.int64]
     weights: Float32
@@ -65,7 +67,7 @@ def nets_of_call(
         )
         own = {option: by_net(option, values[option], nets).get(name) for option in PER_NET}
         weights = _weights(name, own, manifest, calls, groups, guess_mode=bool(values["guess_mode"]))
-        found.append(NetUse(name, hints, rows, weights, _task(name, manifest, own["control_mode"])))
+        found.append(NetUse(name, pictures[name], hints, rows, weights, _task(name, manifest, own["control_mode"])))
     return tuple(found)
 
 

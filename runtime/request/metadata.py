@@ -21,7 +21,7 @@ from .options import OPTIONS
 from .request import Request
 
 FORMAT = "latentrt.picture/1"
-BY_HASH = ("image", "mask_image", "latents")  # too large for a PNG's text
+BY_HASH = ("image", "mask_image", "latents", "control_image")  # too large for a PNG's text
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,7 @@ def _own_values(request: Request, index: int) -> dict[str, Any]:
         "negative_prompt_2": _second(negative, index),
         "num_images_per_prompt": None,
         **{name: _one_of(request, name, index) for name in ("image", "mask_image")},
+        "control_image": {use.net: _picture_source(use.given, int(use.rows[index])) for use in request.nets} or None,
         "latents": None if request.noise is None else _row_source(request.options["latents"], request.noise, index),
     }
     return {"prompt": _text(positive, 0, index), **request.options, **own}
@@ -98,6 +99,13 @@ def _one_of(request: Request, name: str, index: int) -> dict[str, Any] | None:
         return _row_source(given, request.image.latents, row)
     if name == "image" and is_npy(given) and holds_several(rows := read_npy(given)):
         return _row_source(given, rows, row if len(rows) > 1 else 0)
+    return _picture_source(given, row)
+
+
+def _picture_source(given: Any, row: int) -> dict[str, Any]:
+    """Path and hash of one of the pictures that were given."""
+    if isinstance(given, FileRow):
+        return dict(given.source)
     if holds_several(given):
         given = given[row if len(given) > 1 else 0]
     if not _is_path(given):

@@ -72,7 +72,9 @@ def _recorded(path: Path, document: Mapping[str, Any], changes: Mapping[str, Any
     for name in list(options):
         if name.endswith("embeds"):
             raise InputError(f"{path} was drawn from {name}, which a PNG does not hold: draw it again from Python")
-        if name in BY_HASH:
+        if name == "control_image":
+            options[name] = {net: _found(path, name, picture) for net, picture in options[name].items()}
+        elif name in BY_HASH:
             options[name] = _found(path, name, options[name])
     loras = tuple(LoraFile(Path(e["path"]), str(e["sha256"]), float(e["weight"])) for e in document["loras"])
     return Recorded({**options, **changes}, loras, str(document["model"]), str(document["model_sha256"]))

@@ -89,7 +89,11 @@ def edit_schema() -> dict[str, Any]:
         "image": {**file, "description": "the picture"},
         "mask": {**file, "description": "transparent where it is drawn anew"},
     }
-    properties = {name: field for name, field in schema["properties"].items() if name not in ("mask_image", "latents")}
+    properties = {
+        name: field
+        for name, field in schema["properties"].items()
+        if name not in ("mask_image", "latents", "control_image")
+    }
     return {**schema, "properties": {**properties, **own}, "required": ["prompt", "image"]}
 
 

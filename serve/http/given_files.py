@@ -38,20 +38,24 @@ def decoded_files(options: Mapping[str, Any], *, pixels: int, pictures: int) -> 
         pixels: of one picture; all of a call have at most `TOGETHER` times as many.
         pictures: in one list, at most.
     """
-    result, left = dict(options), TOGETHER * pixels
-    for name in BY_HASH:
-        if (given := result.get(name)) is None:
-            continue
-        several = isinstance(given, list)
-        if several and len(given) > pictures:
-            raise InputError(f"{name} has {len(given)} pictures: expected at most {pictures}")
-        values = []
-        for one in given if several else [given]:
-            value = from_bytes(name, bytes_of_base64(name, one), pixels=min(pixels, left))
-            left -= value.size if isinstance(value, np.ndarray) else value.width * value.height
-            values.append(value)
-        result[name] = values if several else values[0]
-    return result
+    left = TOGETHER * pixels
+
+    def decoded(name: str, given: Any) -> Any:
+        nonlocal left
+        if isinstance(given, dict) and name == "control_image":  # by the names of ControlNets
+            return {net: decoded(name, one) for net, one in given.items()}
+        if isinstance(given, list):
+            if len(given) > pictures:
+                raise InputError(f"{name} has {len(given)} pictures: expected at most {pictures}")
+            return [decoded(name, one) for one in given]
+        value = from_bytes(name, bytes_of_base64(name, given), pixels=min(pixels, left))
+        left -= value.size if isinstance(value, np.ndarray) else value.width * value.height
+        return value
+
+    return {
+        name: decoded(name, given) if name in BY_HASH and given is not None else given
+        for name, given in options.items()
+    }
 
 
 def bytes_of_base64(name: str, text: Any) -> bytes:
