@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from latentrt.export.graphs.onnx_export import TensorInput, onnx_from_module
-from latentrt.runtime.control.clip_pixels import MEAN, STD
 from latentrt.runtime.errors import CheckpointError
+from latentrt.runtime.latents.clip_pixels import MEAN, STD
 
 from .models import Arrays, Exported
 from .source import ControlCheckpoint

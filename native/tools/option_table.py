@@ -30,9 +30,9 @@ def option_table() -> str:
             "",
             "namespace lrt {",
             "",
-            *(line for name, option in OPTIONS.items() for line in _choices(name, option)),
+            *(line for name, option in _own() for line in _choices(name, option)),
             "constexpr Option OPTIONS[] = {",
-            *(_row(name, option) for name, option in OPTIONS.items()),
+            *(_row(name, option) for name, option in _own()),
             "};",
             "",
             *_names("WEB_UI_SAMPLERS", _samplers()),
@@ -42,6 +42,11 @@ def option_table() -> str:
             "",
         ]
     )
+
+
+def _own() -> Iterator[tuple[str, Option]]:
+    """The options that the library has."""
+    return ((name, option) for name, option in OPTIONS.items() if option.native)
 
 
 def _row(name: str, option: Option) -> str:

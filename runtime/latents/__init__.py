@@ -1,6 +1,16 @@
 """Seeds and images to latents, and latents to images."""
 
-from .given_images import FileRow, GivenImages, ImageInput, Picture, holds_several, size_of_steering, steering_pictures
+from .clip_pixels import empty_pixels
+from .given_images import (
+    FileRow,
+    GivenImages,
+    ImageInput,
+    Picture,
+    clip_pictures,
+    holds_several,
+    size_of_steering,
+    steering_pictures,
+)
 from .initial import initial_latents, known_images
 from .noise import TorchGenerator
 from .npy import is_npy, read_npy
@@ -15,6 +25,8 @@ __all__ = [
     "Picture",
     "TorchGenerator",
     "Vae",
+    "clip_pictures",
+    "empty_pixels",
     "holds_several",
     "initial_latents",
     "is_npy",

@@ -19,6 +19,7 @@ from latentrt.runtime.errors import InputError, LatentRTError
 from latentrt.runtime.files import open_regular
 from latentrt.runtime.limits import MAX_IMAGES, MAX_PIXELS, raised_by
 
+from .clip_pixels import clip_pixels
 from .npy import is_npy, read_npy
 from .resize import resized_image, resized_mask, resized_pixels, size_of
 
@@ -155,6 +156,14 @@ def steering_pictures(
     if channels == 1:
         pixels = pixels.mean(3, keepdims=True)
     return pixels.astype(np.float32), _rows(len(pictures), prompts, per_prompt)
+
+
+def clip_pictures(
+    name: str, given: Picture, side: int, *, prompts: int, per_prompt: int
+) -> tuple[Float32, NDArray[np.int64]]:
+    """Pictures as CLIP's image encoder reads them, (pictures, S, S, 3) in [0, 1], and the picture of each image."""
+    pictures = [clip_pixels(picture, side) for picture in _opened(name, given)]
+    return np.stack(pictures), _rows(len(pictures), prompts, per_prompt)
 
 
 def size_of_steering(name: str, given: Picture, factor: int) -> tuple[int, int]:

@@ -45,6 +45,8 @@ class GpuPorts:
                 self._work.write(row_address(self._own("ip-adapter"), name, slot, self._capacity), array)
         if trajectory.features is not None:
             groups = len(trajectory.context)
+            self._own("t2i")
+            self._clear(slot)
             for name, array in trajectory.features.tensors.items():
                 for group in range(groups):
                     start = row_address(self._own("t2i"), name, slot, self._capacity)

@@ -43,7 +43,7 @@ class HostPorts:
         features = trajectory.features
         if features is not None or "t2i" in self._fed:
             for name, array in self._own("t2i").items():
-                slot_of(array, slot, self._count)[:] = 0 if features is None else features.tensors[name]
+                slot_of(array, slot, self._count)[:] = 0 if features is None else features.tensors.get(name, 0)
 
     def move(self, source: int, target: int) -> None:
         """See `Slots.move`."""

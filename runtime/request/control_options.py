@@ -91,12 +91,17 @@ def _weights(
 
 
 def size_of_hints(values: Mapping[str, Any], controls: Mapping[str, ControlManifest]) -> tuple[int, int] | None:
-    """Height and width of the first picture in `control_image`; None if there is none, or both are given."""
-    if values["control_image"] is None or (values["height"] and values["width"]):
+    """Height and width of the first picture in `control_image` or `t2i_image`; None without one, or if both are set."""
+    if values["height"] and values["width"]:
         return None
-    nets = {name: control for name, control in controls.items() if control.kind in NETS}
-    name, picture = next(iter(by_net("control_image", values["control_image"], nets).items()))
-    return size_of_steering(f"control_image of {name}", picture, nets[name].vae_scale_factor)
+    if values["control_image"] is not None:
+        nets = {name: control for name, control in controls.items() if control.kind in NETS}
+        name, picture = next(iter(by_net("control_image", values["control_image"], nets).items()))
+        return size_of_steering(f"control_image of {name}", picture, nets[name].vae_scale_factor)
+    adapter = next((control for control in controls.values() if control.kind == "t2i-adapter"), None)
+    if values["t2i_image"] is None or adapter is None:
+        return None
+    return size_of_steering("t2i_image", values["t2i_image"], adapter.vae_scale_factor)
 
 
 def by_net(option: str, value: Any, nets: Mapping[str, ControlManifest]) -> dict[str, Any]:

@@ -139,6 +139,24 @@ def numbers() -> Kind:
     return Kind(check, schema, {"type": parsed, "metavar": "X,X,…"}, list)
 
 
+def strengths() -> Kind:
+    """A number from -10 to 10, or a list of such."""
+    one, several = number(-10, 10), numbers()
+
+    def check(name: str, value: Any, manifest: Manifest) -> float | tuple[float, ...]:
+        if is_number(value):
+            strength: float = one.check(name, value, manifest)
+            return strength
+        return tuple(one.check(name, strength, manifest) for strength in several.check(name, value, manifest))
+
+    def parsed(text: str) -> float | list[float]:
+        return [float(part) for part in text.split(",")] if "," in text else float(text)
+
+    schema = {"anyOf": [dict(one.schema), {"type": "array", "items": dict(one.schema)}]}
+    to_json = lambda value: list(value) if isinstance(value, tuple) else value  # noqa: E731
+    return Kind(check, schema, {"type": parsed, "metavar": "X[,X,…]"}, to_json)
+
+
 def boolean() -> Kind:
     """True or False."""
 

@@ -21,7 +21,8 @@ from .options import OPTIONS
 from .request import Request
 
 FORMAT = "latentrt.picture/1"
-BY_HASH = ("image", "mask_image", "latents", "control_image")  # too large for a PNG's text
+# Too large for a PNG's text.
+BY_HASH = ("image", "mask_image", "latents", "control_image", "ip_adapter_image", "t2i_image")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,10 @@ def _own_values(request: Request, index: int) -> dict[str, Any]:
         "negative_prompt_2": _second(negative, index),
         "num_images_per_prompt": None,
         **{name: _one_of(request, name, index) for name in ("image", "mask_image")},
+        **{
+            name: None if use is None or use.given is None else _picture_source(use.given, int(use.rows[index]))
+            for name, use in (("t2i_image", request.features), ("ip_adapter_image", request.image_prompt))
+        },
         "control_image": {use.net: _picture_source(use.given, int(use.rows[index])) for use in request.nets} or None,
         "latents": None if request.noise is None else _row_source(request.options["latents"], request.noise, index),
     }

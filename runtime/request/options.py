@@ -32,6 +32,7 @@ class Option:
         flag: on the command line; "" is --its-name, None is none.
         json: whether jobs, request bodies and a PNG's text may hold it.
         web_ui: its label in the text that web UIs read, and its value there; None leaves it out.
+        native: whether the library for C and C++ has it.
     """
 
     text: str
@@ -40,6 +41,7 @@ class Option:
     flag: str | None = ""
     json: bool = True
     web_ui: tuple[str, Callable[[Any], str | None]] | None = None
+    native: bool = True
 
 
 def _of_bundle(name: str) -> Callable[[Manifest], Any]:
@@ -233,34 +235,83 @@ class CallOptions(TypedDict, total=False):
             "finished map for a ControlNet, such as edges or a pose, one for all prompts or one for each; with several "
             "nets {name: picture}. Its size is the default size",
             named(kinds.picture()),
+            native=False,
         ),
     ]
     controlnet_conditioning_scale: Annotated[
         float | Mapping[str, float] | None,
-        Option("strength of ControlNets, or {name: strength}. Default: 1", named(kinds.number(-10, 10))),
+        Option("strength of ControlNets. Default: 1", named(kinds.number(-10, 10)), native=False),
     ]
     control_guidance_start: Annotated[
         float | Mapping[str, float] | None,
         Option(
-            "share of the calls after which ControlNets begin, 0 to below 1, or {name: share}. Default: 0",
+            "share of the calls after which ControlNets begin, 0 to below 1. Default: 0",
             named(kinds.number(0, 0.999)),
+            native=False,
         ),
     ]
     control_guidance_end: Annotated[
         float | Mapping[str, float] | None,
         Option(
-            "share of the calls after which ControlNets end, above 0 up to 1, or {name: share}. Default: 1",
+            "share of the calls after which ControlNets end, above 0 up to 1. Default: 1",
             named(kinds.number(0, 1, above=True)),
+            native=False,
         ),
     ]
     control_mode: Annotated[
         int | Mapping[str, int] | None,
-        Option("kind of the picture, for a ControlNet-Union: its number, from 0", named(kinds.integer(0, 63))),
+        Option(
+            "kind of the picture, for a ControlNet-Union: its number, from 0", named(kinds.integer(0, 63)), native=False
+        ),
     ]
     guess_mode: Annotated[
         bool | None,
         Option(
-            "let ControlNets recognize the picture by themselves, without the prompt's help", kinds.boolean(), False
+            "let ControlNets recognize the picture by themselves, without the prompt",
+            kinds.boolean(),
+            False,
+            native=False,
+        ),
+    ]
+    ip_adapter_image: Annotated[
+        Picture,
+        Option(
+            "picture for an IP-Adapter, one for all prompts or one for each; its image encoder must be loaded",
+            kinds.picture(),
+            native=False,
+        ),
+    ]
+    ip_adapter_image_embeds: Annotated[
+        Float32 | None,
+        Option(
+            "embeddings of the picture instead, (2, E) or (2, patches, E): negative and positive",
+            kinds.array(),
+            flag=None,
+            json=False,
+            native=False,
+        ),
+    ]
+    ip_adapter_scale: Annotated[
+        float | Sequence[float] | None,
+        Option(
+            "strength of the IP-Adapter, or one for each layer of cross-attention. Default: 1",
+            kinds.strengths(),
+            native=False,
+        ),
+    ]
+    t2i_image: Annotated[
+        Picture,
+        Option("finished map for a T2I-Adapter, one for all prompts or one for each", kinds.picture(), native=False),
+    ]
+    adapter_conditioning_scale: Annotated[
+        float | None, Option("strength of the T2I-Adapter. Default: 1", kinds.number(-10, 10), native=False)
+    ]
+    adapter_conditioning_factor: Annotated[
+        float | None,
+        Option(
+            "share of the calls in which the T2I-Adapter has a say, 0 to 1. Default: 1",
+            kinds.number(0, 1),
+            native=False,
         ),
     ]
     denoising_start: Annotated[

@@ -22,6 +22,7 @@ from latentrt.runtime.scheduler.starts import timesteps_within
 from latentrt.runtime.text import TextInput, text_inputs_from_call
 
 from . import kinds
+from .adapter_options import FeaturesUse, ImagePromptUse, features_of_call, image_prompt_of_call
 from .control_options import NetUse, nets_of_call, size_of_hints
 from .guidance import PLUS_PLUS, check_interval, check_plus_plus, guidance_weights, is_plus_plus
 from .options import CallOptions, checked, checked_value
@@ -40,7 +41,7 @@ class Request:
         scheduler: its name; None for a compiled plan.
         noise: (images, C, h, w) to start from instead of the seeds'; None for the seeds'.
         time_ids: see `time_ids_from_call`.
-        nets: ControlNets that steer it.
+        nets, features, image_prompt: the ControlNets, T2I-Adapter and IP-Adapter that steer it.
         distilled: whether the model takes the guidance scale as an input.
     """
 
@@ -59,6 +60,8 @@ class Request:
     time_ids: Float32
     distilled: bool
     nets: tuple[NetUse, ...] = ()
+    features: FeaturesUse | None = None
+    image_prompt: ImagePromptUse | None = None
 
     @property
     def guidance_scale(self) -> float:
@@ -135,9 +138,7 @@ class Request:
         check_interval(values["guidance_start"], values["guidance_end"])
         _check_noise(plan, len(positive) * height * width)
         groups = 2 if guided else 1
-        nets = nets_of_call(
-            values, controls, (height, width), prompts=prompts, per_prompt=per_prompt, calls=len(plan), groups=groups
-        )
+        images = {"prompts": prompts, "per_prompt": per_prompt, "calls": len(plan)}
         factor = manifest.model.vae_scale_factor
         shape = (len(positive), manifest.model.latent_channels, height // factor, width // factor)
         return cls(
@@ -155,7 +156,9 @@ class Request:
             image=image,
             time_ids=time_ids_from_call(values, manifest.graphs["time"], height, width),
             distilled=distilled,
-            nets=nets,
+            nets=nets_of_call(values, controls, (height, width), **images, groups=groups),
+            features=features_of_call(values, controls, (height, width), **images),
+            image_prompt=image_prompt_of_call(values, controls, **images, groups=groups),
         )
 
 

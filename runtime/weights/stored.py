@@ -35,3 +35,10 @@ def from_float32(array: Float32, dtype: str) -> NDArray[Any]:
     bits = np.ascontiguousarray(array).view(np.uint32)
     rounded: NDArray[Any] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return rounded
+
+
+def scaled(array: NDArray[Any], factor: float, dtype: str) -> NDArray[Any]:
+    """An array of dtype `dtype` times a factor, rounded once; bfloat16 is uint16."""
+    if factor == 1:
+        return array
+    return from_float32(to_float32(array, dtype) * np.float32(factor), dtype)

@@ -89,11 +89,8 @@ def edit_schema() -> dict[str, Any]:
         "image": {**file, "description": "the picture"},
         "mask": {**file, "description": "transparent where it is drawn anew"},
     }
-    properties = {
-        name: field
-        for name, field in schema["properties"].items()
-        if name not in ("mask_image", "latents", "control_image")
-    }
+    files = {name for name in BY_HASH if name != "image"}
+    properties = {name: field for name, field in schema["properties"].items() if name not in files}
     return {**schema, "properties": {**properties, **own}, "required": ["prompt", "image"]}
 
 

@@ -42,8 +42,15 @@ CONTROLS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "sdxl-net": ("sdxl-ports-fp32", "controlnet", {"seed": 26}, "fp32"),
     "sdxl-other": ("sdxl-ports-fp32", "controlnet", {"seed": 27}, "fp32"),
     "sdxl-union": ("sdxl-ports-fp32", "union", {"seed": 28}, "fp32"),
+    "sd1-t2i": ("sd1-ports-fp32", "t2i", {"seed": 31}, "fp32"),
+    "sdxl-t2i": ("sdxl-ports-fp32", "t2i", {"seed": 32}, "fp32"),
+    "sd1-ip": ("sd1-ports-fp32", "ip", {"seed": 33}, "fp32"),
+    "sd1-ip-plus": ("sd1-ports-fp32", "ip", {"seed": 34, "plus": True}, "fp32"),
+    "sdxl-ip": ("sdxl-ports-fp32", "ip", {"seed": 35}, "fp32"),
+    "sdxl-ip-plus": ("sdxl-ports-fp32", "ip", {"seed": 36, "plus": True}, "fp32"),
+    "encoder": ("sd1-ports-fp32", "encoder", {"seed": 37}, "fp32"),
 }
-QUICK_CONTROLS = ("sd1-net", "sd1-bgr")
+QUICK_CONTROLS = ("sd1-net", "sd1-bgr", "sd1-t2i", "sd1-ip", "encoder")
 # Those that `make test` uses; tests that need others are slow.
 QUICK_EXPORTS = ("sd1-fp32", "sdxl-fp32", "sd1-ports-fp32")
 # Modules that diffusers and transformers import lazily.
@@ -109,8 +116,9 @@ def _export_net_here(result: Exported, log: Path, unet: Path, name: str) -> None
     from latentrt.runtime.cli.main import main
 
     _, kind, options, precision = CONTROLS[name]
-    MAKERS[kind](result.checkpoint, unet, **options)
-    sys.exit(main(["export-control", str(result.checkpoint), str(result.bundle), "--precision", precision]))
+    made = MAKERS[kind](result.checkpoint, unet, **options)
+    source = made if isinstance(made, Path) else result.checkpoint  # a file, or the folder
+    sys.exit(main(["export-control", str(source), str(result.bundle), "--precision", precision]))
 
 
 def _log_to(log: Path) -> None:

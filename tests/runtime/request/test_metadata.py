@@ -73,6 +73,8 @@ SDXL: dict[str, dict[str, Any]] = {
 }
 # Options that set the number of pictures and their seeds.
 OF_THE_CALL = ("seed", "num_images_per_prompt")
+# Options of ControlNets and adapters, see against_diffusers/test_control.py.
+OF_CONTROLS = {name for name, option in OPTIONS.items() if option.json and not option.native}
 
 
 @pytest.fixture
@@ -93,9 +95,9 @@ def drawn_again(bundle: Path, picture: str, *flags: str) -> np.ndarray[Any, Any]
 
 
 def test_every_option_is_drawn_again_by_a_test() -> None:
-    assert {*CALLS, *SDXL, *OF_THE_CALL} - {name for name in CALLS if " " in name or name == "CFG++"} == set(
-        json_options()
-    )
+    assert {*CALLS, *SDXL, *OF_THE_CALL, *OF_CONTROLS} - {
+        name for name in CALLS if " " in name or name == "CFG++"
+    } == set(json_options())
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,16 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def clip_pixels(picture: "Image.Image", side: int) -> Float32:
-    """(S, S, 3) RGB in [0, 1]: the shorter side resized to `side` with bicubic filtering, and the middle cut out."""
+def clip_pixels(picture: "Image.Image | Float32", side: int) -> Float32:
+    """(S, S, 3) RGB in [0, 1]: the shorter side resized to `side` with bicubic filtering, and the middle cut out.
+
+    Arrays (H, W, channels) in [0, 1] are rounded to 8 bits first.
+    """
     from PIL import Image
 
+    if isinstance(picture, np.ndarray):
+        whole = np.broadcast_to(picture[:, :, :3], (*picture.shape[:2], 3))
+        picture = Image.fromarray(np.rint(whole * 255).astype(np.uint8))
     rgb = picture.convert("RGB")
     width, height = rgb.size
     short, long = min(width, height), max(width, height)
