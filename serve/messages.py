@@ -26,6 +26,7 @@ class ModelSpec:
         backend, engines, trust_engines: as for `Pipeline.load`.
         sizes: (width, height) that clients may ask for; None is `usual_sizes`, or those of the engines.
         loras: folder of the LoRA files that clients may name.
+        controls: names and folders of control bundles.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ModelSpec:
     trust_engines: bool = False
     sizes: tuple[tuple[int, int], ...] | None = None
     loras: Path | None = None
+    controls: tuple[tuple[str, Path], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ What a client sends is checked here before any work; no path is ever taken from 
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from latentrt.runtime.bundle import Bundle, EngineRecord
+from latentrt.runtime.bundle import Bundle, ControlManifest, EngineRecord
 from latentrt.runtime.errors import InputError, unknown
 from latentrt.runtime.protocols import Bucket
 from latentrt.runtime.request import CallOptions, Request
@@ -62,8 +62,10 @@ class ServedModel:
         sizes: Sequence[tuple[int, int]] | None = None,
         lora_folder: Path | None = None,
         limits: Limits | None = None,
+        controls: Mapping[str, ControlManifest] | None = None,
     ) -> None:
         """`sizes`: (width, height) that clients may ask for; None is `usual_sizes`."""
+        self.controls = dict(controls or {})
         self.name, self.bundle, self.limits = name, bundle, limits or Limits()
         defaults = bundle.manifest.defaults
         own = (defaults.width, defaults.height)
@@ -89,7 +91,9 @@ class ServedModel:
         given = {"width": self.default_size[0], "height": self.default_size[1]} | {
             name: value for name, value in options.items() if value is not None
         }
-        request = Request.from_call(self.bundle.manifest, self._scheduler_config, prompt, cast(CallOptions, given))
+        request = Request.from_call(
+            self.bundle.manifest, self._scheduler_config, prompt, cast(CallOptions, given), self.controls
+        )
         self._check_limits(request)
         return request
 
@@ -121,7 +125,10 @@ class ServedModel:
         """The sizes of a call's images in UNet calls."""
         factor = self.bundle.manifest.model.vae_scale_factor
         groups = 2 if request.guided else 1
-        return Bucket(groups, request.height // factor, request.width // factor, self.tokens(request))
+        bucket = Bucket(groups, request.height // factor, request.width // factor, self.tokens(request))
+        if request.image_prompt is None:
+            return bucket
+        return replace(bucket, image_tokens=self.controls[request.image_prompt.net].image_tokens)
 
     @property
     def sizes_text(self) -> str:

@@ -27,7 +27,10 @@ ROOMS: dict[str, set[str]] = {
     "runtime.gpu": {"runtime.bundle"},
     "runtime.text": {"runtime.bundle"},
     "runtime.latents": {"runtime.bundle", "runtime.scheduler"},
-    "runtime.request": {"runtime.bundle", "runtime.scheduler", "runtime.text", "runtime.latents"},
+    "runtime.control": {"runtime.bundle", "runtime.protocols", "runtime.weights"},
+    "runtime.request": {
+        *("runtime.bundle", "runtime.control", "runtime.scheduler", "runtime.text", "runtime.latents"),
+    },
     "runtime.loop": {"runtime.bundle", "runtime.scheduler", "runtime.gpu", "runtime.protocols"},
     "runtime.backends": {"runtime.bundle", "runtime.weights", "runtime.gpu", "runtime.loop", "runtime.protocols"},
     "runtime.cpu_hints": {"runtime.bundle"},
@@ -37,8 +40,16 @@ ROOMS: dict[str, set[str]] = {
         *("runtime.text", "runtime.weights"),
     },
     "runtime.pipeline": {
-        *("runtime.backends", "runtime.bundle", "runtime.cpu_hints", "runtime.image", "runtime.loop"),
-        *("runtime.protocols", "runtime.request", "runtime.scheduler", "runtime.stages", "runtime.text", "engines"),
+        *("runtime.backends", "runtime.bundle", "runtime.control", "runtime.cpu_hints", "runtime.image"),
+        *(
+            "runtime.loop",
+            "runtime.protocols",
+            "runtime.request",
+            "runtime.scheduler",
+            "runtime.stages",
+            "runtime.text",
+            "engines",
+        ),
     },
     "runtime.jobs": {"runtime.image", "runtime.pipeline", "runtime.request"},
     "runtime.goldens": {
@@ -47,8 +58,10 @@ ROOMS: dict[str, set[str]] = {
     },
     "runtime.cli": {
         *(
+            "runtime.backends",
             "runtime.latents",
             "runtime.bundle",
+            "runtime.control",
             "runtime.cpu_hints",
             "runtime.goldens",
             "runtime.gpu",
@@ -81,6 +94,7 @@ ROOMS: dict[str, set[str]] = {
         room: {
             *("export.checkpoint", "export.graphs", "export.write", "export.goldens", "export.latent_rgb"),
             *(
+                "export.graph_records",
                 "export.new_bundle",
                 "export.model_facts",
                 "runtime.bundle",
@@ -93,6 +107,12 @@ ROOMS: dict[str, set[str]] = {
         for room in ("export.write", "export.parity", "export.goldens", "export.latent_rgb", "export.model_facts")
     },
     "export.parity_child": {"export.parity"},
+    "export.graph_records": {"export.graphs", "runtime.bundle"},
+    # ControlNets and adapters, which are exported as a checkpoint is.
+    "export.control": {
+        *("export.checkpoint", "export.graph_records", "export.graphs", "export.new_bundle", "export.parity"),
+        *("runtime.bundle", "runtime.control", "runtime.latents", "runtime.scheduler"),
+    },
     "export.cli": {"export.checkpoint", "export.write", "runtime.bundle", "runtime.weights"},
     "export.new_bundle": set(),
     "export": set(),
@@ -108,7 +128,15 @@ ROOMS: dict[str, set[str]] = {
     "serve.service": {"serve.messages", "serve.served_model"},
     "serve.metrics": {"serve.messages", "serve.service"},
     "serve.dispatcher": {
-        *("runtime", "runtime.bundle", "runtime.loop", "runtime.pipeline", "runtime.protocols", "runtime.request"),
+        *(
+            "runtime",
+            "runtime.bundle",
+            "runtime.control",
+            "runtime.loop",
+            "runtime.pipeline",
+            "runtime.protocols",
+            "runtime.request",
+        ),
         *("runtime.scheduler", "runtime.stages", "runtime.text", "serve.messages", "serve.served_model"),
         *("serve.places", "serve.service"),
     },
@@ -158,6 +186,7 @@ LIBRARIES: dict[str, set[str]] = {
     "runtime.bundle": NUMPY,
     "runtime.scheduler": NUMPY,
     "runtime.protocols": NUMPY,
+    "runtime.control": NUMPY | SAFETENSORS,
     "runtime.weights": NUMPY | SAFETENSORS,
     "runtime.gpu": NUMPY | {"cuda"},
     "runtime.text": NUMPY | {"tokenizers"},

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from latentrt.runtime import Pipeline
-from latentrt.runtime.bundle import Bundle, EngineList
+from latentrt.runtime.bundle import Bundle, ControlBundle, EngineList
+from latentrt.runtime.control.fit import check_fit
 from latentrt.runtime.errors import InputError
 from latentrt.runtime.pipeline import embedded_bundle
 from latentrt.runtime.protocols import Trajectory
@@ -62,13 +63,21 @@ def served_model(spec: ModelSpec, bundle: Bundle | None = None, limits: Limits |
     sizes = spec.sizes
     if sizes is None and spec.backend in ("auto", "tensorrt", "tensorrt_rtx"):
         sizes = sizes_of_engines(bundle, EngineList.of_bundle(bundle, spec.engines).engines)
-    return ServedModel(spec.name, bundle, sizes=sizes, lora_folder=spec.loras, limits=limits)
+    controls = {name: ControlBundle.open(folder) for name, folder in spec.controls}
+    check_fit(bundle, controls)
+    manifests = {name: control.manifest for name, control in controls.items()}
+    return ServedModel(spec.name, bundle, sizes=sizes, lora_folder=spec.loras, limits=limits, controls=manifests)
 
 
 def load_pipeline(spec: ModelSpec, device: str | None) -> Pipeline:
     """The pipeline of a model on a device."""
     return Pipeline.load(
-        spec.path, backend=spec.backend, device=device, engines=spec.engines, trust_engines=spec.trust_engines
+        spec.path,
+        backend=spec.backend,
+        device=device,
+        engines=spec.engines,
+        trust_engines=spec.trust_engines,
+        controls=dict(spec.controls),
     )
 
 

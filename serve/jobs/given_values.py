@@ -37,7 +37,7 @@ def kept(value: Any, inputs: Inputs) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [kept(entry, inputs) for entry in value]
     if isinstance(value, Mapping):  # a client's own object may look like a note
-        return {FORM: "object", "value": dict(value)}
+        return {FORM: "object", "value": {key: kept(entry, inputs) for key, entry in value.items()}}
     return value
 
 
@@ -48,7 +48,7 @@ def restored(value: Any, read: Read) -> Any:
     if not isinstance(value, Mapping) or FORM not in value:
         return value
     if value[FORM] == "object":
-        return value["value"]
+        return {key: restored(entry, read) for key, entry in value["value"].items()}
     data = read(value["sha256"])
     if value[FORM] == "plan":
         return plan_from_document(json.loads(data))
@@ -60,9 +60,9 @@ def restored(value: Any, read: Read) -> Any:
 def hashes_in(document: Any) -> set[str]:
     """The hashes of all values that are noted anywhere in a document."""
     if isinstance(document, Mapping):
-        if FORM in document:
-            return {document["sha256"]} if "sha256" in document else set()
-        document = list(document.values())
+        if FORM in document and document[FORM] != "object":
+            return {document["sha256"]}
+        document = list((document["value"] if FORM in document else document).values())
     if isinstance(document, list):
         return set().union(*map(hashes_in, document))
     return set()

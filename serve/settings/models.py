@@ -13,7 +13,7 @@ from .table import MODELS_TEXT, SETTINGS, Settings
 EMBEDDED = "shapes"
 # Names are part of addresses.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
-_KEYS = ("name", "path", "backend", "engines", "trust_engines", "sizes", "loras")
+_KEYS = ("name", "path", "backend", "engines", "trust_engines", "sizes", "loras", "controls")
 
 
 def models_from_words(words: Any, settings: Settings, where: str, folder: Path) -> tuple[ModelSpec, ...]:
@@ -54,7 +54,9 @@ def _model(table: Mapping[str, Any], settings: Settings, where: str, folder: Pat
     for key, value in table.items():
         if key not in _KEYS:
             raise InputError(f"{where}: {unknown('key', key, _KEYS)}")
-        if key != "name":
+        if key == "controls":
+            values[key] = _controls(value, where, folder)
+        elif key != "name":
             values[key] = _read(key, value, where, folder)
     path = values["path"]
     if path is None and table.get("name", EMBEDDED) != EMBEDDED:
@@ -74,6 +76,15 @@ def _read(key: str, value: Any, where: str, folder: Path) -> Any:
         return kind.read(value, folder)
     except ValueError:
         raise InputError(f"{where}.{key}={shown(value)}: expected {kind.expected}") from None
+
+
+def _controls(value: Any, where: str, folder: Path) -> tuple[tuple[str, Path], ...]:
+    """Names and folders of control bundles."""
+    if not isinstance(value, Mapping) or not all(NAME.fullmatch(name) for name in value):
+        raise InputError(
+            f'{where}.controls={shown(value)}: expected names and folders, such as {{canny = "controls/canny"}}'
+        )
+    return tuple((name, _read("path", one, where, folder)) for name, one in value.items())
 
 
 def _require_different(names: Iterable[str], where: str) -> None:

@@ -98,10 +98,10 @@ _FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 def unet_tensors(weights: Mapping[str, torch.Tensor]) -> Weights:
     """A UNet's tensors under their original names."""
     layers = 1 + max(int(m[1]) for name in weights if (m := re.match(r"down_blocks\.0\.resnets\.(\d+)", name)))
-    return {_unet_name(name, layers, weights): tensor for name, tensor in weights.items()}
+    return {unet_name(name, layers, weights): tensor for name, tensor in weights.items()}
 
 
-def _unet_name(name: str, layers: int, weights: Mapping[str, Any]) -> str:
+def unet_name(name: str, layers: int, weights: Mapping[str, Any]) -> str:
     for new, old in _TOP.items():
         if name.startswith(f"{new}."):
             return old + _inner(name.removeprefix(new))
