@@ -9,6 +9,7 @@ import enum
 import itertools
 import json
 import weakref
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -443,14 +444,24 @@ class IExecutionContext:
         sizes: dict[str, int] = {}
         for name, shape in self._shapes.items():
             for text, size in zip(_dimensions(self.engine._tensors[name][0]), shape, strict=True):
+                sizes[text] = size
                 *factors, symbol = text.split("*")
                 if not symbol.isdigit() and all(map(str.isdigit, factors)):
                     sizes[symbol] = size // int(np.prod([int(f) for f in factors] or [1]))
         return {
-            name: self._shapes.get(name)
-            or tuple(int(np.prod([int(sizes.get(p, p)) for p in text.split("*")])) for text in _dimensions(tensor))
+            name: self._shapes.get(name) or tuple(_size(text, sizes) for text in _dimensions(tensor))
             for name, (tensor, _) in self.engine._tensors.items()
         }
+
+
+def _size(text: str, sizes: Mapping[str, int]) -> int:
+    """A dimension such as "8", "h", "B*G" or "h/2", which is rounded up."""
+    if text in sizes:
+        return sizes[text]
+    if "/" in text:
+        symbol, divisor = text.split("/")
+        return -(-sizes[symbol] // int(divisor))
+    return int(np.prod([int(sizes.get(part, part)) for part in text.split("*")]))
 
 
 def _dimensions(tensor: Any) -> list[str]:
