@@ -68,13 +68,23 @@ def features_of_call(
         _refuse_without("t2i_image", values, "adapter_conditioning_scale", "adapter_conditioning_factor")
         return None
     name = _only("t2i_image", "T2I-Adapter", "t2i-adapter", controls)
-    spec = next(iter(controls[name].graphs["adapter"].inputs))
+    graph = controls[name].graphs["adapter"]
+    _check_size(controls[name], size)
+    spec = next(iter(graph.inputs))
     hints, rows = steering_pictures(
         "t2i_image", given, size, int(spec.shape[3]), prompts=prompts, per_prompt=per_prompt
     )
     given_numbers = (values["adapter_conditioning_scale"], values["adapter_conditioning_factor"])
     scale, factor = (1.0 if value is None else value for value in given_numbers)
     return FeaturesUse(name, given, hints, rows, scale, int(calls * factor))
+
+
+def _check_size(manifest: ControlManifest, size: tuple[int, int]) -> None:
+    """An adapter divides its picture into blocks of pixels; those for SDXL are larger than a latent pixel."""
+    first = str(manifest.graphs["adapter"].outputs[0].shape[2])
+    block = manifest.vae_scale_factor * int(first.partition("/")[2] or 1)
+    if any(side % block for side in size):
+        raise InputError(f"{size[1]}x{size[0]} pixels: the T2I-Adapter needs multiples of {block}")
 
 
 def image_prompt_of_call(
