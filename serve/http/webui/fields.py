@@ -83,6 +83,7 @@ FIELDS: Mapping[str, Field] = {
         for name in ("s_churn", "s_tmin", "s_tmax", "s_noise")
     },
     "override_settings": Field("settings of this call alone", _mapping()),
+    "alwayson_scripts": Field("of the extension ControlNet alone: controlnet, with args", _mapping()),
     "force_task_id": Field("a name for progress, interrupt and skip", _text(128)),
     "send_images": Field("false: only the settings are answered", kinds.boolean()),
 }
@@ -141,7 +142,6 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "seed_resize_from_h": ("noise of another size is not drawn", (-1,)),
     "seed_resize_from_w": ("noise of another size is not drawn", (-1,)),
     "script_name": (_OF_THE_WEB_UI, ("None",)),
-    "alwayson_scripts": (_OF_THE_WEB_UI, ()),
     "s_min_uncond": ("guidance is computed in all calls, or see guidance_start and guidance_end", ()),
     "disable_extra_networks": ("take LoRAs out of the prompt", ()),
     "refiner_checkpoint": ("there is no refiner", ("None",)),
@@ -194,7 +194,7 @@ SETTINGS_REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "eta_ddim": ("pass eta", ()),
 }
 # Ours that would say the same as theirs, and pictures, which have fields of their own here.
-_REPLACED = frozenset({"image", "mask_image", "scheduler", "clip_skip"})
+_REPLACED = frozenset({"image", "mask_image", "scheduler", "clip_skip", "control_image"})
 
 
 @cache

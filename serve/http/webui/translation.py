@@ -11,6 +11,7 @@ from latentrt.serve.http.errors import ApiError
 from latentrt.serve.http.given_files import bytes_of_base64, picture
 from latentrt.serve.served_model import ServedModel
 
+from .control import control_of
 from .fields import FIELDS, PICTURE_FIELDS, SETTINGS, read_fields, read_settings
 from .names import guidance_of, scheduler_of, takes_eta
 from .pictures import Inpainting, Prepared, PutBack, prepared, prepared_with_mask
@@ -83,6 +84,9 @@ def translated(
     _set_numbers(call, words, own)
     _set_scheduler(call, words, own)
     _set_settings(call, words, own, settings, model)
+    if own.get("alwayson_scripts"):
+        first = next(iter(own.get("init_images") or ()), None)
+        call |= control_of(own["alwayson_scripts"], model, first)
     given = _prepared(call, words, own, model, pictures)
     return Asked(
         model,
