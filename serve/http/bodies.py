@@ -60,6 +60,8 @@ def call_properties() -> dict[str, Any]:
         }
         for name in BY_HASH
     }
+    by_net = {"type": "object", "additionalProperties": text, "minProperties": 1}
+    files["control_image"]["anyOf"].append(by_net)
     options = {name: properties[name] for name in json_options()} | files
     aliases = {alias: {**options[name], "description": f"short for {name}"} for alias, name in ALIASES.items()}
     return {

@@ -6,7 +6,11 @@ import { fieldOf } from "./fields.js";
 const SAVED = "latentrt.form";
 // Of the schema, these have controls of their own or are the page's business.
 const ELSEWHERE = new Set(["prompt", "negative_prompt", "model", "width", "height", "seed", "strength", "loras",
-  "image", "mask_image", "latents", "previews"]);
+  "image", "mask_image", "latents", "previews",
+  // The page has no place for the pictures of ControlNets and adapters.
+  "control_image", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end", "control_mode",
+  "guess_mode", "ip_adapter_image", "ip_adapter_scale", "t2i_image", "adapter_conditioning_scale",
+  "adapter_conditioning_factor"]);
 // What is always in sight, and how; every other option of the schema follows under "All options".
 const USUAL = {
   num_inference_steps: (model) => ({ label: "Steps", hint: "More steps, finer pictures, longer waits.",
