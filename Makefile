@@ -22,7 +22,7 @@ test: .venv/installed
 	.venv/bin/pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: test
-	.venv/bin/pytest -n 2 --dist loadfile -m slow
+	.venv/bin/pytest -n 2 --dist loadfile -m slow -vv
 
 check: .venv/installed
 	.venv/bin/ruff check .

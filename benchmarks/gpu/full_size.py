@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from latentrt.runtime.backends.engine_fit import needed_graphs
 from latentrt.runtime.backends.trt.library import TRT_BACKENDS
 from latentrt.runtime.bundle.bundle import Bundle
 from latentrt.runtime.cli.main import main
@@ -50,7 +49,7 @@ def run(place: Place, report: Report, pixels: int = 512, batches: tuple[int, ...
     engines = place.engines("sd15")
     for backend in place.backends:
         if backend in TRT_BACKENDS and bundle.exists():
-            needed = needed_graphs(Bundle.open(bundle).manifest)
+            needed = Bundle.open(bundle).manifest.needed_graphs
             graphs = [word for graph in needed for word in ("--graph", graph)]
             words: list[str | Path] = [
                 "--backend",

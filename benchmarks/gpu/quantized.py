@@ -22,7 +22,6 @@ from benchmarks.common.harness import median_ratio
 from benchmarks.common.paths import CALIBRATION, PROMPTS
 from benchmarks.quality.judge import accuracies
 from latentrt.runtime import Bundle, InputError, Pipeline, Result
-from latentrt.runtime.backends.engine_fit import needed_graphs
 from latentrt.runtime.goldens import psnr, relative_error
 
 from .backends import SIZES
@@ -178,7 +177,7 @@ def _opened(
     """Kind and pipeline of each bundle whose engines can be built, which the stack closes."""
     (backend,) = place.backends
     for kind, bundle in bundles.items():
-        graphs = needed_graphs(Bundle.open(bundle).manifest)
+        graphs = Bundle.open(bundle).manifest.needed_graphs
         try:
             seconds = replace(place, bundle=bundle).build(backend, engines[kind], sizes=sizes, graphs=graphs)
         except InputError as error:  # this GPU has no fp8

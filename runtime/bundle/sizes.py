@@ -44,15 +44,20 @@ def _size_of(part: str, sizes: Sizes) -> int:
 
 def sizes_of_inputs(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     """Sizes by symbol, from input shapes. Raises `InputError` if an input is missing or does not fit the graph."""
-    sizes: dict[str, int] = {}
     for spec in graph.inputs:
         if spec.name not in shapes:
             raise InputError(f"{graph.file} needs the input {spec.name!r}; got {', '.join(shapes) or 'none'}")
+    # Twice, as a product such as B*G gives G once B is known.
+    sizes: dict[str, int] = {}
+    for spec in (*graph.inputs, *graph.inputs):
+        for size, got in zip(spec.shape, shapes[spec.name], strict=False):
+            parts = str(size).split("*")
+            unknown = [part for part in parts if part.isalpha() and part not in sizes]
+            if len(unknown) == 1 and not any("/" in part for part in parts):
+                known = math.prod(_size_of(part, sizes) for part in parts if part not in unknown)
+                sizes[unknown[0]] = got // known if known else 0
+    for spec in graph.inputs:
         given = shapes[spec.name]
-        for size, got in zip(spec.shape, given, strict=False):
-            *factors, symbol = str(size).split("*")
-            if symbol.isalpha() and all(map(str.isdigit, factors)):
-                sizes.setdefault(symbol, got // math.prod(map(int, factors)))
         if len(given) != len(spec.shape) or shape_at(spec, sizes) != tuple(given):
             raise InputError(f"{spec.name} of {graph.file} has shape {tuple(given)}; expected {spec.shape}")
     return sizes

@@ -13,7 +13,6 @@ from support.simulator.tensorrt import ICudaEngine
 from benchmarks.gpu import full_size, quantized
 from benchmarks.gpu.places import Place
 from benchmarks.gpu.report import Report
-from latentrt.runtime.backends.engine_fit import needed_graphs
 from latentrt.runtime.bundle import Bundle, EngineList
 
 pytestmark = pytest.mark.slow
@@ -61,7 +60,7 @@ def test_both_models_in_both_kinds(exported: Callable[[str], Exported], work: Pa
             figures = report.figures[f"tensorrt_rtx, {name} {kind}"]
             assert 1e-3 < figures["error_of_latents"] < 1
             assert figures["denoise_over_unquantized"] > 0
-    needed = set(needed_graphs(Bundle.open(full_size.bundle_of(place)).manifest))
+    needed = set(Bundle.open(full_size.bundle_of(place)).manifest.needed_graphs)
     for kind in ("fp8", "int8"):
         engines = EngineList.of_bundle(Bundle.open(work / f"sd15-{kind}"), place.engines(f"sd15-{kind}"))
         assert {record.graph for record in engines.engines} == needed

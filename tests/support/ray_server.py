@@ -78,7 +78,13 @@ def ray_server(arguments: Mapping[str, Any], folder: Path, **environment: str) -
     with log.open("w") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "support.ray_server", str(port), str(metrics), json.dumps(arguments)],
-            env={**os.environ, "PYTHONPATH": path, "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0", **environment},
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",
+                "RAY_local_fs_capacity_threshold": "1",  # else a disk that is 95 % full refuses every object
+                **environment,
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,

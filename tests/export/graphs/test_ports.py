@@ -64,15 +64,12 @@ class Case:
         return [torch.from_numpy(array) for name, array in sorted(self.inputs.items()) if name.startswith(prefix)]
 
 
-@pytest.fixture(scope="module", params=["sd1-fp32", "sdxl-fp32"])
-def case(
-    request: pytest.FixtureRequest, exported: Callable[[str], Exported], tmp_path_factory: pytest.TempPathFactory
-) -> Case:
+@pytest.fixture(scope="module", params=["sd1-ports-fp32", "sdxl-ports-fp32"])
+def case(request: pytest.FixtureRequest, exported: Callable[[str], Exported]) -> Case:
     from diffusers import UNet2DConditionModel
 
-    checkpoint = exported(request.param).checkpoint
-    out = tmp_path_factory.mktemp("ports") / request.param
-    bundle = export_bundle(checkpoint, out, ExportOptions(precision="fp32", ports=ALL, plans=False))
+    checkpoint, out = exported(request.param).checkpoint, exported(request.param).bundle
+    bundle = Bundle.open(out)
     unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet").eval()
     rng = np.random.default_rng(31)
     inputs = random_inputs(bundle, rng, 18, 10)

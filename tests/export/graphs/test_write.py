@@ -245,6 +245,7 @@ def test_a_wrong_graph_is_named_with_error_and_tolerance(sd1: Exported, tmp_path
             "folder": str(folder),
             "precision": "fp32",
             "vae_precision": "fp32",
+            "ports": [],
             "prompt": "a",
             "model": json.loads((sd1.bundle / "bundle.json").read_text())["model"],
             "defaults": {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 2.0}

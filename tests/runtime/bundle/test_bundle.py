@@ -57,7 +57,7 @@ def test_manifests_follow_the_schema(exported: Callable[[str], Exported], name: 
     [
         (
             lambda m: m.update(format="latentrt.bundle/3"),
-            r"'latentrt.bundle/3'.* reads only 'latentrt.bundle/1' and 'latentrt.bundle/2'",
+            r"'latentrt.bundle/3'.* reads only 'latentrt.bundle/1', 'latentrt.bundle/2' and 'latentrt.control/1'",
         ),
         (lambda m: m.update(format=["latentrt.bundle/2"]), r"has format \['latentrt.bundle/2'\]"),
         (lambda m: m.pop("format"), r"has format None"),

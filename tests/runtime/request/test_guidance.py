@@ -45,7 +45,7 @@ def test_calls_without_guidance_run_one_group(monkeypatch: pytest.MonkeyPatch) -
     """And the latents are the same to the bit as with both groups."""
     bound: list[str] = []
     call = HostSlots._call
-    monkeypatch.setattr(HostSlots, "_call", lambda self, what, count: bound.append(what) or call(self, what, count))
+    monkeypatch.setattr(HostSlots, "_call", lambda self, *call_of: bound.append(call_of[0]) or call(self, *call_of))
     options = {**CALL, "guidance_scale": 4.0, "guidance_end": 0.4, "guidance_rescale": 0.5, "num_images_per_prompt": 2}
     with Pipeline.load(backend="onnxruntime", device="cpu") as pipe:
         got = pipe(PROMPT, **options).latents

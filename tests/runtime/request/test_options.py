@@ -17,6 +17,7 @@ from latentrt.runtime import InputError, Plan, SchedulerError
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.cli.flags import add_option_flags, given_options
 from latentrt.runtime.request import OPTIONS, CallOptions, Request
+from latentrt.runtime.request.metadata import BY_HASH
 from latentrt.runtime.request.options import checked, json_options, options_table, request_schema
 
 MANIFEST = Bundle.open(SHAPES.bundle).manifest
@@ -190,7 +191,8 @@ def test_every_flag_gives_its_option() -> None:
     words = []
     for name, value in EXAMPLES.items():
         flag = OPTIONS[name].flag or f"--{name.replace('_', '-')}"
-        values = value if isinstance(value, tuple) else [value]
+        named = [f"{net}={one}" for net, one in value.items()] if isinstance(value, dict) else [value]
+        values = value if isinstance(value, tuple) else named
         listed = [",".join(map(str, value))] if isinstance(value, list) else map(str, values)
         words += [flag] if value is True else [flag, *listed]
     got = given_options(parser.parse_args(words))
@@ -208,7 +210,7 @@ def test_the_schema_takes_what_the_check_takes() -> None:
     values: list[Any] = [None, True, -1, 0, 1, 0.5, 8, 64, 1025, 20000, "cpu", "x", [], [1, 2], ["a"], {}, [0.5]]
     for _ in range(2000):
         name, value = draw.choice(list(json_options())), draw.choice(values)
-        if name in ("image", "mask_image", "latents") or value is None:  # paths are opened; None means "not given"
+        if name in BY_HASH or value is None:  # paths are opened; None means "not given"
             continue
         try:
             checked({name: value}, MANIFEST)

@@ -22,6 +22,8 @@ import tensorrt_rtx as real
 from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model
 
+from latentrt.runtime.cpu import int8_overflows
+
 from .cuda import Cuda
 from .work import ALIGNMENT, GARBAGE, Fault, Work, alive
 
@@ -249,11 +251,18 @@ class Runtime:
         return engine
 
 
-@cache
-def _session(path: str, stamp: float) -> onnxruntime.InferenceSession:
+def _options() -> onnxruntime.SessionOptions:
+    """A GPU's 8-bit products do not overflow, as those of some CPUs do."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    if int8_overflows():
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
+@cache
+def _session(path: str, stamp: float) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, _options(), providers=["CPUExecutionProvider"])
 
 
 class ICudaEngine:
@@ -315,9 +324,7 @@ class ICudaEngine:
             if tensor.name in self._new_weights:
                 changed = self._new_weights[tensor.name].reshape(tuple(tensor.dims))
                 tensor.CopyFrom(onnx.numpy_helper.from_array(changed, tensor.name))
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+        self._session = onnxruntime.InferenceSession(model.SerializeToString(), _options())
 
 
 class IRuntimeCache:
