@@ -89,10 +89,13 @@ def _new_module(part: str, config: dict[str, Any]) -> torch.nn.Module:
         cls = CLIPTextModel if part == "text_encoder" else CLIPTextModelWithProjection
         text_model: torch.nn.Module = cls(CLIPTextConfig(**config, attn_implementation="sdpa"))
         return text_model
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
-    cls = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
+    vae = AutoencoderTiny if config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL
+    cls = UNet2DConditionModel if part == "unet" else vae
     diffusers_module: torch.nn.Module = cls.from_config(config)
+    if part == "preview_vae":
+        diffusers_module.encoder = torch.nn.Identity()  # only the decoder is used, and only its weights are there
     return diffusers_module
 
 

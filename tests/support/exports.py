@@ -15,6 +15,7 @@ from unittest import mock
 
 ROOT = Path(__file__).parent.parent.parent
 # name -> family, precision, opset, tinier. Most tests use the first; the others show that the exporter is general.
+# Families with a TAESD have another one for previews.
 EXPORTS = {
     "sd1-fp32": ("sd1", "fp32", 23, False),
     "shapes-fp16": ("shapes", "fp16", 23, False),  # takes longest, so it starts early
@@ -26,13 +27,17 @@ EXPORTS = {
     "sdxl-edm-fp32": ("sdxl-edm", "fp32", 23, True),
     "sd1-inpaint-fp32": ("sd1-inpaint", "fp32", 23, True),
     "lcm-fp32": ("lcm", "fp32", 23, True),
+    "taesd-fp32": ("sd1-taesd", "fp32", 23, True),
+    "taesd-inpaint-fp32": ("sd1-inpaint-taesd", "fp32", 18, True),
+    "taesd-fp16": ("sdxl-taesd", "fp16", 23, True),
 }
 # Those that `make test` uses; tests that need others are slow.
-QUICK_EXPORTS = ("sd1-fp32", "sdxl-fp32")
+QUICK_EXPORTS = ("sd1-fp32", "sdxl-fp32", "taesd-fp32")
 # Modules that diffusers and transformers import lazily.
 CLASSES = (
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.autoencoders.autoencoder_tiny",
     "transformers.models.clip.modeling_clip",
 )
 # Exported from a single file in the original layout; tests compare with the folder that the file was made from.
@@ -47,6 +52,11 @@ class Exported:
 
     checkpoint: Path
     bundle: Path
+
+    @property
+    def preview_vae(self) -> Path:
+        """The VAE of previews, of bundles that have one."""
+        return self.bundle.with_name(f"{self.bundle.name}.preview_vae")
 
 
 SHAPES = Exported(ROOT / "tests" / "data" / "shapes", ROOT / "engines" / "shapes")
@@ -86,7 +96,7 @@ def _export_here(
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     import torch
-    from support.checkpoints import tiny_checkpoint
+    from support.checkpoints import tiny_checkpoint, tiny_vae
     from support.original_layout import single_file
 
     from latentrt.export import parity, write
@@ -104,6 +114,9 @@ def _export_here(
     checkpoint = result.checkpoint
     if family != "shapes":
         tiny_checkpoint(checkpoint, family, seed=11, tinier=tinier)
+    if family.endswith("taesd"):
+        tiny_vae(2 if tinier else 3, seed=12, width=8).save_pretrained(result.preview_vae)
+        options = [*options, "--preview-vae", str(result.preview_vae)]
     if single:
         options = [*options, "--config", str(checkpoint)]
         empty = {mark: torch.tensor([]) for mark in marks}
