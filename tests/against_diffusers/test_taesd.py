@@ -34,9 +34,9 @@ CALL: dict[str, Any] = {
     "scheduler": ANCESTRAL,
 }
 CASES = [
-    *(("taesd-fp32", task, "onnxruntime") for task in TASKS),
-    *(("taesd-fp32", task, "openvino") for task in TASKS),
-    *(("taesd-inpaint-fp32", "inpaint", backend) for backend in ("onnxruntime", "openvino")),
+    *(("sd1-taesd-fp32", task, "onnxruntime") for task in TASKS),
+    *(("sd1-taesd-fp32", task, "openvino") for task in TASKS),
+    *(("sd1-inpaint-taesd-fp32", "inpaint", backend) for backend in ("onnxruntime", "openvino")),
 ]
 
 
@@ -67,7 +67,7 @@ def _as_moments(encode: Callable[..., Any]) -> Callable[..., Any]:
 def test_drawing_as_if_it_sampled_fails(
     exported: Callable[[str], Exported], task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case, (seed, size) = exported("taesd-fp32"), DRAWS[0]
+    case, (seed, size) = exported("sd1-taesd-fp32"), DRAWS[0]
     options = CALL | task_options(task, size)
     wanted = expected(case.checkpoint, SD[TASKS.index(task)], seed, **options)
     with Pipeline.load(case.bundle, device="cpu") as pipe:
@@ -78,7 +78,7 @@ def test_drawing_as_if_it_sampled_fails(
 
 def test_large_pictures_in_tiles(exported: Callable[[str], Exported], monkeypatch: pytest.MonkeyPatch) -> None:
     """With tiles of diffusers' size. The network sees less far than tiles overlap, so that only blending shows."""
-    case = exported("taesd-fp32")
+    case = exported("sd1-taesd-fp32")
     vae = AutoencoderTiny.from_pretrained(case.checkpoint / "vae").eval()
     with Pipeline.load(case.bundle, device="cpu") as pipe:
         model = pipe.bundle.manifest.model
@@ -100,7 +100,7 @@ def test_large_pictures_in_tiles(exported: Callable[[str], Exported], monkeypatc
 
 
 def test_previews_are_those_of_the_given_decoder(exported: Callable[[str], Exported]) -> None:
-    case = exported("taesd-fp32")
+    case = exported("sd1-taesd-fp32")
     preview_vae = AutoencoderTiny.from_pretrained(case.preview_vae).eval()
     own_vae = AutoencoderTiny.from_pretrained(case.checkpoint / "vae").eval()
     with Pipeline.load(case.bundle, device="cpu") as pipe:
@@ -121,7 +121,7 @@ def _decoded(vae: AutoencoderTiny, latents: torch.Tensor) -> np.ndarray:
     return np.rint((pixels / 2 + 0.5).clamp(0, 1).numpy() * 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", ["taesd-fp32", "taesd-inpaint-fp32", "taesd-fp16"])
+@pytest.mark.parametrize("name", ["sd1-taesd-fp32", "sd1-inpaint-taesd-fp32", "sdxl-taesd-fp16"])
 def test_goldens_are_reproduced(exported: Callable[[str], Exported], name: str) -> None:
     bundle = exported(name).bundle
     manifest = Bundle.open(bundle).manifest
@@ -135,7 +135,7 @@ def test_goldens_are_reproduced(exported: Callable[[str], Exported], name: str) 
 
 
 def test_another_preview_fails_its_golden(exported: Callable[[str], Exported]) -> None:
-    bundle = exported("taesd-fp32").bundle
+    bundle = exported("sd1-taesd-fp32").bundle
     with Pipeline.load(bundle, device="cpu") as pipe:
         run = pipe.run
         pipe.run = lambda graph, inputs, layers=None: run(  # type: ignore[method-assign]

@@ -157,7 +157,7 @@ def test_pictures_and_latents_as_input(options: dict[str, Any]) -> None:
 )
 def test_vaes_without_a_distribution(exported: Callable[[str], Exported], options: dict[str, Any]) -> None:
     """TAESD takes no draw of the seed; a decoder for previews is there, and not used."""
-    bundle = exported("taesd-fp32").bundle
+    bundle = exported("sd1-taesd-fp32").bundle
     compare(bundle, PROMPT, num_inference_steps=5, seed=4, guidance_scale=2.5, scheduler="euler_a", **options)
     assert both(bundle)[1].verify().psnr >= 50
 

@@ -27,12 +27,12 @@ EXPORTS = {
     "sdxl-edm-fp32": ("sdxl-edm", "fp32", 23, True),
     "sd1-inpaint-fp32": ("sd1-inpaint", "fp32", 23, True),
     "lcm-fp32": ("lcm", "fp32", 23, True),
-    "taesd-fp32": ("sd1-taesd", "fp32", 23, True),
-    "taesd-inpaint-fp32": ("sd1-inpaint-taesd", "fp32", 18, True),
-    "taesd-fp16": ("sdxl-taesd", "fp16", 23, True),
+    "sd1-taesd-fp32": ("sd1-taesd", "fp32", 23, True),
+    "sd1-inpaint-taesd-fp32": ("sd1-inpaint-taesd", "fp32", 18, True),
+    "sdxl-taesd-fp16": ("sdxl-taesd", "fp16", 23, True),
 }
 # Those that `make test` uses; tests that need others are slow.
-QUICK_EXPORTS = ("sd1-fp32", "sdxl-fp32", "taesd-fp32")
+QUICK_EXPORTS = ("sd1-fp32", "sdxl-fp32", "sd1-taesd-fp32")
 # Modules that diffusers and transformers import lazily.
 CLASSES = (
     "diffusers.models.unets.unet_2d_condition",

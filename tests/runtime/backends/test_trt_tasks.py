@@ -48,7 +48,7 @@ def test_pictures_and_masks(gpu: Machine, tmp_path: Path) -> None:
     same_as_onnxruntime(SHAPES.bundle, engines, "a red star", **call, mask_image=mask(SIZE))
 
 
-@pytest.mark.parametrize("name", ["sdxl-fp32", "sd1-inpaint-fp32", "taesd-inpaint-fp32"])
+@pytest.mark.parametrize("name", ["sdxl-fp32", "sd1-inpaint-fp32", "sd1-inpaint-taesd-fp32"])
 def test_other_inputs_of_the_unet(gpu: Machine, exported: Callable[[str], Exported], tmp_path: Path, name: str) -> None:
     bundle = exported(name).bundle
     engines = build(gpu, bundle, tmp_path, batch=["2"])
@@ -93,7 +93,7 @@ def test_without_an_engine_of_blend_the_command_is_named(gpu: Machine, tmp_path:
 def test_previews_with_and_without_an_engine(
     gpu: Machine, exported: Callable[[str], Exported], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bundle = exported("taesd-fp32").bundle
+    bundle = exported("sd1-taesd-fp32").bundle
     sizes = {"height": ["64"], "width": ["72"]}
     graphs = ["text_encoder", "context", "time", "denoise", "vae_decoder", "vae_encoder"]
     gpu.build(bundle, RTX, sizes, engines=tmp_path, graphs=graphs)
