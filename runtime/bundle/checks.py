@@ -156,7 +156,7 @@ def _known_shapes(manifest: Manifest, name: str, graph: Graph) -> Iterator[str]:
     factor, latents = model.vae_scale_factor, ("B", model.latent_channels, "h", "w")
     pixels = ("B", f"{factor}*h" if factor > 1 else "h", f"{factor}*w" if factor > 1 else "w", 3)
     state = ("B", model.registers, *latents[1:])
-    decoder = {"latents": latents, "images": pixels, "nonfinite": ("B",)}
+    decoder: dict[str, tuple[int | str, ...]] = {"latents": latents, "images": pixels, "nonfinite": ("B",)}
     known: dict[str, dict[str, tuple[int | str, ...]]] = {
         "denoise": {
             "state": state,

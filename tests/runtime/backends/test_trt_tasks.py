@@ -99,7 +99,8 @@ def test_previews_with_and_without_an_engine(
     gpu.build(bundle, RTX, sizes, engines=tmp_path, graphs=graphs)
     call = {**FEW, "image": picture(SIZE), "strength": 0.7}
     with Pipeline.load(bundle, backend=RTX, engines=tmp_path) as pipe, caplog.at_level("INFO"):
-        *_, step = pipe.stream("a star", **call)
+        steps = pipe.stream("a star", **call)
+        step = next(steps)
         assert np.array_equal(step.preview()[0], step.preview("rgb")[0])
         assert "the preview is by rgb" in caplog.text
         with pytest.raises(BackendError, match=r"no tensorrt_rtx engine of preview_decoder .* latentrt build"):
@@ -109,7 +110,6 @@ def test_previews_with_and_without_an_engine(
         Pipeline.load(bundle, backend=RTX, engines=tmp_path) as pipe,
         Pipeline.load(bundle, backend="onnxruntime", device="cpu") as ort,
     ):
-        *_, got = pipe.stream("a star", **call)
-        *_, wanted = ort.stream("a star", **call)
-        assert np.abs(got.latents() - wanted.latents()).max() <= 2e-5 * np.abs(wanted.latents()).max()
-        assert psnr(np.asarray(got.preview()[0]), np.asarray(wanted.preview("taesd")[0])) > 50
+        for got, wanted in zip(pipe.stream("a star", **call), ort.stream("a star", **call), strict=True):
+            assert psnr(np.asarray(got.preview()[0]), np.asarray(wanted.preview("taesd")[0])) > 50
+            assert psnr(np.asarray(got.preview("rgb")[0]), np.asarray(wanted.preview("taesd")[0])) < 30

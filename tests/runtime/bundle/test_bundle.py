@@ -69,7 +69,7 @@ def _of_the_first_format(manifest: dict[str, Any]) -> dict[str, Any]:
         (lambda m: m.pop("format"), r"has format None"),
         (
             lambda m: m["graphs"].update(preview_decoder=m["graphs"]["vae_encoder"]),
-            r"graphs\.preview_decoder has no tensor latents, nonfinite",
+            r"graphs\.preview_decoder has no tensor latents, images, nonfinite",
         ),
         (
             lambda m: _of_the_first_format(m)["graphs"].update(preview_decoder=m["graphs"]["vae_decoder"]),
