@@ -75,7 +75,7 @@ def test_every_parameter_can_be_rebuilt(exported: Callable[[str], Exported], nam
     models = {graph: ir.load(bundle.file(spec.file)) for graph, spec in bundle.manifest.graphs.items()}
     precision = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     dtype = precision[bundle.manifest.recipe.precision]
-    islands = ("unet.time_embedding.", "unet.conv_out.")
+    islands = ("unet.time_embedding.", "unet.add_embedding.", "unet.conv_out.")
     rebuilt = 0
     for part, stem in (
         *((encoder.graph, "model") for encoder in bundle.manifest.model.text_encoders),

@@ -105,6 +105,7 @@ def test_previews_with_and_without_an_engine(
         assert "the preview is by rgb" in caplog.text
         with pytest.raises(BackendError, match=r"no tensorrt_rtx engine of preview_decoder .* latentrt build"):
             step.preview("taesd")
+        steps.close()
     gpu.build(bundle, RTX, sizes, engines=tmp_path)
     with (
         Pipeline.load(bundle, backend=RTX, engines=tmp_path) as pipe,
