@@ -43,8 +43,8 @@ def vae_files(path: Path, own: Mapping[str, Any], *, allow_pickle: bool) -> VaeF
     if path.is_dir():
         return _of_folder(path, allow_pickle=allow_pickle)
     tensors = weights_from_file(path, allow_pickle=allow_pickle)
-    if _half_of(tensors) is not None:
-        return _of_halves(path, allow_pickle=allow_pickle)
+    if (half := _half_of(tensors)) is not None:
+        return _of_halves(path, tensors, half, allow_pickle=allow_pickle)
     if any(name.startswith("decoder.layers.") for name in tensors):
         return VaeFiles({"_class_name": TINY}, PartWeights(lambda: tensors), {path.name: path})
     return VaeFiles(dict(own), PartWeights(lambda: tensors, partial(vae_weights, config=own)), {path.name: path})
@@ -69,29 +69,18 @@ def _of_folder(path: Path, *, allow_pickle: bool) -> VaeFiles:
     return VaeFiles(content, PartWeights(found.open), {file.name: file for file in (config, *found.all_files)})
 
 
-def _of_halves(path: Path, *, allow_pickle: bool) -> VaeFiles:
-    """TAESD's own two files, of which `path` is one."""
-    tensors: dict[str, Any] = {}
-    files = {}
-    for half in _HALVES:
-        file = _beside(path, half, allow_pickle=allow_pickle)
-        tensors |= _named_as_diffusers(weights_from_file(file, allow_pickle=allow_pickle), half)
-        files[file.name] = file
-    return VaeFiles({"_class_name": TINY}, PartWeights(lambda: tensors), files)
-
-
-def _beside(path: Path, half: str, *, allow_pickle: bool) -> Path:
-    """The file of this half: `path`, or the one named alike beside it."""
-    own = _half_of(weights_from_file(path, allow_pickle=allow_pickle))
-    if half == own:
-        return path
-    file = path.with_name(path.name.replace(str(own), half))
-    if file == path or not file.is_file() or _half_of(weights_from_file(file, allow_pickle=allow_pickle)) != half:
+def _of_halves(path: Path, tensors: Weights, half: str, *, allow_pickle: bool) -> VaeFiles:
+    """TAESD's own two files: `path`, which is one half, and the other one beside it, which is named alike."""
+    other = next(name for name in _HALVES if name != half)
+    file = path.with_name(path.name.replace(half, other))
+    found = weights_from_file(file, allow_pickle=allow_pickle) if file.is_file() else {}
+    if _half_of(found) != other:
         raise CheckpointError(
-            f"{path} is the {own} of a TAESD alone. Put its {half} beside it, with a name such as "
-            f"taesd_{half}.safetensors"
+            f"{path} is the {half} of a TAESD alone. Put its {other} beside it, with a name such as "
+            f"taesd_{other}.safetensors"
         )
-    return file
+    both = {**_named_as_diffusers(tensors, half), **_named_as_diffusers(found, other)}
+    return VaeFiles({"_class_name": TINY}, PartWeights(lambda: both), {path.name: path, file.name: file})
 
 
 def _half_of(tensors: Weights) -> str | None:
