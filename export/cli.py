@@ -14,6 +14,7 @@ EXAMPLES = """examples:
   latentrt export ./stable-diffusion-v1-5 engines/sd15
   latentrt export ./my-finetune engines/mine --precision fp32 --opset 18
   latentrt export ./dreamy.safetensors engines/dreamy --vae ./vae-ft-mse.safetensors --lora ink.safetensors:0.6
+  latentrt export ./stable-diffusion-v1-5 engines/sd15 --preview-vae ./taesd_decoder.safetensors
   latentrt export ./sd2-base.safetensors engines/sd2 --prediction-type epsilon
   latentrt export stable-diffusion-v1-5/stable-diffusion-v1-5 engines/sd15 --embedding cat-toy.safetensors
 """
@@ -63,6 +64,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     """Add the options that complete or modify the checkpoint."""
     parser.add_argument("--vae", metavar="PATH", help="folder or file of a VAE that replaces the checkpoint's")
+    parser.add_argument(
+        "--preview-vae",
+        metavar="PATH",
+        help="folder or file of a TAESD (AutoencoderTiny), whose decoder shows unfinished pictures",
+    )
     parser.add_argument(
         "--lora",
         action="append",
@@ -118,6 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
         config=arguments.config,
         prediction_type=arguments.prediction_type,
         vae=arguments.vae,
+        preview_vae=arguments.preview_vae,
         loras=tuple(arguments.lora),
         embeddings=tuple(arguments.embedding),
         allow_pickle=arguments.allow_pickle,

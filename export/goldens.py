@@ -109,10 +109,10 @@ class GoldenMaker:
         config, _ = golden_scheduler(self.checkpoint.configs["scheduler"], self.steps)
         return Plan.from_config(config, self.steps)
 
-    def decode(self, vae: Any) -> None:
+    def decode(self, vae: Any, name: str = "image") -> None:
         """Record the decoded image, (8h, 8w, 3) uint8."""
         images, _ = VAEDecoderGraph(vae)(torch.from_numpy(self.arrays["latents"][None]))
-        self.arrays["image"] = images[0].numpy()
+        self.arrays[name] = images[0].numpy()
 
     def write(self, folder: Path, limits: tuple[float, float, float]) -> Golden:
         """Write the recorded arrays; returns the manifest's entry."""

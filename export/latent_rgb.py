@@ -20,8 +20,8 @@ def fit_latent_rgb(vae: Any, *, factor: int, scaling: float) -> tuple[tuple[floa
         factor: image pixels per latent pixel.
         scaling: the scaling factor from the encoder graph's moments to the UNet's latents.
     """
-    mean, _ = VAEEncoderGraph(vae)(_smooth_images(SIDE * factor))
-    latents = mean * scaling
+    encoded = VAEEncoderGraph(vae)(_smooth_images(SIDE * factor))
+    latents = (encoded if isinstance(encoded, torch.Tensor) else encoded[0]) * scaling
     images, _ = VAEDecoderGraph(vae)(latents)
     cells = images.numpy().astype(np.float64).reshape(IMAGES, SIDE, factor, SIDE, factor, 3).mean((2, 4)) / 255
     rows = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1]).numpy().astype(np.float64)

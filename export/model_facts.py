@@ -25,7 +25,7 @@ def model_of(checkpoint: Checkpoint, tokenizers: Mapping[str, Any]) -> Model:
         prediction_type=configs["scheduler"].get("prediction_type", "epsilon"),
         latent_channels=configs["unet"].get("out_channels", 4),
         vae_scale_factor=factor,
-        vae_tile=_sides(configs["vae"].get("sample_size") or 32)[0] // factor,
+        vae_tile=vae.tile_side(configs["vae"]) // factor,
         scaling_factor=configs["vae"].get("scaling_factor", 0.18215),
         registers=REGISTERS,
         image_rounding="half_to_even",

@@ -43,6 +43,7 @@ BYTE_LEVELS = {"fp32": 1, "fp16": 8, "bf16": 32}
 # Number of guidance groups -> their weights.
 GUIDANCE = {1: (1.0,), 2: (-3.0, 4.0)}
 _FLOATS = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
+_VAE_SIZES = ((2, 8, 10), (1, 9, 6))  # images, height and width of latents
 _OF_DENOISE = ("state", "coefficients", "guidance", "guidance_rescale", "noise")  # inputs that the UNet does not have
 
 
@@ -114,6 +115,10 @@ def check_and_make_golden(request: Mapping[str, Any]) -> Findings:
         _check_vae(GraphCheck(check.folder, request["vae_precision"]), vae, model)
         golden.decode(vae)
         latent_rgb = fit_latent_rgb(vae, factor=model.vae_scale_factor, scaling=model.scaling_factor)
+        if "preview_vae" in checkpoint.configs:
+            preview_vae = checkpoint.load("preview_vae", dtype).float()
+            _check_decoder(check, "preview_decoder", preview_vae, model)
+            golden.decode(preview_vae, "preview")
     return Findings(golden.write(check.folder, GOLDEN_LIMITS[request["precision"]]), latent_rgb)
 
 
@@ -214,20 +219,26 @@ def _check_blend(check: GraphCheck, model: Model) -> None:
 
 
 def _check_vae(check: GraphCheck, vae: Any, model: Model) -> None:
+    _check_decoder(check, "vae_decoder", vae, model)
     random = np.random.default_rng(4)
     factor = model.vae_scale_factor
-    for batch, height, width in ((2, 8, 10), (1, 9, 6)):
+    for batch, height, width in _VAE_SIZES:
+        pixels = random.uniform(-1, 1, (batch, height * factor, width * factor, 3)).astype(np.float32)
+        moments = check.run("vae_encoder", {"images": pixels})
+        expected = as_tuple(VAEEncoderGraph(vae)(torch.from_numpy(pixels)))
+        for name, value in zip(moments, expected, strict=True):
+            check.compare("vae_encoder", name, moments[name], value.numpy())
+
+
+def _check_decoder(check: GraphCheck, graph: str, vae: Any, model: Model) -> None:
+    random = np.random.default_rng(7)
+    for batch, height, width in _VAE_SIZES:
         latents = random.standard_normal((batch, model.latent_channels, height, width), np.float32)
         latents *= model.scaling_factor
         images, _ = VAEDecoderGraph(vae)(torch.from_numpy(latents))
-        got = check.run("vae_decoder", {"latents": latents})
-        check.compare("vae_decoder", "images", got["images"], images.numpy())
-        check.compare("vae_decoder", "nonfinite + 1", got["nonfinite"] + 1, np.ones(batch, np.int32))
-        pixels = random.uniform(-1, 1, (batch, height * factor, width * factor, 3)).astype(np.float32)
-        moments = check.run("vae_encoder", {"images": pixels})
-        expected = VAEEncoderGraph(vae)(torch.from_numpy(pixels))
-        for name, value in zip(("mean", "logvar"), expected, strict=True):
-            check.compare("vae_encoder", name, moments[name], value.numpy())
+        got = check.run(graph, {"latents": latents})
+        check.compare(graph, "images", got["images"], images.numpy())
+        check.compare(graph, "nonfinite + 1", got["nonfinite"] + 1, np.ones(batch, np.int32))
 
 
 def main(read: Callable[[], str] = sys.stdin.read) -> int:

@@ -183,20 +183,28 @@ class _Writer:
         self._save("blend", blend_model(channels=channels, opset=self.options.opset), None, {})
 
     def vae_decoder(self) -> None:
-        config = self.checkpoint.configs["vae"]
-        module = vae.VAEDecoderGraph(self.checkpoint.load("vae", self.vae_dtype))
+        self._decoder("vae_decoder", "vae", self.vae_dtype)
+        if "preview_vae" in self.checkpoint.configs:
+            self._decoder("preview_decoder", "preview_vae", self.dtype)
+
+    def _decoder(self, name: str, part: str, dtype: torch.dtype) -> None:
+        config = self.checkpoint.configs[part]
+        module = vae.VAEDecoderGraph(self.checkpoint.load(part, dtype))
         outputs = ["images", "nonfinite"]
         model = onnx_from_module(module, vae.decoder_inputs(config), outputs, opset=self.options.opset)
         factor = vae.scale_factor(config)
-        self._save("vae_decoder", model, module, {"images": ["B", f"{factor}*h", f"{factor}*w", 3]})
+        # Weights of previews are not the checkpoint's: nothing changes them later.
+        own = module if part == "vae" else None
+        self._save(name, model, own, {"images": ["B", f"{factor}*h", f"{factor}*w", 3]})
 
     def vae_encoder(self) -> None:
         config = self.checkpoint.configs["vae"]
         module = vae.VAEEncoderGraph(self.checkpoint.load("vae", self.vae_dtype))
-        model = onnx_from_module(module, vae.encoder_inputs(config), ["mean", "logvar"], opset=self.options.opset)
+        outputs = vae.encoder_outputs(config)
+        model = onnx_from_module(module, vae.encoder_inputs(config), outputs, opset=self.options.opset)
         factor, latents = vae.scale_factor(config), ["B", config.get("latent_channels", 4), "h", "w"]
         images = ["B", f"{factor}*h", f"{factor}*w", 3]
-        self._save("vae_encoder", model, module, {"images": images, "mean": latents, "logvar": latents})
+        self._save("vae_encoder", model, module, {"images": images, **dict.fromkeys(outputs, latents)})
 
     def tokenizer(self) -> None:
         for row in self.checkpoint.family.text_encoders:
@@ -247,7 +255,7 @@ class _Writer:
         assert self.findings is not None
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         content = manifest.Manifest(
-            format=manifest.FORMATS[bool(self.packs or self.recipe.ports)],
+            format=manifest.FORMATS[self._needs_second_format()],
             producer=manifest.Producer(importlib.metadata.version("latentrt"), versions),
             checkpoint=self.record.result(),
             recipe=self.recipe,
@@ -262,6 +270,10 @@ class _Writer:
             plans=self.packs,
         )
         (self.folder / manifest.MANIFEST).write_text(manifest.manifest_json(content), encoding="utf-8")
+
+    def _needs_second_format(self) -> bool:
+        samples = "logvar" in vae.encoder_outputs(self.checkpoint.configs["vae"])
+        return bool(self.packs or self.recipe.ports) or "preview_decoder" in self.graphs or not samples
 
     def _save(self, name: str, model: ir.Model, module: torch.nn.Module | None, shapes: dict[str, list[Any]]) -> None:
         """Save a graph and record its tensors and weights; `shapes` replaces shapes that the exporter named."""

@@ -41,11 +41,14 @@ def verify_goldens(pipe: Pipeline) -> list[GoldenCheck]:
     checks, hidden_states = _check_texts(pipe, golden, arrays)
     latents = _denoised(pipe, golden, arrays, hidden_states)
     image = pipe.run("vae_decoder", {"latents": latents})["images"][0]
-    return [
-        *checks,
+    checks += [
         _relative("latents", latents[0], arrays["latents"], golden.latents_tolerance),
         _psnr("image", image, arrays["image"], golden.psnr_floor),
     ]
+    if "preview" in arrays:
+        preview = pipe.run("preview_decoder", {"latents": arrays["latents"][None]})["images"][0]
+        checks.append(_psnr("preview", preview, arrays["preview"], golden.psnr_floor))
+    return checks
 
 
 def _golden_arrays(bundle: Bundle, golden: Golden) -> dict[str, NDArray[Any]]:
@@ -91,6 +94,8 @@ def _expected(manifest: Manifest, golden: Golden, draws: int) -> dict[str, tuple
         expected[f"embedding{suffix}"] = ("f", (2, facts.max_length, -1))
     inputs = {spec.name: spec.shape for spec in manifest.graphs["time"].inputs if spec.name != "timesteps"}
     expected |= {f"input.{name}": ("f", (2, int(shape[1]))) for name, shape in inputs.items()}
+    if "preview_decoder" in manifest.graphs:
+        expected["preview"] = expected["image"]
     if takes(manifest.graphs["denoise"], "extra"):
         expected["input.extra"] = ("f", (1, channels + 1, *size))
     return expected

@@ -246,11 +246,30 @@ class Stages:
         model = self.bundle.manifest.model
         if method not in PREVIEWS:
             raise InputError(unknown("preview method", method, PREVIEWS))
-        if method == "vae" or (method == "auto" and model.latent_rgb is None):
+        if method == "auto":
+            return self._fast_preview(latents, tiling=tiling)
+        if method == "vae":
             return self.vae.decode(latents, tiling=tiling)[0]
+        if method == "taesd":
+            if "preview_decoder" not in self.bundle.manifest.graphs:
+                raise InputError(
+                    f"{self.bundle.path} has no preview_decoder: use another method, or export the checkpoint again "
+                    "with --preview-vae"
+                )
+            return self.vae.decode(latents, tiling=tiling, graph="preview_decoder")[0]
         if model.latent_rgb is None:
             raise InputError(f"{self.bundle.path} has no latent_rgb: use method='vae', or export the checkpoint again")
         return rgb_from_latents(latents, model.latent_rgb, factor=model.vae_scale_factor)
+
+    def _fast_preview(self, latents: Float32, *, tiling: bool) -> NDArray[np.uint8]:
+        """By the first of "taesd", "rgb" and "vae" that the bundle has, and for the first an engine of these sizes."""
+        rgb_or_vae = "vae" if self.bundle.manifest.model.latent_rgb is None else "rgb"
+        if "preview_decoder" in self.bundle.manifest.graphs:
+            try:
+                return self.preview(latents, "taesd", tiling=tiling)
+            except BackendError as error:
+                logger.info("the preview is by %s: %s", rgb_or_vae, error)
+        return self.preview(latents, rgb_or_vae, tiling=tiling)
 
     def loras_of(self, loras: Mapping[Path | str, float]) -> Callable[[], int]:
         """Read LoRAs; the function that is returned puts them in, and says how many weights they change.

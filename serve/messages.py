@@ -105,7 +105,7 @@ class Previews:
         count: spread evenly over the calls of each image; 0 is after every call.
     """
 
-    method: Literal["auto", "rgb", "vae"] = "auto"
+    method: Literal["auto", "rgb", "taesd", "vae"] = "auto"
     count: int = 0
 
 

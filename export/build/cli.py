@@ -193,4 +193,4 @@ def _line(built: Built) -> str:
         sizes += ", saved"
     if built.attempts:
         took += f", {min(built.attempts):.3f} ms a run, best of {', '.join(f'{ms:.3f}' for ms in built.attempts)}"
-    return f"{built.record.graph:14} {sizes:32} {built.size / 2**20:10,.1f} MiB  {took}"
+    return f"{built.record.graph:15} {sizes:32} {built.size / 2**20:10,.1f} MiB  {took}"

@@ -5,7 +5,7 @@ Knows configs and families; knows nothing of ONNX.
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,24 @@ from latentrt.runtime.weights import sha256_of_lora
 from latentrt.runtime.weights.lora import read_loras, with_changes
 
 from .families import PIPELINES, Family, Preset, TextEncoderRow, family_of
-from .find_files import WEIGHTS, Contents, PartWeights, contents_of, resolved
+from .find_files import Contents, contents_of, resolved
 from .part_configs import check_fit, completed
 from .part_weights import check_weights, refuse_unused
 from .pipeline_mends import sample_size_of
 from .scaled_weights import unscaled
-from .single_file import VAE_PREFIX, vae_weights
+from .single_file import VAE_PREFIX
 from .source import Source
 from .textual_inversion import read_embedding
 from .torch_modules import bare_name, module_from_weights
-from .weight_files import consistent, find_variants, read_json, weights_from_file
+from .vae_files import VaeFiles, preview_vae_files, vae_files
 
 _TEXT_ENCODER = "text_encoder"  # and "text_encoder_2"
 _TOKEN_EMBEDDING = "embeddings.token_embedding.weight"
+_PREVIEW_VAE = "preview_vae"
 
 
 class Checkpoint:
-    """A checkpoint whose files have been found, with its additions: LoRAs, textual inversions, another VAE.
+    """A checkpoint whose files have been found, with its additions: LoRAs, textual inversions, VAEs.
 
     Attributes:
         index: content of model_index.json.
@@ -46,7 +47,7 @@ class Checkpoint:
         self.source, self._contents = source, contents
         self.index, self.configs, self.scheduler = contents.index, dict(contents.configs), contents.scheduler
         self._weights = dict(contents.weights)
-        self._vae_files = {} if source.vae is None else self._take_vae(Path(source.vae))
+        self._vae_files = self._take_vaes()
         self._check_configs()
         self._check_weights()
         widths = {part: self.configs[part]["hidden_size"] for part in self.configs if part.startswith(_TEXT_ENCODER)}
@@ -83,8 +84,9 @@ class Checkpoint:
         """The manifest's record of the checkpoint. Reads all files."""
         sha256 = hash_of_files(self._contents.files)
         additions = tuple(self._additions())
-        if additions:
-            text = "".join(f"{a.kind} {a.sha256} {a.weight}\n" for a in additions)
+        # A preview VAE changes no picture, and so not what the pictures are drawn from.
+        if counted := [a for a in additions if a.kind != _PREVIEW_VAE]:
+            text = "".join(f"{a.kind} {a.sha256} {a.weight}\n" for a in counted)
             sha256 = hashlib.sha256(f"{sha256}\n{text}".encode()).hexdigest()
         return manifest.CheckpointRecord(self.name, sha256, additions)
 
@@ -93,7 +95,7 @@ class Checkpoint:
         return self.record().sha256
 
     def load(self, part: str, dtype: torch.dtype) -> torch.nn.Module:
-        """Load "text_encoder", "text_encoder_2", "unet" or "vae" as a module in eval mode.
+        """Load "text_encoder", "text_encoder_2", "unet", "vae" or "preview_vae" as a module in eval mode.
 
         LoRAs are merged, and the vectors of textual inversions follow the rows of the token embedding.
         """
@@ -196,27 +198,24 @@ class Checkpoint:
 
     def _origin(self, part: str) -> str:
         """Where a component comes from, for error messages."""
-        return self.source.vae if part == "vae" and self.source.vae is not None else self.name
+        given = {"vae": self.source.vae, _PREVIEW_VAE: self.source.preview_vae}
+        return given.get(part) or self.name
 
-    def _take_vae(self, path: Path) -> dict[str, Path]:
-        """Replace the checkpoint's VAE; returns the files that the new one is read from."""
-        allow_pickle = self.source.allow_pickle
-        if not path.is_dir():
-            tensors = weights_from_file(path, allow_pickle=allow_pickle)
-            self._weights["vae"] = PartWeights(lambda: tensors, partial(vae_weights, config=self.configs["vae"]))
-            return {path.name: path}
-        folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
-        config = folder / "config.json"
-        self.configs["vae"] = read_json(config, "A VAE folder contains config.json and weights.")
-        variants = find_variants(folder, WEIGHTS["vae"], allow_pickle=allow_pickle)
-        found = consistent({"vae": variants})["vae"]
-        self._weights["vae"] = PartWeights(found.open)
-        return {file.name: file for file in (config, *found.all_files)}
+    def _take_vaes(self) -> dict[str, VaeFiles]:
+        """Replace the checkpoint's VAE and add one for previews, where they are given."""
+        source, found = self.source, dict[str, VaeFiles]()
+        if source.vae is not None:
+            found["vae"] = vae_files(Path(source.vae), self.configs["vae"], allow_pickle=source.allow_pickle)
+        if source.preview_vae is not None:
+            found[_PREVIEW_VAE] = preview_vae_files(Path(source.preview_vae), allow_pickle=source.allow_pickle)
+        for part, vae in found.items():
+            self.configs[part], self._weights[part] = vae.config, vae.weights
+        return found
 
     def _additions(self) -> Iterator[manifest.Addition]:
         source = self.source
-        if source.vae is not None:
-            yield manifest.Addition("vae", Path(source.vae).name, hash_of_files(self._vae_files), None)
+        for part, vae in self._vae_files.items():
+            yield manifest.Addition(part, Path(self._origin(part)).name, hash_of_files(vae.files), None)
         for lora in source.loras:
             yield manifest.Addition("lora", Path(lora.path).name, sha256_of_lora(Path(lora.path)), lora.weight)
         for embedding in self._embeddings:

@@ -99,6 +99,7 @@ def resolved(source: Source) -> Source:
         name=source.name or name,
         config=source.config and _absolute(source.config),
         vae=source.vae and _absolute(source.vae),
+        preview_vae=source.preview_vae and _absolute(source.preview_vae),
         loras=tuple(replace(lora, path=_absolute(lora.path)) for lora in source.loras),
         embeddings=tuple(replace(embedding, path=_absolute(embedding.path)) for embedding in source.embeddings),
     )

@@ -11,10 +11,16 @@ from latentrt.runtime.errors import CheckpointError
 
 from .families import Config, Family, extra_channels
 
-_DIFFUSERS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
-# Component -> its class in model_index.json.
+TINY = "AutoencoderTiny"
+# Component -> its classes; a config without a class is of the first.
+_DIFFUSERS: dict[str, tuple[str, ...]] = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL", TINY),
+    "preview_vae": (TINY,),
+}
+# Component -> its classes in model_index.json.
 _CLASSES = {
-    **{part: (name,) for part, name in _DIFFUSERS.items()},
+    **_DIFFUSERS,
     "text_encoder": ("CLIPTextModel",),
     "text_encoder_2": ("CLIPTextModelWithProjection",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
@@ -39,11 +45,18 @@ _SIZES_OF_TEXT = (
     *("projection_dim", "vocab_size"),
 )
 _SIZES = ("in_channels", "out_channels", "latent_channels")
-_LISTS = ("down_block_types", "up_block_types", "block_out_channels")
+_LISTS = (
+    *("down_block_types", "up_block_types", "block_out_channels"),
+    *(f"{half}_block_out_channels" for half in ("encoder", "decoder")),
+    *(f"num_{half}_blocks" for half in ("encoder", "decoder")),
+)
 _UNSET: tuple[Any, ...] = (None, False, {}, [], "")
 _LARGEST = 10_000_000  # of any number in a config
 _MOST_LAYERS = 200
-_COUNTS_OF_LAYERS = ("num_hidden_layers", "layers_per_block", "transformer_layers_per_block")
+_COUNTS_OF_LAYERS = (
+    *("num_hidden_layers", "layers_per_block", "transformer_layers_per_block"),
+    *("num_encoder_blocks", "num_decoder_blocks"),
+)
 
 
 def check_classes(path: object, index: Mapping[str, Any]) -> None:
@@ -59,7 +72,7 @@ def check_classes(path: object, index: Mapping[str, Any]) -> None:
 
 
 def completed(path: object, part: str, config: Config, *, sdxl: bool) -> dict[str, Any]:
-    """A component's config with the defaults of its class.
+    """A component's config with the defaults of its class; that of a VAE also has `_class_name`.
 
     Args:
         path: where the config comes from, for error messages.
@@ -72,12 +85,28 @@ def completed(path: object, part: str, config: Config, *, sdxl: bool) -> dict[st
     if part.startswith("text_encoder"):
         complete = _completed_text(where, config, sdxl=sdxl)
     else:
-        name = config.get("_class_name", _DIFFUSERS[part])
-        if name != _DIFFUSERS[part]:
-            raise CheckpointError(f"{path}: the {part} is of class {name!r}; supported is {_DIFFUSERS[part]}")
-        complete = _completed(where, config, _defaults_of_diffusers(part), ignored=())
+        name = config.get("_class_name", _DIFFUSERS[part][0])
+        if name not in _DIFFUSERS[part]:
+            raise CheckpointError(
+                f"{path}: the {part} is of class {name!r}; supported is {' or '.join(_DIFFUSERS[part])}"
+            )
+        written_by_diffusers = ("block_out_channels",) if name == TINY else ()
+        complete = _completed(where, config, _defaults_of_diffusers(name), ignored=written_by_diffusers)
+        if part != "unet":
+            complete["_class_name"] = name
     _check_numbers(where, complete)
-    return complete
+    return _of_tiny(where, complete) if complete.get("_class_name") == TINY else complete
+
+
+def _of_tiny(where: str, config: dict[str, Any]) -> dict[str, Any]:
+    """An `AutoencoderTiny`'s config with the keys that its class sets by itself, as an `AutoencoderKL` has them."""
+    channels = config["decoder_block_out_channels"]
+    if len(config["encoder_block_out_channels"]) != len(channels) or config["upsampling_scaling_factor"] != 2:
+        raise CheckpointError(
+            f"{where} has an encoder and a decoder of different factors: encoder_block_out_channels and "
+            "decoder_block_out_channels must be of one length, and upsampling_scaling_factor 2"
+        )
+    return {**config, "block_out_channels": channels, "force_upcast": False}
 
 
 def check_fit(path: object, family: Family, configs: Mapping[str, Config]) -> None:
@@ -97,6 +126,7 @@ def check_fit(path: object, family: Family, configs: Mapping[str, Config]) -> No
     if (vae["in_channels"], vae["out_channels"]) != (3, 3):
         raise CheckpointError(f"{path} has a VAE of {vae['in_channels']} and {vae['out_channels']} channels, not 3")
     _check_statistics(path, family, vae)
+    _check_preview_vae(path, configs)
     for key in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "encoder_hid_dim"):
         if unet[key] is not None:
             raise CheckpointError(f"{path} has a UNet with {key} = {unet[key]!r}, which is not supported")
@@ -112,7 +142,7 @@ def check_fit(path: object, family: Family, configs: Mapping[str, Config]) -> No
 def _check_statistics(path: object, family: Family, vae: Config) -> None:
     """Mean and deviation of the VAE's latents, which SDXL's pipelines use where there are both, and no others."""
     keys = ("latents_mean", "latents_std")
-    given = [key for key in keys if vae[key] is not None]
+    given = [key for key in keys if vae.get(key) is not None]
     if given and not family.latent_statistics:
         raise CheckpointError(f"{path} has a VAE with {given[0]}, which is not supported for {family.name}")
     if len(given) == 1:
@@ -125,6 +155,22 @@ def _check_statistics(path: object, family: Family, vae: Config) -> None:
             raise CheckpointError(
                 f"{path} has a VAE with {key} = {_cut(values)}; expected {vae['latent_channels']} numbers{above}"
             )
+
+
+def _check_preview_vae(path: object, configs: Mapping[str, Config]) -> None:
+    """A decoder of previews takes the UNet's latents, and gives pictures of the same size."""
+    vae, preview = configs["vae"], configs.get("preview_vae")
+    if preview is None:
+        return
+    if vae.get("latents_mean") is not None:
+        raise CheckpointError(f"{path} has a VAE with latents_mean, for which there is no preview VAE: leave it out")
+    keys = ("latent_channels", "in_channels", "out_channels")
+    ours, theirs = ((*(c[key] for key in keys), 2 ** (len(c["block_out_channels"]) - 1)) for c in (vae, preview))
+    if ours != theirs:
+        raise CheckpointError(
+            f"the preview VAE has {theirs[0]} latent channels, {theirs[1]} and {theirs[2]} of pictures and the factor "
+            f"{theirs[3]}; expected {ours[0]}, {ours[1]}, {ours[2]} and {ours[3]}, as the VAE of {path} has"
+        )
 
 
 def _check_addition(path: object, family: Family, configs: Mapping[str, Config]) -> None:
@@ -172,10 +218,10 @@ def _completed(where: str, config: Config, defaults: Config, *, ignored: tuple[s
     return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
 
 
-def _defaults_of_diffusers(part: str) -> dict[str, Any]:
+def _defaults_of_diffusers(class_name: str) -> dict[str, Any]:
     import diffusers
 
-    parameters = inspect.signature(getattr(diffusers, _DIFFUSERS[part]).__init__).parameters
+    parameters = inspect.signature(getattr(diffusers, class_name).__init__).parameters
     return {name: p.default for name, p in parameters.items() if name != "self"}
 
 

@@ -84,6 +84,10 @@ def vae_weights(weights: Weights, config: Mapping[str, Any]) -> Weights:
     """The VAE's weights from a checkpoint or a separate VAE file, in the original or the diffusers layout."""
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
+    if (name := config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+        raise CheckpointError(
+            f"the file's VAE is no {name}, which the config names: give a folder with config.json and weights of a VAE"
+        )
     if any(name.startswith("encoder.down_blocks.") for name in weights):
         return weights
     return dict(convert_ldm_vae_checkpoint(weights, dict(config)))

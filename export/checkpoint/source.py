@@ -36,6 +36,7 @@ class Source:
             of the family's public checkpoint.
         prediction_type: one of `PREDICTION_TYPES`; None takes the checkpoint's.
         vae: folder or file of a VAE that replaces the checkpoint's.
+        preview_vae: folder or file of an `AutoencoderTiny` (TAESD) whose decoder is added, for previews.
         loras: LoRAs to merge.
         embeddings: textual inversions to add.
         allow_pickle: also open pickled weights, with PyTorch's restricted unpickler.
@@ -46,6 +47,7 @@ class Source:
     config: str | None = None
     prediction_type: str | None = None
     vae: str | None = None
+    preview_vae: str | None = None
     loras: tuple[LoraFile, ...] = ()
     embeddings: tuple[EmbeddingFile, ...] = ()
     allow_pickle: bool = False

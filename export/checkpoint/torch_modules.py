@@ -19,6 +19,7 @@ _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", "
 _CLASSES = {
     "unet": "UNet2DConditionModel",
     "vae": "AutoencoderKL",
+    "preview_vae": "AutoencoderKL",
     "controlnet": "ControlNetModel",
     "controlnet-union": "ControlNetUnionModel",
     "t2i-adapter": "T2IAdapter",
@@ -107,8 +108,11 @@ def _new_module(part: str, config: dict[str, Any]) -> torch.nn.Module:
         return vision_model
     import diffusers
 
-    cls = getattr(diffusers, _CLASSES[part])
+    tiny = part in ("vae", "preview_vae") and config.get("_class_name") == "AutoencoderTiny"
+    cls = diffusers.AutoencoderTiny if tiny else getattr(diffusers, _CLASSES[part])
     diffusers_module: torch.nn.Module = cls.from_config(config)
+    if part == "preview_vae":
+        diffusers_module.encoder = torch.nn.Identity()  # only the decoder is used, and only its weights are there
     return diffusers_module
 
 

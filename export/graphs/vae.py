@@ -1,5 +1,6 @@
 """The VAE's decoder and encoder for export: latents to bytes, and images to the moments of latents."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -61,6 +62,8 @@ class VAEDecoderGraph(torch.nn.Module):
 class VAEEncoderGraph(torch.nn.Module):
     """`images` (B, H, W, 3) float32 in [-1, 1] -> `mean`, `logvar` (B, C, h, w) float32, without the scaling factor.
 
+    An `AutoencoderTiny` has no distribution: its latents are the `mean`, and there is no `logvar`.
+
     Where the VAE has `latents_mean` and `latents_std`, the moments are of the standardized latents: a sample times the
     scaling factor is what the UNet takes, whatever the VAE.
     """
@@ -70,10 +73,25 @@ class VAEEncoderGraph(torch.nn.Module):
         self.vae = vae
         self.statistics = _Statistics(vae.config)
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """See the class's docstring."""
-        posterior = self.vae.encode(images.permute(0, 3, 1, 2).to(self.vae.dtype), return_dict=False)[0]
-        return self.statistics.standardized(posterior.mean.float(), posterior.logvar.float())
+        encoded = self.vae.encode(images.permute(0, 3, 1, 2).to(self.vae.dtype), return_dict=False)[0]
+        if isinstance(encoded, torch.Tensor):
+            return encoded.float()
+        return self.statistics.standardized(encoded.mean.float(), encoded.logvar.float())
+
+
+def encoder_outputs(config: Mapping[str, Any]) -> list[str]:
+    """Names of what `VAEEncoderGraph` returns."""
+    return ["mean"] if config["_class_name"] == "AutoencoderTiny" else ["mean", "logvar"]
+
+
+def tile_side(config: Mapping[str, Any]) -> int:
+    """Side in pixels of the tiles of large images: that of diffusers' class."""
+    if config["_class_name"] == "AutoencoderTiny":
+        return 512
+    size = config.get("sample_size") or 32
+    return int(size if isinstance(size, int) else size[0])
 
 
 def decoder_inputs(config: dict[str, Any]) -> list[TensorInput]:

@@ -15,7 +15,7 @@ from .layers import kinds_at
 from .observe import Calibration
 
 TARGETS = ("cpu", *QUANTIZED_FOR)
-_NEVER = ("blend", "time", "context")  # graphs that run once, or without weights
+_NEVER = ("blend", "time", "context", "preview_decoder")  # graphs that run once, or without weights, or are small
 # Of every so many prompts, the last is left out of the calibration, for the gate.
 HELD_OUT = 4
 PROMPTS = (

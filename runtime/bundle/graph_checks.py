@@ -20,8 +20,10 @@ _TENSORS = {
     ),
     "blend": ({"state", "mask", "clean", "noise", "blend"}, {"next_state"}),
     "vae_decoder": ({"latents"}, {"images", "nonfinite"}),
-    "vae_encoder": ({"images"}, {"mean", "logvar"}),
+    "vae_encoder": ({"images"}, {"mean"}),
+    "preview_decoder": ({"latents"}, {"images", "nonfinite"}),
 }
+_OPTIONAL = ("preview_decoder",)
 _SYMBOLS = "BGhwSTn"
 _DIMENSION = re.compile(rf"([1-9][0-9]{{0,3}}\*)*[{_SYMBOLS}](\*[{_SYMBOLS}])*|[hw]/[1-9][0-9]?")
 
@@ -31,7 +33,8 @@ def graph_faults(manifest: Manifest) -> Iterator[str]:
     for name, (inputs, outputs) in _TENSORS.items():
         graph = manifest.graphs.get(name)
         if graph is None:
-            yield f"graphs.{name} is missing"
+            if name not in _OPTIONAL:
+                yield f"graphs.{name} is missing"
             continue
         has = {spec.name for spec in graph.inputs}, {spec.name for spec in graph.outputs}
         if missing := [*sorted(inputs - has[0]), *sorted(outputs - has[1])]:
@@ -58,6 +61,7 @@ def _known_shapes(manifest: Manifest, name: str, graph: Graph) -> Iterator[str]:
     factor, latents = model.vae_scale_factor, ("B", model.latent_channels, "h", "w")
     pixels = ("B", f"{factor}*h" if factor > 1 else "h", f"{factor}*w" if factor > 1 else "w", 3)
     state = ("B", model.registers, *latents[1:])
+    decoder: dict[str, tuple[int | str, ...]] = {"latents": latents, "images": pixels, "nonfinite": ("B",)}
     known: dict[str, dict[str, tuple[int | str, ...]]] = {
         "denoise": {
             "state": state,
@@ -78,10 +82,11 @@ def _known_shapes(manifest: Manifest, name: str, graph: Graph) -> Iterator[str]:
         },
         "time": {"timesteps": ("n",), "time_ids": ("n", 6)},
         "context": {"hidden_states": ("n", "S", sum(encoder.hidden_size for encoder in model.text_encoders))},
-        "vae_decoder": {"latents": latents, "images": pixels, "nonfinite": ("B",)},
+        "vae_decoder": decoder,
+        "preview_decoder": decoder,
         "vae_encoder": {"images": pixels, "mean": latents, "logvar": latents},
     }
-    dtypes = {"images": "uint8" if name == "vae_decoder" else "float32", "nonfinite": "int32"}
+    dtypes = {"images": "float32" if name == "vae_encoder" else "uint8", "nonfinite": "int32"}
     for spec in (*graph.inputs, *graph.outputs):
         shape, dtype = known[name].get(spec.name), dtypes.get(spec.name, "float32")
         if shape is not None and (spec.shape, spec.dtype) != (shape, dtype):

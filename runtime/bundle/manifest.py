@@ -9,7 +9,7 @@ from .strict_json import encode, schema
 
 # The second has optional keys that the first has not: a reader of the first alone would ignore what they say.
 FORMATS = ("latentrt.bundle/1", "latentrt.bundle/2")
-SECOND_KEYS = ("plans", "recipe.quantization", "recipe.ports")
+SECOND_KEYS = ("plans", "recipe.quantization", "recipe.ports", "graphs.preview_decoder")
 MANIFEST = "bundle.json"
 INSTRUCTIONS = "instructions"  # key of `EngineRecord.options`
 # Kinds of optional inputs of `denoise` -> how the names of their tensors begin.

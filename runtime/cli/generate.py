@@ -86,8 +86,8 @@ def add_parser(commands: Any) -> None:
         nargs="?",
         const="auto",
         metavar="{" + ",".join(PREVIEWS) + "}",
-        help="keep out.preview.png up to date while the picture is drawn: rgb is fast, vae is exact; default: rgb "
-        "where the bundle has it",
+        help="keep out.preview.png up to date while the picture is drawn: rgb is fast, taesd is sharper, vae is exact; "
+        "default: taesd or rgb where the bundle has it",
     )
     parser.add_argument("--save-latents", type=Path, metavar="FILE.npy", help="write the latents too, for --image")
     add_option_flags(parser)

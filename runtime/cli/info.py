@@ -69,12 +69,12 @@ def _print_graphs(bundle: "AnyBundle") -> None:
     from latentrt.runtime.bundle.manifest import INSTRUCTIONS
 
     manifest = bundle.manifest
-    print(f"\n{'graph':14} {'MiB':>9}  {'outputs'}")
+    print(f"\n{'graph':15} {'MiB':>9}  {'outputs'}")
     for name, graph in manifest.graphs.items():
         size = sum(f.size for path, f in manifest.files.items() if path in graph.files)
         outputs = [f"{o.name} {o.dtype} ({', '.join(map(str, o.shape))})" for o in graph.outputs]
         more = f" and {len(outputs) - 2} more" if len(outputs) > 2 else ""
-        print(f"{name:14} {size / 2**20:9,.1f}  {', '.join(outputs[:2])}{more}")
+        print(f"{name:15} {size / 2**20:9,.1f}  {', '.join(outputs[:2])}{more}")
     print(f"\nengines: {len(manifest.engines) or 'none; the graphs run on OpenVINO or ONNX Runtime'}")
     for engine in manifest.engines:
         capabilities = ", ".join(engine.compute_capabilities)
@@ -82,4 +82,4 @@ def _print_graphs(bundle: "AnyBundle") -> None:
         if engine.saved:
             where += f", saved for {engine.options[INSTRUCTIONS]}"
         kind = f"{engine.backend} {engine.version}, {where}, {types_text(engine)}"
-        print(f"  {engine.graph:14} {sizes_text(engine) or 'any size':32} {kind}")
+        print(f"  {engine.graph:15} {sizes_text(engine) or 'any size':32} {kind}")

@@ -13,9 +13,10 @@ from latentrt.runtime.scheduler import Plan
 
 from .given_images import ImageInput
 from .noise import TorchGenerator
+from .vae_tiling import Moments
 
 # (pictures, H, W, 3) in [-1, 1] -> mean and logvar, (pictures, C, h, w)
-Encode = Callable[[Float32], tuple[Float32, Float32]]
+Encode = Callable[[Float32], Moments]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +47,7 @@ class LatentDistribution:
     def sample(self, generator: TorchGenerator) -> Float32:
         """One sample, scaled as the UNet expects it."""
         if self.logvar is None:
-            return self.mean
+            return self.scaling * self.mean
         deviation = np.exp(np.float32(0.5) * np.clip(self.logvar, -30, 20))
         sample: Float32 = self.scaling * (self.mean + deviation * generator.randn(self.mean.shape))
         return sample
@@ -106,7 +107,7 @@ def initial_latents(
     """Draw what one image needs before its loop.
 
     The generator draws, where needed and in this order: a sample of the picture's latents, the initial noise, a sample
-    of the masked picture's latents, and one draw for each stochastic call.
+    of the masked picture's latents, and one draw for each stochastic call. A VAE without a distribution takes no draws.
 
     Args:
         shape: (C, h, w).
@@ -120,7 +121,8 @@ def initial_latents(
         if known.masked is not None:
             extra = np.concatenate([known.mask, known.masked.sample(generator)])
         else:
-            generator.randn(shape)  # diffusers samples the masked picture for other UNets too
+            if known.whole and known.whole.logvar is not None:
+                generator.randn(shape)  # diffusers samples the masked picture for other UNets too
             mask = known.mask
     draws = [(between or generator).randn(shape) for _ in range(int(plan.draws.sum()))]
     return InitialLatents(np.stack([first, *draws]), clean, extra, mask)
@@ -137,5 +139,6 @@ def _distributions(image: ImageInput, encode: Encode, scaling: float) -> list[La
     return [LatentDistribution(mean, None, np.float32(1)) for mean in image.latents]
 
 
-def _from_moments(means: Float32, logvars: Float32, scaling: float) -> list[LatentDistribution]:
-    return [LatentDistribution(m, v, np.float32(scaling)) for m, v in zip(means, logvars, strict=True)]
+def _from_moments(means: Float32, logvars: Float32 | None, scaling: float) -> list[LatentDistribution]:
+    each = [None] * len(means) if logvars is None else logvars
+    return [LatentDistribution(m, v, np.float32(scaling)) for m, v in zip(means, each, strict=True)]

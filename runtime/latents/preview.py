@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import Float32
 
-PREVIEWS = ("auto", "rgb", "vae")  # methods of `Step.preview`
+PREVIEWS = ("auto", "rgb", "taesd", "vae")  # methods of `Step.preview`
 
 
 def rgb_from_latents(latents: Float32, latent_rgb: Sequence[Sequence[float]], *, factor: int) -> NDArray[np.uint8]:

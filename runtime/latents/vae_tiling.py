@@ -1,6 +1,6 @@
 """The VAE on large images, tile by tile, so that memory does not grow with the image.
 
-Tiles overlap by a quarter and are blended there. The layout is that of diffusers' `AutoencoderKL`.
+Tiles overlap by a quarter and are blended there. The layout is that of diffusers' `AutoencoderKL`, for any VAE.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from latentrt.runtime.arrays import Float32
 
 OVERLAP = 0.25
 Bytes = NDArray[np.uint8]
+Moments = tuple[Float32, Float32 | None]  # mean and logvar; without a distribution there is no logvar
 
 
 def tiled_decode(
@@ -35,17 +36,18 @@ def tiled_decode(
     return np.rint(pixels).astype(np.uint8), nonfinite
 
 
-def tiled_encode(
-    encode: Callable[[Float32], tuple[Float32, Float32]], pixels: Float32, *, tile: int, factor: int
-) -> tuple[Float32, Float32]:
+def tiled_encode(encode: Callable[[Float32], Moments], pixels: Float32, *, tile: int, factor: int) -> Moments:
     """Encode (n, factor * h, factor * w, 3) to mean and logvar, (n, C, h, w); arguments as for `tiled_decode`."""
+    counts = []
 
     def one(part: Float32) -> Float32:
-        return np.concatenate(encode(np.ascontiguousarray(part)), axis=1).transpose(0, 2, 3, 1)
+        moments = [moment for moment in encode(np.ascontiguousarray(part)) if moment is not None]
+        counts.append(len(moments))
+        return np.concatenate(moments, axis=1).transpose(0, 2, 3, 1)
 
-    moments = _tiled(one, pixels, tile=tile * factor, grown=tile).transpose(0, 3, 1, 2)
-    mean, logvar = np.split(np.ascontiguousarray(moments), 2, axis=1)
-    return mean, logvar
+    both = _tiled(one, pixels, tile=tile * factor, grown=tile).transpose(0, 3, 1, 2)
+    mean, *logvar = np.split(np.ascontiguousarray(both), counts[0], axis=1)
+    return mean, logvar[0] if logvar else None
 
 
 def _tiled(run: Callable[[Float32], Float32], array: Float32, *, tile: int, grown: int) -> Float32:

@@ -72,7 +72,10 @@ def call_properties() -> dict[str, Any]:
         "deadline_ms": {"type": "integer", "minimum": 1, "description": "give up if it takes longer than this"},
         "priority": {"enum": ["interactive", "batch"], "description": "batch gets a tenth of the client's share"},
         "output_format": {"enum": [*MEDIA_TYPES], "default": "png"},
-        "preview_method": {"enum": [*PREVIEWS], "description": "of unfinished pictures: rgb is fast, vae decodes them"},
+        "preview_method": {
+            "enum": [*PREVIEWS],
+            "description": "of unfinished pictures: rgb is fast, taesd sharper where the model has it, vae exact",
+        },
         "output_compression": {"type": "integer", "minimum": 0, "maximum": 100, "description": "of JPEG and WebP"},
     }
 

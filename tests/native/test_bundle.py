@@ -20,7 +20,7 @@ from support.native import probe
 from latentrt.runtime import Bundle, BundleError
 
 DATA = ROOT / "native" / "tests" / "fuzz" / "data"
-NAMES = ("small", "sdxl", "inpaint", "distilled", "quantized")
+NAMES = ("small", "sdxl", "inpaint", "distilled", "quantized", "taesd")
 QUANTIZATION = {
     "to": "int8",
     "target": "openvino",
@@ -80,12 +80,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _small(name: str) -> dict[str, Any]:
-    file = "small" if name == "quantized" else name
+    file = "small" if name in ("quantized", "taesd") else name
     content: dict[str, Any] = json.loads((DATA / f"{file}.json").read_text())
     if name == "quantized":
         content["format"] = "latentrt.bundle/2"
         content["recipe"]["quantization"] = copy.deepcopy(QUANTIZATION)
         content["files"] |= {QUANTIZATION[key]: {"size": 0, "sha256": "0" * 64} for key in ("report", "calibration")}
+    if name == "taesd":
+        graphs = content["graphs"]
+        content["format"] = "latentrt.bundle/2"
+        graphs["preview_decoder"] = copy.deepcopy(graphs["vae_decoder"])
+        graphs["vae_encoder"]["outputs"] = [o for o in graphs["vae_encoder"]["outputs"] if o["name"] == "mean"]
     return content
 
 
@@ -191,6 +196,9 @@ def _renamed(manifest: dict[str, Any], old: str, new: str) -> None:
         lambda m: (m.update(format="latentrt.bundle/1"), m.pop("plans", None), m["recipe"].update(ports=[])),
         lambda m: (m.update(format="latentrt.bundle/2"), m["recipe"].update(ports=["pose"])),
         lambda m: m["graphs"]["vae_decoder"]["outputs"][0]["shape"].__setitem__(1, "2*4*h"),
+        lambda m: m["graphs"]["vae_encoder"]["outputs"][0].update(name="latents"),
+        lambda m: m["graphs"].update(preview_decoder=m["graphs"]["vae_encoder"]),
+        lambda m: (m.update(format="latentrt.bundle/2"), m["graphs"].update(preview_decoder=m["graphs"]["blend"])),
     ],
 )
 def test_what_both_refuse(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -31,6 +31,11 @@ def floats(pointer: int, shape: tuple[int, ...]) -> Float32:
     return np.ctypeslib.as_array((ctypes.c_float * int(np.prod(shape))).from_address(pointer)).reshape(shape)
 
 
+def latents_of(images: Float32) -> tuple[Float32, None]:
+    """The means alone, as of a VAE without a distribution."""
+    return encoded(images)[0], None
+
+
 def encode(images: int, sides: Any, mean: int, logvar: int) -> None:
     shape = (sides[0], *SHAPE)
     moments = encoded(floats(images, tuple(sides[:4])))
@@ -56,6 +61,7 @@ def ours(
     rng: str,
     between: int | None,
     noise: Float32 | None,
+    samples: bool = True,
 ) -> dict[str, Float32]:
     latents = image if image is not None and image.dtype == np.float32 else None
     images = [] if image is None or latents is not None else [image]
@@ -67,8 +73,9 @@ def ours(
         lambda text: probe().probe_initial(
             pixels(images), size(len(images)), pixels(masks), size(len(masks)), address(latents),
             size(0 if latents is None else latents.size), size(1), size(1), size(0), address(sides), integer(FACTOR),
-            number(SCALING), int(inpaints), int(starts_clean), address(flags), size(len(draws)), ctypes.c_uint64(seed),
-            RNGS.index(rng), address(other), address(noise), Encode(encode), address(sizes), address(out), text,
+            number(SCALING), int(inpaints), int(samples), int(starts_clean), address(flags), size(len(draws)),
+            ctypes.c_uint64(seed), RNGS.index(rng), address(other), address(noise), Encode(encode), address(sizes),
+            address(out), text,
         )
     )  # fmt: skip
     assert not error
@@ -76,12 +83,15 @@ def ours(
     return dict(zip(("noise", "clean", "extra", "mask"), parts, strict=False))
 
 
-def theirs(image: Any, mask: Any, plan: Plan, *, inpaints: bool, **options: Any) -> InitialLatents:
+def theirs(
+    image: Any, mask: Any, plan: Plan, *, inpaints: bool, samples: bool = True, **options: Any
+) -> InitialLatents:
     given = GivenImages(image, mask, SHAPE[0])
     input_ = given.fitted(SHAPE[1] * FACTOR, SHAPE[2] * FACTOR, factor=FACTOR, prompts=1, per_prompt=1)
     known = None
     if input_ is not None:
-        (known,) = known_images(input_, plan, scaling=SCALING, factor=FACTOR, inpaints=inpaints, encode=encoded)
+        moments = encoded if samples else latents_of
+        (known,) = known_images(input_, plan, scaling=SCALING, factor=FACTOR, inpaints=inpaints, encode=moments)
     return initial_latents(plan, shape=SHAPE, known=known, **options)
 
 
@@ -100,6 +110,7 @@ def circle() -> NDArray[np.uint8]:
 @pytest.mark.parametrize("rng", RNGS)
 @pytest.mark.parametrize("between", [None, 2**64 - 3])
 @pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize("samples", [False, True])
 @pytest.mark.parametrize("starts_clean", [False, True])
 @pytest.mark.parametrize(
     ("kind", "masked", "inpaints"),
@@ -112,7 +123,14 @@ def circle() -> NDArray[np.uint8]:
     ],
 )
 def test_draws_as_python(
-    rng: str, between: int | None, noise: bool, starts_clean: bool, kind: str, masked: bool, inpaints: bool
+    rng: str,
+    between: int | None,
+    noise: bool,
+    samples: bool,
+    starts_clean: bool,
+    kind: str,
+    masked: bool,
+    inpaints: bool,
 ) -> None:
     draws, seed = [False, True, True, False, True], 31337
     image, mask = picture(kind), circle() if masked else None
@@ -127,12 +145,14 @@ def test_draws_as_python(
         rng=rng,
         between=between,
         noise=first,
+        samples=samples,
     )
     reference = theirs(
         image,
         mask,
         plan_of(draws, starts_clean=starts_clean),
         inpaints=inpaints,
+        samples=samples,
         generator=TorchGenerator(seed, rng),
         noise=first,
         between=None if between is None else TorchGenerator(between, rng),

@@ -147,6 +147,21 @@ def test_pictures_and_latents_as_input(options: dict[str, Any]) -> None:
     compare(SHAPES.bundle, PROMPT, **given)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image": random_picture(48, 40), "strength": 0.6},
+        {"image": random_picture(48, 40), "mask_image": half_mask(48, 40), "strength": 0.7},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_vaes_without_a_distribution(exported: Callable[[str], Exported], options: dict[str, Any]) -> None:
+    """TAESD takes no draw of the seed; a decoder for previews is there, and not used."""
+    bundle = exported("sd1-taesd-fp32").bundle
+    compare(bundle, PROMPT, num_inference_steps=5, seed=4, guidance_scale=2.5, scheduler="euler_a", **options)
+    assert both(bundle)[1].verify().psnr >= 50
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),

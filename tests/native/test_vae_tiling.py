@@ -10,7 +10,7 @@ from support.native import probe
 from support.probe_arguments import address, integer
 
 from latentrt.runtime.latents import rgb_from_latents
-from latentrt.runtime.latents.vae_tiling import tiled_decode, tiled_encode
+from latentrt.runtime.latents.vae_tiling import Moments, tiled_decode, tiled_encode
 
 Float32 = NDArray[np.float32]
 CHANNELS = 4
@@ -62,8 +62,9 @@ def test_decodes_as_python(height: int, width: int, tile: int, factor: int) -> N
     np.testing.assert_array_equal(bad, counts)
 
 
+@pytest.mark.parametrize("samples", [True, False])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 40), (37, 20), (12, 61)])
-def test_encodes_as_python(height: int, width: int) -> None:
+def test_encodes_as_python(height: int, width: int, samples: bool) -> None:
     tile, factor = 16, 8
     images = np.random.default_rng(5).random((2, height * factor, width * factor, 3), np.float32) * 2 - 1
 
@@ -76,11 +77,19 @@ def test_encodes_as_python(height: int, width: int) -> None:
     shape = np.array(images.shape, np.int64)
     probe().probe_tiled_encode(
         address(images), address(shape), integer(CHANNELS), integer(tile), integer(factor), Encode(one), address(mean),
-        address(logvar),
+        address(logvar if samples else None),
     )  # fmt: skip
-    reference = tiled_encode(lambda part: encoded(part, factor), images, tile=tile, factor=factor)
+
+    def ours(part: Float32) -> Moments:
+        moments = encoded(part, factor)
+        return moments if samples else (moments[0], None)
+
+    reference = tiled_encode(ours, images, tile=tile, factor=factor)
     np.testing.assert_array_equal(mean, reference[0])
-    np.testing.assert_array_equal(logvar, reference[1])
+    if samples:
+        np.testing.assert_array_equal(logvar, reference[1])
+    else:
+        assert reference[1] is None
 
 
 @pytest.mark.parametrize(("channels", "factor"), [(4, 8), (16, 1), (3, 5)])

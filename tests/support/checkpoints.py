@@ -103,6 +103,24 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "scheduler": _EDM,
         "betas": {},
     },
+    # With an AutoencoderTiny, as TAESD.
+    "sd1-taesd": {"text": _CLIP_L, "unet": _SD1_UNET, "scheduler": _EPSILON, "vae_class": "AutoencoderTiny"},
+    "sd1-inpaint-taesd": {
+        "class": "StableDiffusionInpaintPipeline",
+        "text": _CLIP_L,
+        "unet": _SD1_UNET | {"in_channels": 9},
+        "scheduler": _EPSILON,
+        "vae_class": "AutoencoderTiny",
+        "vae": {"scaling_factor": 0.7},  # other than the real one's 1, so that tests would notice
+    },
+    "sdxl-taesd": {
+        "class": "StableDiffusionXLPipeline",
+        "text": _CLIP_L,
+        "text_2": _CLIP_G,
+        "unet": _SDXL_UNET,
+        "scheduler": _EULER,
+        "vae_class": "AutoencoderTiny",
+    },
     "sdxl-inpaint": {
         "class": "StableDiffusionXLInpaintPipeline",
         "text": _CLIP_L,
@@ -115,12 +133,15 @@ _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_lin
 _OFFSETS = {"steps_offset": 1, "set_alpha_to_one": False}
 
 
-def tiny_checkpoint(folder: Path, family: str = "sd1", seed: int = 0, *, tinier: bool = False) -> Path:
+def tiny_checkpoint(
+    folder: Path, family: str = "sd1", seed: int = 0, *, tinier: bool = False, stages: int | None = None
+) -> Path:
     """Write a random fp32 checkpoint with 16x16 latents and VAE factor 4 to `folder`; returns `folder`.
 
     Args:
         family: a key of `FAMILIES`.
         tinier: faster to export: cross-attention only in the middle block, two text layers, VAE factor 2.
+        stages: of the VAE, whose factor is 2 ** (stages - 1); None is 2 or 3.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -140,17 +161,20 @@ def tiny_checkpoint(folder: Path, family: str = "sd1", seed: int = 0, *, tinier:
         norm_num_groups=16,
         **{"cross_attention_dim": 32, **facts["unet"]},
     )
-    channels = (16, 32) if tinier else (16, 32, 32)
-    vae = AutoencoderKL(
-        block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        layers_per_block=1,
-        norm_num_groups=8,
-        latent_channels=4,
-        sample_size=32 if tinier else 64,
-        **{"scaling_factor": 0.13025 if "text_2" in facts else 0.18215, **facts.get("vae", {})},
-    )
+    channels = (16, *(32,) * ((stages or (2 if tinier else 3)) - 1))
+    if facts.get("vae_class") == "AutoencoderTiny":
+        vae = tiny_vae(len(channels), seed, **facts.get("vae", {}))
+    else:
+        vae = AutoencoderKL(
+            block_out_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * len(channels),
+            up_block_types=("UpDecoderBlock2D",) * len(channels),
+            layers_per_block=1,
+            norm_num_groups=8,
+            latent_channels=4,
+            sample_size=32 if tinier else 64,
+            **{"scaling_factor": 0.13025 if "text_2" in facts else 0.18215, **facts.get("vae", {})},
+        )
     modules = [text, unet, vae]
     index: dict[str, Any] = {}
     if "text_2" in facts:
@@ -163,7 +187,8 @@ def tiny_checkpoint(folder: Path, family: str = "sd1", seed: int = 0, *, tinier:
             "tokenizer_2": ["transformers", "CLIPTokenizer"],
         }
     for module in modules:
-        _spread(module, seed)
+        if module is not vae or "vae_class" not in facts:
+            _spread(module, seed)
     if "text_2" in facts:
         text_2.save_pretrained(folder / "text_encoder_2")
     text.save_pretrained(folder / "text_encoder")
@@ -181,10 +206,33 @@ def tiny_checkpoint(folder: Path, family: str = "sd1", seed: int = 0, *, tinier:
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["diffusers", facts.get("vae_class", "AutoencoderKL")],
     }
     _write(folder / "model_index.json", index)
     return folder
+
+
+def tiny_vae(stages: int, seed: int, *, width: int = 16, **config: Any) -> Any:
+    """A random `AutoencoderTiny` of the factor 2 ** (stages - 1), whose latents and pictures have some contrast."""
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(seed)
+    widths, blocks = (width,) * stages, (1,) + (2,) * (stages - 1)
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=blocks,
+        num_decoder_blocks=blocks[::-1],
+        **config,
+    )
+    _spread(vae, seed)
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            if parameter.ndim == 4:
+                parameter *= 1.6
+        vae.encoder.layers[-1].weight *= 8
+        vae.decoder.layers[-1].bias += 0.5  # pictures are from 0 to 1 there
+    return vae
 
 
 def _spread(module: torch.nn.Module, seed: int) -> None:

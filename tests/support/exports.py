@@ -16,6 +16,7 @@ from unittest import mock
 
 ROOT = Path(__file__).parent.parent.parent
 # name -> family, precision, opset, tinier. Most tests use the first; the others show that the exporter is general.
+# Families with a TAESD have another one for previews.
 EXPORTS = {
     "sd1-fp32": ("sd1", "fp32", 23, False),
     "shapes-fp16": ("shapes", "fp16", 23, False),  # takes longest, so it starts early
@@ -30,6 +31,9 @@ EXPORTS = {
     "sd1-ports-fp32": ("sd1", "fp32", 23, False),
     "sd2-ports-fp32": ("sd2", "fp32", 23, True),
     "sdxl-ports-fp32": ("sdxl", "fp32", 23, True),
+    "sd1-taesd-fp32": ("sd1-taesd", "fp32", 23, True),
+    "sd1-inpaint-taesd-fp32": ("sd1-inpaint-taesd", "fp32", 18, True),
+    "sdxl-taesd-fp16": ("sdxl-taesd", "fp16", 23, True),
 }
 PORTS = "control,t2i,ip-adapter"  # of exports that are named so
 # Control bundle -> the checkpoint that it steers, how it is made (see `controlnets.py`), and its precision.
@@ -52,11 +56,12 @@ CONTROLS: dict[str, tuple[str, str, dict[str, Any], str]] = {
 }
 QUICK_CONTROLS = ("sd1-net", "sd1-bgr", "sd1-t2i", "sd1-ip", "encoder")
 # Those that `make test` uses; tests that need others are slow.
-QUICK_EXPORTS = ("sd1-fp32", "sdxl-fp32", "sd1-ports-fp32")
+QUICK_EXPORTS = ("sd1-fp32", "sdxl-fp32", "sd1-ports-fp32", "sd1-taesd-fp32")
 # Modules that diffusers and transformers import lazily.
 CLASSES = (
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.autoencoders.autoencoder_tiny",
     "transformers.models.clip.modeling_clip",
 )
 # Exported from a single file in the original layout; tests compare with the folder that the file was made from.
@@ -71,6 +76,11 @@ class Exported:
 
     checkpoint: Path
     bundle: Path
+
+    @property
+    def preview_vae(self) -> Path:
+        """The VAE of previews, of bundles that have one."""
+        return self.bundle.with_name(f"{self.bundle.name}.preview_vae")
 
 
 SHAPES = Exported(ROOT / "tests" / "data" / "shapes", ROOT / "engines" / "shapes")
@@ -143,7 +153,7 @@ def _export_here(
     """Entry point of the child. Runs the parity check in this process: a separate one only helps large models."""
     _log_to(log)
     import torch
-    from support.checkpoints import tiny_checkpoint
+    from support.checkpoints import tiny_checkpoint, tiny_vae
     from support.original_layout import single_file
 
     from latentrt.export import parity, write
@@ -161,6 +171,9 @@ def _export_here(
     checkpoint = result.checkpoint
     if family != "shapes":
         tiny_checkpoint(checkpoint, family, seed=11, tinier=tinier)
+    if family.endswith("taesd"):
+        tiny_vae(2 if tinier else 3, seed=12, width=8).save_pretrained(result.preview_vae)
+        options = [*options, "--preview-vae", str(result.preview_vae)]
     if single:
         options = [*options, "--config", str(checkpoint)]
         empty = {mark: torch.tensor([]) for mark in marks}

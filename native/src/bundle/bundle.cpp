@@ -150,14 +150,15 @@ void require_format(const Json& json) {
                                  (json.is_object() && format != json.end() ? format->dump() : std::string("missing")) +
                                  ": this library reads " + FORMATS[0] + " and " + FORMATS[1]);
     if (*format != FORMATS[0]) return;
-    const auto recipe = json.find("recipe");
-    const auto has = [&](const char* key) {
-        return recipe != json.end() && recipe->is_object() && recipe->contains(key);
+    const auto has = [&](const char* record, const char* key) {
+        const auto found = json.find(record);
+        return found != json.end() && found->is_object() && found->contains(key);
     };
-    if (const char* key = json.contains("plans") ? "plans"
-                          : has("quantization")  ? "recipe.quantization"
-                          : has("ports")         ? "recipe.ports"
-                                                 : nullptr)
+    if (const char* key = json.contains("plans")             ? "plans"
+                          : has("recipe", "quantization")    ? "recipe.quantization"
+                          : has("recipe", "ports")           ? "recipe.ports"
+                          : has("graphs", "preview_decoder") ? "graphs.preview_decoder"
+                                                             : nullptr)
         throw std::runtime_error(std::string("bundle.json has the key '") + key + "', which " + FORMATS[0] +
                                  " has not");
 }

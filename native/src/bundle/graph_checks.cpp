@@ -31,6 +31,7 @@ const TensorSpec* find(const Specs& specs, const std::string& name) {
 struct Tensors {
     const char* graph;
     std::vector<const char*> inputs, outputs;
+    bool optional = false;
 };
 
 // Graph -> the inputs and outputs that it must have.
@@ -43,7 +44,8 @@ const std::vector<Tensors>& required() {
          {"next_state"}},
         {"blend", {"state", "mask", "clean", "noise", "blend"}, {"next_state"}},
         {"vae_decoder", {"latents"}, {"images", "nonfinite"}},
-        {"vae_encoder", {"images"}, {"mean", "logvar"}},
+        {"vae_encoder", {"images"}, {"mean"}},
+        {"preview_decoder", {"latents"}, {"images", "nonfinite"}, true},
     };
     return table;
 }
@@ -71,8 +73,8 @@ Known known_shapes(const Model& model, const std::string& graph) {
     }
     const std::int64_t factor = model.vae_scale_factor;
     const std::vector<Dimension> pixels{b, symbol("h", factor), symbol("w", factor), size(3)};
-    if (graph == "vae_decoder") return {{"latents", latents}, {"images", pixels}, {"nonfinite", {b}}};
-    return {{"images", pixels}, {"mean", latents}, {"logvar", latents}};
+    if (graph == "vae_encoder") return {{"images", pixels}, {"mean", latents}, {"logvar", latents}};
+    return {{"latents", latents}, {"images", pixels}, {"nonfinite", {b}}};
 }
 
 void check_known(const Manifest& manifest, const std::string& name, const Graph& graph) {
@@ -82,7 +84,7 @@ void check_known(const Manifest& manifest, const std::string& name, const Graph&
             const auto found = known.find(spec.name);
             if (found == known.end()) continue;
             const char* dtype = spec.name == "nonfinite"                         ? "int32"
-                                : spec.name == "images" && name == "vae_decoder" ? "uint8"
+                                : spec.name == "images" && name != "vae_encoder" ? "uint8"
                                                                                  : "float32";
             if (spec.dtype != dtype || spec.shape != found->second)
                 fail(name, ": " + spec.name + " has another type or shape than the format says");
@@ -92,6 +94,7 @@ void check_known(const Manifest& manifest, const std::string& name, const Graph&
 void check_required(const Manifest& manifest) {
     for (const Tensors& tensors : required()) {
         const auto found = manifest.graphs.find(tensors.graph);
+        if (found == manifest.graphs.end() && tensors.optional) continue;
         if (found == manifest.graphs.end()) fail(tensors.graph, " is missing");
         for (const char* name : tensors.inputs)
             if (!found->second.takes(name)) fail(tensors.graph, std::string(" has no tensor ") + name);

@@ -17,11 +17,13 @@ std::vector<float> row_of(const Floats& array, std::size_t index) {
 
 Distributions from_moments(const Encode& encode, const Floats& pixels, float scaling) {
     const auto [means, logvars] = encode(pixels);
-    if (means.shape.empty() || means.rows() != pixels.rows() || means.values.size() != logvars.values.size())
+    const bool samples = !logvars.values.empty();
+    if (means.shape.empty() || means.rows() != pixels.rows() ||
+        (samples && means.values.size() != logvars.values.size()))
         throw backend_error("the VAE's encoder returned other shapes than those of its pictures");
     Distributions result;
     for (std::size_t i = 0; i < static_cast<std::size_t>(means.rows()); ++i)
-        result.push_back({row_of(means, i), row_of(logvars, i), scaling});
+        result.push_back({row_of(means, i), samples ? row_of(logvars, i) : std::vector<float>(), scaling});
     return result;
 }
 
@@ -40,7 +42,11 @@ void append(Floats& array, const std::vector<float>& values) {
 }  // namespace
 
 std::vector<float> LatentDistribution::sample(TorchGenerator& generator) const {
-    if (logvar.empty()) return mean;
+    if (logvar.empty()) {
+        std::vector<float> scaled = mean;
+        for (float& value : scaled) value *= scaling;
+        return scaled;
+    }
     std::vector<float> values = generator.randn(mean.size());
     for (std::size_t i = 0; i < values.size(); ++i) {
         const float deviation = std::exp(0.5f * std::clamp(logvar[i], -30.0f, 20.0f));
@@ -86,7 +92,8 @@ InitialLatents initial_latents(const Plan& plan, TorchGenerator& generator, cons
             result.extra = {{1 + shape[0], shape[1], shape[2]}, known->mask};
             append(result.extra, known->masked->sample(generator));
         } else {
-            generator.randn(count);  // diffusers samples the masked picture for other UNets too
+            // diffusers samples the masked picture for other UNets too
+            if (known->whole && !known->whole->logvar.empty()) generator.randn(count);
             result.mask = {{1, shape[1], shape[2]}, known->mask};
         }
     }

@@ -14,7 +14,7 @@
 
 namespace lrt {
 
-// (n, H, W, 3) in [-1, 1] -> mean and logvar, (n, C, h, w).
+// (n, H, W, 3) in [-1, 1] -> mean and logvar, (n, C, h, w); logvar is empty for a VAE that does not sample.
 using Encode = std::function<std::pair<Floats, Floats>(const Floats&)>;
 
 // Latents of one picture as the VAE gives them. Without `logvar` they are fixed and take no draw.

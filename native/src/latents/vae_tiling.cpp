@@ -136,13 +136,17 @@ Decoded tiled_decode(const DecodeTile& decode, const Floats& latents, std::int64
 
 std::pair<Floats, Floats> tiled_encode(const EncodeTile& encode, const Floats& pixels, std::int64_t tile,
                                        std::int64_t factor) {
+    bool samples = true;  // a VAE that does not has no logvar
     const Run one = [&](const Floats& part) {
         const auto [mean, logvar] = encode(part);
+        samples = !logvar.values.empty();
+        if (!samples) return channels_last(mean);
         if (mean.shape != logvar.shape)
             throw backend_error("the VAE's encoder returned a mean and a logvar of two shapes");
         return channels_last(joined(mean, logvar));
     };
     const Floats moments = channels_first(tiled(one, pixels, tile * factor, tile));
+    if (!samples) return {moments, {}};
     return {half(moments, 0), half(moments, 1)};
 }
 

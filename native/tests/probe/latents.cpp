@@ -52,10 +52,11 @@ using DecodeCallback = void (*)(const float* latents, const std::int64_t* shape,
                                 std::int32_t* bad);
 
 std::pair<Floats, Floats> encoded(EncodeCallback callback, const Floats& pixels, std::int64_t channels,
-                                  std::int64_t factor) {
+                                  std::int64_t factor, bool samples) {
     const Shape shape{pixels.shape[0], channels, pixels.shape[1] / factor, pixels.shape[2] / factor};
     std::pair<Floats, Floats> moments{Floats(shape), Floats(shape)};
     callback(pixels.values.data(), pixels.shape.data(), moments.first.values.data(), moments.second.values.data());
+    if (!samples) moments.second = {};
     return moments;
 }
 
@@ -114,9 +115,10 @@ PROBE void probe_given_images(const latentrt_pixels* images, std::size_t images_
 PROBE void probe_initial(const latentrt_pixels* images, std::size_t images_count, const latentrt_pixels* masks,
                          std::size_t masks_count, const float* image_latents, std::size_t latents_count,
                          std::size_t prompts, std::size_t per_prompt, std::size_t index, const std::int64_t* shape,
-                         std::int64_t factor, double scaling, int inpaints, int starts_clean, const std::uint8_t* draws,
-                         std::size_t calls, std::uint64_t seed, int rng, const std::uint64_t* between_seed,
-                         const float* noise, EncodeCallback encode, std::size_t* sizes, float* out, char* error) {
+                         std::int64_t factor, double scaling, int inpaints, int samples, int starts_clean,
+                         const std::uint8_t* draws, std::size_t calls, std::uint64_t seed, int rng,
+                         const std::uint64_t* between_seed, const float* noise, EncodeCallback encode,
+                         std::size_t* sizes, float* out, char* error) {
     probe::told(error, [&] {
         const Plan plan = plan_of(draws, calls, starts_clean != 0);
         const latentrt_request request =
@@ -125,8 +127,9 @@ PROBE void probe_initial(const latentrt_pixels* images, std::size_t images_count
             GivenImages(request, shape[0]).fitted({shape[1] * factor, shape[2] * factor}, factor, prompts, per_prompt);
         std::vector<KnownImage> known;
         if (input)
-            known = known_images(*input, plan, scaling, factor, inpaints != 0,
-                                 [&](const Floats& pixels) { return encoded(encode, pixels, shape[0], factor); });
+            known = known_images(*input, plan, scaling, factor, inpaints != 0, [&](const Floats& pixels) {
+                return encoded(encode, pixels, shape[0], factor, samples != 0);
+            });
         TorchGenerator generator(seed, static_cast<latentrt_rng>(rng));
         std::optional<TorchGenerator> between;
         if (between_seed != nullptr) between.emplace(*between_seed, static_cast<latentrt_rng>(rng));
@@ -160,7 +163,7 @@ PROBE void probe_tiled_encode(const float* pixels, const std::int64_t* shape, st
                               std::int64_t factor, EncodeCallback encode, float* mean, float* logvar) {
     const Shape sides(shape, shape + 4);
     const Floats array(sides, std::vector<float>(pixels, pixels + elements(sides)));
-    const auto one = [&](const Floats& part) { return encoded(encode, part, channels, factor); };
+    const auto one = [&](const Floats& part) { return encoded(encode, part, channels, factor, logvar != nullptr); };
     const auto [means, logvars] = tiled_encode(one, array, tile, factor);
     copied(means.values, mean);
     copied(logvars.values, logvar);

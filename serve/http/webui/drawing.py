@@ -71,8 +71,9 @@ class DrawingRoutes:
 
         def read(body: dict[str, Any]) -> tuple[Asked, Job]:
             asked = translated(body, find, pictures=pixels)
-            rgb = asked.model.bundle.manifest.model.latent_rgb is not None
-            wanted = asked.previews and (rgb or "preview_method" in asked.call)  # those by the VAE cost a lot
+            manifest = asked.model.bundle.manifest
+            cheap = manifest.model.latent_rgb is not None or "preview_decoder" in manifest.graphs
+            wanted = asked.previews and (cheap or "preview_method" in asked.call)  # those by the VAE cost a lot
             previews = Previews("auto", PREVIEWS) if wanted else None
             job = self._reader.job(asked.call, key, previews=previews, pictures=asked.pictures, words=asked.words)
             return asked, replace(job, output=replace(job.output, text=asked.text))

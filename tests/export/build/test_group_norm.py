@@ -219,7 +219,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_info_lists_them(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(bundle)]) == 0
-    assert "vae_decoder    any size" in capsys.readouterr().out
+    assert "vae_decoder     any size" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from against_diffusers.test_families import mask, picture
 from support.exports import SHAPES, Exported
+from support.references import mask, picture
 from support.simulator import Machine, machine
 from support.simulator.tensorrt import SCRATCH
 
 from latentrt.runtime import BackendError, Pipeline
+from latentrt.runtime.goldens import psnr
 
 RTX = "tensorrt_rtx"
 SIZE = (64, 72)
@@ -47,7 +48,7 @@ def test_pictures_and_masks(gpu: Machine, tmp_path: Path) -> None:
     same_as_onnxruntime(SHAPES.bundle, engines, "a red star", **call, mask_image=mask(SIZE))
 
 
-@pytest.mark.parametrize("name", ["sdxl-fp32", "sd1-inpaint-fp32"])
+@pytest.mark.parametrize("name", ["sdxl-fp32", "sd1-inpaint-fp32", "sd1-inpaint-taesd-fp32"])
 def test_other_inputs_of_the_unet(gpu: Machine, exported: Callable[[str], Exported], tmp_path: Path, name: str) -> None:
     bundle = exported(name).bundle
     engines = build(gpu, bundle, tmp_path, batch=["2"])
@@ -87,3 +88,29 @@ def test_without_an_engine_of_blend_the_command_is_named(gpu: Machine, tmp_path:
         with pytest.raises(BackendError, match=r"no tensorrt_rtx engine of blend .* latentrt build"):
             pipe("a star", **FEW, image=picture(SIZE), mask_image=mask(SIZE))
         pipe("a star", **FEW)
+
+
+def test_previews_with_and_without_an_engine(
+    gpu: Machine, exported: Callable[[str], Exported], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = exported("sd1-taesd-fp32").bundle
+    sizes = {"height": ["64"], "width": ["72"]}
+    graphs = ["text_encoder", "context", "time", "denoise", "vae_decoder", "vae_encoder"]
+    gpu.build(bundle, RTX, sizes, engines=tmp_path, graphs=graphs)
+    call = {**FEW, "image": picture(SIZE), "strength": 0.7}
+    with Pipeline.load(bundle, backend=RTX, engines=tmp_path) as pipe, caplog.at_level("INFO"):
+        steps = pipe.stream("a star", **call)
+        step = next(steps)
+        assert np.array_equal(step.preview()[0], step.preview("rgb")[0])
+        assert "the preview is by rgb" in caplog.text
+        with pytest.raises(BackendError, match=r"no tensorrt_rtx engine of preview_decoder .* latentrt build"):
+            step.preview("taesd")
+        steps.close()
+    gpu.build(bundle, RTX, sizes, engines=tmp_path)
+    with (
+        Pipeline.load(bundle, backend=RTX, engines=tmp_path) as pipe,
+        Pipeline.load(bundle, backend="onnxruntime", device="cpu") as ort,
+    ):
+        for got, wanted in zip(pipe.stream("a star", **call), ort.stream("a star", **call), strict=True):
+            assert psnr(np.asarray(got.preview()[0]), np.asarray(wanted.preview("taesd")[0])) > 50
+            assert psnr(np.asarray(got.preview("rgb")[0]), np.asarray(wanted.preview("taesd")[0])) < 30

@@ -52,6 +52,12 @@ def test_manifests_follow_the_schema(exported: Callable[[str], Exported], name: 
         jsonschema.validate(manifest, schema)
 
 
+def _of_the_first_format(manifest: dict[str, Any]) -> dict[str, Any]:
+    manifest.pop("plans", None)
+    manifest["format"] = "latentrt.bundle/1"
+    return manifest
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -61,6 +67,14 @@ def test_manifests_follow_the_schema(exported: Callable[[str], Exported], name: 
         ),
         (lambda m: m.update(format=["latentrt.bundle/2"]), r"has format \['latentrt.bundle/2'\]"),
         (lambda m: m.pop("format"), r"has format None"),
+        (
+            lambda m: m["graphs"].update(preview_decoder=m["graphs"]["vae_encoder"]),
+            r"graphs\.preview_decoder has no tensor latents, images, nonfinite",
+        ),
+        (
+            lambda m: _of_the_first_format(m)["graphs"].update(preview_decoder=m["graphs"]["vae_decoder"]),
+            r"has the key 'graphs\.preview_decoder', which the format 'latentrt\.bundle/1' has not",
+        ),
         (
             lambda m: m["model"].update(famly="sd1"),
             r"bundle.json.model has an unknown key 'famly'; did you mean 'family'",

@@ -48,6 +48,8 @@ def test_colours_are_those_of_the_decoder() -> None:
         assert psnr(blocks(other), blocks(exact)) < 14
         with pytest.raises(InputError, match="unknown preview method 'rgba'; did you mean 'rgb'"):
             step.preview("rgba")
+        with pytest.raises(InputError, match=r"shapes has no preview_decoder: use another method, or export .* --prev"):
+            step.preview("taesd")
 
 
 def test_bundles_without_the_map_decode(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,26 @@ def test_progress_with_a_preview(client: httpx.Client) -> None:
 def test_previews_that_are_not_wanted(client: httpx.Client, service: Service) -> None:
     client.post("/sdapi/v1/txt2img", json={"steps": 1, "override_settings": {"live_previews_enable": False}})
     assert service.tickets[-1].job.previews is None
+
+
+@pytest.mark.parametrize(("has_rgb", "has_decoder"), [(True, False), (False, True), (False, False)])
+def test_previews_that_cost_a_lot_are_not_drawn_unasked(has_rgb: bool, has_decoder: bool) -> None:
+    service = Service(0.01)
+    model = service.models["shapes"]
+    manifest = model.bundle.manifest
+    if not has_rgb:
+        manifest = replace(manifest, model=replace(manifest.model, latent_rgb=None))
+    if has_decoder:
+        graphs = manifest.graphs
+        manifest = replace(manifest, graphs=graphs | {"preview_decoder": graphs["vae_decoder"]})
+    service.models = {"shapes": ServedModel("shapes", replace(model.bundle, manifest=manifest), sizes=model.sizes)}
+    with web_ui(service) as client:
+        for method in (None, "taesd", "vae"):
+            body = {"steps": 1} | ({} if method is None else {"preview_method": method})
+            client.post("/sdapi/v1/txt2img", json=body).raise_for_status()
+            previews = service.tickets[-1].job.previews
+            wanted = None if method is None and not (has_rgb or has_decoder) else method or "auto"
+            assert (previews and previews.method) == wanted
 
 
 @pytest.mark.parametrize("how", ["interrupt", "skip"])
