@@ -36,8 +36,12 @@ ROOMS: dict[str, set[str]] = {
         *("runtime.bundle", "runtime.image", "runtime.latents", "runtime.protocols", "runtime.request"),
         *("runtime.text", "runtime.weights"),
     },
+    "runtime.drawing": {
+        *("runtime.image", "runtime.loop", "runtime.protocols", "runtime.request", "runtime.scheduler"),
+        "runtime.stages",
+    },
     "runtime.pipeline": {
-        *("runtime.backends", "runtime.bundle", "runtime.cpu_hints", "runtime.image", "runtime.loop"),
+        *("runtime.backends", "runtime.bundle", "runtime.cpu_hints", "runtime.drawing"),
         *("runtime.protocols", "runtime.request", "runtime.scheduler", "runtime.stages", "runtime.text", "engines"),
     },
     "runtime.jobs": {"runtime.image", "runtime.pipeline", "runtime.request"},
@@ -50,6 +54,7 @@ ROOMS: dict[str, set[str]] = {
             "runtime.latents",
             "runtime.bundle",
             "runtime.cpu_hints",
+            "runtime.drawing",
             "runtime.goldens",
             "runtime.gpu",
             "runtime.image",
@@ -59,7 +64,7 @@ ROOMS: dict[str, set[str]] = {
         ),
         *("runtime.scheduler", "runtime.weights"),
     },
-    "runtime": {"runtime.bundle", "runtime.latents", "runtime.pipeline", "runtime.scheduler"},
+    "runtime": {"runtime.bundle", "runtime.drawing", "runtime.latents", "runtime.pipeline", "runtime.scheduler"},
     # The embedded model has CLIP's tokenizer; the defaults of schedulers' classes decide what pipelines mend.
     "export.checkpoint": {"runtime.bundle", "runtime.scheduler", "runtime.weights", "engines"},
     "export.graphs": {"export.checkpoint", "runtime.bundle", "runtime.scheduler"},

@@ -3,7 +3,7 @@
 from .bundle import Bundle, hashed_files
 from .engine_list import EngineList, types_text
 from .manifest import Defaults, EngineRecord, File, Golden, Graph, Manifest, Model, TensorSpec, TextEncoder, Weight
-from .sizes import Sizes, shape_at, sizes_of_inputs, sizes_text, takes
+from .sizes import Sizes, shape_at, sizes_of_inputs, sizes_text, takes, takes_score
 
 __all__ = [
     "Bundle",
@@ -24,5 +24,6 @@ __all__ = [
     "sizes_of_inputs",
     "sizes_text",
     "takes",
+    "takes_score",
     "types_text",
 ]

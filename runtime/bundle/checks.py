@@ -12,7 +12,7 @@ from typing import Any
 from latentrt.runtime.arrays import DTYPES
 
 from .manifest import PORTS, QUANTIZED, QUANTIZED_FOR, Graph, Manifest, TensorSpec
-from .sizes import symbols_of
+from .sizes import symbols_of, takes_score
 
 _HIGH = 2**31
 # Path of a number in the manifest -> its range.
@@ -171,7 +171,7 @@ def _known_shapes(manifest: Manifest, name: str, graph: Graph) -> Iterator[str]:
             "noise": latents,
             "blend": ("B", 2),
         },
-        "time": {"timesteps": ("n",), "time_ids": ("n", 6)},
+        "time": {"timesteps": ("n",), "time_ids": ("n", 5 if takes_score(graph) else 6)},
         "context": {"hidden_states": ("n", "S", sum(encoder.hidden_size for encoder in model.text_encoders))},
         "vae_decoder": {"latents": latents, "images": pixels, "nonfinite": ("B",)},
         "vae_encoder": {"images": pixels, "mean": latents, "logvar": latents},

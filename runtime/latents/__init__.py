@@ -1,5 +1,6 @@
 """Seeds and images to latents, and latents to images."""
 
+from .enlarge import UPSCALERS, enlarged_latents, enlarged_pictures, enlarges_latents
 from .given_images import FileRow, GivenImages, ImageInput, Picture, holds_several
 from .initial import initial_latents, known_images
 from .noise import TorchGenerator
@@ -9,12 +10,16 @@ from .vae import Vae
 
 __all__ = [
     "PREVIEWS",
+    "UPSCALERS",
     "FileRow",
     "GivenImages",
     "ImageInput",
     "Picture",
     "TorchGenerator",
     "Vae",
+    "enlarged_latents",
+    "enlarged_pictures",
+    "enlarges_latents",
     "holds_several",
     "initial_latents",
     "is_npy",

@@ -2,7 +2,20 @@
 
 from .metadata import LoraFile, Source, png_text
 from .options import OPTIONS, CallOptions
+from .passes import Call, ModelFacts, checked_call
 from .request import OUT_OF_MEMORY, Request
 from .time_inputs import time_inputs
 
-__all__ = ["OPTIONS", "OUT_OF_MEMORY", "CallOptions", "LoraFile", "Request", "Source", "png_text", "time_inputs"]
+__all__ = [
+    "OPTIONS",
+    "OUT_OF_MEMORY",
+    "Call",
+    "CallOptions",
+    "LoraFile",
+    "ModelFacts",
+    "Request",
+    "Source",
+    "checked_call",
+    "png_text",
+    "time_inputs",
+]

@@ -57,6 +57,8 @@ EXAMPLES: dict[str, Any] = {
     "negative_original_size": (32, 40),
     "negative_crops_coords_top_left": (1, 2),
     "negative_target_size": (48, 32),
+    "aesthetic_score": 7.5,
+    "negative_aesthetic_score": 1.5,
     "vae_tiling": True,
 }
 
