@@ -4,6 +4,7 @@ Knows arrays; knows nothing of requests or of what draws them.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +21,18 @@ def _at(old: int, new: int) -> NDArray[np.float64]:
     return np.asarray((np.arange(new) + 0.5) * (old / new) - 0.5, np.float64)
 
 
-def _chosen(old: int, rows: NDArray[np.float64]) -> Matrix:
+def _chosen(old: int, rows: NDArray[Any]) -> Matrix:
     return np.asarray(np.eye(old)[np.clip(rows, 0, old - 1).astype(int)])
 
 
 def _nearest(old: int, new: int) -> Matrix:
     """PyTorch's mode "nearest": the old value at or before the upper edge."""
-    return _chosen(old, np.floor(np.arange(new, dtype=np.float32) * np.float32(old / new)))
+    return _chosen(old, np.floor(np.arange(new, dtype=np.float32) * np.float32(old / new)))  # its float32 decides ties
 
 
 def _nearest_exact(old: int, new: int) -> Matrix:
-    return _chosen(old, np.floor(_at(old, new) + 0.5))
+    middle = np.arange(new, dtype=np.float32) + np.float32(0.5)
+    return _chosen(old, np.floor(middle * np.float32(old / new)))
 
 
 def _bilinear(old: int, new: int) -> Matrix:
