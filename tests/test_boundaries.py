@@ -128,8 +128,8 @@ ROOMS: dict[str, set[str]] = {
         *("serve.served_model", "serve.service"),
     },
     "serve.http.webui": {
-        *("runtime.bundle", "runtime.request", "runtime.scheduler", "serve.http", "serve.messages", "serve.metrics"),
-        *("serve.served_model", "serve.service"),
+        *("runtime.bundle", "runtime.latents", "runtime.request", "runtime.scheduler", "serve.http"),
+        *("serve.messages", "serve.metrics", "serve.served_model", "serve.service"),
     },
     "serve.logs": set(),
     "serve.places": set(),

@@ -53,6 +53,7 @@ class Source:
 
 def png_text(request: Request, index: int, source: Source) -> dict[str, str]:
     """Text chunks of one picture: `parameters` for web UIs, `latentrt` as JSON."""
+    request = request.first or request
     values = _own_values(request, index)
     return {
         "parameters": _web_ui_text(values, source, plus_plus=is_plus_plus(request.plan)),

@@ -42,6 +42,7 @@ class Request:
         noise: (images, C, h, w) to start from instead of the seeds'; None for the seeds'.
         time_ids: see `time_ids_from_call`.
         distilled: whether the model takes the guidance scale as an input.
+        first: of a second pass that is drawn as a call of its own, the call whose options the text in pictures tells.
     """
 
     options: CallOptions
@@ -58,6 +59,7 @@ class Request:
     image: ImageInput | None
     time_ids: Float32
     distilled: bool
+    first: "Request | None" = None
 
     @property
     def guidance_scale(self) -> float:

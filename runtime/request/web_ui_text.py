@@ -94,7 +94,7 @@ def options_of_web_ui(text: str, changes: Mapping[str, Any]) -> tuple[dict[str, 
 
 def _set_second_pass(options: dict[str, Any], settings: Mapping[str, str]) -> tuple[str, ...]:
     """The options of a second pass; returns the labels that were read, none where it cannot be drawn here."""
-    upscaler = _UPSCALERS.get(settings.get("Hires upscaler", "Latent"))
+    upscaler = UPSCALERS.get(settings.get("Hires upscaler", "Latent"))
     if "Hires upscale" not in settings or upscaler is None:
         return ()
     options["hires_scale"], options["hires_upscaler"] = float(settings["Hires upscale"]), upscaler
@@ -108,7 +108,7 @@ def _set_second_pass(options: dict[str, Any], settings: Mapping[str, str]) -> tu
 
 
 # Antialiasing changes nothing where latents grow, and "None" leaves pictures to Lanczos.
-_UPSCALERS = {theirs: ours for ours, theirs in UPSCALERS_OF_WEB_UIS.items()} | {
+UPSCALERS = {theirs: ours for ours, theirs in UPSCALERS_OF_WEB_UIS.items()} | {
     "Latent (antialiased)": "latent",
     "None": "lanczos",
 }
