@@ -174,7 +174,8 @@ LIBRARIES: dict[str, set[str]] = {
     "runtime.backends.trt": NUMPY,  # TensorRT is imported by name, in library.py alone
     "runtime.image": NUMPY | PICTURES,
     "runtime.stages": NUMPY | PICTURES,
-    "runtime.pipeline": NUMPY | PICTURES,
+    "runtime.drawing": NUMPY | PICTURES,
+    "runtime.pipeline": NUMPY,
     "runtime.goldens": NUMPY | SAFETENSORS,
     "runtime.jobs": PICTURES | {"fsspec", "pyarrow"},
     "runtime.cli": NUMPY | PICTURES | {"tqdm", "matplotlib"},

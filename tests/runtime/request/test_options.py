@@ -59,6 +59,11 @@ EXAMPLES: dict[str, Any] = {
     "negative_target_size": (48, 32),
     "aesthetic_score": 7.5,
     "negative_aesthetic_score": 1.5,
+    "refiner_start": 0.7,
+    "hires_scale": 1.5,
+    "hires_strength": 0.4,
+    "hires_steps": 4,
+    "hires_upscaler": "lanczos",
     "vae_tiling": True,
 }
 
