@@ -99,8 +99,11 @@ class GoldenMaker:
         config, factor = self.checkpoint.configs["unet"], self.model.vae_scale_factor
         random = np.random.default_rng(5)
         size = [height * factor, width * factor]
-        made: dict[str, Array] = {**self.time_inputs, "time_ids": np.array([[*size, 0, 0, *size]] * 2, np.float32)}
-        found = {i.name: made.get(i.name, random.uniform(-1, 1, (2, *i.shape))) for i in time_inputs(config)}
+        family = self.checkpoint.family
+        ids = [[*size, 0, 0, *end] for end in ([[2.5], [6.0]] if family.aesthetic_score else [size, size])]
+        made: dict[str, Array] = {**self.time_inputs, "time_ids": np.array(ids, np.float32)}
+        of_time = time_inputs(config, family.time_ids)
+        found = {i.name: made.get(i.name, random.uniform(-1, 1, (2, *i.shape))) for i in of_time}
         if extra := extra_channels(config):
             found["extra"] = random.standard_normal((1, extra, height, width))
         return {name: array.astype(np.float32) for name, array in found.items()}

@@ -19,7 +19,7 @@ import onnxruntime
 import torch
 
 from latentrt.export.checkpoint.checkpoint import Checkpoint, quiet_libraries
-from latentrt.export.checkpoint.families import extra_channels, time_inputs
+from latentrt.export.checkpoint.families import UNetInput, extra_channels, time_inputs
 from latentrt.export.checkpoint.source import Source
 from latentrt.export.graphs.onnx_export import TensorInput, TupleInput
 from latentrt.export.graphs.onnx_files import float32_twin
@@ -103,7 +103,8 @@ def check_and_make_golden(request: Mapping[str, Any]) -> Findings:
             gc.collect()
         unet = checkpoint.load("unet", dtype).float()
         size = sum(p.numel() for p in unet.parameters())
-        references = _unet_references(unet, checkpoint.configs["unet"], request["ports"])
+        of_time = time_inputs(checkpoint.configs["unet"], checkpoint.family.time_ids)
+        references = _unet_references(unet, checkpoint.configs["unet"], of_time, request["ports"])
         golden.denoise(unet, small=size > LARGE)
         del unet
         gc.collect()
@@ -136,7 +137,7 @@ def _check_text_encoder(check: GraphCheck, module: torch.nn.Module, facts: TextE
 
 
 def _unet_references(
-    unet: Any, config: Mapping[str, Any], ports: Sequence[str]
+    unet: Any, config: Mapping[str, Any], of_time: Sequence[UNetInput], ports: Sequence[str]
 ) -> list[tuple[dict[str, Array], Array]]:
     """Random inputs of `time`, `context` and `denoise` at two shapes, each with the next state from PyTorch."""
     stride = 2 ** (len(config["down_block_types"]) - 1)
@@ -158,7 +159,7 @@ def _unet_references(
             "timesteps": np.repeat(random.uniform(0, 999, batch), groups).astype(np.float32),
             "hidden_states": normal(batch * groups, tokens, width),
         }
-        inputs |= {more.name: normal(batch * groups, *more.shape) for more in time_inputs(config)}
+        inputs |= {more.name: normal(batch * groups, *more.shape) for more in of_time}
         if "time_ids" in inputs:
             inputs["time_ids"] = random.integers(0, 1024, inputs["time_ids"].shape).astype(np.float32)
         if extra := extra_channels(config):

@@ -171,10 +171,11 @@ class _Writer:
         keep_unet_islands(unet_module)
         module = unet.UNetGraph(unet_module)
         max_length = self.checkpoint.max_length(self.checkpoint.family.text_encoders[0])
-        inputs = unet.inputs(config, self.dtype, max_length)
+        time_ids = self.checkpoint.family.time_ids
+        inputs = unet.inputs(config, self.dtype, max_length, time_ids=time_ids)
         more, shapes = port_inputs(unet_module, self.recipe.ports, module, inputs)
         model = onnx_from_module(module, [*inputs, *more], ["prediction"], opset=self.options.opset)
-        of_time = {"timesteps", *(more.name for more in time_inputs(config))}
+        of_time = {"timesteps", *(more.name for more in time_inputs(config, time_ids))}
         cut = cut_denoiser(model, time_inputs=of_time, context_inputs={"hidden_states"})
         channels = config.get("out_channels", 4)
         self._save("context", cut.context, module, {})

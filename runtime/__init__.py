@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from latentrt.runtime.latents import TorchGenerator
     from latentrt.runtime.scheduler import Plan
 
+    from .drawing import Result, Step
     from .errors import (
         BackendError,
         BundleError,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
         ParityError,
         SchedulerError,
     )
-    from .pipeline import Pipeline, Result, Step
+    from .pipeline import Pipeline
 
 __all__ = [
     "BackendError",
@@ -50,8 +51,8 @@ _MODULES = {
     "Bundle": "bundle",
     "Pipeline": "pipeline",
     "Plan": "scheduler",
-    "Result": "pipeline",
-    "Step": "pipeline",
+    "Result": "drawing",
+    "Step": "drawing",
     "TorchGenerator": "latents",
 }
 

@@ -3,96 +3,45 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import Any, Self, Unpack
 
-import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.bundle import Bundle, ControlBundle, ControlManifest
 from latentrt.runtime.control.fit import check_fit
-from latentrt.runtime.loop.resident import Passed, run
-from latentrt.runtime.request import OUT_OF_MEMORY, CallOptions, Request
+from latentrt.runtime.request import OUT_OF_MEMORY, Call, CallOptions, checked_call
 from latentrt.runtime.scheduler import REGISTERS
 from latentrt.runtime.text import Tokenizer
 
-from .arrays import Float32, Layers
+from .arrays import Layers
 from .cpu_hints import cpu_hints
+from .drawing import Drawing, Result, Step
 from .errors import BundleError, InputError
-from .image import pil_from_arrays
 from .locks import SharedLock
 from .protocols import Backend, Bucket, Slots
 from .stages import Stages
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Result:
-    """Finished pictures.
-
-    Attributes:
-        images: PIL images, or (images, H, W, 3) uint8 for output_type "np"; an empty list for "latent".
-        latents: (images, C, h, w) float32.
-        seeds: one for each image.
-        timings: milliseconds by stage: tokenize, text_encoder, vae_encoder, denoise, vae_decoder, total.
-    """
-
-    images: "list[Image.Image] | NDArray[np.uint8]"
-    latents: Float32
-    seeds: tuple[int, ...]
-    timings: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """A finished denoising call. Read it before the next step is requested; reading waits for the device.
-
-    Attributes:
-        index, total: of the call, counted from 0. Some schedulers need more than one call a step.
-        result: the pictures, with the last step only.
-    """
-
-    index: int
-    total: int
-    result: Result | None
-    _stages: Stages
-    _images: Sequence[Passed]
-    _tiling: bool
-
-    def latents(self) -> Float32:
-        """(images, C, h, w) float32: what the model sees next; with the last step the finished latents."""
-        return _register(self._images, 0)
-
-    def preview(self, method: str = "auto") -> "list[Image.Image]":
-        """The pictures as the model predicts them now.
-
-        Args:
-            method: "rgb" maps latents to colours, one for each latent pixel, in a fraction of a millisecond; "taesd"
-                decodes them with the small decoder of a bundle that was exported with `--preview-vae`; "vae" decodes
-                them exactly. "auto" is "taesd" where the bundle has that decoder, else "rgb" where it has
-                `latent_rgb`, else "vae".
-
-        Raises: InputError: an unknown method, or one that the bundle has nothing for.
-        """
-        images = self._stages.preview(_register(self._images, REGISTERS - 1), method, tiling=self._tiling)
-        return pil_from_arrays(images, [{}] * len(images))
 
 
 class Pipeline:
     """A bundle, loaded on a backend. Thread-safe: each call has buffers of its own. Close it, or use it in `with`."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, controls: Mapping[str, ControlManifest] | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        *,
+        controls: Mapping[str, ControlManifest] | None = None,
+        refiner: Stages | None = None,
+    ) -> None:
         """For backends of your own; otherwise use `Pipeline.load`."""
         self.bundle, self._backend = bundle, backend
-        self._stages = Stages(bundle, backend, controls)
-        self._scheduler_config = bundle.read_json(bundle.manifest.scheduler)
+        self._stages, self._refiner = Stages(bundle, backend, controls), refiner
+        if refiner is not None:
+            self._stages.refiner = refiner.bundle.manifest.checkpoint
         self._weights_in_use = SharedLock()
         self._lent = False
 
@@ -101,6 +50,7 @@ class Pipeline:
         cls,
         path: Path | str | None = None,
         *,
+        refiner: Path | str | None = None,
         backend: str = "auto",
         device: str | None = None,
         engines: Path | str | None = None,
@@ -111,6 +61,7 @@ class Pipeline:
 
         Args:
             path: the bundle's folder; None is the small model that ships with latentrt.
+            refiner: folder of a second bundle, which goes on from the option `refiner_start`; its engines are in it.
             backend: "tensorrt", "tensorrt_rtx", "openvino" or "onnxruntime"; "auto" takes the best of them that works
                 here: TensorRT where there are engines, ONNX Runtime on other GPUs, on CPUs what a bundle was quantized
                 for, else OpenVINO where it is installed, else ONNX Runtime. An explicit choice never falls back.
@@ -122,29 +73,31 @@ class Pipeline:
         Raises: BundleError: not a complete bundle, or a control bundle that does not fit. BackendError: the backend is
         unknown or cannot run here.
         """
-        bundle = Bundle.open(embedded_bundle() if path is None else path)
-        registers = bundle.manifest.model.registers
-        if registers != REGISTERS:
-            raise BundleError(
-                f"{bundle.path} was exported for plans of {registers} registers, and this runtime's have {REGISTERS}: "
-                "export the checkpoint again"
-            )
-        from latentrt.runtime.backends import load_backend  # imported here because plans and bundles need none
-
+        bundle = _opened(embedded_bundle() if path is None else path)
+        second = None if refiner is None else _opened(refiner)
         folder = None if engines is None else Path(engines)
         opened = {name: ControlBundle.open(one) for name, one in (controls or {}).items()}
         check_fit(bundle, opened)
-        loaded = load_backend(bundle, backend, device, engines=folder, trust_engines=trust_engines, controls=opened)
-        logger.info("%s on %s", bundle.path, loaded.name)
-        if loaded.name.endswith("-cpu") and logger.isEnabledFor(logging.INFO):
-            for hint in cpu_hints(bundle.manifest):
-                logger.info("%s", hint)
-        return cls(bundle, loaded, {name: one.manifest for name, one in opened.items()})
+        manifests = {name: one.manifest for name, one in opened.items()}
+        loaded = _loaded(bundle, backend, device, folder, trust_engines, opened)
+        if second is None:
+            return cls(bundle, loaded, controls=manifests)
+        try:
+            stages = Stages(second, _loaded(second, backend, device, None, trust_engines, {}))
+            return cls(bundle, loaded, controls=manifests, refiner=stages)
+        except BaseException:
+            loaded.close()
+            raise
 
     @property
     def backend(self) -> str:
         """What runs the graphs, such as "onnxruntime-cpu"."""
         return self._backend.name
+
+    @property
+    def refiner(self) -> Bundle | None:
+        """The bundle that goes on from the option `refiner_start`."""
+        return None if self._refiner is None else self._refiner.bundle
 
     @property
     def loras(self) -> dict[Path, float]:
@@ -189,11 +142,9 @@ class Pipeline:
 
     def stream(self, prompt: str | Sequence[str] | None = None, **options: Unpack[CallOptions]) -> Iterator[Step]:
         """The same call as a generator of steps, for progress, previews and cancelling (stop asking for steps)."""
-        manifest = self.bundle.manifest
         self._require_own()
         # Checked here, not at the first step, so that the error is raised by the call itself.
-        request = Request.from_call(manifest, self._scheduler_config, prompt, options, self._stages.controls)
-        return self._checked_steps(request)
+        return self._checked_steps(self._checked(prompt, options))
 
     def png_texts(
         self, prompt: str | Sequence[str] | None = None, **options: Unpack[CallOptions]
@@ -202,45 +153,23 @@ class Pipeline:
 
         Raises: InputError, SchedulerError: wrong arguments.
         """
-        manifest = self.bundle.manifest
         self._require_own()
-        request = Request.from_call(manifest, self._scheduler_config, prompt, options, self._stages.controls)
-        return self._stages.png_texts(request)
+        return self._stages.png_texts(self._checked(prompt, options).first)
 
-    def _checked_steps(self, request: Request) -> Iterator[Step]:
+    def _checked(self, prompt: str | Sequence[str] | None, options: CallOptions) -> Call:
+        refiner = None if self._refiner is None else self._refiner.facts
+        return checked_call(self._stages.facts, prompt, options, refiner=refiner)
+
+    def _checked_steps(self, call: Call) -> Iterator[Step]:
         try:
-            yield from self._steps(request)
+            yield from self._steps(call)
         except MemoryError:
             raise InputError(OUT_OF_MEMORY) from None
 
-    def _steps(self, request: Request) -> Iterator[Step]:
+    def _steps(self, call: Call) -> Iterator[Step]:
         self._stages.require_open()
         with self._weights_in_use.shared():
-            clock = _Clock()
-            trajectories = self._stages.trajectories(request, lap=clock.lap)
-            with closing(self.slots(trajectories[0].bucket, len(trajectories))) as slots:
-                for images in run(slots, trajectories):
-                    index, total, result = images[0].index, images[0].total, None
-                    if images[0].finished:
-                        latents = _register(images, 0)
-                        clock.lap("denoise")
-                        result = self._result(request, latents, clock)
-                    yield Step(index, total, result, self._stages, images, bool(request.options["vae_tiling"]))
-                    self._stages.require_open()
-
-    def _result(self, request: Request, latents: Float32, clock: "_Clock") -> Result:
-        images: list[Image.Image] | NDArray[np.uint8] = []
-        if request.options["output_type"] == "latent":
-            bad = np.flatnonzero(~np.isfinite(latents).all(axis=(1, 2, 3)))
-        else:
-            images, nonfinite = self._stages.decode(latents, tiling=bool(request.options["vae_tiling"]))
-            bad = np.flatnonzero(nonfinite)
-            clock.lap("vae_decoder")
-        if bad.size:
-            raise self._stages.overflowed(bad.tolist(), len(latents))
-        if request.options["output_type"] == "pil":
-            images = self._stages.pil_images(request, np.asarray(images))
-        return Result(images, latents, request.seeds, clock.done())
+            yield from Drawing(call, self._stages, self._refiner).steps()
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]], layers: Layers = None) -> dict[str, NDArray[Any]]:
         """Run one of the bundle's graphs on host arrays; `bundle.graph(name)` has the inputs and outputs.
@@ -267,18 +196,24 @@ class Pipeline:
     def lend(self) -> Stages:
         """Hand the stages to a dispatcher. From now on calls and LoRAs go through it; here they raise `InputError`."""
         self._require_own()
+        if self._refiner is not None:
+            raise InputError("a dispatcher draws without a refiner: load the pipeline without one")
         self._lent = True
         return self._stages
 
     def warm_up(self, **options: Unpack[CallOptions]) -> None:
         """Load everything and draw one step at the given sizes, so that the first real call is as fast as the next."""
         merged: CallOptions = {"num_inference_steps": 1, "seed": 0}
+        if self._refiner is not None:
+            merged.update({"num_inference_steps": 2, "refiner_start": 0.5})  # a step of each
         merged.update(options)
         self("", **merged)
 
     def close(self) -> None:
         """Free all memory. The pipeline cannot draw after this; streams that are under way raise at their next step."""
         self._stages.close()
+        if self._refiner is not None:
+            self._refiner.close()
 
     def _require_own(self) -> None:
         self._stages.require_open()
@@ -301,25 +236,30 @@ def embedded_bundle() -> Path:
     return Path(next(iter(engines.__path__))) / "shapes"
 
 
-def _register(images: Sequence[Passed], register: int) -> Float32:
-    """(images, C, h, w)."""
-    copies = [image.fetch(register) for image in images]
-    return np.stack([copy.result() for copy in copies])
+def _opened(path: Path | str) -> Bundle:
+    bundle = Bundle.open(path)
+    registers = bundle.manifest.model.registers
+    if registers != REGISTERS:
+        raise BundleError(
+            f"{bundle.path} was exported for plans of {registers} registers, and this runtime's have {REGISTERS}: "
+            "export the checkpoint again"
+        )
+    return bundle
 
 
-class _Clock:
-    """Milliseconds by stage."""
+def _loaded(
+    bundle: Bundle,
+    backend: str,
+    device: str | None,
+    engines: Path | None,
+    trust_engines: bool,
+    controls: Mapping[str, ControlBundle],
+) -> Backend:
+    from latentrt.runtime.backends import load_backend  # imported here because plans and bundles need none
 
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self._laps: dict[str, float] = {}
-
-    def lap(self, stage: str) -> None:
-        """The time since the last lap belongs to `stage`."""
-        now = time.perf_counter()
-        self._laps[stage] = 1000 * (now - self._last)
-        self._last = now
-
-    def done(self) -> dict[str, float]:
-        """All laps, and the total."""
-        return {**self._laps, "total": 1000 * (time.perf_counter() - self._start)}
+    loaded = load_backend(bundle, backend, device, engines=engines, trust_engines=trust_engines, controls=controls)
+    logger.info("%s on %s", bundle.path, loaded.name)
+    if loaded.name.endswith("-cpu") and logger.isEnabledFor(logging.INFO):
+        for hint in cpu_hints(bundle.manifest):
+            logger.info("%s", hint)
+    return loaded

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.bundle import Bundle, ControlManifest, TensorSpec, takes
+from latentrt.runtime.bundle.manifest import CheckpointRecord
 from latentrt.runtime.latents import (
     PREVIEWS,
     TorchGenerator,
@@ -24,7 +25,7 @@ from latentrt.runtime.latents import (
     rgb_from_latents,
 )
 from latentrt.runtime.latents.initial import InitialLatents
-from latentrt.runtime.request import ImagePromptUse, LoraFile, Request, Source, png_text, time_inputs
+from latentrt.runtime.request import ImagePromptUse, LoraFile, ModelFacts, Request, Source, png_text, time_inputs
 from latentrt.runtime.text import Tokenizer, conditioning_from_texts, encode, tokenize, tokenizers_of
 from latentrt.runtime.text.conditioning import Conditioning
 from latentrt.runtime.weights import changed_weights, checked_factors, scaled, sha256_of_lora
@@ -41,6 +42,16 @@ logger = logging.getLogger(__name__)
 Lap = Callable[[str], None]  # told the name of each stage that has just ended
 
 
+# Of one image: what draws, and what draws for the stochastic calls instead, if anything.
+Generators = tuple[TorchGenerator, TorchGenerator | None]
+
+
+def generators_of(request: Request) -> list[Generators]:
+    """New generators for the images of a request."""
+    delta, rng = request.options["noise_seed_delta"] or 0, request.options["rng"] or "cpu"
+    return [(TorchGenerator(seed, rng), TorchGenerator(seed + delta, rng) if delta else None) for seed in request.seeds]
+
+
 class Stages:
     """The stages on one backend. Thread-safe where the backend is, but for `set_loras`."""
 
@@ -50,8 +61,15 @@ class Stages:
         self.controls = dict(controls or {})
         self.private = False  # see `Source`
         self.loras: tuple[LoraFile, ...] = ()
+        self.refiner: CheckpointRecord | None = None  # of a second pass by another model
         self.vae = Vae(bundle.manifest.model, self.run)
         self._closed = False
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """What calls are checked against."""
+        manifest = self.bundle.manifest
+        return ModelFacts(manifest, self.bundle.read_json(manifest.scheduler), self.controls)
 
     @cached_property
     def tokenizers(self) -> tuple[Tokenizer, ...]:
@@ -64,16 +82,22 @@ class Stages:
         return self.backend.engine(graph).run(inputs, layers)
 
     def trajectories(
-        self, request: Request, *, lap: Lap = lambda _: None, run_encoder: RunEncoder | None = None
+        self,
+        request: Request,
+        *,
+        lap: Lap = lambda _: None,
+        run_encoder: RunEncoder | None = None,
+        generators: Sequence[Generators] | None = None,
     ) -> list[Trajectory]:
-        """Encode the texts and pictures of a call: a trajectory for each image.
+        """Encode the texts and pictures of a pass: a trajectory for each image.
 
         Args:
             lap: called after tokenize, text_encoder and vae_encoder, where they are needed.
             run_encoder: runs text encoders instead of `run`, for a cache.
+            generators: of an earlier pass that this one goes on with; None is new ones.
         """
         conditioning = self._conditioning(request, lap, run_encoder or self.run)
-        initial = self._initial_latents(request, lap)
+        initial = self._initial_latents(request, lap, generators or generators_of(request))
         groups, graph = conditioning.context.shape[1], self.bundle.graph("time")
         scale, rescale = request.guidance_scale, request.options["guidance_rescale"] or 0.0
         inputs = [
@@ -177,7 +201,7 @@ class Stages:
             lap("text_encoder")
         return conditioning_from_texts(request.positive, negative, encoded, encoders, clip_skip=skip)
 
-    def _initial_latents(self, request: Request, lap: Lap) -> list[InitialLatents]:
+    def _initial_latents(self, request: Request, lap: Lap, generators: Sequence[Generators]) -> list[InitialLatents]:
         """What each image starts from; each has a generator of its own, so it does not depend on its batch."""
         model, factor = self.bundle.manifest.model, self.bundle.manifest.model.vae_scale_factor
         known = None
@@ -191,17 +215,16 @@ class Stages:
                 encode=partial(self.vae.encode, tiling=bool(request.options["vae_tiling"])),
             )
         shape = (model.latent_channels, request.height // factor, request.width // factor)
-        delta, rng = request.options["noise_seed_delta"] or 0, request.options["rng"] or "cpu"
         result = [
             initial_latents(
                 request.plan,
-                TorchGenerator(seed, rng),
+                generator,
                 shape,
                 noise=None if request.noise is None else request.noise[i],
                 known=None if known is None else known[i],
-                between=TorchGenerator(seed + delta, rng) if delta else None,
+                between=between,
             )
-            for i, seed in enumerate(request.seeds)
+            for i, (generator, between) in enumerate(generators)
         ]
         if known is not None:
             lap("vae_encoder")
@@ -293,7 +316,7 @@ class Stages:
         from importlib.metadata import version  # imported here because it is slow to import
 
         checkpoint = self.bundle.manifest.checkpoint
-        return Source(checkpoint.name, checkpoint.sha256, self.loras, version("latentrt"), self.private)
+        return Source(checkpoint.name, checkpoint.sha256, self.loras, version("latentrt"), self.private, self.refiner)
 
     def close(self) -> None:
         """Free all memory."""

@@ -14,7 +14,7 @@ from typing import Any, cast
 from latentrt.runtime.bundle import Bundle, ControlManifest, EngineRecord
 from latentrt.runtime.errors import InputError, unknown
 from latentrt.runtime.protocols import Bucket
-from latentrt.runtime.request import CallOptions, Request
+from latentrt.runtime.request import Call, CallOptions, ModelFacts, Request, checked_call
 from latentrt.runtime.request.metadata import BY_HASH
 from latentrt.runtime.scheduler import scheduler_names
 from latentrt.runtime.text import Tokenizer, tokenize, tokenizers_of
@@ -72,30 +72,39 @@ class ServedModel:
         self.sizes = tuple(sizes) if sizes else usual_sizes(*own)
         self.default_size = own if own in self.sizes else self.sizes[0]
         self._lora_folder = lora_folder
-        self._scheduler_config = bundle.read_json(bundle.manifest.scheduler)
+        self._facts = ModelFacts(bundle.manifest, bundle.read_json(bundle.manifest.scheduler), self.controls)
 
     @cached_property
     def _tokenizers(self) -> tuple[Tokenizer, ...]:
         return tokenizers_of(self.bundle)
 
-    def request(self, prompt: str | Sequence[str] | None, options: Mapping[str, Any]) -> Request:
-        """Check a call. Raises `InputError` or `SchedulerError`, which say what is allowed.
+    def call(self, prompt: str | Sequence[str] | None, options: Mapping[str, Any]) -> Call:
+        """Check a call and its limits. Raises `InputError` or `SchedulerError`, which say what is allowed.
 
         Args:
             options: as for `Pipeline.__call__`; pictures are PIL images or arrays, never paths. A size that is not
                 given is the model's, also with a picture to begin from.
         """
+        given = self._with_size(options)
+        call = checked_call(self._facts, prompt, cast(CallOptions, given))
+        for request in (call.first, call.second):
+            if request is not None:
+                self._check_limits(request)
+        return call
+
+    def _with_size(self, options: Mapping[str, Any]) -> dict[str, Any]:
         for name in BY_HASH:
             if _holds_path(options.get(name)):
                 raise InputError(f"{name}: expected the picture itself, not a path or an address")
-        given = {"width": self.default_size[0], "height": self.default_size[1]} | {
-            name: value for name, value in options.items() if value is not None
-        }
-        request = Request.from_call(
-            self.bundle.manifest, self._scheduler_config, prompt, cast(CallOptions, given), self.controls
-        )
-        self._check_limits(request)
-        return request
+        sides = {"width": self.default_size[0], "height": self.default_size[1]}
+        return sides | {name: value for name, value in options.items() if value is not None}
+
+    def request(self, prompt: str | Sequence[str] | None, options: Mapping[str, Any]) -> Request:
+        """Check a call of one pass, like `call`."""
+        call = self.call(prompt, options)
+        if call.second is not None:
+            raise InputError("hires_scale: a second pass is drawn by /sdapi/v1/txt2img alone, with enable_hr")
+        return call.first
 
     def _check_limits(self, request: Request) -> None:
         size, limits = (request.width, request.height), self.limits

@@ -39,17 +39,13 @@ ROOMS: dict[str, set[str]] = {
         *("runtime.bundle", "runtime.image", "runtime.latents", "runtime.protocols", "runtime.request"),
         *("runtime.text", "runtime.weights"),
     },
+    "runtime.drawing": {
+        *("runtime.image", "runtime.loop", "runtime.protocols", "runtime.request", "runtime.scheduler"),
+        "runtime.stages",
+    },
     "runtime.pipeline": {
-        *("runtime.backends", "runtime.bundle", "runtime.control", "runtime.cpu_hints", "runtime.image"),
-        *(
-            "runtime.loop",
-            "runtime.protocols",
-            "runtime.request",
-            "runtime.scheduler",
-            "runtime.stages",
-            "runtime.text",
-            "engines",
-        ),
+        *("runtime.backends", "runtime.bundle", "runtime.control", "runtime.cpu_hints", "runtime.drawing"),
+        *("runtime.protocols", "runtime.request", "runtime.scheduler", "runtime.stages", "runtime.text", "engines"),
     },
     "runtime.jobs": {"runtime.image", "runtime.pipeline", "runtime.request"},
     "runtime.goldens": {
@@ -63,6 +59,7 @@ ROOMS: dict[str, set[str]] = {
             "runtime.bundle",
             "runtime.control",
             "runtime.cpu_hints",
+            "runtime.drawing",
             "runtime.goldens",
             "runtime.gpu",
             "runtime.image",
@@ -72,7 +69,7 @@ ROOMS: dict[str, set[str]] = {
         ),
         *("runtime.scheduler", "runtime.weights"),
     },
-    "runtime": {"runtime.bundle", "runtime.latents", "runtime.pipeline", "runtime.scheduler"},
+    "runtime": {"runtime.bundle", "runtime.drawing", "runtime.latents", "runtime.pipeline", "runtime.scheduler"},
     # The embedded model has CLIP's tokenizer; the defaults of schedulers' classes decide what pipelines mend.
     "export.checkpoint": {"runtime.bundle", "runtime.scheduler", "runtime.weights", "engines"},
     "export.graphs": {"export.checkpoint", "runtime.bundle", "runtime.scheduler"},
@@ -151,8 +148,8 @@ ROOMS: dict[str, set[str]] = {
         *("serve.served_model", "serve.service"),
     },
     "serve.http.webui": {
-        *("runtime.bundle", "runtime.request", "runtime.scheduler", "serve.http", "serve.messages", "serve.metrics"),
-        *("serve.served_model", "serve.service"),
+        *("runtime.bundle", "runtime.latents", "runtime.request", "runtime.scheduler", "serve.http"),
+        *("serve.messages", "serve.metrics", "serve.served_model", "serve.service"),
     },
     "serve.logs": set(),
     "serve.places": set(),
@@ -198,7 +195,8 @@ LIBRARIES: dict[str, set[str]] = {
     "runtime.backends.trt": NUMPY,  # TensorRT is imported by name, in library.py alone
     "runtime.image": NUMPY | PICTURES,
     "runtime.stages": NUMPY | PICTURES,
-    "runtime.pipeline": NUMPY | PICTURES,
+    "runtime.drawing": NUMPY | PICTURES,
+    "runtime.pipeline": NUMPY,
     "runtime.goldens": NUMPY | SAFETENSORS,
     "runtime.jobs": PICTURES | {"fsspec", "pyarrow"},
     "runtime.cli": NUMPY | PICTURES | {"tqdm", "matplotlib"},

@@ -29,6 +29,8 @@ def test_commands_run(sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyP
     and a simulated GPU. The export is the one that the fixture made with the same command."""
     monkeypatch.chdir(tmp_path)
     bundle = Path(shutil.copytree(sd1.bundle, tmp_path / "engines" / "sd15"))
+    for name in ("sdxl", "sdxl-refiner"):  # any model of the same latents may refine
+        (tmp_path / "engines" / name).symlink_to(bundle)
     for seed, name in enumerate(("ink", "castle")):
         kohya_file(tmp_path / f"{name}.safetensors", bundle, seed=10 * seed)
     (jobs,) = blocks("jsonl")
@@ -43,9 +45,10 @@ def test_commands_run(sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyP
             if words[0] == "latentrt" and words[1] != "export":
                 assert main(words[1:]) == 0, command
                 ran.append(words[1])
-    assert ran == ["verify", "info", *["generate"] * 7, *["build", "generate"] * 2, *["schedule"] * 3, "plans"]
+    assert ran == ["verify", "info", *["generate"] * 9, *["build", "generate"] * 2, *["schedule"] * 3, "plans"]
     assert Image.open(tmp_path / "astronaut.png").size == (64, 64)
     assert Image.open(tmp_path / "castle.png").size == (128, 128)
+    assert Image.open(tmp_path / "large.png").size == (128, 128)
     assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["fox-0002-0.png", "fox-0002-1.png"]
     assert Image.open(tmp_path / "out" / "sigmas.png").width > 500
     exports = [word for c in commands if c.startswith("latentrt export") for word in shlex.split(c)]

@@ -19,7 +19,7 @@ from latentrt.runtime.weights.lora import read_loras, with_changes
 
 from .families import PIPELINES, Family, Preset, TextEncoderRow, family_of
 from .find_files import Contents, contents_of, resolved
-from .part_configs import check_fit, completed
+from .part_configs import check_fit, check_score, completed
 from .part_weights import check_weights, refuse_unused
 from .pipeline_mends import sample_size_of
 from .scaled_weights import unscaled
@@ -177,7 +177,8 @@ class Checkpoint:
         for part in self._weights:
             self.configs[part] = completed(self._origin(part), part, self.configs[part], sdxl=sdxl)
         self.configs["unet"]["sample_size"] = sample_size_of(self.index, self._contents.configs["unet"])
-        check_fit(self.name, self.family, self.configs)  # raises for an unknown family, too
+        check_score(self.name, self.family, self.index)  # raises for an unknown family, too
+        check_fit(self.name, self.family, self.configs)
         for row in self.family.text_encoders:
             if row.tokenizer not in self._contents.vocabularies:
                 raise CheckpointError(f"{self.name} has no {row.tokenizer}; model_index.json does not name it")

@@ -40,6 +40,8 @@ class Family:
         vae_overflows: the VAE overflows in fp16, unless its config has `force_upcast: false`.
         latent_statistics: the pipelines use `latents_mean` and `latents_std` of the VAE's config.
         zeros_for_empty_prompt: an empty negative prompt becomes zeros, unless model_index.json specifies otherwise.
+        aesthetic_score: the UNet is told an aesthetic score in place of the target size, as the pipelines have it with
+            `requires_aesthetics_score`.
     """
 
     name: str
@@ -47,6 +49,15 @@ class Family:
     vae_overflows: bool = False
     latent_statistics: bool = False
     zeros_for_empty_prompt: bool = False
+    aesthetic_score: bool = False
+
+    @property
+    def time_ids(self) -> int:
+        """Numbers that SDXL's UNets are told: original size, crop, and target size or aesthetic score."""
+        return 5 if self.aesthetic_score else 6
+
+
+_OPENCLIP_BIG_G = TextEncoderRow("text_encoder_2", "tokenizer_2", "gelu", final_norm=False, pooled=True)
 
 
 FAMILIES = (
@@ -56,11 +67,19 @@ FAMILIES = (
         "sdxl",
         (
             TextEncoderRow("text_encoder", "tokenizer", "quick_gelu", final_norm=False),
-            TextEncoderRow("text_encoder_2", "tokenizer_2", "gelu", final_norm=False, pooled=True),
+            _OPENCLIP_BIG_G,
         ),
         vae_overflows=True,
         latent_statistics=True,
         zeros_for_empty_prompt=True,
+    ),
+    Family(
+        "sdxl-refiner",
+        (_OPENCLIP_BIG_G,),
+        vae_overflows=True,
+        latent_statistics=True,
+        zeros_for_empty_prompt=True,
+        aesthetic_score=True,
     ),
 )
 
@@ -113,12 +132,15 @@ class UNetInput:
     shape: tuple[int, ...]
 
 
-def time_inputs(unet: Config) -> tuple[UNetInput, ...]:
-    """Inputs added to the timestep embedding: pooled text and sizes (SDXL), guidance (distilled models)."""
+def time_inputs(unet: Config, time_ids: int = 6) -> tuple[UNetInput, ...]:
+    """Inputs added to the timestep embedding: pooled text and sizes (SDXL), guidance (distilled models).
+
+    `time_ids`: see `Family.time_ids`; the config does not tell.
+    """
     found = []
     if unet.get("addition_embed_type") == "text_time":
-        pooled = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
-        found += [UNetInput("pooled", (pooled,)), UNetInput("time_ids", (6,))]
+        pooled = unet["projection_class_embeddings_input_dim"] - time_ids * unet["addition_time_embed_dim"]
+        found += [UNetInput("pooled", (pooled,)), UNetInput("time_ids", (time_ids,))]
     if unet.get("time_cond_proj_dim") is not None:
         found.append(UNetInput("guidance_embedding", (unet["time_cond_proj_dim"],)))
     return tuple(found)

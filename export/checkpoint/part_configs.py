@@ -67,8 +67,6 @@ def check_classes(path: object, index: Mapping[str, Any]) -> None:
             continue
         if entry[1] not in names:
             raise CheckpointError(f"{path}: the {part} is of class {entry[1]!r}; supported is {' or '.join(names)}")
-    if index.get("requires_aesthetics_score"):
-        raise CheckpointError(f"{path} requires an aesthetics score: it is SDXL's refiner, which is not supported")
 
 
 def completed(path: object, part: str, config: Config, *, sdxl: bool) -> dict[str, Any]:
@@ -107,6 +105,17 @@ def _of_tiny(where: str, config: dict[str, Any]) -> dict[str, Any]:
             "decoder_block_out_channels must be of one length, and upsampling_scaling_factor 2"
         )
     return {**config, "block_out_channels": channels, "force_upcast": False}
+
+
+def check_score(path: object, family: Family, index: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` where model_index.json and the text encoders disagree on whether this is a refiner."""
+    says = bool(index.get("requires_aesthetics_score"))
+    if says != family.aesthetic_score:
+        wanted = "true: it is SDXL's refiner" if family.aesthetic_score else "false: only SDXL's refiner takes a score"
+        raise CheckpointError(
+            f"{path} has requires_aesthetics_score = {says} in its model_index.json, but text encoders of "
+            f"{family.name}; expected {wanted}"
+        )
 
 
 def check_fit(path: object, family: Family, configs: Mapping[str, Config]) -> None:
@@ -183,11 +192,12 @@ def _check_addition(path: object, family: Family, configs: Mapping[str, Config])
         )
     if pooled is None:
         return
-    expected, has = pooled + 6 * (unet["addition_time_embed_dim"] or 0), unet["projection_class_embeddings_input_dim"]
+    has = unet["projection_class_embeddings_input_dim"]
+    expected = pooled + family.time_ids * (unet["addition_time_embed_dim"] or 0)
     if has != expected:
         raise CheckpointError(
             f"{path}: the UNet's projection_class_embeddings_input_dim is {has}, but the pooled text ({pooled}) and "
-            f"six sizes make {expected}; a refiner, which takes five, is not supported"
+            f"the {family.time_ids} time_ids of {family.name} make {expected}"
         )
 
 

@@ -93,6 +93,20 @@ _SDXL_UNET: Config = {
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "use_linear_projection": True,
 }
+_REFINER_UNET: Config = {
+    **_UNET,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [6, 12, 24, 24],
+    "block_out_channels": [384, 768, 1536, 1536],
+    "cross_attention_dim": 1280,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "projection_class_embeddings_input_dim": 2560,
+    "sample_size": 128,
+    "transformer_layers_per_block": 4,
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "use_linear_projection": True,
+}
 _VAE: Config = {
     "_class_name": "AutoencoderKL",
     "act_fn": "silu",
@@ -117,6 +131,8 @@ _SCHEDULER: Config = {
     "trained_betas": None,
 }
 _PNDM: Config = {"_class_name": "PNDMScheduler", **_SCHEDULER}
+_SDXL_VAE: Config = {**_VAE, "force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025}
+_SDXL_EULER: Config = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading", **_SCHEDULER}
 
 PUBLIC_CONFIGS: dict[str, dict[str, Config]] = {
     "sd1": {
@@ -148,9 +164,21 @@ PUBLIC_CONFIGS: dict[str, dict[str, Config]] = {
         "text_encoder": _CLIP_L,
         "text_encoder_2": _OPENCLIP_BIG_G,
         "unet": _SDXL_UNET,
-        "vae": {**_VAE, "force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025},
-        "scheduler": {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading", **_SCHEDULER},
+        "vae": _SDXL_VAE,
+        "scheduler": _SDXL_EULER,
         "tokenizer": {"pad_token": "<|endoftext|>"},
+        "tokenizer_2": {"pad_token": "!"},
+    },
+    "sdxl-refiner": {
+        "index": {
+            "_class_name": "StableDiffusionXLImg2ImgPipeline",
+            "force_zeros_for_empty_prompt": False,
+            "requires_aesthetics_score": True,
+        },
+        "text_encoder_2": _OPENCLIP_BIG_G,
+        "unet": _REFINER_UNET,
+        "vae": _SDXL_VAE,
+        "scheduler": _SDXL_EULER,
         "tokenizer_2": {"pad_token": "!"},
     },
 }

@@ -25,19 +25,22 @@ _OTHERS = {
     "joint_blocks.": "Stable Diffusion 3",
     "model.diffusion_model.double_blocks.": "Flux",
     "double_blocks.": "Flux",
-    "conditioner.embedders.0.model.": "the refiner of Stable Diffusion XL",
     "control_model.": "a ControlNet",
     "lora_unet_": "a LoRA; merge it into a checkpoint with --lora",
     "first_stage_model.": "a VAE; pass it with --vae",
     "encoder.down.": "a VAE; pass it with --vae",
     "down_blocks.": "one component in the diffusers format; pass the folder above it",
 }
-# Prefixes of the text encoders, in the layouts of transformers and of OpenCLIP.
+_REFINER = "conditioner.embedders.0.model."
+# Prefixes of the text encoders, in the layouts of transformers and of OpenCLIP; a refiner's first one is the second.
 _CLIP = {
     "text_encoder": ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer."),
     "text_encoder_2": (),
 }
-_OPENCLIP = {"text_encoder": "cond_stage_model.model.", "text_encoder_2": "conditioner.embedders.1.model."}
+_OPENCLIP = {
+    "text_encoder": ("cond_stage_model.model.",),
+    "text_encoder_2": ("conditioner.embedders.1.model.", _REFINER),
+}
 
 
 def configs_of_file(weights: Weights, metadata: Mapping[str, str], prediction_type: str | None) -> dict[str, Config]:
@@ -58,8 +61,8 @@ def configs_of_file(weights: Weights, metadata: Mapping[str, str], prediction_ty
     channels = weights[_UNET_INPUT].shape[1]
     configs["unet"] = {**configs["unet"], "in_channels": channels}
     if channels == 9:  # latents, mask, latents of the masked image
-        pipeline = configs["index"]["_class_name"].replace("Pipeline", "InpaintPipeline")
-        configs["index"] = {"_class_name": pipeline}
+        pipeline = configs["index"]["_class_name"].replace("Img2Img", "").replace("Pipeline", "InpaintPipeline")
+        configs["index"] = {**configs["index"], "_class_name": pipeline}
     return with_marks(configs, configs["index"], marks, prediction_type)
 
 
@@ -77,7 +80,8 @@ def weights_of_part(part: str, weights: Weights, config: Mapping[str, Any]) -> W
     if any(name.startswith(_CLIP[part]) for name in weights):
         return dict(diffusers.convert_ldm_clip_checkpoint(weights))
     module = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
-    return dict(diffusers.convert_open_clip_checkpoint(module, weights, prefix=_OPENCLIP[part]))
+    prefix = next(prefix for prefix in _OPENCLIP[part] if any(name.startswith(prefix) for name in weights))
+    return dict(diffusers.convert_open_clip_checkpoint(module, weights, prefix=prefix))
 
 
 def vae_weights(weights: Weights, config: Mapping[str, Any]) -> Weights:
@@ -95,8 +99,10 @@ def vae_weights(weights: Weights, config: Mapping[str, Any]) -> Weights:
 
 def _family(weights: Weights) -> str:
     if _UNET_INPUT in weights:
-        if any(name.startswith(_OPENCLIP["text_encoder_2"]) for name in weights):
+        if any(name.startswith(_OPENCLIP["text_encoder_2"][0]) for name in weights):
             return "sdxl"
+        if any(name.startswith(_REFINER) for name in weights):
+            return "sdxl-refiner"
         if any(name.startswith(_OPENCLIP["text_encoder"]) for name in weights):
             return "sd2"
         if any(name.startswith(_CLIP["text_encoder"][0]) for name in weights):

@@ -14,9 +14,9 @@ from .onnx_export import TensorInput
 class UNetGraph(torch.nn.Module):
     """`sample` (n, C, h, w), `timesteps` (n,) float32, `hidden_states` (n, S, D) float32 -> `prediction`, float32.
 
-    UNets with additional inputs also take `pooled` (n, P), `time_ids` (n, 6), `guidance_embedding` (n, E), all float32,
-    and `extra` (n, 5, h, w), which is concatenated to the sample's channels. With ports (see `ports.py`) they take
-    `residuals`, `features`, `image_keys` and `image_values`, tuples of tensors in the UNet's dtype, and
+    UNets with additional inputs also take `pooled` (n, P), `time_ids` (n, 6 or 5), `guidance_embedding` (n, E), all
+    float32, and `extra` (n, 5, h, w), which is concatenated to the sample's channels. With ports (see `ports.py`) they
+    take `residuals`, `features`, `image_keys` and `image_values`, tuples of tensors in the UNet's dtype, and
     `image_strength` (n, layers).
     """
 
@@ -56,11 +56,13 @@ class UNetGraph(torch.nn.Module):
         return prediction.float()
 
 
-def inputs(config: dict[str, Any], dtype: torch.dtype, max_length: int) -> list[TensorInput]:
+def inputs(config: dict[str, Any], dtype: torch.dtype, max_length: int, *, time_ids: int = 6) -> list[TensorInput]:
     """Example inputs for the export.
 
     Height and width are not multiples of the UNet's total stride. diffusers then resizes each level to the size of its
     skip connection, which is correct for every size; for multiples of the stride it equals doubling.
+
+    `time_ids`: see `Family.time_ids`.
     """
     stride = 2 ** (len(config["down_block_types"]) - 1)
     size = (2 * stride + 1, 3 * stride + 1)
@@ -71,6 +73,6 @@ def inputs(config: dict[str, Any], dtype: torch.dtype, max_length: int) -> list[
         TensorInput("sample", torch.zeros(2, config.get("out_channels", 4), *size, dtype=dtype), pixels),
         TensorInput("timesteps", torch.tensor([1.0, 500.0]), {0: "n"}),
         TensorInput("hidden_states", text, {0: "n", 1: "S"}),
-        *(TensorInput(more.name, torch.zeros(2, *more.shape), {0: "n"}) for more in time_inputs(config)),
+        *(TensorInput(more.name, torch.zeros(2, *more.shape), {0: "n"}) for more in time_inputs(config, time_ids)),
         *([TensorInput("extra", torch.zeros(2, extra, *size, dtype=dtype), pixels)] if extra else []),
     ]

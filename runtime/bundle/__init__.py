@@ -16,7 +16,7 @@ from .manifest import (
     TextEncoder,
     Weight,
 )
-from .sizes import Sizes, shape_at, sizes_of_inputs, sizes_text, takes
+from .sizes import Sizes, shape_at, sizes_of_inputs, sizes_text, takes, takes_score
 
 __all__ = [
     "AnyBundle",
@@ -42,5 +42,6 @@ __all__ = [
     "sizes_of_inputs",
     "sizes_text",
     "takes",
+    "takes_score",
     "types_text",
 ]

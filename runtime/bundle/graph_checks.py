@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from latentrt.runtime.arrays import DTYPES
 
 from .manifest import PORTS, Graph, Manifest, TensorSpec
-from .sizes import symbols_of
+from .sizes import symbols_of, takes_score
 
 HIGH = 2**31
 # Graph -> the inputs and outputs that it must have; `text_encoder`s come from `model.text_encoders`.
@@ -80,7 +80,7 @@ def _known_shapes(manifest: Manifest, name: str, graph: Graph) -> Iterator[str]:
             "noise": latents,
             "blend": ("B", 2),
         },
-        "time": {"timesteps": ("n",), "time_ids": ("n", 6)},
+        "time": {"timesteps": ("n",), "time_ids": ("n", 5 if takes_score(graph) else 6)},
         "context": {"hidden_states": ("n", "S", sum(encoder.hidden_size for encoder in model.text_encoders))},
         "vae_decoder": decoder,
         "preview_decoder": decoder,

@@ -82,3 +82,8 @@ def port_bytes(manifest: Manifest) -> dict[str, int]:
 def takes(graph: Graph, name: str) -> bool:
     """Whether a graph has this input."""
     return any(spec.name == name for spec in graph.inputs)
+
+
+def takes_score(time: Graph) -> bool:
+    """Whether the graph `time` is told an aesthetic score in place of the target size, as SDXL's refiner."""
+    return any((spec.name, spec.shape) == ("time_ids", ("n", 5)) for spec in time.inputs)

@@ -48,6 +48,7 @@ def load_pipeline(arguments: argparse.Namespace) -> "Pipeline":
 
     return Pipeline.load(
         arguments.bundle,
+        refiner=getattr(arguments, "refiner", None),
         backend=arguments.backend,
         device=arguments.device,
         engines=arguments.engines,

@@ -18,7 +18,8 @@ from .flags import add_bundle_flags, add_option_flags, given_options, load_pipel
 from .jobs import run_jobs
 
 if TYPE_CHECKING:
-    from latentrt.runtime.pipeline import Pipeline, Result
+    from latentrt.runtime.drawing import Result
+    from latentrt.runtime.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ EXAMPLES = """examples:
   latentrt generate "an astronaut" --bundle engines/sd15 -o out.png --steps 20 --scheduler dpm++_2m_karras --seed 7
   latentrt generate "a cat" --negative-prompt "blurry" --num-images 4 -o cats.png      # cats-0.png … cats-3.png
   latentrt generate "a castle" --image photo.jpg --mask sky.png --strength 0.8 -o castle.png
+  latentrt generate "a lion" --bundle engines/sdxl --refiner engines/sdxl-refiner --refiner-start 0.8 -o lion.png
+  latentrt generate "a lion" --bundle engines/sd15 --hires-scale 2 --hires-strength 0.6 -o large.png
   latentrt generate "a (red:1.3) star, [clouds]" --prompt-syntax web-ui
   latentrt generate "$(cat long.txt)" --long-prompt chunk
   latentrt generate --like out.png --seed 8 -o other.png                 # out.png again, but for its seed
@@ -73,6 +76,9 @@ def add_parser(commands: Any) -> None:
         help="draw a picture of latentrt or of a web UI again, with the options given beside it",
     )
     add_bundle_flags(parser)
+    parser.add_argument(
+        "--refiner", type=Path, metavar="DIR", help="bundle of a refiner, which goes on from --refiner-start"
+    )
     parser.add_argument("-o", "--out", default="out.png", help="PNG file, or a URL with --ray; default: out.png")
     parser.add_argument(
         "--lora",
@@ -133,7 +139,7 @@ def _run_on_ray(arguments: argparse.Namespace) -> int:
     """Hand the jobs to `latentrt.serve`, which the runtime knows by name alone."""
     if arguments.jobs is None:
         raise InputError("--ray draws jobs on a cluster: pass --jobs FILE")
-    for flag in ("prompt", "like", "preview", "save_latents"):
+    for flag in ("prompt", "like", "preview", "save_latents", "refiner"):
         if getattr(arguments, flag) is not None:
             raise InputError(f"{'a prompt' if flag == 'prompt' else flag_of(flag)} cannot be combined with --ray")
     status: int = importlib.import_module("latentrt.serve.batch.command").run(
@@ -190,6 +196,7 @@ def _set_loras(pipe: "Pipeline", arguments: argparse.Namespace, recorded: Record
             "%s was drawn with %s (sha256 %s…), and this bundle holds %s: the picture will be another",
             *(arguments.like, recorded.model, recorded.model_sha256[:16], pipe.bundle.manifest.checkpoint.name),
         )
+    _check_refiner(pipe, arguments.like, recorded)
     if recorded.options.get("long_prompt") == "chunk":
         logger.warning(
             "%s was drawn with long_prompt='chunk': if another text of its call was longer, it was padded to that "
@@ -200,6 +207,20 @@ def _set_loras(pipe: "Pipeline", arguments: argparse.Namespace, recorded: Record
         require_unchanged(lora, arguments.like, sha256_of_lora)
     if recorded.loras:
         pipe.set_loras({lora.path: lora.weight for lora in recorded.loras})
+
+
+def _check_refiner(pipe: "Pipeline", picture: Path, recorded: Recorded) -> None:
+    """Raise `InputError` where a picture was refined and there is no refiner; warn of another one."""
+    if not recorded.refiner:
+        return
+    wanted = f"{recorded.refiner} (sha256 {recorded.refiner_sha256[:16]}…)"
+    if pipe.refiner is None:
+        raise InputError(
+            f"{picture} was refined with {wanted}: pass its bundle with --refiner, or --refiner-start 1 to leave it out"
+        )
+    if pipe.refiner.manifest.checkpoint.sha256 != recorded.refiner_sha256:
+        name = pipe.refiner.manifest.checkpoint.name
+        logger.warning("%s was refined with %s, and not with %s: the picture will be another", picture, wanted, name)
 
 
 def _given_loras(arguments: argparse.Namespace) -> dict[Path | str, float]:

@@ -1,6 +1,7 @@
 """Seeds and images to latents, and latents to images."""
 
 from .clip_pixels import empty_pixels
+from .enlarge import UPSCALERS, enlarged_latents, enlarged_pictures, enlarges_latents
 from .given_images import (
     FileRow,
     GivenImages,
@@ -19,6 +20,7 @@ from .vae import Vae
 
 __all__ = [
     "PREVIEWS",
+    "UPSCALERS",
     "FileRow",
     "GivenImages",
     "ImageInput",
@@ -27,6 +29,9 @@ __all__ = [
     "Vae",
     "clip_pictures",
     "empty_pixels",
+    "enlarged_latents",
+    "enlarged_pictures",
+    "enlarges_latents",
     "holds_several",
     "initial_latents",
     "is_npy",

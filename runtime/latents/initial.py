@@ -106,8 +106,9 @@ def initial_latents(
 ) -> InitialLatents:
     """Draw what one image needs before its loop.
 
-    The generator draws, where needed and in this order: a sample of the picture's latents, the initial noise, a sample
-    of the masked picture's latents, and one draw for each stochastic call. A VAE without a distribution takes no draws.
+    The generator draws, where needed and in this order: a sample of the picture's latents, the initial noise (none for
+    plans that go on from unfinished latents), a sample of the masked picture's latents, and one draw for each
+    stochastic call. A VAE without a distribution takes no draws.
 
     Args:
         shape: (C, h, w).
@@ -115,7 +116,10 @@ def initial_latents(
         between: what draws for the stochastic calls instead.
     """
     clean = known.whole.sample(generator) if known and known.whole else None
-    first = generator.randn(shape) if noise is None else noise
+    if noise is not None:
+        first = noise
+    else:
+        first = generator.randn(shape) if plan.initial[:, 0].any() else np.zeros(shape, np.float32)
     extra = mask = None
     if known and known.mask is not None:
         if known.masked is not None:

@@ -14,7 +14,12 @@ from latentrt.runtime.errors import InputError, unknown
 from latentrt.runtime.latents import size_of_steering, steering_pictures
 
 NETS = ("controlnet", "controlnet-union")
-# Options that may have a value for each net, by its name.
+# Options of control bundles, and those that may have a value for each net, by its name.
+OF_CONTROLS = (
+    *("control_image", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"),
+    *("control_mode", "guess_mode", "t2i_image", "adapter_conditioning_scale", "adapter_conditioning_factor"),
+    *("ip_adapter_image", "ip_adapter_image_embeds", "ip_adapter_scale"),
+)
 PER_NET = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end", "control_mode")
 
 

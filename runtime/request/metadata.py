@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.runtime.bundle.manifest import CheckpointRecord
 from latentrt.runtime.files import sha256_of_file
 from latentrt.runtime.latents import FileRow, holds_several, is_npy, read_npy
 from latentrt.runtime.scheduler import Plan
@@ -38,7 +39,9 @@ class LoraFile:
 class Source:
     """What the pictures of a call have in common besides their options: model, LoRAs, version of latentrt.
 
-    `private`: files are named without their folders, as whoever gets the picture must not learn of them.
+    Attributes:
+        private: files are named without their folders, as whoever gets the picture must not learn of them.
+        refiner: the model that goes on from `refiner_start`.
     """
 
     model: str
@@ -46,10 +49,12 @@ class Source:
     loras: tuple[LoraFile, ...]
     version: str
     private: bool = False
+    refiner: CheckpointRecord | None = None
 
 
 def png_text(request: Request, index: int, source: Source) -> dict[str, str]:
     """Text chunks of one picture: `parameters` for web UIs, `latentrt` as JSON."""
+    request = request.first or request
     values = _own_values(request, index)
     return {
         "parameters": _web_ui_text(values, source, plus_plus=is_plus_plus(request.plan)),
@@ -165,15 +170,23 @@ def _document(values: Mapping[str, Any], source: Source) -> dict[str, Any]:
         }
         for lora in source.loras
     ]
+    refiner = {}
+    if (used := _refiner(values, source)) is not None:
+        refiner = {"refiner": used.name, "refiner_sha256": used.sha256}
     return {
         "format": FORMAT,
         "prompt": values["prompt"],
         **options,
+        **refiner,
         "loras": loras,
         "model": source.model,
         "model_sha256": source.model_sha256,
         "version": source.version,
     }
+
+
+def _refiner(values: Mapping[str, Any], source: Source) -> CheckpointRecord | None:
+    return None if values["refiner_start"] is None else source.refiner
 
 
 def _web_ui_text(values: Mapping[str, Any], source: Source, *, plus_plus: bool) -> str:
@@ -193,6 +206,8 @@ def _web_ui_text(values: Mapping[str, Any], source: Source, *, plus_plus: bool) 
             settings[label] = shown(values[name] if scale == 1 else scale * values[name])
         if name == "scheduler":
             settings["Sampler"], settings["Schedule type"] = _sampler(values[name])
+    if (refiner := _refiner(values, source)) is not None:
+        settings["Refiner"] = f"{refiner.name} [{refiner.sha256[:10]}]"
     settings |= {
         "Size": f"{values['width']}x{values['height']}",
         "Model hash": source.model_sha256[:10],

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypedDict, cast
 from latentrt.runtime.arrays import Float32
 from latentrt.runtime.bundle import Manifest
 from latentrt.runtime.errors import InputError, unknown
-from latentrt.runtime.latents import Picture
+from latentrt.runtime.latents import UPSCALERS, Picture
 from latentrt.runtime.limits import MAX_IMAGES, MAX_STEPS
 from latentrt.runtime.scheduler import Plan
 from latentrt.runtime.text import SYNTAXES
@@ -52,6 +52,15 @@ def _g(value: float) -> str:
     return f"{value:g}"
 
 
+# Our names -> those of web UIs, whose further names for the same are in `web_ui_text.py`.
+UPSCALERS_OF_WEB_UIS: Mapping[str, str] = {
+    "latent": "Latent",
+    "latent-bicubic": "Latent (bicubic)",
+    "latent-nearest": "Latent (nearest)",
+    "latent-nearest-exact": "Latent (nearest-exact)",
+    "lanczos": "Lanczos",
+    "nearest": "Nearest",
+}
 _OF_ORIGIN = "of the picture's origin, for SDXL"
 
 
@@ -346,6 +355,56 @@ class CallOptions(TypedDict, total=False):
     ]
     negative_target_size: Annotated[
         tuple[int, int] | None, Option("like target_size, for the negative prompt", kinds.pair())
+    ]
+    aesthetic_score: Annotated[
+        float | None,
+        Option("how beautiful SDXL's refiner is told that the picture is, 1 to 10. Default: 6", kinds.number(0, 100)),
+    ]
+    negative_aesthetic_score: Annotated[
+        float | None, Option("like aesthetic_score, for the negative prompt. Default: 2.5", kinds.number(0, 100))
+    ]
+    refiner_start: Annotated[
+        float | None,
+        Option(
+            "share of the denoising after which the refiner goes on, above 0 up to 1; 1 leaves it out. Default: 0.8 "
+            "with a refiner (Pipeline.load(refiner=), --refiner)",
+            kinds.number(0, 1, above=True),
+            web_ui=("Refiner switch at", _g),
+        ),
+    ]
+    hires_scale: Annotated[
+        float | None,
+        Option(
+            "draw a second time, this many times as large, 1 to 8: the first pass is enlarged and drawn anew by "
+            "hires_strength",
+            kinds.number(1, 8),
+            web_ui=("Hires upscale", _g),
+        ),
+    ]
+    hires_strength: Annotated[
+        float | None,
+        Option(
+            "strength of the second pass, above 0 up to 1. Default: the bundle's for pictures",
+            kinds.number(0, 1, above=True),
+            web_ui=("Denoising strength", _g),
+        ),
+    ]
+    hires_steps: Annotated[
+        int | None,
+        Option(
+            "steps that the second pass makes. Default: the share hires_strength of num_inference_steps",
+            kinds.integer(1, MAX_STEPS, limit="MAX_STEPS"),
+            web_ui=("Hires steps", str),
+        ),
+    ]
+    hires_upscaler: Annotated[
+        str | None,
+        Option(
+            "what enlarges: latents without decoding them (latent: bilinear), or the picture (lanczos, nearest). "
+            "Default: latent",
+            kinds.choice(*UPSCALERS),
+            web_ui=("Hires upscaler", UPSCALERS_OF_WEB_UIS.get),
+        ),
     ]
     vae_tiling: Annotated[
         bool | None,

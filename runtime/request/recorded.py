@@ -34,12 +34,19 @@ _REPLACES: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recorded:
-    """The recorded call of one picture. `options` are those of `Pipeline.__call__`, the prompt included."""
+    """The recorded call of one picture.
+
+    Attributes:
+        options: those of `Pipeline.__call__`, the prompt included.
+        refiner, refiner_sha256: of the model that went on from `refiner_start`; "" where there was none.
+    """
 
     options: dict[str, Any]
     loras: tuple[LoraFile, ...]
     model: str
     model_sha256: str
+    refiner: str = ""
+    refiner_sha256: str = ""
 
 
 def recorded_in(path: Path, changes: Mapping[str, Any]) -> Recorded:
@@ -77,7 +84,8 @@ def _recorded(path: Path, document: Mapping[str, Any], changes: Mapping[str, Any
         elif name in BY_HASH:
             options[name] = _found(path, name, options[name])
     loras = tuple(LoraFile(Path(e["path"]), str(e["sha256"]), float(e["weight"])) for e in document["loras"])
-    return Recorded({**options, **changes}, loras, str(document["model"]), str(document["model_sha256"]))
+    refiner = [str(document.get(name, "")) for name in ("refiner", "refiner_sha256")]
+    return Recorded({**options, **changes}, loras, str(document["model"]), str(document["model_sha256"]), *refiner)
 
 
 def _not_taken(scheduler: Any, recorded: Any) -> set[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from latentrt.runtime.arrays import Float32
-from latentrt.runtime.bundle import ControlManifest, Defaults, Manifest, takes
+from latentrt.runtime.bundle import ControlManifest, Defaults, Manifest, takes, takes_score
 from latentrt.runtime.errors import InputError
 from latentrt.runtime.latents import GivenImages, ImageInput, TorchGenerator, is_npy, read_npy
 from latentrt.runtime.limits import MAX_IMAGES, MAX_NOISE, MAX_PIXELS, MAX_TOKENS, raised_by
@@ -28,6 +28,8 @@ from .guidance import PLUS_PLUS, check_interval, check_plus_plus, guidance_weigh
 from .options import CallOptions, checked, checked_value
 from .time_inputs import time_ids_from_call
 
+# What `passes.py` takes out of a call before its passes are checked one by one.
+OF_SECOND_PASS = ("refiner_start", "hires_scale", "hires_strength", "hires_steps", "hires_upscaler")
 OUT_OF_MEMORY = "this call needs more memory than there is: lower the number of images, their size or the texts' length"
 
 
@@ -43,6 +45,7 @@ class Request:
         time_ids: see `time_ids_from_call`.
         nets, features, image_prompt: the ControlNets, T2I-Adapter and IP-Adapter that steer it.
         distilled: whether the model takes the guidance scale as an input.
+        first: of a second pass that is drawn as a call of its own, the call whose options the text in pictures tells.
     """
 
     options: CallOptions
@@ -62,6 +65,7 @@ class Request:
     nets: tuple[NetUse, ...] = ()
     features: FeaturesUse | None = None
     image_prompt: ImagePromptUse | None = None
+    first: "Request | None" = None
 
     @property
     def guidance_scale(self) -> float:
@@ -93,14 +97,17 @@ class Request:
         prompt: str | Sequence[str] | None,
         options: CallOptions,
         controls: Mapping[str, ControlManifest] | None = None,
+        *,
+        begin_from: ImageInput | None = None,
     ) -> "Request":
-        """Check a call against a bundle; raises `InputError` or `SchedulerError` with what is allowed.
+        """Check a call of one pass against a bundle; raises `InputError` or `SchedulerError` with what is allowed.
 
         Args:
             controls: manifests of the control bundles that were loaded beside it, by name.
+            begin_from: what an earlier pass has drawn, in place of the option `image`.
         """
         try:
-            return cls._from_call(manifest, scheduler_config, prompt, options, controls or {})
+            return cls._from_call(manifest, scheduler_config, prompt, options, controls or {}, begin_from)
         except MemoryError:
             raise InputError(OUT_OF_MEMORY) from None
 
@@ -112,8 +119,11 @@ class Request:
         prompt: str | Sequence[str] | None,
         options: CallOptions,
         controls: Mapping[str, ControlManifest],
+        begin_from: ImageInput | None,
     ) -> "Request":
         values: Any = checked(options, manifest)
+        if second := [name for name in OF_SECOND_PASS if values[name] is not None]:
+            raise InputError(f"{', '.join(second)}: this draws in one pass; leave it out")
         if prompt is not None:
             prompt = checked_value("prompt", kinds.text(), prompt, manifest)
         distilled = takes(manifest.graphs["time"], "guidance_embedding")
@@ -132,7 +142,7 @@ class Request:
             )
         _check_embeddings(sides, prompts * per_prompt, guided=guided)
         positive, negative = (side.repeated(per_prompt) for side in sides)
-        height, width, image = _images(manifest, values, prompts, controls)
+        height, width, image = _images(manifest, values, prompts, controls, begin_from)
         strength = _strength(values, manifest.defaults, image)
         plan, steps, scheduler = _plan(chosen, manifest.defaults, values, strength, image, distilled)
         check_interval(values["guidance_start"], values["guidance_end"])
@@ -176,7 +186,11 @@ def _is_guided(guidance_scale: float, plus_plus: bool, *, distilled: bool) -> bo
 
 
 def _images(
-    manifest: Manifest, values: Mapping[str, Any], prompts: int, controls: Mapping[str, ControlManifest]
+    manifest: Manifest,
+    values: Mapping[str, Any],
+    prompts: int,
+    controls: Mapping[str, ControlManifest],
+    begin_from: ImageInput | None,
 ) -> tuple[int, int, ImageInput | None]:
     """Height, width, and the given pictures at that size."""
     model, defaults = manifest.model, manifest.defaults
@@ -190,9 +204,13 @@ def _images(
             f"{count} images of {width}x{height} pixels: expected at most {MAX_PIXELS:,} pixels in one call; "
             + raised_by("MAX_PIXELS")
         )
-    image = given.fitted(height, width, factor=model.vae_scale_factor, prompts=prompts, per_prompt=per_prompt)
+    image = begin_from or given.fitted(
+        height, width, factor=model.vae_scale_factor, prompts=prompts, per_prompt=per_prompt
+    )
     if takes(manifest.graphs["denoise"], "extra") and (image is None or image.mask is None):
         raise InputError("this model inpaints: pass image and mask_image")
+    if takes_score(manifest.graphs["time"]) and image is None:
+        raise InputError("this model refines pictures, and was not trained to begin from noise: pass image")
     return height, width, image
 
 

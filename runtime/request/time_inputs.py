@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from latentrt.runtime.arrays import Float32
-from latentrt.runtime.bundle import Graph, takes
+from latentrt.runtime.bundle import Graph, takes, takes_score
 from latentrt.runtime.errors import InputError
 
 SIZE_OPTIONS = (
@@ -19,13 +19,21 @@ SIZE_OPTIONS = (
 )
 
 
+SCORES = {"negative_aesthetic_score": 2.5, "aesthetic_score": 6.0}  # and diffusers' defaults
+
+
 def time_ids_from_call(options: Mapping[str, Any], graph: Graph, height: int, width: int) -> Float32:
     """(2, 6) of [negative, positive]: original size, top left of the crop, target size, each as (height, width).
 
-    As in diffusers, the negative sizes are used if both are given; otherwise they equal the positive ones. Raises
-    `InputError` for models that take no sizes, and for half a pair of negative ones.
+    As in diffusers, the negative sizes are used if both are given; otherwise they equal the positive ones. SDXL's
+    refiner gets (2, 5), see `_refiner_ids`. Raises `InputError` for models that take no sizes or scores, and for half a
+    pair of negative ones.
     """
     given: dict[str, tuple[int, int]] = {n: options[n] for n in SIZE_OPTIONS if options.get(n) is not None}
+    if takes_score(graph):
+        return _refiner_ids(given, options, (height, width))
+    if scores := [name for name in SCORES if options.get(name) is not None]:
+        raise InputError(f"{', '.join(scores)}: only SDXL's refiner takes an aesthetic score; leave it out")
     if given and not takes(graph, "time_ids"):
         raise InputError(f"{', '.join(given)}: this model takes no sizes, only SDXL does; leave them out")
     here = (height, width)
@@ -42,6 +50,23 @@ def time_ids_from_call(options: Mapping[str, Any], graph: Graph, height: int, wi
         crop = given.get("negative_crops_coords_top_left", (0, 0))
         negative = (*given["negative_original_size"], *crop, *given["negative_target_size"])
     return np.array([negative, positive], np.float32)
+
+
+def _refiner_ids(given: Mapping[str, tuple[int, int]], options: Mapping[str, Any], here: tuple[int, int]) -> Float32:
+    """(2, 5): original size, top left of the crop, aesthetic score.
+
+    Follows `_get_add_time_ids` of diffusers' `StableDiffusionXLImg2ImgPipeline`, whose negative crop begins at (0, 0)
+    unless it is given, and which reads no target size; given ones are refused here.
+    """
+    if unread := [name for name in given if name.endswith("target_size")]:
+        raise InputError(f"{', '.join(unread)}: SDXL's refiner takes an aesthetic score instead; leave it out")
+    original = given.get("original_size", here)
+    rows = []
+    for prefix, size in (("negative_", given.get("negative_original_size", original)), ("", original)):
+        crop, name = given.get(f"{prefix}crops_coords_top_left", (0, 0)), f"{prefix}aesthetic_score"
+        score = options.get(name)
+        rows.append([*size, *crop, SCORES[name] if score is None else score])
+    return np.array(rows, np.float32)
 
 
 def time_inputs(

@@ -9,6 +9,7 @@ from latentrt.runtime.errors import InputError, SchedulerError
 from latentrt.runtime.scheduler.web_ui_names import from_web_ui
 
 from .guidance import PLUS_PLUS
+from .options import UPSCALERS_OF_WEB_UIS
 
 logger = logging.getLogger("latentrt")
 
@@ -70,6 +71,7 @@ def options_of_web_ui(text: str, changes: Mapping[str, Any]) -> tuple[dict[str, 
                 options[name] = kind(settings[label])
         if "Size" in settings:
             options["width"], options["height"] = map(int, settings["Size"].split("x"))
+        second = _set_second_pass(options, settings)
     except ValueError as error:
         raise InputError(f"the settings {last[:200]!r} cannot be read: {error}") from error
     options["rng"] = "cpu" if settings.get("RNG") == "CPU" else "cuda"
@@ -79,6 +81,7 @@ def options_of_web_ui(text: str, changes: Mapping[str, Any]) -> tuple[dict[str, 
         options["scheduler"] = _scheduler(settings)
         if options["scheduler"]["name"].endswith("_cfg_pp") and "guidance_scale" in options:
             options["guidance_scale"] /= PLUS_PLUS
+    read |= dict.fromkeys(second)
     read |= dict.fromkeys(("RNG", "Emphasis", "Sampler", "Schedule type", "Discard penultimate sigma"))
     if "strength" in options and changes.get("image") is None:
         del options["strength"]  # of a picture that the text does not name, or of a second pass
@@ -89,6 +92,26 @@ def options_of_web_ui(text: str, changes: Mapping[str, Any]) -> tuple[dict[str, 
     return {**options, **changes}, settings.get("Model", "")[:200], settings.get("Model hash", "")[:64]
 
 
+def _set_second_pass(options: dict[str, Any], settings: Mapping[str, str]) -> tuple[str, ...]:
+    """The options of a second pass; returns the labels that were read, none where it cannot be drawn here."""
+    upscaler = UPSCALERS.get(settings.get("Hires upscaler", "Latent"))
+    if "Hires upscale" not in settings or upscaler is None:
+        return ()
+    options["hires_scale"], options["hires_upscaler"] = float(settings["Hires upscale"]), upscaler
+    if "strength" in options:
+        options["hires_strength"] = options.pop("strength")
+    # Web UIs make all of them, whatever the strength.
+    steps = settings.get("Hires steps") or settings.get("Steps")
+    if steps is not None:
+        options["hires_steps"] = int(steps)
+    return ("Hires upscale", "Hires upscaler", "Hires steps", "Denoising strength")
+
+
+# Antialiasing changes nothing where latents grow, and "None" leaves pictures to Lanczos.
+UPSCALERS = {theirs: ours for ours, theirs in UPSCALERS_OF_WEB_UIS.items()} | {
+    "Latent (antialiased)": "latent",
+    "None": "lanczos",
+}
 _OPTIONS: Mapping[str, tuple[str, Any]] = {
     "Steps": ("num_inference_steps", int),
     "CFG scale": ("guidance_scale", float),

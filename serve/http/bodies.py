@@ -19,6 +19,7 @@ from fastapi import Request
 
 from latentrt.runtime.errors import InputError, SchedulerError, unknown
 from latentrt.runtime.latents import PREVIEWS
+from latentrt.runtime.request import Call
 from latentrt.runtime.request.metadata import BY_HASH
 from latentrt.runtime.request.options import OPTIONS, json_options, request_schema
 from latentrt.serve.messages import Job, Output, Previews, RefusedError
@@ -133,7 +134,22 @@ class CallReader:
         pictures: "tuple[Image.Image, Image.Image | None] | None" = None,
         words: Mapping[str, str] | None = None,
     ) -> Job:
-        """The checked job of a body. Raises `InputError`, `ApiError`.
+        """The checked job of a body that asks for one pass; see `passes`."""
+        job, call = self.passes(body, key, previews=previews, pictures=pictures, words=words)
+        if call.second is not None:
+            raise InputError("hires_scale: a second pass is drawn by /sdapi/v1/txt2img alone, with enable_hr")
+        return job
+
+    def passes(
+        self,
+        body: Mapping[str, Any],
+        key: Key,
+        *,
+        previews: Previews | None = None,
+        pictures: "tuple[Image.Image, Image.Image | None] | None" = None,
+        words: Mapping[str, str] | None = None,
+    ) -> tuple[Job, Call]:
+        """The checked job of a body, for the first pass of its call. Raises `InputError`, `ApiError`.
 
         Args:
             body: a prompt and fields of `call_properties`.
@@ -157,7 +173,8 @@ class CallReader:
             options |= {"image": image, "mask_image": mask}
         words = {ALIASES[name]: name for name in body if name in ALIASES} | dict(words or {})
         with _in_their_words(words):
-            request = fitted(model.request(prompt, options))
+            call = model.call(prompt, options)
+            request = fitted(call.first)
         job = Job(
             uuid4().hex,
             model.name,
@@ -173,7 +190,7 @@ class CallReader:
         )
         if self._config.log_prompts:
             logger.info("job %s of %s: %r, %r", job.id, job.client, prompt, options.get("negative_prompt"))
-        return job
+        return job, call
 
     def _options(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         known = {*json_options()}

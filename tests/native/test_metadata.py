@@ -146,7 +146,7 @@ def compare(pipeline: Pipeline, prompt: Any, options: dict[str, Any]) -> list[di
     references = pipeline.png_texts(prompt, **options)
     manifest = pipeline.bundle.manifest
     options = {**options, "seed": json.loads(references[0]["latentrt"])["seed"]} if "seed" not in options else options
-    request = Request.from_call(manifest, pipeline._scheduler_config, prompt, options)  # type: ignore[arg-type]
+    request = Request.from_call(manifest, pipeline._stages.facts.scheduler_config, prompt, options)  # type: ignore[arg-type]
     document = json.loads(references[0]["latentrt"])
     source = {
         "model": manifest.checkpoint.name,

@@ -18,8 +18,8 @@ from support.exports import SHAPES, Exported
 from support.native import INPUT, SCHEDULER, UNEQUAL, Drawn, NativeError, NativePipeline, Text, check, library
 
 from latentrt.runtime import Pipeline
+from latentrt.runtime.drawing import Result
 from latentrt.runtime.goldens import psnr, relative_error
-from latentrt.runtime.pipeline import Result
 from latentrt.runtime.scheduler import Plan, resolve
 from latentrt.runtime.scheduler.document import plan_document
 

@@ -60,6 +60,8 @@ _SDXL_UNET = {
     "cross_attention_dim": 72,
 }
 
+_REFINER_UNET = _SDXL_UNET | {"cross_attention_dim": 40, "projection_class_embeddings_input_dim": 24 + 5 * 8}
+
 # The differences between families. Widths are small; everything else is as in the real models.
 FAMILIES: dict[str, dict[str, Any]] = {
     "sd1": {"text": _CLIP_L, "unet": _SD1_UNET, "scheduler": _EPSILON},
@@ -121,6 +123,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "scheduler": _EULER,
         "vae_class": "AutoencoderTiny",
     },
+    "sdxl-refiner": {
+        "class": "StableDiffusionXLImg2ImgPipeline",
+        "text_2": _CLIP_G,
+        "unet": _REFINER_UNET,
+        "scheduler": _EULER,
+        "index": {
+            "force_zeros_for_empty_prompt": False,
+            "requires_aesthetics_score": True,
+            "text_encoder": [None, None],
+            "tokenizer": [None, None],
+        },
+    },
     "sdxl-inpaint": {
         "class": "StableDiffusionXLInpaintPipeline",
         "text": _CLIP_L,
@@ -151,7 +165,9 @@ def tiny_checkpoint(
     layers = 2 if tinier and "text_2" not in facts else 3  # SDXL does not use the last layer
     ids = {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}
     small = {"intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 2}
-    text = CLIPTextModel(CLIPTextConfig(hidden_size=32, **{**ids, **small, **facts["text"]}))
+    text = None
+    if "text" in facts:
+        text = CLIPTextModel(CLIPTextConfig(hidden_size=32, **{**ids, **small, **facts["text"]}))
     unet = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(32, 64),
@@ -175,7 +191,7 @@ def tiny_checkpoint(
             sample_size=32 if tinier else 64,
             **{"scaling_factor": 0.13025 if "text_2" in facts else 0.18215, **facts.get("vae", {})},
         )
-    modules = [text, unet, vae]
+    modules = [unet, vae] if text is None else [text, unet, vae]
     index: dict[str, Any] = {}
     if "text_2" in facts:
         text_2 = CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=40, **{**ids, **small, **facts["text_2"]}))
@@ -191,10 +207,12 @@ def tiny_checkpoint(
             _spread(module, seed)
     if "text_2" in facts:
         text_2.save_pretrained(folder / "text_encoder_2")
-    text.save_pretrained(folder / "text_encoder")
+    if text is not None:
+        text.save_pretrained(folder / "text_encoder")
+        pad = "<|endoftext|>" if facts["text"]["pad_token_id"] == 49407 else "!"
+        _write_tokenizer(folder / "tokenizer", pad=pad)
     unet.save_pretrained(folder / "unet")
     vae.save_pretrained(folder / "vae")
-    _write_tokenizer(folder / "tokenizer", pad="<|endoftext|>" if facts["text"]["pad_token_id"] == 49407 else "!")
     scheduler = {**facts["scheduler"], **facts.get("betas", {**_BETAS, **_OFFSETS})}
     _write(folder / "scheduler" / "scheduler_config.json", scheduler)
     if "text_2" not in facts:
@@ -207,6 +225,7 @@ def tiny_checkpoint(
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", facts.get("vae_class", "AutoencoderKL")],
+        **facts.get("index", {}),
     }
     _write(folder / "model_index.json", index)
     return folder

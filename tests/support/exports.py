@@ -24,6 +24,7 @@ EXPORTS = {
     "sd2-fp32-opset18": ("sd2", "fp32", 18, True),
     "sd1-bf16": ("sd1", "bf16", 23, True),
     "sdxl-fp32": ("sdxl", "fp32", 23, True),
+    "sdxl-refiner-fp32": ("sdxl-refiner", "fp32", 23, True),
     "sdxl-v-fp32": ("sdxl", "fp32", 23, True),
     "sdxl-edm-fp32": ("sdxl-edm", "fp32", 23, True),
     "sd1-inpaint-fp32": ("sd1-inpaint", "fp32", 23, True),

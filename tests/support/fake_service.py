@@ -39,6 +39,8 @@ SIZES = ((128, 128), (192, 128), (128, 192))
 def picture_bytes(width: int, height: int, seed: int, kind: str = "PNG") -> bytes:
     """A picture of one colour, which is the seed's."""
     file, image = io.BytesIO(), Image.new("RGB", (width, height), (seed % 256, seed // 256 % 256, 0))
+    if kind == "LATENTS":
+        return bytes(4 * 4 * (height // 8) * (width // 8))  # zeros, (4, h, w) float32
     if kind == "RAW":
         return image.tobytes()
     image.save(file, kind)

@@ -66,29 +66,34 @@ def single_file(
         marks: further tensors.
     """
     stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-    if family == "sdxl":
+    if family.startswith("sdxl"):
         stems["text_encoder_2"] = "model"
+    if family == "sdxl-refiner":
+        del stems["text_encoder"]
     parts = {part: load_file(folder / part / f"{stem}.safetensors") for part, stem in stems.items()}
     save_file({**original_layout(parts, family), **(marks or {})}, path, metadata)
     return path
 
 
 def original_layout(parts: Mapping[str, Mapping[str, torch.Tensor]], family: str) -> Weights:
-    """Component -> tensors of a checkpoint ("sd1", "sd2", "sdxl"), as one dict with their original names."""
+    """Component -> tensors of a checkpoint ("sd1", "sd2", "sdxl"), as one dict with their original names.
+
+    A checkpoint of "sdxl" without the first text encoder is a refiner.
+    """
     result = {f"model.diffusion_model.{k}": v for k, v in unet_tensors(parts["unet"]).items()}
     result |= {f"first_stage_model.{k}": v for k, v in vae_tensors(parts["vae"]).items()}
-    text = {k.removeprefix("text_model."): v for k, v in parts["text_encoder"].items()}
+    text = {k.removeprefix("text_model."): v for k, v in parts.get("text_encoder", {}).items()}
     if family == "sd2":
         result |= {f"cond_stage_model.model.{k}": v for k, v in openclip_tensors(text).items()}
         width = len(text["final_layer_norm.weight"])
         result["cond_stage_model.model.text_projection"] = torch.ones(width, width, device=result[_FIRST].device)
         result["cond_stage_model.model.logit_scale"] = torch.ones(())
     else:
-        prefix = {"sd1": "cond_stage_model", "sdxl": "conditioner.embedders.0"}[family]
+        prefix = "cond_stage_model" if family == "sd1" else "conditioner.embedders.0"
         result |= {f"{prefix}.transformer.text_model.{k}": v for k, v in text.items()}
-    if family == "sdxl":
+    if family.startswith("sdxl"):
         second = openclip_tensors({k.removeprefix("text_model."): v for k, v in parts["text_encoder_2"].items()})
-        result |= {f"conditioner.embedders.1.model.{k}": v for k, v in second.items()}
+        result |= {f"conditioner.embedders.{1 if text else 0}.model.{k}": v for k, v in second.items()}
     return {name: tensor.contiguous() for name, tensor in result.items()}
 
 

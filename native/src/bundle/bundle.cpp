@@ -171,6 +171,15 @@ void require_no_ports(const Json& json) {
                                  ", which this library does not have: export it without --ports");
 }
 
+// SDXL's refiner, whose UNet is told an aesthetic score in place of the target size.
+void require_no_score(const Manifest& manifest) {
+    const auto time = manifest.graphs.find("time");
+    if (time == manifest.graphs.end()) return;
+    for (const TensorSpec& spec : time->second.inputs)
+        if (spec.name == "time_ids" && spec.shape.size() == 2 && spec.shape[1].text == "5")
+            throw std::runtime_error("it is SDXL's refiner, which this library does not draw with: use Python");
+}
+
 // The config of the checkpoint's own scheduler, which names its class.
 Json scheduler_config(const Path& file) {
     try {
@@ -192,6 +201,7 @@ Manifest manifest_from(std::string_view text) {
     require_no_ports(json);
     try {
         Manifest manifest = manifest_from_json(json);
+        require_no_score(manifest);
         require_sound(manifest, json);
         return manifest;
     } catch (const Json::exception& error) {  // a number that does not fit

@@ -75,8 +75,9 @@ std::vector<KnownImage> known_images(const ImageInput& image, const Plan& plan, 
     return result;
 }
 
-// The generator draws, where needed and in this order: a sample of the picture's latents, the initial noise, a sample
-// of the masked picture's latents, and one draw for each stochastic call.
+// The generator draws, where needed and in this order: a sample of the picture's latents, the initial noise (none for
+// plans that go on from unfinished latents), a sample of the masked picture's latents, and one draw for each stochastic
+// call.
 InitialLatents initial_latents(const Plan& plan, TorchGenerator& generator, const Shape& shape, const float* noise,
                                const KnownImage* known, TorchGenerator* between) {
     const std::size_t count = elements(shape), draws = plan.draw_count();
@@ -85,7 +86,10 @@ InitialLatents initial_latents(const Plan& plan, TorchGenerator& generator, cons
 
     result.noise.shape = {static_cast<std::int64_t>(1 + draws), shape[0], shape[1], shape[2]};
     result.noise.values.reserve((1 + draws) * count);
-    append(result.noise, noise == nullptr ? generator.randn(count) : std::vector<float>(noise, noise + count));
+    std::vector<float> first(count);  // none for plans that go on from unfinished latents
+    if (noise != nullptr) std::copy_n(noise, count, first.begin());
+    if (noise == nullptr && plan.starts_noisy()) first = generator.randn(count);
+    append(result.noise, first);
 
     if (known != nullptr && !known->mask.empty()) {
         if (known->masked) {

@@ -81,6 +81,12 @@ bool Plan::starts_clean() const {
     return false;
 }
 
+bool Plan::starts_noisy() const {
+    for (std::size_t row = 0; 2 * row < initial.size(); ++row)
+        if (initial[2 * row] != 0) return true;
+    return false;
+}
+
 bool Plan::is_plus_plus() const {
     for (std::size_t call = 0; 2 * call + 1 < guidance.size(); ++call)
         if (guidance[2 * call] != 0 || guidance[2 * call + 1] != 1) return true;

@@ -20,6 +20,8 @@ struct Plan {
     std::size_t draw_count() const;
     // Whether it begins from clean latents, not from noise alone.
     bool starts_clean() const;
+    // Whether it begins from noise, too.
+    bool starts_noisy() const;
     // Whether it sets the guidance of each call, as CFG++ does.
     bool is_plus_plus() const;
     // Throws where shapes do not fit R = 7 registers, or a value is not finite. An empty `guidance` becomes (0, 1).

@@ -72,7 +72,7 @@ class LoraItem(BaseModel):
 
 
 class UpscalerItem(BaseModel):
-    """An upscaler; there is None, whose name is "None"."""
+    """What enlarges pictures for a second pass; "None" is Lanczos."""
 
     model_config = ConfigDict(protected_namespaces=())
 

@@ -1,5 +1,6 @@
 """The routes that draw, txt2img and img2img, and those that say how far a call is and stop it."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -10,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from latentrt.runtime.errors import InputError
+from latentrt.runtime.request import Call
 from latentrt.serve.http.bodies import CallReader
 from latentrt.serve.http.errors import ApiError
 from latentrt.serve.http.following import Drawn, submitted, unless_gone
@@ -24,6 +26,7 @@ from .answers import PicturesAnswer, ProgressAnswer, ProgressState, TaskAnswer, 
 from .chosen import ChosenModels
 from .fields import body_schema
 from .route import WebUiRoute, answers
+from .second_pass import first_job, second_job
 from .tasks import Task, Tasks
 from .translation import Asked, translated
 
@@ -69,20 +72,38 @@ class DrawingRoutes:
         key = self._sender(request)
         find = partial(self._model, key.name)
 
-        def read(body: dict[str, Any]) -> tuple[Asked, Job]:
+        def read(body: dict[str, Any]) -> tuple[Asked, Job, Call]:
             asked = translated(body, find, pictures=pixels)
             manifest = asked.model.bundle.manifest
             cheap = manifest.model.latent_rgb is not None or "preview_decoder" in manifest.graphs
             wanted = asked.previews and (cheap or "preview_method" in asked.call)  # those by the VAE cost a lot
             previews = Previews("auto", PREVIEWS) if wanted else None
-            job = self._reader.job(asked.call, key, previews=previews, pictures=asked.pictures, words=asked.words)
-            return asked, replace(job, output=replace(job.output, text=asked.text))
+            job, call = self._reader.passes(
+                asked.call, key, previews=previews, pictures=asked.pictures, words=asked.words
+            )
+            return asked, replace(job, output=replace(job.output, text=asked.text)), call
 
-        asked, job = await self._reader.read(request, read)
-        ticket = await submitted(self._service, job, self._metrics)
+        asked, job, call = await self._reader.read(request, read)
+        first = job if call.second is None else first_job(job, call)
+        ticket = await submitted(self._service, first, self._metrics)
         with self._tasks.following(ticket, asked.task) as task:
-            result = await unless_gone(request, task.drawn())
+            if call.second is None:
+                result = await unless_gone(request, task.drawn())
+            else:
+                result = await unless_gone(request, self._drawn_twice(task, job, call, asked.model))
         return await self._reader.answered(lambda: _answer(asked, result))
+
+    async def _drawn_twice(self, task: Task, job: Job, call: Call, model: ServedModel) -> Drawn:
+        """The first pass, then a second job for the larger one; what is interrupted before has no picture."""
+        assert call.second is not None
+        task.after = len(call.second.plan)
+        first = await task.drawn()
+        elapsed = time.monotonic() - task.began
+        second = await self._reader.in_thread(lambda: second_job(job, call, first.pictures, model, elapsed))
+        if task.interrupted or task.skipped:
+            raise ApiError(409, "interrupted before a picture was finished", "cancelled", retry=False)
+        task.go_on(await submitted(self._service, second, self._metrics))
+        return await task.drawn()
 
     def _model(self, client: str, name: str | None) -> ServedModel:
         return self._reader.model(name if name is not None else self._chosen.of(client))

@@ -11,7 +11,7 @@ from typing import Any
 
 from latentrt.runtime.bundle import Manifest
 from latentrt.runtime.errors import unknown
-from latentrt.runtime.limits import MAX_IMAGES
+from latentrt.runtime.limits import MAX_CHARACTERS, MAX_IMAGES, MAX_SIDE, MAX_STEPS
 from latentrt.runtime.request import kinds
 from latentrt.runtime.request.kinds import Kind
 from latentrt.serve.http.bodies import ALIASES, call_properties
@@ -109,6 +109,24 @@ PICTURE_FIELDS: Mapping[str, Field] = {
     "include_init_images": Field("whether the answer repeats the given pictures", kinds.boolean()),
 }
 
+HIRES_FIELDS: Mapping[str, Field] = {
+    "enable_hr": Field("draw a second time, enlarged; the larger size must be one of the model's", kinds.boolean()),
+    "hr_scale": Field("how many times as large", kinds.number(1, 8)),
+    "hr_resize_x": Field("the larger width, instead of hr_scale; 0: none", kinds.integer(0, MAX_SIDE)),
+    "hr_resize_y": Field("the larger height", kinds.integer(0, MAX_SIDE)),
+    "hr_upscaler": Field("a name of /sdapi/v1/upscalers or /sdapi/v1/latent-upscale-modes", _text(100)),
+    "hr_second_pass_steps": Field("steps of the second pass; 0: as many as of the first", kinds.integer(0, MAX_STEPS)),
+    "denoising_strength": Field("how much the second pass draws anew", kinds.number(0, 1, above=True)),
+    **{
+        name: Field("of the second pass; expected empty, or as of the first", _text(MAX_CHARACTERS))
+        for name in ("hr_sampler_name", "hr_scheduler", "hr_checkpoint_name", "hr_prompt", "hr_negative_prompt")
+    },
+    "hr_cfg": Field("of the second pass; expected 0, or as of the first", kinds.number(0, 1000)),
+    **{
+        name: Field("expected 0: the first pass has the size width x height", kinds.integer(0, MAX_SIDE))
+        for name in ("firstphase_width", "firstphase_height")
+    },
+}
 _SECOND_PASS = "of the second pass, which enable_hr asks for"
 _FILES = "the server keeps no pictures"
 IGNORED: Mapping[str, str] = {
@@ -134,7 +152,7 @@ IGNORED: Mapping[str, str] = {
 _OF_THE_WEB_UI = "that is a part of the web UI which is not here"
 # Name -> why it is refused, and values besides "nothing" that ask for nothing.
 REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
-    "enable_hr": ("there is no second pass: draw at one of the model's sizes", ()),
+    "enable_hr": ("a second pass is drawn from a text: use txt2img", ()),
     "restore_faces": (_OF_THE_WEB_UI, ()),
     "tiling": ("seamless pictures are not drawn", ()),
     "styles": ("styles are not kept here: write them into the prompt", ()),
@@ -201,7 +219,7 @@ _REPLACED = frozenset({"image", "mask_image", "scheduler", "clip_skip", "control
 def properties(pictures: bool) -> dict[str, Any]:
     """JSON schema of a body's fields. `pictures`: of img2img."""
     ours = call_properties()
-    own = {**FIELDS, **(PICTURE_FIELDS if pictures else {})}
+    own = {**FIELDS, **(PICTURE_FIELDS if pictures else HIRES_FIELDS)}
     left = {name: schema for name, schema in ours.items() if ALIASES.get(name, name) not in _REPLACED}
     ignored = {name: {"description": f"ignored: {why}"} for name, why in IGNORED.items()}
     refused = {name: {"description": f"expected empty: {why}"} for name, (why, _) in REFUSED.items()}
@@ -225,13 +243,15 @@ def body_schema(pictures: bool) -> dict[str, Any]:
 
 def read_fields(given: Mapping[str, Any], manifest: Manifest, *, pictures: bool) -> dict[str, Any]:
     """The fields of a body that say something, checked. Raises `InputError`, `ApiError`."""
-    own = {**FIELDS, **(PICTURE_FIELDS if pictures else {})}
+    second = not pictures and not asks_for_nothing(given.get("enable_hr"))
+    own = {**FIELDS, **(PICTURE_FIELDS if pictures else HIRES_FIELDS if second else {})}
     known = properties(pictures)
     for name in given:
         if name not in known:
             raise ApiError(400, unknown("field", name, sorted(known)), "unknown_parameter", param=name[:80])
-    _refuse("", given, REFUSED)
-    kept = {name: value for name, value in given.items() if value is not None and name not in REFUSED}
+    refused = {name: row for name, row in REFUSED.items() if name not in own}
+    _refuse("", given, refused)
+    kept = {name: value for name, value in given.items() if value is not None and name not in refused}
     kept = {name: value for name, value in kept.items() if name in own or name not in IGNORED}
     return {
         name: own[name].kind.check(name, value, manifest) if name in own and name != "clip_skip" else value

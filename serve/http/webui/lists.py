@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from latentrt.runtime.errors import InputError
-from latentrt.runtime.request.web_ui_text import settings_of_web_ui
+from latentrt.runtime.latents import enlarges_latents
+from latentrt.runtime.request.web_ui_text import UPSCALERS, settings_of_web_ui
 from latentrt.serve.http.bodies import CallReader
 from latentrt.serve.http.errors import ApiError
 from latentrt.serve.http.given_files import bytes_of_base64, picture
@@ -35,7 +36,7 @@ TEXT_CHARACTERS = 1_000_000  # of one text of a picture that are told
 # What the web UI has and this server does not: clients ask for the lists, and go on where these are empty.
 EMPTY: dict[str, Any] = {
     "sd-vae": [],
-    "latent-upscale-modes": [],
+    "latent-upscale-modes": [{"name": theirs} for theirs, ours in UPSCALERS.items() if enlarges_latents(ours)],
     "embeddings": {"loaded": {}, "skipped": {}},
     "hypernetworks": [],
     "face-restorers": [],
@@ -97,9 +98,9 @@ class ListRoutes:
         return [LoraItem(name=name, alias=name, path=name) for name in names]
 
     async def upscalers(self, request: Request) -> list[UpscalerItem]:
-        """There is none, whose name is "None"."""
+        """Those of pictures, for the second pass of a call."""
         self._sender(request)
-        return [UpscalerItem(name="None")]
+        return [UpscalerItem(name=theirs) for theirs, ours in UPSCALERS.items() if not enlarges_latents(ours)]
 
     async def options(self, request: Request) -> dict[str, Any]:
         """The settings that calls are drawn with."""

@@ -19,7 +19,12 @@ REMEMBERED = 1000  # ended calls whose ids are known
 
 @dataclass(eq=False)
 class Task:
-    """A call; a `Ticket` that keeps what happens. `id`: the client's, or else the job's."""
+    """A call; a `Ticket` that keeps what happens.
+
+    Attributes:
+        id: the client's, or else the job's.
+        before, after: UNet calls of each picture in another pass of the call.
+    """
 
     ticket: Ticket
     client: str
@@ -34,6 +39,16 @@ class Task:
     pictures: dict[int, Picture] = field(default_factory=dict)
     skipped: bool = False
     interrupted: bool = False
+    before: int = 0
+    after: int = 0
+
+    def go_on(self, ticket: Ticket) -> None:
+        """Follow the second pass."""
+        self.before, self.after = self.steps, 0
+        self.ticket, self.calls, self.pictures = ticket, {}, {}
+        self.began, self.started = time.monotonic(), None
+        if self.interrupted or self.skipped:
+            self.cancel()
 
     @property
     def job(self) -> Job:
@@ -74,15 +89,21 @@ class Task:
     @property
     def progress(self) -> float:
         """Share of its UNet calls that have been made."""
-        return min(1.0, sum(self.calls.values()) / max(1, self.steps * self.job.images))
+        total = self.before + self.steps + self.after
+        return min(1.0, (self.before + self._made) / max(1, total))
+
+    @property
+    def _made(self) -> float:
+        """UNet calls of each picture in this pass, on average."""
+        return sum(self.calls.values()) / self.job.images
 
     @property
     def seconds_left(self) -> float:
         """Until it is finished, about."""
-        now, done = time.monotonic(), self.progress
-        if self.started is None or not done:
+        now, made = time.monotonic(), self._made
+        if self.started is None or not made:
             return max(0.0, self.began + self.admitted.estimate - now)
-        return (now - self.started) * (1 - done) / done
+        return (now - self.started) * max(0.0, self.steps + self.after - made) / made
 
     async def drawn(self) -> Drawn:
         """All pictures, or those that were finished when it was stopped; raises `ApiError` where there are none."""
@@ -91,7 +112,7 @@ class Task:
         except ApiError:
             if not (self.interrupted or self.skipped):
                 raise
-            if not self.pictures:
+            if not self.pictures or self.after:
                 text = "interrupted before a picture was finished"
                 raise ApiError(409, text, "cancelled", retry=False) from None
             pictures = tuple(self.pictures[image] for image in sorted(self.pictures))

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from latentrt.runtime.errors import InputError
 from latentrt.runtime.request import OPTIONS, kinds
+from latentrt.serve.http.bodies import ALIASES
 from latentrt.serve.http.errors import ApiError
 from latentrt.serve.http.given_files import bytes_of_base64, picture
 from latentrt.serve.served_model import ServedModel
 
 from .control import control_of
-from .fields import FIELDS, PICTURE_FIELDS, SETTINGS, read_fields, read_settings
+from .fields import FIELDS, HIRES_FIELDS, PICTURE_FIELDS, SETTINGS, read_fields, read_settings
 from .names import guidance_of, scheduler_of, takes_eta
 from .pictures import Inpainting, Prepared, PutBack, prepared, prepared_with_mask
 from .prompts import refuse_loras, without_loras
+from .second_pass import hires_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -76,7 +78,8 @@ def translated(
     fields = read_fields(body, manifest, pictures=pictures is not None)
     settings = read_settings(fields.get("override_settings", {}), manifest, where="override_settings: ")
     parameters = _repeated(body, fields, settings, fields.get("include_init_images", False))
-    own = {name: fields.pop(name) for name in [*fields] if name in FIELDS or name in PICTURE_FIELDS}
+    read = FIELDS.keys() | PICTURE_FIELDS.keys() | HIRES_FIELDS.keys()
+    own = {name: fields.pop(name) for name in [*fields] if name in read}
     call = {**fields, "model": model.name, "prompt_syntax": fields.get("prompt_syntax", "web-ui")}
     call.setdefault("long_prompt", "chunk")
     words: dict[str, str] = {}
@@ -87,6 +90,8 @@ def translated(
     if own.get("alwayson_scripts"):
         first = next(iter(own.get("init_images") or ()), None)
         call |= control_of(own["alwayson_scripts"], model, first)
+    if own.get("enable_hr"):
+        _set_hires(call, words, own, model)
     given = _prepared(call, words, own, model, pictures)
     return Asked(
         model,
@@ -165,6 +170,21 @@ def _set_settings(
     for name, row in SETTINGS.items():
         if row.option and name in settings:
             _set(call, words, row.option, name, settings[name])
+
+
+def _set_hires(call: dict[str, Any], words: dict[str, str], own: Mapping[str, Any], model: ServedModel) -> None:
+    """The second pass, as large as it is asked for; limits are checked with the call."""
+    manifest = model.bundle.manifest
+    given = {ALIASES.get(name, name): value for name, value in call.items()}
+    numbers = {"num_inference_steps": manifest.defaults.num_inference_steps}
+    numbers |= dict(zip(("width", "height"), model.default_size, strict=True))
+    for name in numbers:
+        if name in given:
+            numbers[name] = OPTIONS[name].kind.check(name, given[name], manifest)
+    options = hires_options(own, numbers["num_inference_steps"], (numbers["width"], numbers["height"]))
+    theirs = ("hr_scale", "denoising_strength", "hr_second_pass_steps", "hr_upscaler")
+    for (name, value), word in zip(options.items(), theirs, strict=True):
+        _set(call, words, name, word, value)
 
 
 def _prepared(

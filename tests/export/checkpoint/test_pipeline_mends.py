@@ -94,7 +94,7 @@ def test_the_scheduler_is_of_the_class_in_the_index(folder: Path) -> None:
     [
         ("model_index.json", {"unet": ["my_unet", "MyUNet"]}, "the unet is of class 'MyUNet'"),
         ("model_index.json", {"text_encoder": ["transformers", "T5EncoderModel"]}, "supported is CLIPTextModel"),
-        ("model_index.json", {"requires_aesthetics_score": True}, "SDXL's refiner"),
+        ("model_index.json", {"requires_aesthetics_score": True}, "of sd1; expected false: only SDXL's"),
         ("model_index.json", {"_class_name": ["pipeline", "Mine"]}, r"unsupported class \['pipeline', 'Mine'\]"),
         ("text_encoder/config.json", {"use_attention_mask": True}, "use_attention_mask, which is not supported"),
         ("text_encoder/config.json", {"pruned_heads": {"0": [1]}}, "pruned_heads = {'0': .1.}, which is not supported"),

@@ -100,6 +100,52 @@ def test_sdxl_is_converted_as_by_diffusers(
             assert torch.equal(parts[part][name], tensor), (part, name)
 
 
+def test_the_refiner_is_converted_as_by_diffusers(
+    sdxl: tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]], tmp_path: Path
+) -> None:
+    """Its text encoder, the second one of SDXL, comes first in the file."""
+    from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm, infer_diffusers_model_type
+    from transformers import CLIPTextModelWithProjection
+
+    configs, parts = sdxl
+    # By the 10th layer diffusers tells that it is a refiner.
+    weights = original_layout({part: tensors for part, tensors in parts.items() if part != "text_encoder"}, "sdxl")
+    assert infer_diffusers_model_type(weights) == "xl_refiner"
+    assert configs_of_file(weights, {}, None) == PUBLIC_CONFIGS["sdxl-refiner"]
+    config = configs["text_encoder_2"]
+    (tmp_path / "text_encoder_2").mkdir()
+    (tmp_path / "text_encoder_2" / "config.json").write_text(json.dumps(config))
+    theirs = create_diffusers_clip_model_from_ldm(
+        CLIPTextModelWithProjection, dict(weights), config=str(tmp_path), subfolder="text_encoder_2"
+    )
+    got = {bare_name("text_encoder_2", k): v for k, v in weights_of_part("text_encoder_2", weights, config).items()}
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(got[bare_name("text_encoder_2", name)], tensor), name
+
+
+def test_a_refiner_opens_as_folder_and_as_single_file(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "refiner", "sdxl-refiner", tinier=True)
+    file = single_file(folder, tmp_path / "one.safetensors", "sdxl-refiner")
+    one, whole = Checkpoint.open(Source(str(file), config=str(folder))), Checkpoint.open(folder)
+    assert (one.family.name, one.family.time_ids) == ("sdxl-refiner", 5)
+    assert one.configs == whole.configs
+    for part in ("text_encoder_2", "unet"):
+        got, expected = (checkpoint.load(part, torch.float32).state_dict() for checkpoint in (one, whole))
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(got[name], tensor) for name, tensor in expected.items()), part
+
+    def edit(name: str, **changes: Any) -> None:
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changes))
+
+    edit("model_index.json", requires_aesthetics_score=False)
+    with pytest.raises(CheckpointError, match="text encoders of sdxl-refiner; expected true: it is SDXL's refiner"):
+        Checkpoint.open(folder)
+    edit("model_index.json", requires_aesthetics_score=True)
+    edit("unet/config.json", projection_class_embeddings_input_dim=24 + 6 * 8)
+    with pytest.raises(CheckpointError, match=r"is 72, but the pooled text .24. and the 5 time_ids of .* make 64"):
+        Checkpoint.open(folder)
+
+
 @pytest.mark.slow
 def test_sdxl_opens_with_additions(
     sdxl: tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

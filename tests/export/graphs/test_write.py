@@ -386,7 +386,10 @@ def spoil_channels(folder: Path) -> None:
         (spoil_class, r"unsupported class 'FluxPipeline'; supported are StableDiffusionPipeline"),
         (spoil_pickle, r"only pickled weights.*--allow-pickle"),
         (spoil_keys, r"unet does not have the weights.*1 missing, such as conv_in.weight"),
-        (spoil_activation, r"has text_encoder with relu, which matches no supported family: sd1, sd2, sdxl"),
+        (
+            spoil_activation,
+            r"text_encoder with relu, which matches no supported family: sd1, sd2, sdxl, sdxl-refiner",
+        ),
         (spoil_latents, r"VAE with latents_mean, which is not supported for sd1"),
         (spoil_channels, r"7 input channels; supported are 4 .* and 9"),
     ],

@@ -52,6 +52,10 @@ CALLS: dict[str, dict[str, Any]] = {
         "width": 64,
     },
     "latents": {"latents": "noise.npy"},
+    "hires_scale": {"hires_scale": 1.5},
+    "hires_strength": {"hires_scale": 1.0, "hires_strength": 0.7, "num_inference_steps": 4},
+    "hires_steps": {"hires_scale": 1.0, "hires_steps": 3},
+    "hires_upscaler": {"hires_scale": 2.0, "hires_upscaler": "lanczos"},
     "vae_tiling": {"vae_tiling": True, "height": 160, "width": 176},
     "a config": {"scheduler": DDIM},
     "a name with options": {"scheduler": {"name": "heun", "s_churn": 3.0, "schedule_type": "karras"}},
@@ -70,6 +74,11 @@ SDXL: dict[str, dict[str, Any]] = {
     "negative_original_size": {**NEGATIVE_SIZES},
     "negative_target_size": {**NEGATIVE_SIZES, "negative_target_size": (56, 40)},
     "negative_crops_coords_top_left": {**NEGATIVE_SIZES, "negative_crops_coords_top_left": (7, 9)},
+}
+# Those of SDXL's refiner; `refiner_start` is drawn again in test_passes.py.
+REFINER: dict[str, dict[str, Any]] = {
+    "aesthetic_score": {"aesthetic_score": 8.5},
+    "negative_aesthetic_score": {"negative_aesthetic_score": 0.5},
 }
 # Options that set the number of pictures and their seeds.
 OF_THE_CALL = ("seed", "num_images_per_prompt")
@@ -95,9 +104,8 @@ def drawn_again(bundle: Path, picture: str, *flags: str) -> np.ndarray[Any, Any]
 
 
 def test_every_option_is_drawn_again_by_a_test() -> None:
-    assert {*CALLS, *SDXL, *OF_THE_CALL, *OF_CONTROLS} - {
-        name for name in CALLS if " " in name or name == "CFG++"
-    } == set(json_options())
+    more = {*SDXL, *REFINER, "refiner_start", *OF_THE_CALL, *OF_CONTROLS}
+    assert {*CALLS, *more} - {name for name in CALLS if " " in name or name == "CFG++"} == set(json_options())
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +141,19 @@ def test_sdxl_is_drawn_again(exported: Callable[[str], Exported], name: str) -> 
             for name, value in recorded_in(Path("a.png"), {}).options.items()
         }.items()
     )
+    assert np.array_equal(drawn_again(bundle, "a.png"), np.asarray(picture))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("name", REFINER)
+def test_a_refined_picture_is_drawn_again(exported: Callable[[str], Exported], name: str) -> None:
+    bundle = exported("sdxl-refiner-fp32").bundle
+    call = {**SIZE, "image": "photo.png", "strength": 0.9}
+    with Pipeline.load(bundle, device="cpu") as pipe:
+        picture = pipe("a red star", seed=5, **call, **REFINER[name]).images[0]
+    picture.save("a.png")
+    assert REFINER[name].items() <= recorded_in(Path("a.png"), {}).options.items()
     assert np.array_equal(drawn_again(bundle, "a.png"), np.asarray(picture))
 
 
@@ -239,7 +260,8 @@ def test_another_model_is_warned_about(sd1: Exported, caplog: pytest.LogCaptureF
 def test_web_uis_get_the_settings_that_they_know() -> None:
     labels = [option.web_ui[0] for option in OPTIONS.values() if option.web_ui is not None]
     assert labels == [
-        *("Steps", "CFG scale", "Seed", "RNG", "ENSD", "Emphasis", "Eta", "Clip skip", "Denoising strength")
+        *("Steps", "CFG scale", "Seed", "RNG", "ENSD", "Emphasis", "Eta", "Clip skip", "Denoising strength"),
+        *("Refiner switch at", "Hires upscale", "Denoising strength", "Hires steps", "Hires upscaler"),
     ]
 
 

@@ -69,6 +69,13 @@ EXAMPLES: dict[str, Any] = {
     "negative_original_size": (32, 40),
     "negative_crops_coords_top_left": (1, 2),
     "negative_target_size": (48, 32),
+    "aesthetic_score": 7.5,
+    "negative_aesthetic_score": 1.5,
+    "refiner_start": 0.7,
+    "hires_scale": 1.5,
+    "hires_strength": 0.4,
+    "hires_steps": 4,
+    "hires_upscaler": "lanczos",
     "vae_tiling": True,
 }
 

@@ -24,7 +24,7 @@ Negative prompt: blurry,
 Steps: 30 lines
 Steps: 7, Sampler: DPM++ 2M SDE, Schedule type: SGM Uniform, CFG scale: 6.5, Seed: 1234567, Size: 96x64, \
 Model hash: 6ce0161689, Model: v1-5-pruned, Clip skip: 2, ENSD: 31337, Eta: 0.6, Lora hashes: "glow: a1, b: c2", \
-Hires upscale: 2, Version: v1.10.1"""
+Variation seed strength: 0.1, Version: v1.10.1"""
 
 
 def with_text(path: Path, **texts: str) -> Path:
@@ -64,7 +64,7 @@ def test_a_text_of_automatic1111_is_read(caplog: pytest.LogCaptureFixture) -> No
     }
     assert (model, sha256) == ("v1-5-pruned", "6ce0161689")
     assert "<lora:glow:0.7> in the prompt" in caplog.text
-    assert "without effect here: Hires upscale" in caplog.text
+    assert "without effect here: Variation seed strength" in caplog.text
     assert "hashes" not in caplog.text
 
 

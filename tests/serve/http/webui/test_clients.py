@@ -78,8 +78,9 @@ def test_librechat(client: httpx.Client) -> None:
 def test_sillytavern(client: httpx.Client, service: FakeService) -> None:
     client.get("/sdapi/v1/options").raise_for_status()  # is it there?
     upscalers = [upscaler["name"] for upscaler in client.get("/sdapi/v1/upscalers").json()]
-    assert upscalers == ["None"]
-    assert client.get("/sdapi/v1/latent-upscale-modes").json() == []
+    assert upscalers == ["Lanczos", "Nearest", "None"]
+    modes = [mode["name"] for mode in client.get("/sdapi/v1/latent-upscale-modes").json()]
+    assert modes[:2] == ["Latent", "Latent (bicubic)"]
     assert client.get("/sdapi/v1/sd-vae").json() == []
     assert client.get("/sdapi/v1/sd-modules").status_code == 404, "as of any web UI but Forge"
     samplers = [sampler["name"] for sampler in client.get("/sdapi/v1/samplers").json()]

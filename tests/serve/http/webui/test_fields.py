@@ -79,7 +79,16 @@ def test_fields_become_options(
 @pytest.mark.parametrize(
     ("body", "status", "told"),
     [
-        ({"enable_hr": True}, 400, "enable_hr is not served"),
+        ({"enable_hr": True, "init_images": [PICTURE]}, 400, "enable_hr is not served: a second pass is drawn from a"),
+        ({"enable_hr": True, "hr_scale": 4}, 400, "size 512x512: shapes draws"),
+        ({"enable_hr": "yes"}, 400, "enable_hr='yes'"),
+        ({"enable_hr": True, "hr_scale": 0.5}, 400, "hr_scale=0.5"),
+        ({"enable_hr": True, "hr_scale": 1, "hr_upscaler": "Latent (nearst)"}, 400, "did you mean 'Latent (nearest)'"),
+        ({"enable_hr": True, "hr_scale": 1, "hr_prompt": "a circle"}, 400, "hr_prompt is not served"),
+        ({"enable_hr": True, "hr_scale": 1, "hr_sampler_name": "Euler"}, 400, "hr_sampler_name is not served"),
+        ({"enable_hr": True, "hr_resize_x": 256, "hr_resize_y": 128}, 400, "has another shape than 128x128"),
+        ({"enable_hr": True, "hr_scale": 1, "denoising_strength": 0}, 400, "denoising_strength=0: expected"),
+        ({"hires_scale": 1.0, "enable_hr": True}, 400, "hr_scale and hires_scale differ"),
         ({"restore_faces": True}, 400, "restore_faces"),
         ({"tiling": True}, 400, "tiling"),
         ({"styles": ["ink"]}, 400, "styles"),
