@@ -13,27 +13,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.bundle import Bundle, ControlManifest, TensorSpec, takes
+from latentrt.runtime.bundle import Bundle, ControlManifest, takes
 from latentrt.runtime.bundle.manifest import CheckpointRecord
 from latentrt.runtime.latents import (
     PREVIEWS,
     TorchGenerator,
     Vae,
-    empty_pixels,
     initial_latents,
     known_images,
     rgb_from_latents,
 )
 from latentrt.runtime.latents.initial import InitialLatents
-from latentrt.runtime.request import ImagePromptUse, LoraFile, ModelFacts, Request, Source, png_text, time_inputs
+from latentrt.runtime.request import LoraFile, ModelFacts, Request, Source, png_text, time_inputs
 from latentrt.runtime.text import Tokenizer, conditioning_from_texts, encode, tokenize, tokenizers_of
 from latentrt.runtime.text.conditioning import Conditioning
-from latentrt.runtime.weights import changed_weights, checked_factors, scaled, sha256_of_lora
+from latentrt.runtime.weights import changed_weights, checked_factors, sha256_of_lora
 
 from .arrays import Float32, Layers, RunEncoder
 from .errors import BackendError, InputError, NonFiniteError, unknown
 from .image import pil_from_arrays
-from .protocols import AdapterFeatures, Backend, Bucket, Control, ImagePrompt, Slots, Trajectory
+from .protocols import Backend, Bucket, Slots, Trajectory
+from .steering import steered
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -110,8 +110,7 @@ class Stages:
             )
             for i in range(len(initial))
         ]
-        nets = self._controls(request, inputs)
-        features, image_prompts = self._features(request), self._image_prompts(request)
+        steering = steered(request, self.backend.nets, self.controls, inputs)
         return [
             Trajectory(
                 request.plan,
@@ -123,70 +122,12 @@ class Stages:
                 start.mask,
                 start.extra,
                 inputs[i],
-                controls=tuple(net[i] for net in nets),
-                image_prompt=None if image_prompts is None else image_prompts[i],
-                features=None if features is None else features[i],
+                controls=steering[i].controls,
+                image_prompt=steering[i].image_prompt,
+                features=steering[i].features,
             )
             for i, start in enumerate(initial)
         ]
-
-    def _controls(self, request: Request, inputs: Sequence[Mapping[str, Float32]]) -> list[list[Control]]:
-        """For each net of a call, what it does on each image; each picture is embedded once."""
-        found = []
-        for use in request.nets:
-            net, manifest = self.backend.nets[use.net], self.controls[use.net]
-            features = [net.engine("hint").run({"hint": hint[None]})["hint_features"][0] for hint in use.hints]
-            own = {spec.name for spec in manifest.graphs["control_time"].inputs}
-            kinds = {} if not manifest.control_types else {"control_type": _one_hot(use.task, manifest.control_types)}
-            found.append(
-                [
-                    Control(
-                        use.net,
-                        features[row],
-                        use.weights,
-                        {name: array for name, array in inputs[i].items() if name in own}
-                        | {name: np.tile(array, (use.weights.shape[1], 1)) for name, array in kinds.items()},
-                        use.task,
-                    )
-                    for i, row in enumerate(use.rows)
-                ]
-            )
-        return found
-
-    def _features(self, request: Request) -> list[AdapterFeatures] | None:
-        """What a T2I-Adapter makes of the picture of each image."""
-        if (use := request.features) is None:
-            return None
-        net, specs = self.backend.nets[use.net], self.controls[use.net].graphs["adapter"].outputs
-        made = []
-        for hint in use.hints:
-            found = net.engine("adapter").run({"hint": hint[None]})
-            tensors = {spec.name: scaled(found[spec.name][0], use.scale, spec.dtype) for spec in specs}
-            made.append(AdapterFeatures(tensors, use.calls))
-        return [made[row] for row in use.rows]
-
-    def _image_prompts(self, request: Request) -> list[ImagePrompt] | None:
-        """What an IP-Adapter makes of the picture of each image; the negative group sees an empty one."""
-        if (use := request.image_prompt) is None:
-            return None
-        context = self.backend.nets[use.net].engine("image_context")
-        embeddings = [use.embeds] if use.embeds is not None else self._embedded(use, context.spec.inputs[0])
-        made = [ImagePrompt(context.run({"embedding": embedding}), use.strength) for embedding in embeddings]
-        return [made[row] for row in use.rows]
-
-    def _embedded(self, use: ImagePromptUse, wanted: TensorSpec) -> list[Float32]:
-        """For each picture its embeddings, (G, …): those of the picture as a whole, or of its patches."""
-        assert use.encoder is not None
-        assert use.pixels is not None
-        groups, encoder = use.strength.shape[1], self.backend.nets[use.encoder].engine("image_encoder")
-        name = "image_embeds" if len(wanted.shape) == 2 else "hidden_states"
-        found: list[Float32] = [encoder.run({"pixels": one[None]})[name] for one in use.pixels]
-        if groups == 1:
-            return found
-        if name == "image_embeds":
-            return [np.concatenate([np.zeros_like(one), one]) for one in found]
-        empty = encoder.run({"pixels": empty_pixels(use.pixels.shape[1])[None]})[name]
-        return [np.concatenate([empty, one]) for one in found]
 
     def _conditioning(self, request: Request, lap: Lap, run: RunEncoder) -> Conditioning:
         encoders = self.bundle.manifest.model.text_encoders
@@ -327,8 +268,3 @@ class Stages:
         """Raise `BackendError` once this is closed."""
         if self._closed:
             raise BackendError(f"this pipeline of {self.bundle.path} is closed: load the bundle again")
-
-
-def _one_hot(which: int, count: int) -> Float32:
-    """(1, count) zeros with a one."""
-    return np.eye(count, dtype=np.float32)[which : which + 1]

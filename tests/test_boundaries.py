@@ -35,7 +35,11 @@ ROOMS: dict[str, set[str]] = {
     "runtime.backends": {"runtime.bundle", "runtime.weights", "runtime.gpu", "runtime.loop", "runtime.protocols"},
     "runtime.cpu_hints": {"runtime.bundle"},
     "runtime.image": set(),
+    "runtime.steering": {
+        *("runtime.bundle", "runtime.latents", "runtime.protocols", "runtime.request", "runtime.weights"),
+    },
     "runtime.stages": {
+        "runtime.steering",
         *("runtime.bundle", "runtime.image", "runtime.latents", "runtime.protocols", "runtime.request"),
         *("runtime.text", "runtime.weights"),
     },
@@ -194,6 +198,7 @@ LIBRARIES: dict[str, set[str]] = {
     "runtime.backends.ort": NUMPY | {"onnxruntime"},
     "runtime.backends.trt": NUMPY,  # TensorRT is imported by name, in library.py alone
     "runtime.image": NUMPY | PICTURES,
+    "runtime.steering": NUMPY,
     "runtime.stages": NUMPY | PICTURES,
     "runtime.drawing": NUMPY | PICTURES,
     "runtime.pipeline": NUMPY,

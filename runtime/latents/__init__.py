@@ -2,20 +2,13 @@
 
 from .clip_pixels import empty_pixels
 from .enlarge import UPSCALERS, enlarged_latents, enlarged_pictures, enlarges_latents
-from .given_images import (
-    FileRow,
-    GivenImages,
-    ImageInput,
-    Picture,
-    clip_pictures,
-    holds_several,
-    size_of_steering,
-    steering_pictures,
-)
+from .given_images import FileRow, GivenImages, ImageInput
 from .initial import initial_latents, known_images
 from .noise import TorchGenerator
 from .npy import is_npy, read_npy
+from .opening import Picture, holds_several
 from .preview import PREVIEWS, rgb_from_latents
+from .steering import clip_pictures, size_of_steering, steering_pictures
 from .vae import Vae
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from latentrt.runtime.errors import InputError
-from latentrt.runtime.latents.given_images import FORMATS
+from latentrt.runtime.latents.opening import FORMATS
 from latentrt.runtime.request import CallOptions, Request
 from latentrt.runtime.request.metadata import BY_HASH
 
