@@ -38,10 +38,10 @@ def encode(images: int, sides: Any, mean: int, logvar: int) -> None:
         floats(pointer, shape)[:] = values
 
 
-def plan_of(draws: list[bool], *, starts_clean: bool) -> Plan:
-    """As much of a plan as the first latents depend on."""
+def plan_of(draws: list[bool], *, starts_clean: int) -> Plan:
+    """As much of a plan as the first latents depend on; `starts_clean`: 2 for a plan that takes no initial noise."""
     initial = np.zeros((7, 2), np.float32)
-    initial[0] = (1, 0.5 if starts_clean else 0)
+    initial[0] = (0 if starts_clean == 2 else 1, 0.5 if starts_clean else 0)
     return cast(Plan, SimpleNamespace(draws=np.array(draws, bool), initial=initial))
 
 
@@ -50,7 +50,7 @@ def ours(
     mask: NDArray[np.uint8] | None,
     *,
     draws: list[bool],
-    starts_clean: bool,
+    starts_clean: int,
     inpaints: bool,
     seed: int,
     rng: str,
@@ -100,7 +100,7 @@ def circle() -> NDArray[np.uint8]:
 @pytest.mark.parametrize("rng", RNGS)
 @pytest.mark.parametrize("between", [None, 2**64 - 3])
 @pytest.mark.parametrize("noise", [False, True])
-@pytest.mark.parametrize("starts_clean", [False, True])
+@pytest.mark.parametrize("starts_clean", [0, 1, 2])
 @pytest.mark.parametrize(
     ("kind", "masked", "inpaints"),
     [
@@ -112,7 +112,7 @@ def circle() -> NDArray[np.uint8]:
     ],
 )
 def test_draws_as_python(
-    rng: str, between: int | None, noise: bool, starts_clean: bool, kind: str, masked: bool, inpaints: bool
+    rng: str, between: int | None, noise: bool, starts_clean: int, kind: str, masked: bool, inpaints: bool
 ) -> None:
     draws, seed = [False, True, True, False, True], 31337
     image, mask = picture(kind), circle() if masked else None

@@ -261,7 +261,7 @@ class Graph:
     """As much of a graph as `time_ids_from_call` reads."""
 
     def __init__(self, name: str) -> None:
-        self.inputs = (type("Spec", (), {"name": name}),)
+        self.inputs = (type("Spec", (), {"name": name, "shape": ("n", 6)}),)
 
 
 @pytest.mark.parametrize("takes", [True, False])
