@@ -61,7 +61,8 @@ class Pipeline:
 
         Args:
             path: the bundle's folder; None is the small model that ships with latentrt.
-            refiner: folder of a second bundle, which goes on from the option `refiner_start`; its engines are in it.
+            refiner: folder of a second bundle, which goes on from the option `refiner_start`. Its engines are in it;
+                LoRAs change the first bundle alone.
             backend: "tensorrt", "tensorrt_rtx", "openvino" or "onnxruntime"; "auto" takes the best of them that works
                 here: TensorRT where there are engines, ONNX Runtime on other GPUs, on CPUs what a bundle was quantized
                 for, else OpenVINO where it is installed, else ONNX Runtime. An explicit choice never falls back.

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from latentrt.runtime import Bundle, Pipeline
 from latentrt.runtime.arrays import DTYPES, Layers, NewWeights
 from latentrt.runtime.bundle import Graph, shape_at, sizes_of_inputs
-from latentrt.runtime.loop.host import Arrays, BoundCall, HostSlots
+from latentrt.runtime.loop.host import HostSlots
+from latentrt.runtime.loop.host_engine import Arrays, BoundCall
 from latentrt.runtime.loop.tables import TimeFeatures
 from latentrt.runtime.pipeline import embedded_bundle
 from latentrt.runtime.protocols import Bucket

@@ -276,9 +276,8 @@ class CallOptions(TypedDict, total=False):
     guess_mode: Annotated[
         bool | None,
         Option(
-            "let ControlNets recognize the picture by themselves, without the prompt",
+            "let ControlNets recognize the picture by themselves, without the prompt. Default: off",
             kinds.boolean(),
-            False,
             native=False,
         ),
     ]

@@ -10,9 +10,11 @@ import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from latentrt.runtime.bundle import takes, takes_score
 from latentrt.runtime.bundle.manifest import MANIFEST
 from latentrt.runtime.errors import OutOfMemoryError
 from latentrt.runtime.files import cache_folder, sha256_of_file
@@ -46,7 +48,8 @@ def warm_up(models: Mapping[str, LoadedModel], costs: MeasuredCosts, options: Di
 
 def _prepare(model: LoadedModel, size: tuple[int, int], costs: MeasuredCosts, *, most: int, fixed: int | None) -> int:
     """Run one size at growing batches, until an image does not become cheaper; returns the largest that is worth it."""
-    request = model.served.request("", {"width": size[0], "height": size[1], "num_inference_steps": CALLS, "seed": 0})
+    options = {"width": size[0], "height": size[1], "num_inference_steps": CALLS, "seed": 0}
+    request = model.served.request("", options | _pictures(model, size))
     trajectory = model.trajectories(request)[0]
     group = Group(Weights(model.name), trajectory.bucket)
     cheapest, count = float("inf"), 1
@@ -64,6 +67,16 @@ def _prepare(model: LoadedModel, size: tuple[int, int], costs: MeasuredCosts, *,
         cheapest, count = cost, count * 2
     _time_decode(model, group, costs)
     return costs.settle_cap(group)
+
+
+def _pictures(model: LoadedModel, size: tuple[int, int]) -> dict[str, Any]:
+    """What models that inpaint or refine begin from; all of it is drawn anew, so that all calls are made."""
+    graphs, (width, height) = model.served.bundle.manifest.graphs, size
+    inpaints = takes(graphs["denoise"], "extra")
+    if not inpaints and not takes_score(graphs["time"]):
+        return {}
+    mask = {"mask_image": np.full((height, width), 255, np.uint8)} if inpaints else {}
+    return {"image": np.zeros((height, width, 3), np.uint8), "strength": 1.0, **mask}
 
 
 def _time(model: LoadedModel, group: Group, trajectory: Trajectory, count: int, costs: MeasuredCosts) -> float:

@@ -147,6 +147,17 @@ def test_the_manifests_are_accepted(folder: Path, name: str) -> None:
     assert _compared(folder, _at_home(_small(name), folder), name)
 
 
+def test_a_refiner_is_refused_by_name(folder: Path) -> None:
+    manifest = _at_home(_small("sdxl"), folder)
+    (ids,) = [spec for spec in manifest["graphs"]["time"]["inputs"] if spec["name"] == "time_ids"]
+    ids["shape"] = ["n", 5]
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    assert opened_by_python(folder) == ""
+    assert "it is SDXL's refiner, which this library does not draw with" in manifest_fault(json.dumps(manifest))
+    ids["shape"] = ["n", 7]
+    assert "time_ids" in manifest_fault(json.dumps(manifest))
+
+
 # 1,200 manifests or so for each kind; the slow tests take a third of them, `make test` less.
 @pytest.mark.parametrize(
     ("name", "share", "values"),

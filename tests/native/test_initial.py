@@ -43,10 +43,10 @@ def encode(images: int, sides: Any, mean: int, logvar: int) -> None:
         floats(pointer, shape)[:] = values
 
 
-def plan_of(draws: list[bool], *, starts_clean: bool) -> Plan:
-    """As much of a plan as the first latents depend on."""
+def plan_of(draws: list[bool], *, starts_clean: int) -> Plan:
+    """As much of a plan as the first latents depend on; `starts_clean`: 2 for a plan that takes no initial noise."""
     initial = np.zeros((7, 2), np.float32)
-    initial[0] = (1, 0.5 if starts_clean else 0)
+    initial[0] = (0 if starts_clean == 2 else 1, 0.5 if starts_clean else 0)
     return cast(Plan, SimpleNamespace(draws=np.array(draws, bool), initial=initial))
 
 
@@ -55,7 +55,7 @@ def ours(
     mask: NDArray[np.uint8] | None,
     *,
     draws: list[bool],
-    starts_clean: bool,
+    starts_clean: int,
     inpaints: bool,
     seed: int,
     rng: str,
@@ -111,7 +111,7 @@ def circle() -> NDArray[np.uint8]:
 @pytest.mark.parametrize("between", [None, 2**64 - 3])
 @pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize("samples", [False, True])
-@pytest.mark.parametrize("starts_clean", [False, True])
+@pytest.mark.parametrize("starts_clean", [0, 1, 2])
 @pytest.mark.parametrize(
     ("kind", "masked", "inpaints"),
     [
@@ -127,7 +127,7 @@ def test_draws_as_python(
     between: int | None,
     noise: bool,
     samples: bool,
-    starts_clean: bool,
+    starts_clean: int,
     kind: str,
     masked: bool,
     inpaints: bool,

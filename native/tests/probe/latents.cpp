@@ -15,13 +15,14 @@ using namespace lrt;
 namespace {
 
 // A plan of which initial_latents reads the draws and the first state.
-Plan plan_of(const std::uint8_t* draws, std::size_t calls, bool clean) {
+// `starts`: 0 from noise, 1 from noise and clean latents, 2 from clean latents alone.
+Plan plan_of(const std::uint8_t* draws, std::size_t calls, int starts) {
     Plan plan;
     plan.timesteps.resize(calls);
     plan.draws.assign(draws, draws + calls);
     plan.initial.assign(2 * static_cast<std::size_t>(REGISTERS), 0);
-    plan.initial[0] = 1;
-    plan.initial[1] = clean ? 0.5f : 0;
+    plan.initial[0] = starts == 2 ? 0 : 1;
+    plan.initial[1] = starts == 0 ? 0 : 0.5f;
     return plan;
 }
 
@@ -120,7 +121,7 @@ PROBE void probe_initial(const latentrt_pixels* images, std::size_t images_count
                          const std::uint64_t* between_seed, const float* noise, EncodeCallback encode,
                          std::size_t* sizes, float* out, char* error) {
     probe::told(error, [&] {
-        const Plan plan = plan_of(draws, calls, starts_clean != 0);
+        const Plan plan = plan_of(draws, calls, starts_clean);
         const latentrt_request request =
             request_of(images, images_count, masks, masks_count, image_latents, latents_count);
         const auto input =

@@ -7,6 +7,8 @@ from latentrt.runtime.errors import InputError, shown, unknown
 from latentrt.runtime.request.control_options import NETS
 from latentrt.serve.served_model import ServedModel
 
+from .fields import asks_for_nothing
+
 SCRIPTS = "alwayson_scripts"
 # Field of a unit -> option of ours, which takes a value for each net.
 _NUMBERS = {
@@ -48,13 +50,13 @@ def control_of(scripts: Any, model: ServedModel, first_picture: Any) -> dict[str
         raise InputError(f"{SCRIPTS}={shown(scripts)}: expected an object")
     units: list[Any] = []
     for name, value in scripts.items():
+        if asks_for_nothing(value):
+            continue
+        if name.lower() != "controlnet":
+            raise InputError(f"{SCRIPTS} is not served but for controlnet: leave out {name[:40]}")
         given = value.get("args") if isinstance(value, Mapping) else None
         if not isinstance(given, Sequence) or isinstance(given, str):
             raise InputError(f"{SCRIPTS}.{name[:40]}: expected an object with the list args")
-        if name.lower() != "controlnet":
-            if given:
-                raise InputError(f"{SCRIPTS}.{name[:40]}: expected controlnet, the only script that is served")
-            continue
         units += given
     found: dict[str, Any] = {}
     for number, unit in enumerate(units):

@@ -229,8 +229,8 @@ HALF = ("B*G", 32, "h/2", "w/2")
     ("manifest", "message"),
     [
         (with_inputs(("residual_00", "float32", HALF), ports=()), "residual_00 is no output of context or time"),
-        (with_inputs(("residual_01", "float32", HALF), ports=("control",)), "no inputs residual_00"),
-        (with_inputs(ports=("control",)), "no inputs residual_00"),
+        (with_inputs(("residual_01", "float32", HALF), ports=("control",)), "no tensors residual_00"),
+        (with_inputs(ports=("control",)), "no tensors residual_00"),
         (with_inputs(ports=("pose",)), "recipe.ports has 'pose'"),
         (with_inputs(("adapter_00", "float32", ("B", 32, "h", "w")), ports=("t2i",)), "expected .B.G, a number"),
         (with_inputs(("adapter_00", "float32", ("B*G",)), ports=("t2i",)), "expected .B.G, a number"),

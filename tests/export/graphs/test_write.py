@@ -46,6 +46,8 @@ def test_every_graph_is_there_and_follows_the_contract(exported: Callable[[str],
     bundle = Bundle.open(exported(name).bundle)
     encoders = {encoder.graph for encoder in bundle.manifest.model.text_encoders}
     previews = {"preview_decoder"} if "taesd" in name else set()
+    ports = tuple(PORTS[port] for port in bundle.manifest.recipe.ports)
+    assert len(ports) == (len(PORTS) if "-ports-" in name else 0)
     assert set(bundle.manifest.graphs) == GRAPHS | encoders | previews
     opset = bundle.manifest.recipe.opset
     assert name == "shapes" or opset == EXPORTS[name][2]
@@ -55,7 +57,7 @@ def test_every_graph_is_there_and_follows_the_contract(exported: Callable[[str],
         shapes = {v.name: [str(d) for d in v.shape or ()] for v in (*model.graph.inputs, *model.graph.outputs)}
         named = {t.name: [str(d) for d in t.shape] for t in (*spec.inputs, *spec.outputs)}
         assert shapes == named, graph
-    denoise = {t.name: t for t in bundle.graph("denoise").inputs}
+    denoise = {t.name: t for t in bundle.graph("denoise").inputs if not t.name.startswith(ports or "none")}
     context = {t.name: t for t in bundle.graph("context").outputs}
     assert set(denoise) - set(context) - {"extra"} == {
         "state", "coefficients", "guidance", "guidance_rescale", "noise", "time_features",

@@ -56,8 +56,10 @@ def test_a_changed_address_behind_a_capture_is_caught(pipe: Pipeline) -> None:
     """Scratch memory is replaced without a new capture."""
     pipe(PROMPT, seed=1, **FEW)
     ((_, _, slots),) = pipe._backend._slots._idle
-    slots._context[0]._context.set_device_memory(slots._scratch.address, slots._scratch.size)
-    slots._scratch.close()
+    work = slots._work
+    ((bound, _),) = work._contexts.values()
+    bound._context.set_device_memory(work._scratch.address, work._scratch.size)
+    work._scratch.close()
     with pytest.raises(Fault, match="not allocated memory"):
         pipe(PROMPT, seed=1, **FEW)
 
@@ -96,7 +98,7 @@ def test_rows_written_before_their_upload_is_done_are_caught(pipe: Pipeline, mon
 
 def test_two_streams_on_one_block_are_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = DeviceMemory(8 << 20)
-    monkeypatch.setattr("latentrt.runtime.loop.gpu.DeviceMemory", lambda _size: shared)
+    monkeypatch.setattr("latentrt.runtime.loop.gpu_work.DeviceMemory", lambda _size: shared)
     one, two = pipe.stream(PROMPT, seed=1, **FEW), pipe.stream(PROMPT, seed=2, **FEW)
     next(one)
     next(two)

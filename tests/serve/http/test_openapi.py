@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from support import webui
 from support.fake_service import FakeRepository, FakeService, kserve_face, served
 
+from latentrt.runtime.request.metadata import BY_HASH
 from latentrt.runtime.request.options import json_options
 from latentrt.serve.http.app import make_app
 from latentrt.serve.http.config import HttpConfig
@@ -31,7 +32,7 @@ def test_every_option_of_the_table_is_in_the_document() -> None:
     for path in ("/v1/images/generations", "/v1/images/edits"):
         content = document["paths"][path]["post"]["requestBody"]["content"]
         properties = next(iter(content.values()))["schema"]["properties"]
-        wanted = {*json_options()} - ({"mask_image", "latents"} if path.endswith("edits") else set())
+        wanted = {*json_options()} - ({*BY_HASH} - {"image"} if path.endswith("edits") else set())
         assert wanted <= {*properties}
     schema = app().openapi()["paths"]["/v2/models/{model}/infer"]["post"]["requestBody"]["content"]["application/json"]
     assert {*json_options()} <= {*schema["schema"]["properties"]["inputs"]["items"]["properties"]["name"]["enum"]}

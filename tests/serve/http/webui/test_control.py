@@ -43,9 +43,9 @@ def test_units_become_options() -> None:
 @pytest.mark.parametrize(
     ("scripts", "message"),
     [
-        ([], "expected an object"),
-        ({"controlnet": []}, "with the list args"),
-        ({"ADetailer": {"args": [True]}}, "expected controlnet, the only script"),
+        ([1], "expected an object"),
+        ({"controlnet": [1]}, "with the list args"),
+        ({"ADetailer": {"args": [True]}}, "not served but for controlnet: leave out ADetailer"),
         (units({"model": "canny", "image": "A", "module": "openpose_full"}), "module='openpose_full': expected 'none'"),
         (units({"model": "canny", "image": "A", "control_mode": 2}), "control_mode=2: expected 0"),
         (units({"model": "canny", "image": "A", "wieght": 1}), "unknown field 'wieght'"),

@@ -1,16 +1,24 @@
 """The second pass that `enable_hr` asks for: two jobs, one answer."""
 
+import io
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
+from support.exports import Exported
 from support.fake_service import FakeService
+from support.serving import Device
 from support.webui import info, opened, web_ui
+
+from latentrt.runtime import Pipeline
+from latentrt.serve.http.webui.second_pass import first_job, second_job
+from latentrt.serve.messages import DispatcherOptions, Done, Job, ModelSpec, Output, Picture
 
 BODY: dict[str, Any] = {"prompt": "a star", "steps": 6, "seed": 5, "enable_hr": True, "width": 128, "height": 128}
 BODY |= {"hr_scale": 1.0, "denoising_strength": 0.5, "sampler_name": "Euler a"}
@@ -60,6 +68,56 @@ def test_two_jobs_are_drawn(
     assert (told["denoising_strength"], told["width"]) == (0.5, 128)
     assert len(answer.json()["images"]) == 2
     assert opened(answer.json()["images"][0]).size == (128, 128)
+
+
+@pytest.mark.parametrize("upscaler", ["latent", "lanczos"])
+def test_a_real_device_draws_what_a_pipeline_draws(upscaler: str) -> None:
+    """Both jobs, with stochastic noise: the picture and its text are those of one call."""
+    options: dict[str, Any] = {
+        "seed": [3, 8],
+        "num_images_per_prompt": 2,
+        "num_inference_steps": 3,
+        "scheduler": "euler_a",
+    }
+    options |= {"hires_scale": 2.0, "hires_strength": 0.7, "hires_upscaler": upscaler, "height": 64, "width": 64}
+    spec = ModelSpec("shapes", backend="onnxruntime", sizes=((64, 64), (128, 128)))
+    device = Device(spec, DispatcherOptions(device="cpu", lazy=True))
+    try:
+        call = device.model.call("a red star", options)
+        asked = Job("asked", "shapes", call.first, output=Output("png"))
+        first = first_job(asked, call)
+        pictures = drawn_by(device, first)
+        second = second_job(asked, call, pictures, device.model, 0.5)
+        files = [Image.open(io.BytesIO(picture.data)) for picture in drawn_by(device, second)]
+    finally:
+        device.close()
+    with Pipeline.load(backend="onnxruntime", device="cpu") as pipe:
+        alone = pipe("a red star", **options).images
+    for got, wanted in zip(files, alone, strict=True):
+        assert np.array_equal(np.asarray(got), np.asarray(wanted))
+        assert got.info["parameters"] == wanted.info["parameters"]
+        assert json.loads(got.info["latentrt"])["hires_upscaler"] == upscaler
+
+
+def drawn_by(device: Device, job: Job) -> list[Picture]:
+    device.dispatcher.submit(job)
+    assert isinstance(device.end(job), Done), device.end(job)
+    return sorted((e for e in device.events[job.id] if isinstance(e, Picture)), key=lambda e: e.image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sdxl-refiner-fp32", "sd1-inpaint-fp32"])
+def test_models_that_begin_from_pictures_are_served(exported: Callable[[str], Exported], name: str) -> None:
+    """A device is prepared with pictures for them."""
+    spec = ModelSpec("m", exported(name).bundle, backend="onnxruntime", sizes=((32, 32),))
+    device = Device(spec, DispatcherOptions(device="cpu", lazy=True))
+    try:
+        picture = Image.effect_noise((32, 32), 60).convert("RGB")
+        mask = {"mask_image": Image.new("L", (32, 32), 255)} if "inpaint" in name else {}
+        job = device.submit("a star", {"image": picture, "num_inference_steps": 4, "strength": 0.6, **mask})
+        assert np.isfinite(device.latents(job)).all()
+    finally:
+        device.close()
 
 
 def test_without_enable_hr_there_is_one(client: httpx.Client, service: FakeService) -> None:
