@@ -29,6 +29,7 @@ class DelayedBackend:
 
     def __init__(self, bundle: Bundle, delay: float) -> None:
         self._bundle, self.delay, self.weights = bundle, delay, 0
+        self.nets: dict[str, DelayedBackend] = {}
         self._features = TimeFeatures(lambda graph, inputs: self.engine(graph).run(inputs))
 
     def engine(self, graph: str) -> "DelayedEngine":

@@ -29,6 +29,7 @@ from latentrt.export.graphs.onnx_export import TensorInput, onnx_from_module
 from latentrt.export.graphs.onnx_files import save_graph
 from latentrt.export.write import ExportOptions, export_bundle
 from latentrt.runtime import Bundle, CheckpointError, ExportError, ParityError
+from latentrt.runtime.bundle.manifest import PORTS
 from latentrt.runtime.bundle.strict_json import encode
 from latentrt.runtime.cli.main import main
 

@@ -36,8 +36,8 @@ def test_a_wrong_address_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPat
 def test_memory_given_back_early_is_caught(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     upload = CallBlock.upload
 
-    def and_close(self: CallBlock, turn: int, batch: int, *, noise: bool) -> None:
-        upload(self, turn, batch, noise=noise)
+    def and_close(self: CallBlock, turn: int, batch: int, *, whole: bool = False) -> None:
+        upload(self, turn, batch, whole=whole)
         self._device.close()
 
     monkeypatch.setattr(CallBlock, "upload", and_close)
