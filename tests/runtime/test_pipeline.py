@@ -74,6 +74,7 @@ class Recorder:
         self.buckets: list[Any] = []
         backend = pipe._backend
         self.name, self.engine, self.close = backend.name, backend.engine, backend.close
+        self.nets = backend.nets
         self._slots = backend.slots
 
     def slots(self, bucket: Any, count: int) -> Any:
