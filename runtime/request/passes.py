@@ -127,7 +127,9 @@ def _request(
 def _refined(base: ModelFacts, refiner: ModelFacts, prompt: Any, given: Mapping[str, Any], start: float) -> Call:
     """Base with `denoising_end`, refiner with `denoising_start`: diffusers' ensemble of expert denoisers."""
     embeds = [name for name in given if name.endswith("embeds")]
-    _refuse("a refiner (refiner_start=1 leaves it out)", given, ["mask_image", "denoising_start", "denoising_end", *embeds])
+    _refuse(
+        "a refiner (refiner_start=1 leaves it out)", given, ["mask_image", "denoising_start", "denoising_end", *embeds]
+    )
     _check_latents(base.manifest, refiner.manifest)
     scores = {name: given[name] for name in SCORES if name in given}
     own = {name: value for name, value in given.items() if name not in SCORES}
