@@ -33,7 +33,7 @@ from latentrt.runtime.bundle.manifest import PORTS
 from latentrt.runtime.bundle.strict_json import encode
 from latentrt.runtime.cli.main import main
 
-GRAPHS = {"text_encoder", "context", "time", "denoise", "blend", "vae_decoder", "vae_encoder"}
+GRAPHS = {"context", "time", "denoise", "blend", "vae_decoder", "vae_encoder"}
 
 
 @pytest.fixture(scope="module")
