@@ -67,10 +67,11 @@ class Step:
         """The pictures as the model predicts them now.
 
         Args:
-            method: "rgb" maps latents to colours, one for each latent pixel, in a fraction of a millisecond; "vae"
-                decodes them. "auto" is "rgb" where the bundle has `latent_rgb`, else "vae".
+            method: "rgb" maps latents to colours, one for each latent pixel, in a fraction of a millisecond; "taesd"
+                decodes them with the bundle's small preview decoder; "vae" with its VAE. "auto" is the first of
+                "taesd", "rgb" and "vae" that the bundle has.
 
-        Raises: InputError: an unknown method, or "rgb" on a bundle without `latent_rgb`.
+        Raises: InputError: an unknown method, or one that the bundle lacks.
         """
         images = self._stages.preview(_register(self._images, REGISTERS - 1), method, tiling=self._tiling)
         return pil_from_arrays(images, [{}] * len(images))
