@@ -357,10 +357,15 @@ class CallOptions(TypedDict, total=False):
     ]
     aesthetic_score: Annotated[
         float | None,
-        Option("how beautiful SDXL's refiner is told that the picture is, 1 to 10. Default: 6", kinds.number(0, 100)),
+        Option(
+            "how beautiful SDXL's refiner is told that the picture is, 1 to 10. Default: 6",
+            kinds.number(0, 100),
+            native=False,
+        ),
     ]
     negative_aesthetic_score: Annotated[
-        float | None, Option("like aesthetic_score, for the negative prompt. Default: 2.5", kinds.number(0, 100))
+        float | None,
+        Option("like aesthetic_score, for the negative prompt. Default: 2.5", kinds.number(0, 100), native=False),
     ]
     refiner_start: Annotated[
         float | None,
@@ -369,6 +374,7 @@ class CallOptions(TypedDict, total=False):
             "with a refiner (Pipeline.load(refiner=), --refiner)",
             kinds.number(0, 1, above=True),
             web_ui=("Refiner switch at", _g),
+            native=False,
         ),
     ]
     hires_scale: Annotated[
@@ -378,6 +384,7 @@ class CallOptions(TypedDict, total=False):
             "hires_strength",
             kinds.number(1, 8),
             web_ui=("Hires upscale", _g),
+            native=False,
         ),
     ]
     hires_strength: Annotated[
@@ -386,6 +393,7 @@ class CallOptions(TypedDict, total=False):
             "strength of the second pass, above 0 up to 1. Default: the bundle's for pictures",
             kinds.number(0, 1, above=True),
             web_ui=("Denoising strength", _g),
+            native=False,
         ),
     ]
     hires_steps: Annotated[
@@ -394,6 +402,7 @@ class CallOptions(TypedDict, total=False):
             "steps that the second pass makes. Default: the share hires_strength of num_inference_steps",
             kinds.integer(1, MAX_STEPS, limit="MAX_STEPS"),
             web_ui=("Hires steps", str),
+            native=False,
         ),
     ]
     hires_upscaler: Annotated[
@@ -403,6 +412,7 @@ class CallOptions(TypedDict, total=False):
             "Default: latent",
             kinds.choice(*UPSCALERS),
             web_ui=("Hires upscaler", UPSCALERS_OF_WEB_UIS.get),
+            native=False,
         ),
     ]
     vae_tiling: Annotated[

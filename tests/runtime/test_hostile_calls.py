@@ -186,7 +186,7 @@ def test_no_memory_is_an_error_of_the_input(pipe: Pipeline, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(pipe, "slots", full)
+    monkeypatch.setattr(pipe._stages, "slots", full)
     with pytest.raises(InputError, match="needs more memory than there is"):
         pipe("a", **SMALL)
 

@@ -11,8 +11,6 @@ constexpr Choice CHOICES_OF_PROMPT_SYNTAX[] = {{"plain", "None"}, {"web-ui", "Or
 
 constexpr Choice CHOICES_OF_LONG_PROMPT[] = {{"truncate", ""}, {"chunk", ""}};
 
-constexpr Choice CHOICES_OF_HIRES_UPSCALER[] = {{"latent", "Latent"}, {"latent-bicubic", "Latent (bicubic)"}, {"latent-nearest", "Latent (nearest)"}, {"latent-nearest-exact", "Latent (nearest-exact)"}, {"lanczos", "Lanczos"}, {"nearest", "Nearest"}};
-
 constexpr Choice CHOICES_OF_OUTPUT_TYPE[] = {{"pil", ""}, {"np", ""}, {"latent", ""}};
 
 constexpr Option OPTIONS[] = {
@@ -67,21 +65,6 @@ constexpr Option OPTIONS[] = {
      nullptr, 0, "", true, "", Form::none},
     {"negative_target_size", Kind::pair, 0, 16777216, {}, false, "a pair of integers >= 0, (height, width)", nullptr,
      0, "", true, "", Form::none},
-    {"aesthetic_score", Kind::number, 0, 100, {}, false, "a number from 0 to 100", nullptr, 0, "", true, "",
-     Form::none},
-    {"negative_aesthetic_score", Kind::number, 0, 100, {}, false, "a number from 0 to 100", nullptr, 0, "", true, "",
-     Form::none},
-    {"refiner_start", Kind::number, 0, 1, {}, true, "a number above 0, up to 1", nullptr, 0, "", true,
-     "Refiner switch at", Form::general},
-    {"hires_scale", Kind::number, 1, 8, {}, false, "a number from 1 to 8", nullptr, 0, "", true, "Hires upscale",
-     Form::general},
-    {"hires_strength", Kind::number, 0, 1, {}, true, "a number above 0, up to 1", nullptr, 0, "", true,
-     "Denoising strength", Form::general},
-    {"hires_steps", Kind::integer, 1, 0, {"MAX_STEPS", &Limits::MAX_STEPS}, false, "an integer from 1 to ", nullptr, 0,
-     "", true, "Hires steps", Form::plain},
-    {"hires_upscaler", Kind::choice, 0, 0, {}, false,
-     "one of 'latent', 'latent-bicubic', 'latent-nearest', 'latent-nearest-exact', 'lanczos', 'nearest'",
-     CHOICES_OF_HIRES_UPSCALER, 6, "", true, "Hires upscaler", Form::word},
     {"vae_tiling", Kind::boolean, 0, 0, {}, false, "", nullptr, 0, "false", true, "", Form::none},
     {"prompt_embeds", Kind::array, 0, 0, {}, false, "", nullptr, 0, "", false, "", Form::none},
     {"negative_prompt_embeds", Kind::array, 0, 0, {}, false, "", nullptr, 0, "", false, "", Form::none},

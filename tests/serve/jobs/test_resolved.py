@@ -15,7 +15,7 @@ from support.lora_files import shapes_file
 
 from latentrt.runtime import Pipeline, Plan
 from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.request import Request
+from latentrt.runtime.request import Call, Request
 from latentrt.serve.jobs.resolved import ModelChangedError, Resolver, shown_request
 from latentrt.serve.jobs.store import KeptJob, NewJob
 from latentrt.serve.messages import Job, Output, Previews
@@ -138,7 +138,7 @@ def test_the_same_latents_are_drawn(name: str) -> None:
     job = job_for(model, prompt=options.pop("prompt", "a star"), options=options)
     with Pipeline.load(device="cpu") as pipe:
         first, second = (
-            [step.result for step in pipe._checked_steps(request)][-1]
+            [step.result for step in pipe._checked_steps(Call(request))][-1]
             for request in (job.request, again(model, job).request)
         )
     assert first is not None
