@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from latentrt.runtime.bundle import Contents, Graph, TensorSpec, shape_at
-from latentrt.runtime.bundle.sizes import IMAGE_TOKENS, symbols_of
+from latentrt.runtime.bundle.sizes import IMAGE_TOKENS, MOST_IMAGE_TOKENS, symbols_of
 from latentrt.runtime.errors import InputError
 
 # The text encoder has a row for each text, `time` a row for each UNet call of each image. Both graphs are small.
@@ -73,7 +73,7 @@ def buckets_from_options(
         "h": [_latent("--height", text, factor) for text in height or (str(usual_height),)],
         "w": [_latent("--width", text, factor) for text in width or (str(usual_width),)],
         "S": [span_from_text("--tokens", text) for text in tokens or (str(length),)],
-        "T": [Span(IMAGE_TOKENS, IMAGE_TOKENS, IMAGE_TOKENS)],
+        "T": [Span(IMAGE_TOKENS, IMAGE_TOKENS, MOST_IMAGE_TOKENS)],
     }
     for span in spans["S"]:
         if any(size % length for size in span):

@@ -13,7 +13,7 @@ from latentrt.runtime.errors import InputError
 from .manifest import PORTS, EngineRecord, Graph, Manifest, TensorSpec
 
 Sizes = Mapping[str, int]
-IMAGE_TOKENS = 4  # of a plain IP-Adapter
+IMAGE_TOKENS, MOST_IMAGE_TOKENS = 4, 16  # of a plain IP-Adapter, and of the kind "plus"
 
 
 def sizes_text(record: EngineRecord) -> str:

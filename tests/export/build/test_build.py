@@ -87,7 +87,7 @@ def test_sizes_become_shapes() -> None:
     sizes = {"height": ["64:128:192"], "width": ["96"], "batch": ["1", "2:3:4"], "tokens": ["77:77:154"]}
     buckets = buckets_from_options(manifest, **sizes)
     assert [dict(b) for b in buckets] == [
-        {"B": batch, "G": (2, 2, 2), "h": (8, 16, 24), "w": (12, 12, 12), "S": (77, 77, 154)}
+        {"B": batch, "G": (2, 2, 2), "h": (8, 16, 24), "w": (12, 12, 12), "S": (77, 77, 154), "T": (4, 4, 16)}
         for batch in ((1, 1, 1), (2, 3, 4))
     ]
     denoise = manifest.graphs["denoise"]
