@@ -116,10 +116,10 @@ def test_same_picture_as_diffusers(exported: Callable[[str], Exported], family: 
             if backend == "openvino":
                 continue
             half = {"controlnet_conditioning_scale": 0.5}
-            late = {"control_guidance_start": 0.15}  # one call later than 0
+            late = {"control_guidance_start": 0.3}  # a call later than 0.25, and three later than 0
             for other, wrong in (([blots(1, size), *hints[1:]], {}), (hints, half), (hints, late)):
                 ours = drawn(pipe, seed, used, other, **{**more, **wrong})
-                assert relative_error(ours.latents, latents) > 100 * LATENTS, wrong
+                assert relative_error(ours.latents, latents) > 10 * LATENTS, wrong
 
 
 @pytest.mark.slow

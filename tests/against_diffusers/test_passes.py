@@ -14,6 +14,8 @@ from latentrt.runtime import Pipeline
 from latentrt.runtime.goldens import psnr, relative_error
 
 LATENTS, PSNR = 1e-5, 50.0
+# Between the passes pictures have 8 bits: a level that another library rounds the other way is off by a whole one.
+OF_PICTURES = 5e-5
 PROMPT = "a lighthouse in a storm, oil painting"
 OPTIONS: dict[str, Any] = {"prompt": PROMPT, "negative_prompt": "fog", "guidance_scale": 4.0}
 DRAWS = [(17, (40, 56)), (2**31 + 5, (64, 32))]
@@ -79,7 +81,8 @@ def test_drawn_enlarged(exported: Callable[[str], Exported], name: str, upscaler
             hires = {"hires_scale": 1.5, "hires_strength": 0.65, "hires_upscaler": upscaler}
             call: dict[str, Any] = {"seed": seed, "height": size[0], "width": size[1], "num_inference_steps": 6}
             result = pipe(**OPTIONS, **call, **hires)
-            assert relative_error(result.latents, wanted.numpy()) <= LATENTS, (seed, size)
+            limit = OF_PICTURES if upscaler in FILTERS and backend == "openvino" else LATENTS
+            assert relative_error(result.latents, wanted.numpy()) <= limit, (seed, size)
             assert psnr(np.asarray(result.images[0]), decoded(image, wanted)) >= PSNR, (seed, size)
             other = {**hires, "hires_upscaler": "latent-nearest"}, {**hires, "hires_strength": 0.9}
             for wrong in other:

@@ -96,7 +96,7 @@ def tiny_ip_adapter(folder: Path, unet: Path, *, seed: int, plus: bool = False) 
             for kind in "kv":
                 tensors[f"ip_adapter.{number}.to_{kind}_ip.weight"] = normal(channels, width)
             number += 2
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)  # a run that was killed may have left it
     save_file(tensors, folder / "adapter.safetensors")
     return folder / "adapter.safetensors"
 

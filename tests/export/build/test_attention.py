@@ -222,5 +222,5 @@ def test_a_damaged_one_is_not_used(bundle: Path, expected: NDArray[Any], caplog:
 
 @pytest.mark.slow
 def test_bundles_without_such_attention_are_refused(exported: Callable[[str], Exported], tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"(?s)nothing to replace.*on cpu\. .*opset 18"):
+    with pytest.raises(ExportError, match=r"(?s)nothing to replace.*\(on cpu attention\)\. .*opset 18"):
         list(build_ort_graphs(exported("sd2-fp32-opset18").bundle, devices=["cpu"], engines=tmp_path))
