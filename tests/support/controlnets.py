@@ -72,6 +72,7 @@ def tiny_t2i_adapter(folder: Path, unet: Path, *, seed: int) -> Any:
 
 
 EMBEDDING, PATCHES = 48, 257  # of a picture, for the adapters below
+DEPTH = 4  # of the resampler of an IP-Adapter plus, which diffusers takes for granted
 
 
 def tiny_ip_adapter(folder: Path, unet: Path, *, seed: int, plus: bool = False) -> Path:
@@ -113,11 +114,11 @@ def _resampler(normal: Callable[..., torch.Tensor], width: int) -> dict[str, tor
     inner, found = 64, {"latents": normal(1, 6, 64)}
     for name, rows, columns in (("proj_in", inner, EMBEDDING), ("proj_out", width, inner)):
         found |= {f"{name}.weight": normal(rows, columns), f"{name}.bias": 0.1 * normal(rows)}
-    norms = ("norm_out", *(f"layers.{i}.{name}" for i in range(2) for name in ("0.norm1", "0.norm2", "1.0")))
+    norms = ("norm_out", *(f"layers.{i}.{name}" for i in range(DEPTH) for name in ("0.norm1", "0.norm2", "1.0")))
     for name in norms:
         size = width if name == "norm_out" else inner
         found |= {f"{name}.weight": 1 + 0.1 * normal(size), f"{name}.bias": 0.1 * normal(size)}
-    for i in range(2):
+    for i in range(DEPTH):
         found |= {
             f"layers.{i}.0.to_q.weight": normal(inner, inner),
             f"layers.{i}.0.to_kv.weight": normal(2 * inner, inner),
