@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.bundle import Graph, TensorSpec, shape_at
 from latentrt.runtime.errors import BackendError
-from latentrt.runtime.gpu.buffers import Buffers
 from latentrt.runtime.gpu.device import Event, Stream
 from latentrt.runtime.gpu.engine import DeviceEngine, GpuBackend
 from latentrt.runtime.gpu.staging import Download
@@ -21,10 +20,11 @@ from latentrt.runtime.protocols import Bucket, Trajectory
 from .call_block import CallBlock
 from .gpu_nets import GpuNet
 from .gpu_ports import GpuPorts
-from .gpu_work import GpuWork, Part, row_address, row_bytes
+from .gpu_work import GpuWork, Part, SlotBuffers
 from .tables import CALL_INPUTS, STRENGTH, CallRows, TimeFeatures, known_parts
 
 _BLEND = TensorSpec("blend", "float32", ("B", 2))
+_STATES = ("state", "next_state")
 
 
 class GpuSlots:
@@ -50,7 +50,7 @@ class GpuSlots:
         self._backend, self._features, self._spec = backend, features, denoise
         self._sizes, self._rows = bucket.sizes(capacity), CallRows(capacity)
         self._calls = self._now = 0  # `_now` is which of the states is the current one
-        self._known: Buffers | None = None
+        self._known: SlotBuffers | None = None
         work = self._work = GpuWork(shared)
         try:
             # Loaded now, so that missing or damaged engines are reported before the loop starts.
@@ -62,7 +62,7 @@ class GpuSlots:
             self._ports = GpuPorts(work, denoise, nets or {}, bucket, capacity)
             others = {*CALL_INPUTS, STRENGTH, "noise", *self._ports.zero}
             resident = [spec for spec in denoise.inputs if spec.name not in others]
-            self._buffers = work.open(Buffers(work.stream, (*resident, *denoise.outputs), self._sizes))
+            self._buffers = SlotBuffers(work, (*resident, *denoise.outputs), self._sizes)
         except BaseException:
             self.close()
             raise
@@ -73,43 +73,32 @@ class GpuSlots:
         """See `Slots.fill`."""
         self._rows.fill(slot, trajectory, self._features.of(trajectory))
         self._work.write(self._state(slot), trajectory.initial_state())
-        self._write_keys_and_values(slot, trajectory)
+        self._work.fill_context(self._backend, "context", trajectory.context, self._buffers, slot)
         self._ports.fill(slot, trajectory)
         if trajectory.extra is not None:
-            self._work.write(self._address(self._buffers, "extra", slot), trajectory.extra)
+            self._work.write(self._buffers.address("extra", slot), trajectory.extra)
         if trajectory.mask is not None and self._known is None:
             self._known = self._new_known()
         if self._known is not None:
             for name, value in known_parts(trajectory).items():
-                size = self._known.sizes[name] // self.counts[-1] // 4
-                self._work.write(
-                    self._address(self._known, name, slot), np.broadcast_to(np.float32(value).ravel(), size)
-                )
+                row = np.broadcast_to(np.float32(value).ravel(), self._known.row_bytes(name) // 4)
+                self._work.write(self._known.address(name, slot), row)
 
-    def _write_keys_and_values(self, slot: int, trajectory: Trajectory) -> None:
-        context = self._work.context(self._backend, "context", trajectory.context)
-        for name in set(context.addresses) - {"hidden_states"}:
-            size = row_bytes(self._buffers, name, self.counts[-1])
-            self._work.stream.copy(self._address(self._buffers, name, slot), context.addresses[name], size)
-
-    def _new_known(self) -> Buffers:
+    def _new_known(self) -> SlotBuffers:
         """Inputs of `blend`; slots without a mask keep their whole state."""
         graph = self._blend(self.counts[-1]).spec
-        known = self._work.open(
-            Buffers(self._work.stream, [s for s in graph.inputs if s.name in ("mask", "clean", "noise")], self._sizes)
-        )
-        self._work.write(known.addresses["mask"], np.ones(known.sizes["mask"] // 4, np.float32))
+        inputs = [spec for spec in graph.inputs if spec.name in ("mask", "clean", "noise")]
+        known = SlotBuffers(self._work, inputs, self._sizes)
+        self._work.write(known.addresses["mask"], np.ones(self.counts[-1] * known.row_bytes("mask") // 4, np.float32))
         return known
 
     def move(self, source: int, target: int) -> None:
         """See `Slots.move`."""
         self._rows.move(source, target)
-        size = self._buffers.sizes["state"] // self.counts[-1]
-        self._work.stream.copy(self._state(target), self._state(source), size)
-        for buffers in filter(None, (self._buffers, self._known)):
-            for name in set(buffers.addresses) - {"state", "next_state"}:
-                size = row_bytes(buffers, name, self.counts[-1])
-                self._work.stream.copy(self._address(buffers, name, target), self._address(buffers, name, source), size)
+        others = self._buffers.addresses.keys() - _STATES
+        self._buffers.move(source, target, names=(_STATES[self._now], *others))
+        if self._known is not None:
+            self._known.move(source, target)
         self._ports.move(source, target)
 
     # --- calls --------------------------------------------------------------------------------------------------------
@@ -139,14 +128,13 @@ class GpuSlots:
 
     def _parts(self, count: int, ports: frozenset[str], nets: tuple[str, ...], *, masked: bool) -> list[Part]:
         """The engines of a call: ControlNets, the UNet, and what restores known latents."""
-        names = ("state", "next_state") if self._now == 0 else ("next_state", "state")
-        now, after = (self._buffers.addresses[name] for name in names)
-        addresses = self._buffers.addresses | self._block.addresses | self._ports.addresses(ports)
+        now, after = (self._buffers.addresses[_STATES[which]] for which in (self._now, 1 - self._now))
+        addresses = {**self._buffers.addresses, **self._block.addresses, **self._ports.addresses(ports)}
         addresses |= {"state": now, "next_state": after}
         parts = [*self._ports.parts(nets, count, now), (self._denoise(count), self.bucket.sizes(count), addresses)]
         if masked:
             assert self._known is not None
-            known = self._known.addresses | {"blend": self._block.addresses["blend"]}
+            known = {**self._known.addresses, "blend": self._block.addresses["blend"]}
             sizes = {symbol: self.bucket.sizes(count)[symbol] for symbol in "Bhw"}
             parts.append((self._blend(count), sizes, known | {"state": after, "next_state": now}))
         return parts
@@ -176,10 +164,7 @@ class GpuSlots:
         return self._work.staging.download(self._state(slot) + register * 4 * int(np.prod(shape)), shape, np.float32)
 
     def _state(self, slot: int) -> int:
-        return self._address(self._buffers, ("state", "next_state")[self._now], slot)
-
-    def _address(self, buffers: Buffers, name: str, slot: int) -> int:
-        return row_address(buffers, name, slot, self.counts[-1])
+        return self._buffers.address(_STATES[self._now], slot)
 
     # --- closing ------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from latentrt.runtime.gpu.engine import GpuBackend
 from latentrt.runtime.protocols import Bucket, Trajectory
 
 from .call_block import CallBlock
-from .gpu_work import GpuWork, Part, row_address, row_bytes
+from .gpu_work import GpuWork, Part, SlotBuffers
 from .net_rows import NET_INPUTS, NetRows
 from .tables import TimeFeatures
 
@@ -33,32 +33,27 @@ class _NetSlots:
     """The slots of one net."""
 
     def __init__(self, work: GpuWork, name: str, net: GpuNet, bucket: Bucket, capacity: int) -> None:
-        self._work, self._net, self._capacity = work, net, capacity
+        self._work, self._net = work, net
         sizes = bucket.sizes(capacity)
         by_name = {spec.name: spec for spec in net.control.inputs}
         self._block = work.open(CallBlock(work.stream, [by_name[one] for one in NET_INPUTS], sizes))
         others = {*NET_INPUTS, "state", *(name for name in by_name if name.startswith(PREVIOUS))}
         own = [spec for spec in net.control.inputs if spec.name not in others]
-        self._buffers = work.open(Buffers(work.stream, own, sizes))
+        self._buffers = SlotBuffers(work, own, sizes)
         self.rows = NetRows(name, capacity, net.features)
 
     def fill(self, slot: int, trajectory: Trajectory) -> None:
         control = self.rows.fill(slot, trajectory)
         if control is None:
             return
-        context = self._work.context(self._net.backend, "control_context", trajectory.context)
-        for name in set(context.addresses) - {"hidden_states"}:
-            size = row_bytes(self._buffers, name, self._capacity)
-            self._work.stream.copy(self._row(name, slot), context.addresses[name], size)
-        self._work.write(self._row("hint_features", slot), control.hint)
+        self._work.fill_context(self._net.backend, "control_context", trajectory.context, self._buffers, slot)
+        self._work.write(self._buffers.address("hint_features", slot), control.hint)
         if "task" in self._buffers.addresses:
-            self._work.write(self._row("task", slot), np.array([control.task], np.int64))
+            self._work.write(self._buffers.address("task", slot), np.array([control.task], np.int64))
 
     def move(self, source: int, target: int) -> None:
         self.rows.move(source, target)
-        for name in self._buffers.addresses:
-            size = row_bytes(self._buffers, name, self._capacity)
-            self._work.stream.copy(self._row(name, target), self._row(name, source), size)
+        self._buffers.move(source, target)
 
     def upload(self, at: Sequence[int], turn: int, count: int) -> None:
         """Write the rows of a call."""
@@ -72,11 +67,8 @@ class _NetSlots:
         if fitted.sizes["B"] != count:
             raise BackendError(f"no engine of control has the batch of denoise, {count}: build both for the same ones")
         before = {name.replace(RESIDUAL, PREVIOUS): address for name, address in previous.items()}
-        addresses = self._buffers.addresses | self._block.addresses | before | dict(out)
-        return fitted.engine, sizes, addresses | {"state": state}
-
-    def _row(self, name: str, slot: int) -> int:
-        return row_address(self._buffers, name, slot, self._capacity)
+        addresses = {**self._buffers.addresses, **self._block.addresses, **before, **out, "state": state}
+        return fitted.engine, sizes, addresses
 
 
 class GpuNets:

@@ -1,13 +1,13 @@
-"""What all work of some slots shares on a GPU: a stream, uploads, scratch memory, and the engines bound to it."""
+"""What all work of some slots shares on a GPU: a stream, uploads, scratch memory, the engines bound to it, rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import Float32
-from latentrt.runtime.bundle import Sizes
+from latentrt.runtime.bundle import Sizes, TensorSpec
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.gpu.buffers import Buffers
 from latentrt.runtime.gpu.device import DeviceMemory, Stream
@@ -69,8 +69,15 @@ class GpuWork:
             self._launches[key] = launch
         self._launches[key]()
 
-    def context(self, backend: GpuBackend, graph: str, hidden_states: Float32) -> Buffers:
-        """Run `context` or `control_context` into buffers of its own, as rows of slots are not always aligned."""
+    def fill_context(
+        self, backend: GpuBackend, graph: str, hidden_states: Float32, to: "SlotBuffers", slot: int
+    ) -> None:
+        """Run `context` or `control_context`, and copy what it gives: rows of slots are not always aligned."""
+        given = self._context(backend, graph, hidden_states).addresses
+        for name in set(given) - {"hidden_states"}:
+            self.stream.copy(to.address(name, slot), given[name], to.row_bytes(name))
+
+    def _context(self, backend: GpuBackend, graph: str, hidden_states: Float32) -> Buffers:
         key = (id(backend), graph)
         if key not in self._contexts:
             fitted = backend.fitted(graph, {"n": len(hidden_states), "S": hidden_states.shape[1]})
@@ -115,11 +122,28 @@ class GpuWork:
             self.forget_bound()
 
 
-def row_address(buffers: Buffers, name: str, slot: int, capacity: int) -> int:
-    """Address of the rows of a slot."""
-    return buffers.addresses[name] + slot * row_bytes(buffers, name, capacity)
+class SlotBuffers:
+    """Tensors in device memory that have rows for each slot.
 
+    Attributes:
+        addresses: of whole tensors, by name.
+    """
 
-def row_bytes(buffers: Buffers, name: str, capacity: int) -> int:
-    """Bytes of the rows of one slot."""
-    return buffers.sizes[name] // capacity
+    def __init__(self, work: GpuWork, tensors: Iterable[TensorSpec], sizes: Sizes) -> None:
+        """`sizes` are those of all slots together."""
+        self._stream, self._capacity = work.stream, sizes["B"]
+        self._buffers = work.open(Buffers(work.stream, tensors, sizes))
+        self.addresses: Mapping[str, int] = self._buffers.addresses
+
+    def row_bytes(self, name: str) -> int:
+        """Bytes of the rows of one slot."""
+        return self._buffers.sizes[name] // self._capacity
+
+    def address(self, name: str, slot: int) -> int:
+        """Where the rows of a slot begin."""
+        return self.addresses[name] + slot * self.row_bytes(name)
+
+    def move(self, source: int, target: int, *, names: Iterable[str] | None = None) -> None:
+        """Copy the rows of a slot; None is those of all tensors."""
+        for name in self.addresses if names is None else names:
+            self._stream.copy(self.address(name, target), self.address(name, source), self.row_bytes(name))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from latentrt.runtime.arrays import Float32
 from latentrt.runtime.protocols import Bucket, Trajectory
 
-from .host_engine import BoundCall, HostEngine, HostNet, first_rows, slot_of, zero_inputs, zeros_for
+from .host_engine import BoundCall, HostEngine, HostNet, first_rows, move_rows, slot_of, zero_inputs, zeros_for
 from .host_ports import HostPorts
 from .tables import CallRows, TimeFeatures, known_parts
 
@@ -68,7 +68,7 @@ class HostSlots:
         if trajectory.extra is not None:
             new["extra"] = trajectory.extra[None]
         for name, array in new.items():
-            self._slot_of(self._inputs[name], slot)[:] = array
+            slot_of(self._inputs[name], slot, len(self.counts))[:] = array
         self._ports.fill(slot, trajectory)
         if trajectory.mask is not None and not self._known:
             self._known = zero_inputs(self._engine("blend").spec, self._sizes)
@@ -81,8 +81,8 @@ class HostSlots:
         """See `Slots.move`."""
         self._last_group_is_old = True
         self._rows.move(source, target)
-        for array in (self._states[self._now], *self._inputs.values(), *self._known.values()):
-            self._slot_of(array, target)[:] = self._slot_of(array, source)
+        own = (self._states[self._now], *self._inputs.values(), *self._known.values())
+        move_rows(own, source, target, len(self.counts))
         self._ports.move(source, target)
 
     def call(self, at: NDArray[np.int32]) -> None:
@@ -141,6 +141,3 @@ class HostSlots:
 
     def _first(self, arrays: Mapping[str, NDArray[Any]], count: int) -> dict[str, NDArray[Any]]:
         return first_rows(arrays, count, len(self.counts))
-
-    def _slot_of(self, array: NDArray[Any], slot: int) -> NDArray[Any]:
-        return slot_of(array, slot, len(self.counts))

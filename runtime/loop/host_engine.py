@@ -1,6 +1,6 @@
 """What the loop needs of a library in host memory: engines that are bound to arrays of the caller, and their rows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -59,6 +59,12 @@ def zero_inputs(graph: Graph, sizes: Sizes) -> dict[str, NDArray[Any]]:
 def first_rows(arrays: Arrays, count: int, capacity: int) -> dict[str, NDArray[Any]]:
     """The rows of the first `count` of `capacity` slots; some arrays have a row for each guidance group."""
     return {name: array[: len(array) // capacity * count] for name, array in arrays.items()}
+
+
+def move_rows(arrays: Iterable[NDArray[Any]], source: int, target: int, capacity: int) -> None:
+    """Copy the rows of a slot."""
+    for array in arrays:
+        slot_of(array, target, capacity)[:] = slot_of(array, source, capacity)
 
 
 def slot_of(array: NDArray[Any], slot: int, capacity: int) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from latentrt.runtime.bundle import TensorSpec
 from latentrt.runtime.bundle.manifest import PORTS
 from latentrt.runtime.protocols import Bucket, Trajectory
 
-from .host_engine import Arrays, BoundCall, HostNet, first_rows, slot_of, zero_inputs, zeros_for
+from .host_engine import Arrays, BoundCall, HostNet, first_rows, move_rows, slot_of, zero_inputs, zeros_for
 from .net_rows import NetRows
 
 RESIDUAL, PREVIOUS = PORTS["control"], "previous_"
@@ -44,8 +44,7 @@ class _NetSlots:
     def move(self, source: int, target: int) -> None:
         """See `Slots.move`."""
         self.rows.move(source, target)
-        for array in self._inputs.values():
-            slot_of(array, target, self._count)[:] = slot_of(array, source, self._count)
+        move_rows(self._inputs.values(), source, target, self._count)
 
     def write(self, at: Sequence[int]) -> None:
         """Write the rows of a call."""

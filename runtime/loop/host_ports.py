@@ -14,7 +14,7 @@ from latentrt.runtime.arrays import DTYPES
 from latentrt.runtime.bundle import Graph, Sizes, TensorSpec, shape_at
 from latentrt.runtime.protocols import Bucket, Trajectory
 
-from .host_engine import Arrays, HostNet, first_rows, slot_of, zeros_for
+from .host_engine import Arrays, HostNet, first_rows, move_rows, slot_of, zeros_for
 from .host_nets import HostNets
 from .tables import CallRows, ports_of
 
@@ -49,8 +49,7 @@ class HostPorts:
         """See `Slots.move`."""
         self._nets.move(source, target)
         for arrays in self._fed.values():
-            for array in arrays.values():
-                slot_of(array, target, self._count)[:] = slot_of(array, source, self._count)
+            move_rows(arrays.values(), source, target, self._count)
 
     def run(
         self, at: Sequence[int], ports: frozenset[str], rows: CallRows, states: Sequence[NDArray[Any]], now: int

@@ -12,7 +12,7 @@ from support.simulator import Machine, machine
 from support.trajectories import alone, coming_and_going, error, trajectories
 
 from latentrt.runtime import Pipeline, Plan
-from latentrt.runtime.loop.gpu import GpuSlots
+from latentrt.runtime.loop.gpu_work import GpuWork
 from latentrt.runtime.loop.resident import Resident, run
 from latentrt.runtime.protocols import Bucket
 from latentrt.runtime.scheduler import REGISTERS, resolve
@@ -72,8 +72,8 @@ def test_rows_of_two_slots_that_are_swapped_are_found(
 ) -> None:
     """The tests above fail if keys and values come to the neighbour."""
     _, pipe = there
-    write = GpuSlots._write_keys_and_values
-    monkeypatch.setattr(GpuSlots, "_write_keys_and_values", lambda self, slot, context: write(self, slot ^ 1, context))
+    fill = GpuWork.fill_context
+    monkeypatch.setattr(GpuWork, "fill_context", lambda *given: fill(*given[:-1], given[-1] ^ 1))
     wanted = trajectories(pipe, BUCKET, 4, seed=11)
     with closing(pipe.slots(BUCKET, 4)) as slots:
         last = [p.fetch(0).result() for passed in run(slots, wanted) for p in passed if p.finished]
