@@ -27,7 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "runtime.gpu": {"runtime.bundle"},
     "runtime.text": {"runtime.bundle"},
     "runtime.latents": {"runtime.bundle", "runtime.scheduler"},
-    "runtime.control": {"runtime.bundle", "runtime.protocols", "runtime.weights"},
+    "runtime.control": {"runtime.bundle"},
     "runtime.request": {
         *("runtime.bundle", "runtime.control", "runtime.scheduler", "runtime.text", "runtime.latents"),
     },
@@ -53,8 +53,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "runtime.jobs": {"runtime.image", "runtime.pipeline", "runtime.request"},
     "runtime.goldens": {
-        *("runtime.bundle", "runtime.loop", "runtime.pipeline", "runtime.protocols", "runtime.scheduler"),
-        "runtime.text",
+        *("runtime.bundle", "runtime.control", "runtime.loop", "runtime.pipeline", "runtime.protocols"),
+        *("runtime.scheduler", "runtime.text", "runtime.weights"),
     },
     "runtime.cli": {
         *(
@@ -187,7 +187,7 @@ LIBRARIES: dict[str, set[str]] = {
     "runtime.bundle": NUMPY,
     "runtime.scheduler": NUMPY,
     "runtime.protocols": NUMPY,
-    "runtime.control": NUMPY | SAFETENSORS,
+    "runtime.control": NUMPY,
     "runtime.weights": NUMPY | SAFETENSORS,
     "runtime.gpu": NUMPY | {"cuda"},
     "runtime.text": NUMPY | {"tokenizers"},

@@ -1,5 +1,5 @@
 // Compares a pipeline with the goldens of its bundle, stage by stage. Each stage starts from its golden input, so that
-// a fault shows in its own stage. See runtime/goldens.py.
+// a fault shows in its own stage. See runtime/goldens/pipeline.py.
 #include "base/error.hpp"
 #include "bundle/safetensors.hpp"
 #include "pipeline.hpp"

@@ -1,6 +1,8 @@
 """`latentrt verify`: check a bundle's hashes and its golden outputs."""
 
 import argparse
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +10,7 @@ from .flags import add_bundle_flags, load_pipeline
 
 if TYPE_CHECKING:
     from latentrt.runtime.bundle import ControlBundle
+    from latentrt.runtime.goldens import GoldenCheck
 
 
 def add_parser(commands: Any) -> None:
@@ -46,16 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(bundle, ControlBundle):
         return _verify_control(bundle, arguments)
     with load_pipeline(arguments) as pipe:
-        checks = verify_goldens(pipe)
-        for check in checks:
-            print(f"  {'ok  ' if check.passed else 'FAIL'} {check.name}: {check.text}")
-    print(f"{bundle.path}: {'reproduces' if all(c.passed for c in checks) else 'FAILS'} its goldens on {pipe.backend}")
-    return 0 if all(check.passed for check in checks) else 1
+        return _verdict(bundle.path, verify_goldens(pipe), pipe.backend)
 
 
 def _verify_control(bundle: "ControlBundle", arguments: argparse.Namespace) -> int:
     from latentrt.runtime.backends import load_backend
-    from latentrt.runtime.control.goldens import golden_errors
+    from latentrt.runtime.goldens import verify_control
 
     backend = load_backend(
         bundle,
@@ -64,13 +63,15 @@ def _verify_control(bundle: "ControlBundle", arguments: argparse.Namespace) -> i
         engines=arguments.engines,
         trust_engines=arguments.trust_engines,
     )
-    limit, failed = bundle.manifest.golden.tolerance, False
-    try:
-        for name, error in golden_errors(bundle, backend):
-            passed = error <= limit
-            failed |= not passed
-            print(f"  {'ok  ' if passed else 'FAIL'} {name}: relative error {error:.2e}, at most {limit:.2g}")
-    finally:
-        backend.close()
-    print(f"{bundle.path}: {'FAILS' if failed else 'reproduces'} its goldens on {backend.name}")
+    with closing(backend):
+        return _verdict(bundle.path, verify_control(bundle, backend), backend.name)
+
+
+def _verdict(bundle: Path, checks: Iterable["GoldenCheck"], backend: str) -> int:
+    """Print each check when it is made, then whether all have passed; returns the exit status."""
+    failed = False
+    for check in checks:
+        failed |= not check.passed
+        print(f"  {'ok  ' if check.passed else 'FAIL'} {check.name}: {check.text}")
+    print(f"{bundle}: {'FAILS' if failed else 'reproduces'} its goldens on {backend}")
     return int(failed)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.runtime import Bundle, Pipeline
-from latentrt.runtime.goldens import _golden_arrays, verify_goldens
+from latentrt.runtime.goldens import verify_goldens
+from latentrt.runtime.goldens.pipeline import _golden_arrays
 from latentrt.runtime.pipeline import embedded_bundle
 
 LIMITS = {"MAX_PIXELS": "65536", "MAX_IMAGES": "16", "MAX_STEPS": "100"}

@@ -2,31 +2,20 @@
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.bundle import Bundle, Golden, Manifest, takes
+from latentrt.runtime.errors import BundleError
 from latentrt.runtime.loop.resident import run
+from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.protocols import Trajectory
 from latentrt.runtime.scheduler import Plan
 from latentrt.runtime.text import Tokenizer
 
-from .errors import BundleError
-from .files import open_regular
-from .pipeline import Pipeline
-from .protocols import Trajectory
-
-
-@dataclass(frozen=True, slots=True)
-class GoldenCheck:
-    """One comparison: what was compared, whether it passed, the value with its limit, and the value alone."""
-
-    name: str
-    passed: bool
-    text: str
-    value: float | None = None
+from .checks import GoldenCheck, alike, damaged, stored_arrays, within
 
 
 def verify_goldens(pipe: Pipeline) -> list[GoldenCheck]:
@@ -42,27 +31,24 @@ def verify_goldens(pipe: Pipeline) -> list[GoldenCheck]:
     latents = _denoised(pipe, golden, arrays, hidden_states)
     image = pipe.run("vae_decoder", {"latents": latents})["images"][0]
     checks += [
-        _relative("latents", latents[0], arrays["latents"], golden.latents_tolerance),
-        _psnr("image", image, arrays["image"], golden.psnr_floor),
+        within("latents", latents[0], arrays["latents"], golden.latents_tolerance),
+        alike("image", image, arrays["image"], golden.psnr_floor),
     ]
     if "preview" in arrays:
         preview = pipe.run("preview_decoder", {"latents": arrays["latents"][None]})["images"][0]
-        checks.append(_psnr("preview", preview, arrays["preview"], golden.psnr_floor))
+        checks.append(alike("preview", preview, arrays["preview"], golden.psnr_floor))
     return checks
 
 
 def _golden_arrays(bundle: Bundle, golden: Golden) -> dict[str, NDArray[Any]]:
     """The arrays of the file, all of the shapes that the checks need. Raises `BundleError` if it is damaged."""
-    from safetensors import SafetensorError, safe_open
-
     file = bundle.file(golden.file)
+    arrays = stored_arrays(file, "checkpoint")
     try:
-        with open_regular(file), safe_open(file, "np") as opened:
-            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         plan = {name.removeprefix("plan."): array for name, array in arrays.items() if name.startswith("plan.")}
         draws = int(Plan.from_arrays(plan).draws.sum())
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        raise BundleError(f"{file} is damaged: {str(error)[:300]}. Export the checkpoint again") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise damaged(file, "checkpoint", error) from error
     for name, (kind, shape) in _expected(bundle.manifest, golden, draws).items():
         array = arrays.get(name)
         fits = array is not None and array.dtype.kind == kind and len(array.shape) == len(shape)
@@ -118,9 +104,9 @@ def _check_texts(pipe: Pipeline, golden: Golden, arrays: Mapping[str, NDArray[An
         if known.shape[2] > facts.hidden_size:
             raise BundleError(f"{golden.file} is damaged: embedding{suffix} has more channels than the text encoder")
         name, limit = f"text embedding{suffix}", golden.embedding_tolerance
-        checks.append(_relative(name, states[-1][:, :, : known.shape[2]], known, limit))
+        checks.append(within(name, states[-1][:, :, : known.shape[2]], known, limit))
         if facts.pooled:
-            checks.append(_relative("pooled text", outputs["pooled"], arrays["input.pooled"], limit))
+            checks.append(within("pooled text", outputs["pooled"], arrays["input.pooled"], limit))
     return checks, np.concatenate(states, axis=2)
 
 
@@ -144,24 +130,3 @@ def _denoised(pipe: Pipeline, golden: Golden, arrays: Mapping[str, NDArray[Any]]
     with closing(pipe.slots(trajectory.bucket, 1)) as slots:
         *_, (last,) = run(slots, [trajectory])
         return last.fetch(0).result()[None]
-
-
-def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Euclidean norm of the difference over that of `expected`."""
-    return float(np.linalg.norm(got.astype(np.float64) - expected) / np.linalg.norm(expected.astype(np.float64)))
-
-
-def psnr(got: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of bytes in dB; infinite for equal images."""
-    error = float(np.mean((got.astype(np.float64) - expected.astype(np.float64)) ** 2))
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
-
-
-def _relative(name: str, got: NDArray[Any], expected: NDArray[Any], limit: float) -> GoldenCheck:
-    error = relative_error(got, expected)
-    return GoldenCheck(name, error <= limit, f"relative error {error:.2e}, at most {limit:.2g}", error)
-
-
-def _psnr(name: str, got: NDArray[np.uint8], expected: NDArray[np.uint8], floor: float) -> GoldenCheck:
-    value = psnr(got, expected)
-    return GoldenCheck(name, value >= floor, f"PSNR {value:.1f} dB, at least {floor:g} dB", value)
