@@ -12,6 +12,8 @@ from latentrt.runtime.bundle import ControlManifest
 from latentrt.runtime.errors import InputError
 from latentrt.runtime.latents import clip_pictures, steering_pictures
 
+from .extent import Extent
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeaturesUse:
@@ -54,13 +56,7 @@ class ImagePromptUse:
 
 
 def features_of_call(
-    values: Mapping[str, Any],
-    controls: Mapping[str, ControlManifest],
-    size: tuple[int, int],
-    *,
-    prompts: int,
-    per_prompt: int,
-    calls: int,
+    values: Mapping[str, Any], controls: Mapping[str, ControlManifest], extent: Extent
 ) -> FeaturesUse | None:
     """The T2I-Adapter that steers a call; raises `InputError`."""
     given = values["t2i_image"]
@@ -69,14 +65,14 @@ def features_of_call(
         return None
     name = _only("t2i_image", "T2I-Adapter", "t2i-adapter", controls)
     graph = controls[name].graphs["adapter"]
-    _check_size(controls[name], size)
+    _check_size(controls[name], extent.size)
     spec = next(iter(graph.inputs))
     hints, rows = steering_pictures(
-        "t2i_image", given, size, int(spec.shape[3]), prompts=prompts, per_prompt=per_prompt
+        "t2i_image", given, extent.size, int(spec.shape[3]), prompts=extent.prompts, per_prompt=extent.per_prompt
     )
     given_numbers = (values["adapter_conditioning_scale"], values["adapter_conditioning_factor"])
     scale, factor = (1.0 if value is None else value for value in given_numbers)
-    return FeaturesUse(name, given, hints, rows, scale, int(calls * factor))
+    return FeaturesUse(name, given, hints, rows, scale, int(extent.calls * factor))
 
 
 def _check_size(manifest: ControlManifest, size: tuple[int, int]) -> None:
@@ -88,13 +84,7 @@ def _check_size(manifest: ControlManifest, size: tuple[int, int]) -> None:
 
 
 def image_prompt_of_call(
-    values: Mapping[str, Any],
-    controls: Mapping[str, ControlManifest],
-    *,
-    prompts: int,
-    per_prompt: int,
-    calls: int,
-    groups: int,
+    values: Mapping[str, Any], controls: Mapping[str, ControlManifest], extent: Extent
 ) -> ImagePromptUse | None:
     """The IP-Adapter that steers a call; raises `InputError`."""
     given, embeds = values["ip_adapter_image"], values["ip_adapter_image_embeds"]
@@ -105,15 +95,13 @@ def image_prompt_of_call(
         raise InputError("ip_adapter_image and ip_adapter_image_embeds are the same picture: pass one of them")
     name = _only("ip_adapter_image", "IP-Adapter", "ip-adapter", controls)
     graph = controls[name].graphs["image_context"]
-    strength = _strength(values["ip_adapter_scale"], len(graph.outputs) // 2, calls, groups)
-    images = np.zeros(prompts * per_prompt, np.int64)
+    strength = _strength(values["ip_adapter_scale"], len(graph.outputs) // 2, extent)
     if embeds is not None:
-        return ImagePromptUse(
-            name, None, None, None, _embeds(embeds, graph.inputs[0].shape[1:], groups), images, strength
-        )
+        checked = _embeds(embeds, graph.inputs[0].shape[1:], extent.groups)
+        return ImagePromptUse(name, None, None, None, checked, np.zeros(extent.images, np.int64), strength)
     encoder = _only("ip_adapter_image", "image encoder", "image-encoder", controls)
     side = int(controls[encoder].graphs["image_encoder"].inputs[0].shape[1])
-    pixels, rows = clip_pictures("ip_adapter_image", given, side, prompts=prompts, per_prompt=per_prompt)
+    pixels, rows = clip_pictures("ip_adapter_image", given, side, prompts=extent.prompts, per_prompt=extent.per_prompt)
     return ImagePromptUse(name, given, encoder, pixels, None, rows, strength)
 
 
@@ -134,12 +122,12 @@ def _refuse_without(option: str, values: Mapping[str, Any], *others: str) -> Non
             raise InputError(f"{other}={values[other]!r} is about {option}: pass it, or leave {other} out")
 
 
-def _strength(scale: float | tuple[float, ...] | None, layers: int, calls: int, groups: int) -> Float32:
+def _strength(scale: float | tuple[float, ...] | None, layers: int, extent: Extent) -> Float32:
     """(M, G, L), the same in all calls and groups."""
     if isinstance(scale, tuple) and len(scale) != layers:
         raise InputError(f"ip_adapter_scale has {len(scale)} numbers: expected one, or {layers}, one for each layer")
     of_layers = np.full(layers, 1.0 if scale is None else scale, np.float32)
-    return np.ascontiguousarray(np.broadcast_to(of_layers, (calls, groups, layers)))
+    return np.ascontiguousarray(np.broadcast_to(of_layers, (extent.calls, extent.groups, layers)))
 
 
 def _embeds(given: Float32, shape: tuple[int | str, ...], groups: int) -> Float32:

@@ -13,6 +13,8 @@ from latentrt.runtime.control.weights import control_weights
 from latentrt.runtime.errors import InputError, unknown
 from latentrt.runtime.latents import size_of_steering, steering_pictures
 
+from .extent import Extent
+
 NETS = ("controlnet", "controlnet-union")
 # Options of control bundles, and those that may have a value for each net, by its name.
 OF_CONTROLS = (
@@ -44,21 +46,13 @@ class NetUse:
 
 
 def nets_of_call(
-    values: Mapping[str, Any],
-    controls: Mapping[str, ControlManifest],
-    size: tuple[int, int],
-    *,
-    prompts: int,
-    per_prompt: int,
-    calls: int,
-    groups: int,
+    values: Mapping[str, Any], controls: Mapping[str, ControlManifest], extent: Extent
 ) -> tuple[NetUse, ...]:
     """The nets that steer a call; raises `InputError`.
 
     Args:
         values: checked options.
         controls: manifests of what was loaded beside the checkpoint, by name.
-        size: height and width in pixels.
     """
     nets = {name: control for name, control in controls.items() if control.kind in NETS}
     pictures = by_net("control_image", values["control_image"], nets)
@@ -68,24 +62,29 @@ def nets_of_call(
         manifest = nets[name]
         hint = next(spec for spec in manifest.graphs["hint"].inputs if spec.name == "hint")
         hints, rows = steering_pictures(
-            f"control_image of {name}", pictures[name], size, int(hint.shape[3]), prompts=prompts, per_prompt=per_prompt
+            f"control_image of {name}",
+            pictures[name],
+            extent.size,
+            int(hint.shape[3]),
+            prompts=extent.prompts,
+            per_prompt=extent.per_prompt,
         )
         own = {option: by_net(option, values[option], nets).get(name) for option in PER_NET}
-        weights = _weights(name, own, manifest, calls, groups, guess_mode=bool(values["guess_mode"]))
+        weights = _weights(name, own, manifest, extent, guess_mode=bool(values["guess_mode"]))
         found.append(NetUse(name, pictures[name], hints, rows, weights, _task(name, manifest, own["control_mode"])))
     return tuple(found)
 
 
 def _weights(
-    name: str, own: Mapping[str, Any], manifest: ControlManifest, calls: int, groups: int, *, guess_mode: bool
+    name: str, own: Mapping[str, Any], manifest: ControlManifest, extent: Extent, *, guess_mode: bool
 ) -> Float32:
     given = (own["controlnet_conditioning_scale"], own["control_guidance_start"], own["control_guidance_end"])
     scale, start, end = (usual if value is None else value for value, usual in zip(given, (1.0, 0.0, 1.0), strict=True))
     if start >= end:
         raise InputError(f"control_guidance_start={start:g} of {name}: expected less than control_guidance_end={end:g}")
     return control_weights(
-        calls,
-        groups,
+        extent.calls,
+        extent.groups,
         len(manifest.graphs["control"].outputs),
         scale=scale,
         start=start,

@@ -24,6 +24,7 @@ from latentrt.runtime.text import TextInput, text_inputs_from_call
 from . import kinds
 from .adapter_options import FeaturesUse, ImagePromptUse, features_of_call, image_prompt_of_call
 from .control_options import NetUse, nets_of_call, size_of_hints
+from .extent import Extent
 from .guidance import PLUS_PLUS, check_interval, check_plus_plus, guidance_weights, is_plus_plus
 from .options import CallOptions, checked, checked_value
 from .time_inputs import time_ids_from_call
@@ -147,8 +148,7 @@ class Request:
         plan, steps, scheduler = _plan(chosen, manifest.defaults, values, strength, image, distilled)
         check_interval(values["guidance_start"], values["guidance_end"])
         _check_noise(plan, len(positive) * height * width)
-        groups = 2 if guided else 1
-        images = {"prompts": prompts, "per_prompt": per_prompt, "calls": len(plan)}
+        extent = Extent((height, width), prompts, per_prompt, calls=len(plan), groups=2 if guided else 1)
         factor = manifest.model.vae_scale_factor
         shape = (len(positive), manifest.model.latent_channels, height // factor, width // factor)
         return cls(
@@ -166,9 +166,9 @@ class Request:
             image=image,
             time_ids=time_ids_from_call(values, manifest.graphs["time"], height, width),
             distilled=distilled,
-            nets=nets_of_call(values, controls, (height, width), **images, groups=groups),
-            features=features_of_call(values, controls, (height, width), **images),
-            image_prompt=image_prompt_of_call(values, controls, **images, groups=groups),
+            nets=nets_of_call(values, controls, extent),
+            features=features_of_call(values, controls, extent),
+            image_prompt=image_prompt_of_call(values, controls, extent),
         )
 
 
