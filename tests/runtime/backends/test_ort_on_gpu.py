@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from support.lora_files import shapes_file
 from support.simulator import Fault, Machine, machine
 from support.simulator.ort import IOBinding
+from support.steps import WAIT, launches_of
 from support.trt_engines import RTX
 
 from latentrt.runtime import BackendError, Pipeline
@@ -68,13 +69,10 @@ def test_sizes_take_turns(pipe: Pipeline, cpu: Pipeline) -> None:
 def test_the_loop_waits_for_the_call_before_alone(gpu: Machine, pipe: Pipeline) -> None:
     pipe(PROMPT, seed=1, **FEW)
     steps = pipe.stream(PROMPT, seed=3, num_inference_steps=51, scheduler="euler_a", output_type="latent")
-    next(steps)
+    launches_of(gpu, steps, 49)
     waits = len(gpu.cuda.waits)
-    for _ in range(49):
-        next(steps)
-    assert gpu.cuda.waits[waits:] == ["cudaEventSynchronize"] * 49
     next(steps)
-    assert gpu.cuda.waits[waits:] == ["cudaEventSynchronize"] * 51  # the last one is for the latents
+    assert gpu.cuda.waits[waits:] == [WAIT] * 2  # the last one is for the latents
 
 
 def test_threads_share_the_stream(pipe: Pipeline, cpu: Pipeline) -> None:

@@ -1,6 +1,6 @@
 """Families and tasks on the simulated GPU: the same pictures as ONNX Runtime, without synchronisation in the loop."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from support.exports import SHAPES, Exported
 from support.references import mask, picture
-from support.simulator import Machine, machine
+from support.simulator import Machine
 from support.simulator.tensorrt import SCRATCH
+from support.steps import launches_of
 
 from latentrt.runtime import BackendError, Pipeline
 from latentrt.runtime.goldens import psnr
@@ -17,12 +18,6 @@ from latentrt.runtime.goldens import psnr
 RTX = "tensorrt_rtx"
 SIZE = (64, 72)
 FEW: dict[str, Any] = {"num_inference_steps": 5, "output_type": "latent", "seed": 4, "height": 64, "width": 72}
-
-
-@pytest.fixture
-def gpu() -> Iterator[Machine]:
-    with machine() as simulated:
-        yield simulated
 
 
 def build(gpu: Machine, bundle: Path, folder: Path, **sizes: list[str]) -> Path:
@@ -62,12 +57,7 @@ def test_blending_waits_for_nothing(gpu: Machine, tmp_path: Path) -> None:
     with Pipeline.load(backend=RTX, engines=engines) as pipe:
         pipe("a star", **call)
         steps = pipe.stream("a star", **call)
-        next(steps)
-        waits, launches = len(gpu.cuda.waits), gpu.cuda.launches
-        for _ in range(18):
-            next(steps)
-        assert gpu.cuda.waits[waits:] == ["cudaEventSynchronize"] * 18
-        assert gpu.cuda.launches - launches == 18  # each with the blend
+        assert launches_of(gpu, steps, 18) == 18  # each with the blend
         steps.close()
     assert not any(gpu.cuda.held.values())
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.simulator import Machine, machine
+from support.steps import WAIT, launches_of
 from support.trt_engines import FEW, PROMPT, RTX, same
 
 from latentrt.runtime import BackendError, Pipeline
@@ -22,14 +23,10 @@ from latentrt.runtime.errors import OutOfMemoryError
 def test_the_loop_waits_for_the_call_before_alone(gpu: Machine, pipe: Pipeline) -> None:
     pipe(PROMPT, seed=1, **FEW)
     steps = pipe.stream(PROMPT, seed=3, num_inference_steps=51, scheduler="euler_a", output_type="latent")
+    assert launches_of(gpu, steps, 49) == 49
+    waits = len(gpu.cuda.waits)
     next(steps)
-    waits, launches = len(gpu.cuda.waits), gpu.cuda.launches
-    for _ in range(49):
-        next(steps)
-    assert gpu.cuda.waits[waits:] == ["cudaEventSynchronize"] * 49
-    assert gpu.cuda.launches - launches == 49
-    next(steps)
-    assert gpu.cuda.waits[waits:] == ["cudaEventSynchronize"] * 51  # the last one is for the latents
+    assert gpu.cuda.waits[waits:] == [WAIT] * 2  # the last one is for the latents
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Programs that speak the web UI's API, by the requests that they send, in their order."""
 
 import base64
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -25,12 +24,6 @@ def service() -> FakeService:
     bundle = Bundle.open(embedded_bundle())
     service.models = {name: ServedModel(name, bundle, sizes=SIZES) for name in ("shapes", "forms")}
     return service
-
-
-@pytest.fixture
-def client(service: FakeService) -> Iterator[httpx.Client]:
-    with web_ui(service) as client:
-        yield client
 
 
 def test_open_webui(client: httpx.Client, service: FakeService) -> None:

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -11,7 +10,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from support.fake_service import FakeService
-from support.webui import encoded, info, last_request, opened, web_ui
+from support.webui import encoded, info, last_request, opened
 
 from latentrt.runtime.errors import InputError, SchedulerError
 from latentrt.runtime.request.options import json_options
@@ -24,17 +23,6 @@ from latentrt.serve.messages import RefusedError
 
 CHECKPOINT = {"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 PICTURE = encoded(Image.new("RGB", (128, 128), "red"))
-
-
-@pytest.fixture
-def service() -> FakeService:
-    return FakeService(0.0)
-
-
-@pytest.fixture
-def client(service: FakeService) -> Iterator[httpx.Client]:
-    with web_ui(service) as client:
-        yield client
 
 
 def drawn(client: httpx.Client, **body: Any) -> httpx.Response:

@@ -46,12 +46,6 @@ def service() -> Service:
     return Service(0.05)
 
 
-@pytest.fixture
-def client(service: Service) -> Iterator[httpx.Client]:
-    with web_ui(service) as client:
-        yield client
-
-
 class Sent:
     """A call that another thread waits for."""
 

@@ -4,7 +4,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -22,17 +22,6 @@ from latentrt.serve.messages import DispatcherOptions, Done, Job, ModelSpec, Out
 
 BODY: dict[str, Any] = {"prompt": "a star", "steps": 6, "seed": 5, "enable_hr": True, "width": 128, "height": 128}
 BODY |= {"hr_scale": 1.0, "denoising_strength": 0.5, "sampler_name": "Euler a"}
-
-
-@pytest.fixture
-def service() -> FakeService:
-    return FakeService(0.0)
-
-
-@pytest.fixture
-def client(service: FakeService) -> Iterator[httpx.Client]:
-    with web_ui(service) as client:
-        yield client
 
 
 @pytest.mark.parametrize(
