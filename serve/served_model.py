@@ -102,8 +102,7 @@ class ServedModel:
     def request(self, prompt: str | Sequence[str] | None, options: Mapping[str, Any]) -> Request:
         """Check a call of one pass, like `call`."""
         call = self.call(prompt, options)
-        if call.second is not None:
-            raise InputError("hires_scale: a second pass is drawn by /sdapi/v1/txt2img alone, with enable_hr")
+        require_one_pass(call)
         return call.first
 
     def _check_limits(self, request: Request) -> None:
@@ -191,6 +190,12 @@ class ServedModel:
         """The file of a LoRA that `loras` has accepted."""
         assert self._lora_folder is not None
         return self._lora_folder / f"{name}{LORA_SUFFIX}"
+
+
+def require_one_pass(call: Call) -> None:
+    """Raise `InputError` for a call of two passes, which has an answer in one API alone."""
+    if call.second is not None:
+        raise InputError("hires_scale: a second pass is drawn by /sdapi/v1/txt2img alone, with enable_hr")
 
 
 def shown_size(size: tuple[int, int]) -> str:

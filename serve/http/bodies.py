@@ -23,7 +23,7 @@ from latentrt.runtime.request import Call
 from latentrt.runtime.request.metadata import BY_HASH
 from latentrt.runtime.request.options import OPTIONS, json_options, request_schema
 from latentrt.serve.messages import Job, Output, Previews, RefusedError
-from latentrt.serve.served_model import ServedModel
+from latentrt.serve.served_model import ServedModel, require_one_pass
 
 from .config import HttpConfig
 from .errors import ApiError, wrong_input
@@ -136,8 +136,7 @@ class CallReader:
     ) -> Job:
         """The checked job of a body that asks for one pass; see `passes`."""
         job, call = self.passes(body, key, previews=previews, pictures=pictures, words=words)
-        if call.second is not None:
-            raise InputError("hires_scale: a second pass is drawn by /sdapi/v1/txt2img alone, with enable_hr")
+        require_one_pass(call)
         return job
 
     def passes(
