@@ -16,6 +16,7 @@ from .models import Arrays, Exported
 from .source import ControlCheckpoint
 
 Tensors = Mapping[str, torch.Tensor]
+CLIP_PATCHES = 257  # rows of hidden states of CLIP ViT at 224 pixels, and one for the class
 _PROJECTION, _ATTENTION = "image_proj.", "ip_adapter."
 
 
@@ -90,9 +91,9 @@ class IPAdapter:
         """Of the embedding: one for the picture, or one for each of its patches."""
         weights = self.checkpoint.tensors
         if "image_proj.latents" in weights:  # plus
-            return rows, self.checkpoint.patches, int(weights["image_proj.proj_in.weight"].shape[1])
+            return rows, CLIP_PATCHES, int(weights["image_proj.proj_in.weight"].shape[1])
         if "image_proj.proj.3.weight" in weights:  # full face
-            return rows, self.checkpoint.patches, int(weights["image_proj.proj.0.weight"].shape[1])
+            return rows, CLIP_PATCHES, int(weights["image_proj.proj.0.weight"].shape[1])
         first = "image_proj.proj.weight" if "image_proj.proj.weight" in weights else "image_proj.proj.0.weight"
         return rows, int(weights[first].shape[1])
 

@@ -27,7 +27,6 @@ from latentrt.runtime.errors import CheckpointError
 from .kinds import config_of_file, kind_of_config, renamed_weights
 
 _STEM = "diffusion_pytorch_model"
-CLIP_PATCHES = 257
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +75,6 @@ class ControlCheckpoint:
     def tensors(self) -> Mapping[str, torch.Tensor]:
         """All tensors of the file by name."""
         return self._open()
-
-    @property
-    def patches(self) -> int:
-        """Rows of hidden states that an IP-Adapter reads: those of CLIP ViT at 224 pixels, and one for the class."""
-        return CLIP_PATCHES
 
     def record(self) -> CheckpointRecord:
         """The manifest's record. Reads all files."""
