@@ -5,7 +5,6 @@ a kill leaves is removed by the next export or build of the same target.
 """
 
 import gc
-import importlib.metadata
 import json
 import logging
 import math
@@ -43,12 +42,12 @@ from .goldens import Findings
 from .graph_records import graph_record
 from .model_facts import defaults_of, golden_scheduler, model_of
 from .new_bundle import new_bundle, require_free
+from .producer import this_producer
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("text encoder", "UNet", "VAE decoder", "VAE encoder", "tokenizer", "parity with PyTorch", "plans", "hashes")
 _MOST_STEPS = 1000
-_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,10 +253,9 @@ class _Writer:
 
     def write_manifest(self) -> None:
         assert self.findings is not None
-        versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         content = manifest.Manifest(
             format=manifest.FORMATS[self._needs_second_format()],
-            producer=manifest.Producer(importlib.metadata.version("latentrt"), versions),
+            producer=this_producer(),
             checkpoint=self.record.result(),
             recipe=self.recipe,
             model=replace(model_of(self.checkpoint, self._tokenizers), latent_rgb=self.findings.latent_rgb),

@@ -98,6 +98,7 @@ ROOMS: dict[str, set[str]] = {
                 "export.graph_records",
                 "export.new_bundle",
                 "export.model_facts",
+                "export.producer",
                 "runtime.bundle",
                 "runtime.latents",
                 "runtime.scheduler",
@@ -112,10 +113,11 @@ ROOMS: dict[str, set[str]] = {
     # ControlNets and adapters, which are exported as a checkpoint is.
     "export.control": {
         *("export.checkpoint", "export.graph_records", "export.graphs", "export.new_bundle", "export.parity"),
-        *("runtime.bundle", "runtime.control", "runtime.latents", "runtime.scheduler"),
+        *("export.producer", "runtime.bundle", "runtime.control", "runtime.latents", "runtime.scheduler"),
     },
     "export.cli": {"export.checkpoint", "export.write", "runtime.bundle", "runtime.weights"},
     "export.new_bundle": set(),
+    "export.producer": {"runtime.bundle"},
     "export": set(),
     "engines": set(),
     "serve": set(),

@@ -1,6 +1,5 @@
 """Write a control bundle: export its graphs, compare them with PyTorch, then move the finished folder into place."""
 
-import importlib.metadata
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +10,14 @@ from typing import Any
 import onnx_ir as ir
 
 from latentrt.export.graph_records import graph_record
-from latentrt.export.graphs.onnx_export import OPSETS
+from latentrt.export.graphs.onnx_export import check_opset
 from latentrt.export.graphs.onnx_files import save_graph
 from latentrt.export.graphs.precision import dtype_of
 from latentrt.export.new_bundle import new_bundle, require_free
+from latentrt.export.producer import this_producer
 from latentrt.runtime.bundle import ControlBundle, ControlManifest, hashed_files
 from latentrt.runtime.bundle.control_manifest import CONTROL_FORMAT
-from latentrt.runtime.bundle.manifest import MANIFEST, Graph, Producer, Recipe, manifest_json
-from latentrt.runtime.errors import ExportError
+from latentrt.runtime.bundle.manifest import MANIFEST, Graph, Recipe, manifest_json
 
 from .making import model_of
 from .parity import check_and_make_golden
@@ -27,7 +26,6 @@ from .source import ControlCheckpoint, ControlSource
 logger = logging.getLogger(__name__)
 
 STAGES = ("weights", "graphs", "parity with PyTorch", "hashes")
-_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +61,7 @@ def export_control(
     """
     options, out = options or ControlOptions(), Path(out)
     dtype = dtype_of(options.precision)
-    if options.opset not in OPSETS:
-        raise ExportError(f"opset {options.opset} is not supported; expected one of {', '.join(map(str, OPSETS))}")
+    check_opset(options.opset)
     require_free(out, overwrite=options.overwrite)
     progress(STAGES[0])
     checkpoint = ControlCheckpoint(source if isinstance(source, ControlSource) else ControlSource(str(source)))
@@ -80,7 +77,7 @@ def export_control(
         manifest = ControlManifest(
             format=CONTROL_FORMAT,
             kind=checkpoint.kind,
-            producer=_producer(),
+            producer=this_producer(),
             checkpoint=record.result(),
             recipe=Recipe(options.precision, options.precision, options.opset, compact=False),
             **model.facts,
@@ -97,8 +94,3 @@ def _save(folder: Path, name: str, graph: ir.Model, shapes: Mapping[str, Any]) -
     record = graph_record(name, graph, shapes)
     save_graph(graph, folder / f"{name}.onnx", compact=False)
     return record
-
-
-def _producer() -> Producer:
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return Producer(importlib.metadata.version("latentrt"), versions)

@@ -61,8 +61,7 @@ def onnx_from_module(
     Each initializer is a parameter of the module under its own name, or its transpose with `.transposed` appended, or
     a constant. Raises `ExportError` for an unsupported opset, and if a dynamic dimension would become fixed.
     """
-    if opset not in OPSETS:
-        raise ExportError(f"opset {opset} is not supported; expected one of {', '.join(map(str, OPSETS))}")
+    check_opset(opset)
     tensors = [part for given in inputs for part in given.parts]
     with _quiet(), torch.no_grad():
         # Captured here because torch.onnx.export would also add run-time assertions. For a UNet that fails after the
@@ -89,6 +88,12 @@ def onnx_from_module(
     _name_dimensions(model.graph, {i.name: i.dynamic for i in tensors})
     simplify(model)
     return model
+
+
+def check_opset(opset: int) -> None:
+    """Raise `ExportError` for an opset that is not supported."""
+    if opset not in OPSETS:
+        raise ExportError(f"opset {opset} is not supported; expected one of {', '.join(map(str, OPSETS))}")
 
 
 def _example(given: TensorInput | TupleInput) -> Any:
