@@ -29,6 +29,11 @@ class GpuNet:
     features: TimeFeatures
 
 
+def gpu_net(backend: GpuBackend, graphs: Mapping[str, Graph], features: TimeFeatures) -> GpuNet | None:
+    """The ControlNet of a control bundle's backend; None for other control bundles, which no loop runs."""
+    return GpuNet(backend, graphs["control"], features) if "control" in graphs else None
+
+
 class _NetSlots:
     """The slots of one net."""
 

@@ -27,6 +27,11 @@ _IDENTITY = np.eye(REGISTERS, REGISTERS + 2, dtype=np.float32)
 Rows = Mapping[str, NDArray[Any]]
 
 
+def time_graph(graphs: Mapping[str, Graph]) -> str:
+    """The graph that makes time features: a ControlNet has one of its own."""
+    return "control_time" if "control" in graphs else "time"
+
+
 class TimeFeatures:
     """The features of all timesteps of a plan, kept for the last plans. Thread-safe."""
 

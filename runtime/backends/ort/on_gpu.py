@@ -27,9 +27,9 @@ from latentrt.runtime.gpu.one_shot import GpuEngine, OneShot, run_in_pieces
 from latentrt.runtime.gpu.recording import no_recording, recording
 from latentrt.runtime.gpu.threads import OnOwnThread
 from latentrt.runtime.loop.gpu import GpuSlots, powers_of_two_to
-from latentrt.runtime.loop.gpu_nets import GpuNet
+from latentrt.runtime.loop.gpu_nets import GpuNet, gpu_net
 from latentrt.runtime.loop.gpu_pool import WEIGHTS_IN_USE, LentSlots, SlotPool
-from latentrt.runtime.loop.tables import TimeFeatures
+from latentrt.runtime.loop.tables import TimeFeatures, time_graph
 from latentrt.runtime.protocols import Bucket
 
 from .built_graphs import BuiltGraphs
@@ -72,7 +72,7 @@ class OrtCudaBackend:
         self.nets: dict[str, OrtCudaBackend] = {}
         self._on: OnOwnThread = OnOwnThread(device_index) if beside is None else beside._on
         self._engines = EngineCache(self._make, graph_of=str)
-        of_time = "control_time" if "control" in bundle.manifest.graphs else "time"
+        of_time = time_graph(bundle.manifest.graphs)
         self._features = TimeFeatures(lambda graph, inputs: self._on(self._run, graph, inputs), of_time)
         self._slots = SlotPool(self._new_slots, self._on, self._release, f"{bundle.path} on onnxruntime-cuda")
         self._stream: Stream = self._on(Stream) if beside is None else beside._stream
@@ -120,11 +120,7 @@ class OrtCudaBackend:
     def _new_slots(self, bucket: Bucket, count: int) -> GpuSlots:
         """Slots whose largest batch is captured already, as a failure can be mended now but not in the loop."""
         graph = self._bundle.graph("denoise")
-        nets = {
-            name: GpuNet(net, net._bundle.graph("control"), net._features)
-            for name, net in self.nets.items()
-            if "control" in net._bundle.manifest.graphs
-        }
+        nets = {name: found for name, net in self.nets.items() if (found := net.as_net())}
         slots = GpuSlots(self, graph, bucket, count, features=self._features, shared=self._stream, nets=nets)
         try:
             if self._captures:
@@ -135,6 +131,10 @@ class OrtCudaBackend:
                 raise
             raise _CaptureError(str(error)) from error
         return slots
+
+    def as_net(self) -> GpuNet | None:
+        """See `gpu_net`."""
+        return gpu_net(self, self._bundle.manifest.graphs, self._features)
 
     def _stop_capturing(self) -> None:
         """Start anew on another stream, as a capture that failed leaves its stream unusable."""

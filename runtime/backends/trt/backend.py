@@ -22,9 +22,9 @@ from latentrt.runtime.gpu.engine import Fitted
 from latentrt.runtime.gpu.one_shot import GpuEngine, OneShot, run_in_pieces
 from latentrt.runtime.gpu.threads import OnCaller
 from latentrt.runtime.loop.gpu import GpuSlots, powers_of_two_to
-from latentrt.runtime.loop.gpu_nets import GpuNet
+from latentrt.runtime.loop.gpu_nets import GpuNet, gpu_net
 from latentrt.runtime.loop.gpu_pool import WEIGHTS_IN_USE, LentSlots, SlotPool
-from latentrt.runtime.loop.tables import TimeFeatures
+from latentrt.runtime.loop.tables import TimeFeatures, time_graph
 from latentrt.runtime.protocols import Bucket
 from latentrt.runtime.weights import stored_weight
 
@@ -60,7 +60,7 @@ class TrtBackend:
         self._records = self._usable(Host(backend, self._library.version, self._device, trust_engines))
         self._on = OnCaller(device_index)
         self._engines = EngineCache(self._make, graph_of=lambda record: record.graph)
-        of_time = "control_time" if self.is_net else "time"
+        of_time = time_graph(bundle.manifest.graphs)
         self._features = TimeFeatures(lambda graph, inputs: self._on(self._run, graph, inputs), of_time)
         self._slots = SlotPool(self._new_slots, self._on, self._release, f"{bundle.path} on {self.name}")
         self._stream = self._on(Stream)
@@ -104,17 +104,12 @@ class TrtBackend:
         return self._slots.lend(bucket, count)
 
     def _new_slots(self, bucket: Bucket, count: int) -> GpuSlots:
-        nets = {name: net.as_net() for name, net in self.nets.items() if net.is_net}
+        nets = {name: found for name, net in self.nets.items() if (found := net.as_net())}
         return GpuSlots(self, self._bundle.graph("denoise"), bucket, count, features=self._features, nets=nets)
 
-    @property
-    def is_net(self) -> bool:
-        """Whether this is the backend of a ControlNet."""
-        return "control" in self._bundle.manifest.graphs
-
-    def as_net(self) -> GpuNet:
-        """What the loop of another backend needs of this ControlNet."""
-        return GpuNet(self, self._bundle.graph("control"), self._features)
+    def as_net(self) -> GpuNet | None:
+        """See `gpu_net`."""
+        return gpu_net(self, self._bundle.manifest.graphs, self._features)
 
     def batches(self, sizes: Sizes) -> Sequence[int]:
         """See `GpuBackend.batches`."""
