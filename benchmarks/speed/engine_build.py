@@ -27,7 +27,7 @@ Figures = dict[str, float | str]
 
 
 def build(bundle: Bundle, folder: Path, graph: str, options: list[str]) -> Figures:
-    """Build one graph's engine and return its figures; the memory is that of the whole process."""
+    """Build one graph's engine and return its figures; the memory is that of its largest process."""
     command = [sys.executable, "-m", "latentrt.runtime.cli", "build", str(bundle.path), "--engines", str(folder)]
     start = time.perf_counter()
     process = subprocess.Popen([*command, "--graph", graph, *options], stdout=subprocess.DEVNULL)

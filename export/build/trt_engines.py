@@ -25,9 +25,9 @@ from .store import (
     with_file,
     with_layers,
 )
-from .trt_builder import Serialized, TrtBuilder
+from .trt_builder import TrtBuilder
+from .trt_job import Job, build_in_child
 from .trt_options import BuildOptions, recorded
-from .trt_timing import fastest, milliseconds_of
 
 # Called with the engine, the library's current phase, and the completed fraction of the build.
 Progress = Callable[["Task", str, float], object]
@@ -54,7 +54,7 @@ def build_engines(
     graphs: Sequence[str] = (),
     progress: Progress = lambda _task, _phase, _share: None,
 ) -> Iterator[Built]:
-    """Build the missing engines for these sizes, one at a time; each is in the list before it is yielded.
+    """Build the missing engines for these sizes, each in a process of its own; it is in the list before it is yielded.
 
     Args:
         backend: "tensorrt" or "tensorrt_rtx".
@@ -64,8 +64,8 @@ def build_engines(
         progress: called during each build.
 
     Raises `BackendError` or `InputError` if the library, the GPU or the options do not allow the build, and
-    `ExportError` if the library fails to build a graph. After an error or an interrupt, previous engines and those
-    already yielded remain.
+    `ExportError` if the library fails to build a graph, or crashes. After an error or an interrupt, previous engines
+    and those already yielded remain.
     """
     clear_killed(Path(bundle_path), engines)
     bundle = open_bundle(bundle_path)
@@ -80,7 +80,7 @@ def build_engines(
             continue
         require_storable(bundle.path, engines)
         began = time.perf_counter()
-        built, attempts = _best(bundle, library, options, task, progress)
+        built, attempts = build_in_child(_job(bundle, library, options, task), partial(progress, task))
         layers = layers_from_text(built.layers)
         record = with_layers(task.record) if layers else task.record
         add_engine(bundle.path, engines, record, built.engine, layers_json(layers))
@@ -122,26 +122,17 @@ def _only_device(library: TrtBuilder, options: BuildOptions) -> str | None:
     return library.device.name if tied and library.device else None
 
 
-def _best(
-    bundle: AnyBundle, library: TrtBuilder, options: BuildOptions, task: Task, progress: Progress
-) -> tuple[Serialized, tuple[float, ...]]:
-    """The engine, or the fastest of several and what each of these took in milliseconds."""
-    build = partial(_build, bundle, library, options, task, progress)
-    if options.best_of == 1 or library.device is None:
-        return build(), ()
-    spec = bundle.graph(task.record.graph)
-    times = partial(milliseconds_of, library, library.device, task.record, spec, bundle.file(spec.file))
-    return fastest(options.best_of, build, times)
-
-
-def _build(bundle: AnyBundle, library: TrtBuilder, options: BuildOptions, task: Task, progress: Progress) -> Serialized:
+def _job(bundle: AnyBundle, library: TrtBuilder, options: BuildOptions, task: Task) -> Job:
     name = task.record.graph
     graph = bundle.graph(name)
     uses = [u for parameter, all_uses in bundle.manifest.weights.items() if _lora_target(parameter) for u in all_uses]
-    return library.engine_from_onnx(
-        bundle.file(graph.file),
-        {spec.name: shapes_of_tensor(spec, task.profile) for spec in graph.inputs},
-        replace(options, tf32=task.record.tf32),
+    return Job(
+        record=task.record,
+        device=library.device,
+        spec=graph,
+        onnx=bundle.file(graph.file),
+        options=replace(options, tf32=task.record.tf32),
+        shapes={spec.name: shapes_of_tensor(spec, task.profile) for spec in graph.inputs},
         refittable_weights=[use.initializer for use in uses if use.graph == name],
         # In fp32 there is no fused kernel. Where a UNet of 16 bits casts to float32 around attention, libraries from
         # TensorRT 11.3 on fuse the casts too.
@@ -149,7 +140,6 @@ def _build(bundle: AnyBundle, library: TrtBuilder, options: BuildOptions, task: 
         strict_nans=any(spec.name == "nonfinite" for spec in graph.outputs),  # the output counts them
         # With the timings of the first build, the others would be the same.
         timing_cache=_timing_cache(library) if options.best_of == 1 else None,
-        progress=lambda phase, share: progress(task, phase, share),
     )
 
 

@@ -18,6 +18,7 @@ from latentrt.export.build.profiles import buckets_from_options
 from latentrt.export.build.store import Built
 from latentrt.export.build.trt_builder import Serialized, TrtBuilder
 from latentrt.export.build.trt_engines import build_engines
+from latentrt.export.build.trt_job import build_here
 from latentrt.export.build.trt_options import BuildOptions
 from latentrt.runtime import ExportError, InputError, Pipeline, Result
 from latentrt.runtime.bundle import Bundle, shape_at
@@ -57,6 +58,7 @@ def graphs_built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Serialized(b"engine", "")
 
     monkeypatch.setattr(TrtBuilder, "engine_from_onnx", build)
+    monkeypatch.setattr("latentrt.export.build.trt_engines.build_in_child", build_here)
     return given
 
 

@@ -13,6 +13,7 @@ import cuda.bindings
 from latentrt.export.build.profiles import buckets_from_options
 from latentrt.export.build.store import Built
 from latentrt.export.build.trt_engines import build_engines
+from latentrt.export.build.trt_job import build_here
 from latentrt.export.build.trt_options import BuildOptions
 
 from .cuda import Cuda
@@ -57,5 +58,6 @@ def machine(
         mock.patch.dict(sys.modules, libraries | {"cuda.bindings.runtime": gpu}),
         mock.patch.object(cuda.bindings, "runtime", gpu),
         mock.patch("latentrt.runtime.backends.choice.has_driver", return_value=True),
+        mock.patch("latentrt.export.build.trt_engines.build_in_child", build_here),  # simulated in this process alone
     ):
         yield Machine(gpu, libraries)
