@@ -136,7 +136,7 @@ class CallReader:
     ) -> Job:
         """The checked job of a body that asks for one pass; see `passes`."""
         job, call = self.passes(body, key, previews=previews, pictures=pictures, words=words)
-        if call.second is not None:
+        if call.second is not None and not call.refines:
             raise InputError("hires_scale: a second pass is drawn by /sdapi/v1/txt2img alone, with enable_hr")
         return job
 
@@ -149,7 +149,9 @@ class CallReader:
         pictures: "tuple[Image.Image, Image.Image | None] | None" = None,
         words: Mapping[str, str] | None = None,
     ) -> tuple[Job, Call]:
-        """The checked job of a body, for the first pass of its call. Raises `InputError`, `ApiError`.
+        """The checked job of a body. Raises `InputError`, `ApiError`.
+
+        It draws the call, but for a second pass that is enlarged: that is a job of its own.
 
         Args:
             body: a prompt and fields of `call_properties`.
@@ -187,6 +189,7 @@ class CallReader:
             deadline,
             output,
             previews,
+            second=call.second if call.refines else None,
         )
         if self._config.log_prompts:
             logger.info("job %s of %s: %r, %r", job.id, job.client, prompt, options.get("negative_prompt"))

@@ -84,13 +84,12 @@ class DrawingRoutes:
             return asked, replace(job, output=replace(job.output, text=asked.text)), call
 
         asked, job, call = await self._reader.read(request, read)
-        first = job if call.second is None else first_job(job, call)
+        twice = call.second is not None and not call.refines
+        first = first_job(job, call) if twice else job
         ticket = await submitted(self._service, first, self._metrics)
         with self._tasks.following(ticket, asked.task) as task:
-            if call.second is None:
-                result = await unless_gone(request, task.drawn())
-            else:
-                result = await unless_gone(request, self._drawn_twice(task, job, call, asked.model))
+            drawing = self._drawn_twice(task, job, call, asked.model) if twice else task.drawn()
+            result = await unless_gone(request, drawing)
         return await self._reader.answered(lambda: _answer(asked, result))
 
     async def _drawn_twice(self, task: Task, job: Job, call: Call, model: ServedModel) -> Drawn:

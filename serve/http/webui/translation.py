@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from latentrt.runtime.errors import InputError
+from latentrt.runtime.errors import InputError, shown
 from latentrt.runtime.request import OPTIONS, kinds
 from latentrt.serve.http.bodies import ALIASES
 from latentrt.serve.http.errors import ApiError
@@ -89,6 +89,7 @@ def translated(
     _set_numbers(call, words, own)
     _set_scheduler(call, words, own)
     _set_settings(call, words, own, settings, model)
+    _set_refiner(call, words, own, model)
     if own.get("enable_hr"):
         _set_hires(call, words, own, model)
     given = _prepared(call, words, own, model, pixels) if begins else None
@@ -171,6 +172,22 @@ def _set_settings(
     for name, row in SETTINGS.items():
         if row.option and name in settings:
             _set(call, words, row.option, name, settings[name])
+
+
+def _set_refiner(call: dict[str, Any], words: dict[str, str], own: Mapping[str, Any], model: ServedModel) -> None:
+    """As in the web UI, there is no refiner unless a call names it; ours by its own name counts, too."""
+    given = own.get("refiner_checkpoint") or "None"
+    if given == "None":
+        if model.refiner is not None:
+            call.setdefault("refiner_start", 1)
+        return
+    refiner = None if model.refiner is None else model.refiner.bundle.manifest.checkpoint.name
+    if model_name(given) != refiner:
+        which = "has no refiner" if refiner is None else f"has the refiner {refiner}"
+        text = f"refiner_checkpoint={shown(given)}: {model.name} {which} at this server; leave it out, or name that one"
+        raise ApiError(400, text, "unsupported_value", param="refiner_checkpoint")
+    if "refiner_switch_at" in own:
+        _set(call, words, "refiner_start", "refiner_switch_at", own["refiner_switch_at"])
 
 
 def _set_hires(call: dict[str, Any], words: dict[str, str], own: Mapping[str, Any], model: ServedModel) -> None:
