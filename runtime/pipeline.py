@@ -197,10 +197,12 @@ class Pipeline:
     def lend(self) -> Stages:
         """Hand the stages to a dispatcher. From now on calls and LoRAs go through it; here they raise `InputError`."""
         self._require_own()
-        if self._refiner is not None:
-            raise InputError("a dispatcher draws without a refiner: load the pipeline without one")
         self._lent = True
         return self._stages
+
+    def lend_refiner(self) -> Stages | None:
+        """The stages of the refiner, for who has the others by `lend`; None without one."""
+        return self._refiner
 
     def warm_up(self, **options: Unpack[CallOptions]) -> None:
         """Load everything and draw one step at the given sizes, so that the first real call is as fast as the next."""

@@ -22,7 +22,7 @@ A flag is stronger than the variable LATENTRT_SERVE_NAME, which is stronger than
   port = 8000
   [[model]]
   name = "sd15"
-  path = "engines/sd15"      # also: backend, engines, trust_engines, sizes, loras, controls
+  path = "engines/sd15"      # also: backend, engines, trust_engines, sizes, loras, controls, refiner
 """
 
 

@@ -27,6 +27,7 @@ class ModelSpec:
         sizes: (width, height) that clients may ask for; None is `usual_sizes`, or those of the engines.
         loras: folder of the LoRA files that clients may name.
         controls: names and folders of control bundles.
+        refiner: folder of a bundle that goes on from the option `refiner_start`.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ModelSpec:
     sizes: tuple[tuple[int, int], ...] | None = None
     loras: Path | None = None
     controls: tuple[tuple[str, Path], ...] = ()
+    refiner: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class Job:
 
     Attributes:
         model: name of the model at the server.
+        second: what the refiner goes on with; None for one pass. Its image holds zeros until the first one is drawn.
         client: whom its device time is charged to.
         weight: the client's share, in proportion to those of others.
         client_jobs: jobs of the client that may be under way; None is what the server allows everyone.
@@ -135,11 +138,17 @@ class Job:
     output: Output = field(default_factory=Output)
     previews: Previews | None = None
     alone: bool = False
+    second: Request | None = None
 
     @property
     def images(self) -> int:
         """How many it draws."""
         return len(self.request.seeds)
+
+    @property
+    def calls(self) -> int:
+        """UNet calls of each image, in all passes."""
+        return len(self.request.plan) + (0 if self.second is None else len(self.second.plan))
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,8 +63,15 @@ class ServedModel:
         lora_folder: Path | None = None,
         limits: Limits | None = None,
         controls: Mapping[str, ControlManifest] | None = None,
+        refiner: "ServedModel | None" = None,
     ) -> None:
-        """`sizes`: (width, height) that clients may ask for; None is `usual_sizes`."""
+        """A model.
+
+        Args:
+            sizes: (width, height) that clients may ask for; None is `usual_sizes`.
+            refiner: what goes on from the option `refiner_start`.
+        """
+        self.refiner = refiner
         self.controls = dict(controls or {})
         self.name, self.bundle, self.limits = name, bundle, limits or Limits()
         defaults = bundle.manifest.defaults
@@ -86,10 +93,17 @@ class ServedModel:
                 given is the model's, also with a picture to begin from.
         """
         given = self._with_size(options)
-        call = checked_call(self._facts, prompt, cast(CallOptions, given))
-        for request in (call.first, call.second):
-            if request is not None:
-                self._check_limits(request)
+        if self.refiner is None and given.get("refiner_start") is not None:
+            raise InputError(
+                f"refiner_start: {self.name} has no refiner at this server; leave it out, or have the operator name "
+                "one: refiner in the table [[model]] of the settings file"
+            )
+        refiner = None if self.refiner is None else self.refiner._facts
+        call = checked_call(self._facts, prompt, cast(CallOptions, given), refiner=refiner)
+        self._check_limits(call.first)
+        if call.second is not None:
+            second = self.refiner if self.refiner is not None and call.refines else self
+            second._check_limits(call.second)
         return call
 
     def _with_size(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +116,9 @@ class ServedModel:
     def request(self, prompt: str | Sequence[str] | None, options: Mapping[str, Any]) -> Request:
         """Check a call of one pass, like `call`."""
         call = self.call(prompt, options)
-        require_one_pass(call)
+        if call.refines:
+            raise InputError("a call of one pass is expected: pass refiner_start=1 to leave the refiner out")
+        require_one_size(call)
         return call.first
 
     def _check_limits(self, request: Request) -> None:
@@ -192,9 +208,9 @@ class ServedModel:
         return self._lora_folder / f"{name}{LORA_SUFFIX}"
 
 
-def require_one_pass(call: Call) -> None:
-    """Raise `InputError` for a call of two passes, which has an answer in one API alone."""
-    if call.second is not None:
+def require_one_size(call: Call) -> None:
+    """Raise `InputError` for a call whose second pass is enlarged, which has an answer in one API alone."""
+    if call.second is not None and not call.refines:
         raise InputError("hires_scale: a second pass is drawn by /sdapi/v1/txt2img alone, with enable_hr")
 
 

@@ -214,6 +214,7 @@ LIBRARIES: dict[str, set[str]] = {
     "serve.jobs": NUMPY | PICTURES,
     "serve.jobs.postgres": {"fsspec", "psycopg"},
     "serve.http": NUMPY | PICTURES | {"fastapi", "starlette", "pydantic"},
+    "serve.http.webui": NUMPY | PICTURES | {"cv2", "fastapi", "starlette", "pydantic"},
     "serve.metrics": {"prometheus_client"},
     "serve.wiring": {"fastapi"},
     "serve.ray": {"fastapi", "prometheus_client", "ray"},

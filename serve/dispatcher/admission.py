@@ -67,8 +67,9 @@ class Admission:
         self._seen = {client: seen for client, seen in self._seen.items() if now - seen[0] < self._max_wait}
         weights = sum(weight for _, weight in self._seen.values())
         waiting = (image for line in self._policy.lines.values() for image in line.waiting.get(job.client, ()))
-        own: float = sum(image.job.cost for image in waiting) / 1000
-        excess = own + job.cost * len(job.images) / 1000 - self._max_wait * job.weight / (weights + job.weight)
+        own: float = sum(image.job.cost + image.job.later for image in waiting) / 1000
+        new = (job.cost + job.later) * len(job.images) / 1000
+        excess = own + new - self._max_wait * job.weight / (weights + job.weight)
         if own and excess > 0:
             retry = retry_seconds(excess * weights / job.weight)
             text = f"the server is busy: {own:.1f} s of your work wait, which is your share"

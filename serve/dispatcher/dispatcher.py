@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from latentrt.runtime.errors import BackendError, InputError, LatentRTError, NonFiniteError, OutOfMemoryError
@@ -28,10 +29,10 @@ from latentrt.serve.service import Load
 from .admission import Admission
 from .costs import MeasuredCosts
 from .executor import Executor
-from .models import LoadedModel, load_model
+from .models import LoadedModel, load_model, owner_of, refiner_name
 from .pictures import PictureSender
 from .policy import Action, Call, CloseSlots, Decode, Encode, Idle, Policy, Swap
-from .queue import Client, QueuedJob, State
+from .queue import Client, Group, QueuedJob, State
 from .shelf import Shelf
 from .switch import ModelSwitch
 from .warm_up import warm_up
@@ -58,7 +59,9 @@ class Dispatcher:
         self._costs = MeasuredCosts(
             max_batch=options.max_batch, batch=options.batch, deterministic=options.deterministic
         )
-        self._policy = policy([spec.name for spec in models], self._costs)
+        names = [spec.name for spec in models]
+        names += [refiner_name(spec.name) for spec in models if spec.refiner is not None]
+        self._policy = policy(names, self._costs)
         self._admission = Admission(
             self._policy, max_wait=options.max_wait, max_queue=options.max_queue, client_jobs=options.client_jobs
         )
@@ -157,7 +160,7 @@ class Dispatcher:
 
     def _busy(self) -> Collection[str]:
         """Models with accepted work."""
-        return {job.group.weights.model for job in self._policy.jobs.values()}
+        return {owner_of(job.group.weights.model) for job in self._policy.jobs.values()}
 
     def _queued(self, job: Job, model: LoadedModel) -> QueuedJob:
         weight = job.weight * (BATCH_SHARE if job.priority == "batch" else 1.0)
@@ -175,7 +178,17 @@ class Dispatcher:
             has_pictures=job.request.image is not None,
         )
         queued.cost += self._costs.encode(queued) / job.images
+        if job.second is not None and (group_after := model.second_group(job)) is not None:
+            queued.cost -= self._costs.decode(group, 1)
+            queued.second = self._second(queued, group_after, len(job.second.plan), job.images)
         return queued.with_images(job.images)
+
+    def _second(self, first: QueuedJob, group: Group, calls: int, images: int) -> QueuedJob:
+        """The pass after the first one, which begins from its latents."""
+        cost = self._costs.image(group, calls)
+        second = replace(first, group=group, calls=calls, cost=cost, images=[], has_pictures=False)
+        second.cost += self._costs.encode(second) / images
+        return second.with_images(images)
 
     # --- the device's thread ------------------------------------------------------------------------------------------
 
@@ -210,7 +223,8 @@ class Dispatcher:
         assert self._executor is not None
         self._shelf.take_out_unwanted(self._busy)
         for model in self._shelf.closing:
-            self._executor.close_model(model, self._policy.close_model(model.name))
+            groups = [group for one in model.passes() for group in self._policy.close_model(one.name)]
+            self._executor.close_model(model, groups)
         self._shelf.were_closed()
 
     def _next(self) -> Action | None:
@@ -251,8 +265,12 @@ class Dispatcher:
             for job, failure in failures.items():
                 self._fail(job, kind_of(failure), str(failure))
             if isinstance(action, Decode):
-                for identity in {image.job.id for image in action.images} - self._policy.jobs.keys():
-                    executor.forget(identity)
+                for job in {image.job for image in action.images if image.job.id not in self._policy.jobs}:
+                    if job.second is not None and job.id in executor.drawings:
+                        executor.drawings[job.id].go_on()
+                        self._policy.go_on(job.second)
+                    else:
+                        executor.forget(job.id)
         if any(kind_of(failure) == "internal" for failure in failures.values()):
             executor.probe()
 

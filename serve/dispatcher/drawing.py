@@ -1,9 +1,13 @@
 """What a device keeps of a job while it draws it. Records without rules."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from latentrt.runtime.protocols import Fetch, Trajectory
+from latentrt.runtime.request import Request
+from latentrt.runtime.stages import Generators, generators_of
 from latentrt.serve.messages import Job
 
 from .queue import Image
@@ -20,6 +24,10 @@ class Drawing:
         previews: how many were sent, by image.
         sent: pictures that have been sent.
         over: whether its last event has been sent.
+        request: of the pass that is drawn.
+        generators: of its images, which go on from pass to pass.
+        before: UNet calls of each image in earlier passes.
+        begun: when the first image of this pass began.
     """
 
     job: Job
@@ -31,6 +39,22 @@ class Drawing:
     previews: dict[int, int] = field(default_factory=dict)
     sent: int = 0
     over: bool = False
+    request: Request = field(init=False)
+    generators: list[Generators] = field(init=False)
+    before: int = 0
+    begun: float | None = None
+
+    def __post_init__(self) -> None:
+        self.request, self.generators = self.job.request, generators_of(self.job.request)
+
+    def go_on(self) -> None:
+        """Begin the second pass from the latents of the first one."""
+        second = self.job.second
+        assert second is not None
+        assert second.image is not None
+        latents = np.stack([self.latents[i].result() for i in range(self.job.images)])
+        self.request = replace(second, image=replace(second.image, latents=latents))
+        self.before, self.trajectories, self.latents, self.begun = len(self.job.request.plan), None, {}, None
 
     def add(self, stage: str, milliseconds: float) -> None:
         """Time that it has spent in a stage."""
@@ -43,7 +67,7 @@ class Drawing:
 
     def wants_preview(self, call: int) -> bool:
         """Whether the client wants to see the images after this call, counted from 1. The last one is the picture."""
-        previews, calls = self.job.previews, len(self.job.request.plan)
+        previews, calls = self.job.previews, self.job.calls
         if previews is None or call >= calls:
             return False
         count = previews.count or calls - 1

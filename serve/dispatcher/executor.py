@@ -17,7 +17,7 @@ from latentrt.serve.messages import Called, Event, Job, Progress, Started
 
 from .costs import MeasuredCosts
 from .drawing import Drawing, PendingPreview
-from .models import LoadedModel
+from .models import LoadedModel, owner_of
 from .pictures import PictureSender
 from .policy import Action, Call, CloseSlots, Decode, Encode, Swap
 from .queue import Group, Image, QueuedJob
@@ -46,6 +46,12 @@ class Executor:
         self._previews: list[PendingPreview] = []
         self._last_call = 0.0
 
+    def model(self, group: Group) -> LoadedModel:
+        """What draws a group: a model, or its refiner."""
+        name = group.weights.model
+        model = self.models[owner_of(name)]
+        return next(one for one in model.passes() if one.name == name)
+
     def add(self, job: Job) -> None:
         """Keep a job that was accepted."""
         self.drawings[job.id] = Drawing(job)
@@ -61,7 +67,7 @@ class Executor:
                 return self._decode(group, images)
             case Swap(weights):
                 start = time.perf_counter()
-                self.models[weights.model].put_in(weights.loras)
+                self.models[weights.model].put_in(weights.loras)  # a refiner has no sets
                 self._costs.observe_swap(weights.model, _since(start))
             case CloseSlots(group):
                 self.close_slots(group)
@@ -82,7 +88,7 @@ class Executor:
 
     def probe(self) -> None:
         """Run a small graph of each model; raises where the device does not work any more."""
-        for model in self.models.values():
+        for model in (one for of_model in self.models.values() for one in of_model.passes()):
             graph = model.served.bundle.graph("time")
             sizes = dict.fromkeys("BGhwSn", 1)
             inputs = {spec.name: np.zeros(shape_at(spec, sizes), DTYPES[spec.dtype].numpy) for spec in graph.inputs}
@@ -103,14 +109,14 @@ class Executor:
         """Close a model that has no work."""
         for group in groups:
             self.close_slots(group)
-        model.stages.close()
+        model.close()
 
     def close(self) -> None:
         """Give all slots back, and close the pipelines."""
         for group in list(self._open):
             self.close_slots(group)
         for model in self.models.values():
-            model.stages.close()
+            model.close()
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -119,7 +125,7 @@ class Executor:
         for job in jobs:
             start, drawing = time.perf_counter(), self.drawings[job.id]
             try:
-                drawing.trajectories = self.models[job.group.weights.model].trajectories(drawing.job.request)
+                drawing.trajectories = self.model(job.group).trajectories(drawing.request, drawing.generators)
             except Exception as error:  # of this job alone: its texts, its picture, or its memory
                 failures[job] = error
                 continue
@@ -142,14 +148,14 @@ class Executor:
         took = _since(start)
         self._last_call = time.perf_counter()
         self._costs.observe_call(group, len(images), took)
-        factor = self.models[group.weights.model].served.bundle.manifest.model.vae_scale_factor
+        factor = self.model(group).served.bundle.manifest.model.vae_scale_factor
         size = factor * group.bucket.width, factor * group.bucket.height
         cap = self._costs.cap(group)
         self._emit(Called(group.weights.model, *size, len(images), cap, took / 1000, gap))
 
     def _resident(self, group: Group) -> Resident:
         if group not in self._open:
-            slots = self.models[group.weights.model].stages.slots(group.bucket, self._costs.cap(group))
+            slots = self.model(group).stages.slots(group.bucket, self._costs.cap(group))
             self._open[group] = slots, Resident(slots, padded=self._deterministic)
         return self._open[group][1]
 
@@ -162,17 +168,20 @@ class Executor:
             queued = 1000 * (drawing.started - drawing.submitted) - drawing.spent.get("encode", 0.0)
             drawing.add("queue", max(0.0, queued))
             self._emit(Started(drawing.job.id))
+        if drawing.begun is None:
+            drawing.begun = time.monotonic()
 
     def _passed(self, image: Image, call: Passed) -> None:
         drawing = self.drawings[image.job.id]
-        self._emit(Progress(drawing.job.id, image.index, call.index + 1, call.total))
+        made = drawing.before + call.index + 1
+        self._emit(Progress(drawing.job.id, image.index, made, drawing.job.calls))
         if call.finished:
             del self._tickets[image]
             drawing.latents[image.index] = call.fetch(0)
-            if len(drawing.latents) == drawing.job.images and drawing.started is not None:
-                drawing.add("denoise", 1000 * (time.monotonic() - drawing.started))
-        elif drawing.wants_preview(call.index + 1):
-            self._previews.append(PendingPreview(drawing, image, call.index + 1, call.fetch(REGISTERS - 1)))
+            if len(drawing.latents) == drawing.job.images and drawing.begun is not None:
+                drawing.add("denoise", 1000 * (time.monotonic() - drawing.begun))
+        elif drawing.wants_preview(made):
+            self._previews.append(PendingPreview(drawing, image, made, call.fetch(REGISTERS - 1)))
 
     def _show_previews(self) -> None:
         """Send previews of the call before the last one, whose copies have arrived by now."""
@@ -181,7 +190,7 @@ class Executor:
             job = preview.drawing.job
             if job.id in self.drawings and job.previews is not None:
                 latents = preview.latents.result()[None]
-                stages = self.models[job.model].stages
+                stages = self.model(preview.image.job.group).stages
                 pixels = stages.preview(latents, job.previews.method, tiling=preview.drawing.tiling())
                 self._sender.preview(preview.drawing, preview.image.index, preview.call, pixels[0])
 
@@ -190,18 +199,22 @@ class Executor:
         failures: dict[QueuedJob, Exception] = {}
         for tiling in (False, True):
             chosen = [image for image in images if self.drawings[image.job.id].tiling() == tiling]
+            goes_on = [image for image in chosen if image.job.second is not None]
             pixels = [image for image in chosen if self.drawings[image.job.id].job.output.format != "latents"]
+            pixels = [image for image in pixels if image not in goes_on]
             for image in chosen:
                 if image not in pixels:
-                    self._send_latents(image, failures)
+                    self._take_latents(image, failures, send=image not in goes_on)
             if pixels:
                 self._decode_alike(group, pixels, tiling, failures)
         return failures
 
-    def _send_latents(self, image: Image, failures: dict[QueuedJob, Exception]) -> None:
-        drawing, stages = self.drawings[image.job.id], self.models[image.job.group.weights.model].stages
+    def _take_latents(self, image: Image, failures: dict[QueuedJob, Exception], *, send: bool) -> None:
+        """Latents that are not decoded: they are sent, or stay for the next pass."""
+        drawing, stages = self.drawings[image.job.id], self.model(image.job.group).stages
         if np.isfinite(drawing.latents[image.index].result()).all():
-            self._sender.send(drawing, image.index, None, stages)
+            if send:
+                self._sender.send(drawing, image.index, None, stages)
         else:
             failures[image.job] = stages.overflowed([image.index], drawing.job.images)
 
@@ -209,7 +222,7 @@ class Executor:
         self, group: Group, images: list[Image], tiling: bool, failures: dict[QueuedJob, Exception]
     ) -> None:
         """Decode images together; where that fails, one by one, so that each fails alone."""
-        start, stages = time.perf_counter(), self.models[group.weights.model].stages
+        start, stages = time.perf_counter(), self.model(group).stages
         drawings = [self.drawings[image.job.id] for image in images]
         try:
             latents = np.stack([d.latents[image.index].result() for d, image in zip(drawings, images, strict=True)])
@@ -227,7 +240,8 @@ class Executor:
             if bad[row]:
                 failures[image.job] = stages.overflowed([image.index], drawing.job.images)
             else:
-                self._sender.send(drawing, image.index, pixels[row], stages)
+                own = self.models[drawing.job.model].stages  # the text in a picture is that of the first pass
+                self._sender.send(drawing, image.index, pixels[row], own)
 
 
 def _since(start: float) -> float:

@@ -43,11 +43,14 @@ class Forecast:
                     self.start, self.pause = full_turn.start(seconds), full_turn.others
                 self.finish = max(self.finish, turn.start(seconds) + in_slot)
         self.finish += (policy.costs.encode(new) + policy.costs.decode(new.group, 1)) / 1000
+        self.finish += new.later * len(new.images) / 1000
 
 
 def work_left(job: QueuedJob) -> float:
     """Milliseconds of a job that have not been done."""
-    return sum(job.cost * image.calls_left / job.calls for image in job.images if image.state is not State.GONE)
+    return sum(
+        job.later + job.cost * image.calls_left / job.calls for image in job.images if image.state is not State.GONE
+    )
 
 
 # --- groups -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """A model on a device: its pipeline, lent to the dispatcher, and the cache of its prompts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from latentrt.runtime import Pipeline
@@ -10,32 +10,69 @@ from latentrt.runtime.errors import InputError
 from latentrt.runtime.pipeline import embedded_bundle
 from latentrt.runtime.protocols import Trajectory
 from latentrt.runtime.request import Request
+from latentrt.runtime.stages import Generators, Stages
 from latentrt.runtime.text.cache import EncoderCache
 from latentrt.serve.messages import DispatcherOptions, Job, LoraSet, ModelSpec
 from latentrt.serve.places import named
-from latentrt.serve.served_model import Limits, ServedModel, sizes_of_engines
+from latentrt.serve.served_model import Limits, ServedModel, sizes_of_engines, usual_sizes
 
 from .queue import Group, Weights
 
+_REFINER = "+refiner"  # no name of a model has a +
+
+
+def refiner_name(model: str) -> str:
+    """What the refiner of a model is called in groups, costs and metrics."""
+    return model + _REFINER
+
+
+def owner_of(name: str) -> str:
+    """The model of a name in a group, which may be that of its refiner."""
+    return name.removesuffix(_REFINER)
+
 
 class LoadedModel:
-    """A model that is ready to draw."""
+    """A model that is ready to draw, and its refiner, which comes and goes with it."""
 
-    def __init__(self, spec: ModelSpec, pipeline: Pipeline) -> None:
-        """The pipeline is the dispatcher's from now on."""
-        self.name, self.backend = spec.name, pipeline.backend
-        self.served = served_model(spec, pipeline.bundle)
-        self.stages = pipeline.lend()
+    def __init__(
+        self, name: str, backend: str, served: ServedModel, stages: Stages, refiner: "LoadedModel | None" = None
+    ) -> None:
+        """The stages are the dispatcher's from now on."""
+        self.name, self.backend, self.served, self.stages, self.refiner = name, backend, served, stages, refiner
         self.stages.private = True
         self._texts = EncoderCache(self.stages.run)
 
+    @classmethod
+    def of_pipeline(cls, spec: ModelSpec, pipeline: Pipeline) -> "LoadedModel":
+        """The pipeline is the dispatcher's from now on."""
+        served, stages, second = served_model(spec, pipeline.bundle), pipeline.lend(), pipeline.lend_refiner()
+        refiner = None
+        if second is not None and served.refiner is not None:
+            refiner = cls(refiner_name(spec.name), pipeline.backend, served.refiner, second)
+        return cls(spec.name, pipeline.backend, served, stages, refiner)
+
+    def passes(self) -> "list[LoadedModel]":
+        """What draws: itself, and the refiner where it has one."""
+        return [self] if self.refiner is None else [self, self.refiner]
+
     def group(self, job: Job) -> Group:
-        """The group of a job's images."""
+        """The group of a job's images, in the first pass."""
         return Group(Weights(self.name, job.loras), self.served.bucket(job.request))
 
-    def trajectories(self, request: Request) -> list[Trajectory]:
-        """Texts and pictures, encoded under the weights that are in."""
-        return self.stages.trajectories(request, run_encoder=self._texts)
+    def second_group(self, job: Job) -> Group | None:
+        """The group of its second pass, None where it has one pass. LoRAs are of the first."""
+        if job.second is None or self.refiner is None:
+            return None
+        return Group(Weights(self.refiner.name), self.refiner.served.bucket(job.second))
+
+    def trajectories(self, request: Request, generators: Sequence[Generators] | None = None) -> list[Trajectory]:
+        """Texts and pictures, encoded under the weights that are in; see `Stages.trajectories`."""
+        return self.stages.trajectories(request, run_encoder=self._texts, generators=generators)
+
+    def close(self) -> None:
+        """Free all memory."""
+        for model in self.passes():
+            model.stages.close()
 
     def put_in(self, loras: LoraSet) -> None:
         """Change the weights."""
@@ -66,7 +103,29 @@ def served_model(spec: ModelSpec, bundle: Bundle | None = None, limits: Limits |
     controls = {name: ControlBundle.open(folder) for name, folder in spec.controls}
     check_fit(bundle, controls)
     manifests = {name: control.manifest for name, control in controls.items()}
-    return ServedModel(spec.name, bundle, sizes=sizes, lora_folder=spec.loras, limits=limits, controls=manifests)
+    second = None
+    if spec.refiner is not None:
+        own = bundle.manifest.defaults
+        second = _refiner(spec, sizes or usual_sizes(own.width, own.height), limits)
+        sizes = second.sizes
+    return ServedModel(
+        spec.name, bundle, sizes=sizes, lora_folder=spec.loras, limits=limits, controls=manifests, refiner=second
+    )
+
+
+def _refiner(spec: ModelSpec, sizes: Sequence[tuple[int, int]], limits: Limits | None) -> ServedModel:
+    """The second pass, of those sizes of the first one that it has engines for. Raises `InputError` for none."""
+    assert spec.refiner is not None
+    bundle = Bundle.open(spec.refiner)
+    own = None
+    if spec.backend in ("auto", "tensorrt", "tensorrt_rtx"):
+        own = sizes_of_engines(bundle, EngineList.of_bundle(bundle, None).engines)
+    both = sizes if own is None else [size for size in sizes if size in own]
+    if not both:
+        raise InputError(
+            f"the refiner of {spec.name}, {spec.refiner}, has engines of other sizes: build them for the same sizes"
+        )
+    return ServedModel(refiner_name(spec.name), bundle, sizes=both, limits=limits)
 
 
 def load_pipeline(spec: ModelSpec, device: str | None) -> Pipeline:
@@ -78,10 +137,11 @@ def load_pipeline(spec: ModelSpec, device: str | None) -> Pipeline:
         engines=spec.engines,
         trust_engines=spec.trust_engines,
         controls=dict(spec.controls),
+        refiner=spec.refiner,
     )
 
 
 def load_model(spec: ModelSpec, options: DispatcherOptions) -> LoadedModel:
     """Load a model with the loader of the options."""
     loader: Callable[[ModelSpec, str | None], Pipeline] = named(options.loader)
-    return LoadedModel(spec, loader(spec, options.device))
+    return LoadedModel.of_pipeline(spec, loader(spec, options.device))

@@ -89,6 +89,14 @@ class Policy:
             self._alone[job.id] = job
         self._line(job.group).wait(job.images)
 
+    def go_on(self, job: QueuedJob) -> None:
+        """Queue the next pass of a job that has started, before all others of its client."""
+        job.started = True
+        self.jobs[job.id] = job
+        if job.alone:
+            self._alone[job.id] = job
+        self._line(job.group).wait(reversed(job.images), first=True)
+
     def remove(self, job: QueuedJob) -> list[Image]:
         """Forget a job, wherever its images are; returns those that were running, whose slots are free now."""
         running = job.of_state(State.RUNNING)
@@ -117,7 +125,7 @@ class Policy:
     def _least_seconds(self, job: QueuedJob) -> float:
         calls = max((image.calls_left for image in job.images if image.state.value < State.FINISHED.value), default=0)
         unfinished = job.of_state(State.WAITING, State.CHOSEN, State.RUNNING, State.FINISHED)
-        decode = self.costs.decode(job.group, 1) if unfinished else 0.0
+        decode = self.costs.decode(job.group, 1) + job.later if unfinished else 0.0
         return (calls * self.costs.call(job.group, 1) + decode) / 1000
 
     def close_model(self, model: str) -> list[Group]:

@@ -64,7 +64,8 @@ class QueuedJob:
 
     Attributes:
         calls: UNet calls of each image.
-        cost: milliseconds of device time of one image, from text to picture.
+        cost: milliseconds of device time of one image, from text to picture; of a job of two passes, in this pass.
+        second: the pass after this one, which is queued when all images of this one are there.
         weight: its client's share of the device, in proportion to others'.
         expires: when it must have finished, on the policy's clock in seconds; None is never.
         client_jobs: jobs of its client that may be under way; None is the server's limit.
@@ -92,6 +93,12 @@ class QueuedJob:
     encoded: bool = False
     started: bool = False
     restarted: bool = False
+    second: "QueuedJob | None" = None
+
+    @property
+    def later(self) -> float:
+        """Milliseconds of device time of one image after this pass."""
+        return 0.0 if self.second is None else self.second.cost
 
     def with_images(self, count: int) -> "QueuedJob":
         """The job with this many images."""

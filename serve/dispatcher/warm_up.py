@@ -34,7 +34,7 @@ def warm_up(models: Mapping[str, LoadedModel], costs: MeasuredCosts, options: Di
     """Draw and time every size of every model; with `lazy` only the models' own sizes, at batch 1."""
     kept = _KeptTimes(models, options)
     kept.read(costs)
-    for model in models.values():
+    for model in (one for of_model in models.values() for one in of_model.passes()):
         sizes = model.sizes()[:1] if options.lazy else model.sizes()
         for number, size in enumerate(sizes, 1):
             start = time.perf_counter()
@@ -49,7 +49,8 @@ def warm_up(models: Mapping[str, LoadedModel], costs: MeasuredCosts, options: Di
 def _prepare(model: LoadedModel, size: tuple[int, int], costs: MeasuredCosts, *, most: int, fixed: int | None) -> int:
     """Run one size at growing batches, until an image does not become cheaper; returns the largest that is worth it."""
     options = {"width": size[0], "height": size[1], "num_inference_steps": CALLS, "seed": 0}
-    request = model.served.request("", options | _pictures(model, size))
+    one_pass = {} if model.refiner is None else {"refiner_start": 1}
+    request = model.served.request("", options | one_pass | _pictures(model, size))
     trajectory = model.trajectories(request)[0]
     group = Group(Weights(model.name), trajectory.bucket)
     cheapest, count = float("inf"), 1
@@ -115,7 +116,9 @@ class _KeptTimes:
     def __init__(self, models: Mapping[str, LoadedModel], options: DispatcherOptions) -> None:
         facts: list[object] = [platform.node(), platform.processor(), str(options.device), options.max_batch]
         facts += [
-            [m.name, m.backend, sha256_of_file(m.served.bundle.path / MANIFEST), m.sizes()] for m in models.values()
+            [m.name, m.backend, sha256_of_file(m.served.bundle.path / MANIFEST), m.sizes()]
+            for model in models.values()
+            for m in model.passes()
         ]
         self._identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

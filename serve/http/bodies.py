@@ -23,7 +23,7 @@ from latentrt.runtime.request import Call
 from latentrt.runtime.request.metadata import BY_HASH
 from latentrt.runtime.request.options import OPTIONS, json_options, request_schema
 from latentrt.serve.messages import Job, Output, Previews, RefusedError
-from latentrt.serve.served_model import ServedModel, require_one_pass
+from latentrt.serve.served_model import ServedModel, require_one_size
 
 from .config import HttpConfig
 from .errors import ApiError, wrong_input
@@ -136,7 +136,7 @@ class CallReader:
     ) -> Job:
         """The checked job of a body that asks for one pass; see `passes`."""
         job, call = self.passes(body, key, previews=previews, pictures=pictures, words=words)
-        require_one_pass(call)
+        require_one_size(call)
         return job
 
     def passes(
@@ -148,7 +148,9 @@ class CallReader:
         pictures: "tuple[Image.Image, Image.Image | None] | None" = None,
         words: Mapping[str, str] | None = None,
     ) -> tuple[Job, Call]:
-        """The checked job of a body, for the first pass of its call. Raises `InputError`, `ApiError`.
+        """The checked job of a body. Raises `InputError`, `ApiError`.
+
+        It draws the call, but for a second pass that is enlarged: that is a job of its own.
 
         Args:
             body: a prompt and fields of `call_properties`.
@@ -186,6 +188,7 @@ class CallReader:
             deadline,
             output,
             previews,
+            second=call.second if call.refines else None,
         )
         if self._config.log_prompts:
             logger.info("job %s of %s: %r, %r", job.id, job.client, prompt, options.get("negative_prompt"))

@@ -30,7 +30,7 @@ _PART = 1 << 20  # characters of base64; between two parts other threads go on
 
 
 def decoded_files(options: Mapping[str, Any], *, pixels: int, pictures: int) -> dict[str, Any]:
-    """The options of a JSON body, with base64 texts replaced by PIL images and arrays.
+    """The options of a JSON body, with base64 texts replaced by PIL images and arrays; those that are there stay.
 
     Raises `InputError` for what is not base64 and what is not a picture.
 
@@ -48,7 +48,9 @@ def decoded_files(options: Mapping[str, Any], *, pixels: int, pictures: int) -> 
             if len(given) > pictures:
                 raise InputError(f"{name} has {len(given)} pictures: expected at most {pictures}")
             return [decoded(name, one) for one in given]
-        value = from_bytes(name, bytes_of_base64(name, given), pixels=min(pixels, left))
+        value = given
+        if not _is_decoded(given):
+            value = from_bytes(name, bytes_of_base64(name, given), pixels=min(pixels, left))
         left -= value.size if isinstance(value, np.ndarray) else value.width * value.height
         return value
 
@@ -56,6 +58,12 @@ def decoded_files(options: Mapping[str, Any], *, pixels: int, pictures: int) -> 
         name: decoded(name, given) if name in BY_HASH and given is not None else given
         for name, given in options.items()
     }
+
+
+def _is_decoded(given: Any) -> bool:
+    from PIL import Image
+
+    return isinstance(given, np.ndarray | Image.Image)
 
 
 def bytes_of_base64(name: str, text: Any) -> bytes:

@@ -98,7 +98,7 @@ class _Call:
 
     def usage(self, images: int) -> dict[str, Any]:
         """Of so many of its images."""
-        calls = len(self.job.request.plan) * images
+        calls = self.job.calls * images
         details = {"image_tokens": 0, "text_tokens": self.tokens}
         return {
             "input_tokens": self.tokens,

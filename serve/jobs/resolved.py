@@ -65,6 +65,8 @@ class Resolver:
         inputs: Inputs = {}
         model, request = self._models()[job.model], job.request
         options = values_of(request)
+        if model.refiner is not None:  # left out it would ask for the refiner
+            options.setdefault("refiner_start", 1)
         document = {
             "format": JOB_FORMAT,
             "bundle": self._bundle(model),
@@ -75,6 +77,7 @@ class Resolver:
             "prompt": options.pop("prompt", None),
             "options": {name: _as_json(name, value, inputs) for name, value in options.items()},
             "plan": kept(request.plan, inputs),
+            "second_plan": None if job.second is None else kept(job.second.plan, inputs),
             "output": dataclasses.asdict(job.output),
             "previews": None if job.previews is None else dataclasses.asdict(job.previews),
             "client_jobs": job.client_jobs,
@@ -99,16 +102,17 @@ class Resolver:
         model = self._unchanged(kept_job.model, document)
         options = {name: restored(value, read) for name, value in document["options"].items()}
         try:
-            request = model.request(document["prompt"], options)
+            call = model.call(document["prompt"], options)
             loras = model.loras({lora["name"]: lora["weight"] for lora in document["loras"]})
         except LatentRTError as error:
             raise ModelChangedError(f"{kept_job.model} does not take this job any more: {error}") from error
-        previews = document["previews"]
+        previews, second = document["previews"], call.second
         return Job(
             id=kept_job.id,
             model=kept_job.model,
             # The plan that was accepted, where another version or another numpy would compile another one.
-            request=dataclasses.replace(request, plan=restored(document["plan"], read)),
+            request=dataclasses.replace(call.first, plan=restored(document["plan"], read)),
+            second=second and dataclasses.replace(second, plan=restored(document["second_plan"], read)),
             loras=loras,
             client=kept_job.client,
             weight=kept_job.weight,
@@ -141,7 +145,9 @@ class Resolver:
     def _bundle(self, model: ServedModel) -> str:
         """The hash of the manifest, which holds the hashes of all other files; as it was when the model came."""
         if model not in self._bundles:
-            self._bundles[model] = sha256_of_file(model.bundle.path / MANIFEST)
+            self._bundles[model] = "+".join(
+                sha256_of_file(one.bundle.path / MANIFEST) for one in (model, model.refiner) if one is not None
+            )
         return self._bundles[model]
 
     def _sha256(self, file: Path) -> str:

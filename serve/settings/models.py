@@ -13,7 +13,7 @@ from .table import MODELS_TEXT, SETTINGS, Settings
 EMBEDDED = "shapes"
 # Names are part of addresses.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
-_KEYS = ("name", "path", "backend", "engines", "trust_engines", "sizes", "loras", "controls")
+_KEYS = ("name", "path", "backend", "engines", "trust_engines", "sizes", "loras", "controls", "refiner")
 
 
 def models_from_words(words: Any, settings: Settings, where: str, folder: Path) -> tuple[ModelSpec, ...]:
@@ -71,7 +71,7 @@ def _model(table: Mapping[str, Any], settings: Settings, where: str, folder: Pat
 
 
 def _read(key: str, value: Any, where: str, folder: Path) -> Any:
-    kind = SETTINGS["loras" if key == "path" else key].kind
+    kind = SETTINGS["loras" if key in ("path", "refiner") else key].kind
     try:
         return kind.read(value, folder)
     except ValueError:

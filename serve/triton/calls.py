@@ -166,7 +166,7 @@ class _Followed:
                 return [_progress(event.image, event.call, event.calls)]
             case Preview():
                 preview = Given(PREVIEW, BYTES, [base64_text(event.data).encode()], True)
-                return [_progress(event.image, event.call, len(self.job.request.plan)), preview]
+                return [_progress(event.image, event.call, self.job.calls), preview]
         return []
 
 

@@ -58,7 +58,7 @@ class FleetTicket:
     def work(self) -> float:
         """UNet calls that are not made yet, times megapixels."""
         request = self.job.request
-        calls = self.job.images * len(request.plan) - sum(self._calls.values())
+        calls = self.job.images * self.job.calls - sum(self._calls.values())
         return calls * request.width * request.height / 1e6
 
 

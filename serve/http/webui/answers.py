@@ -144,7 +144,8 @@ def info_text(model: ServedModel, job: Job, prompt: str, pictures: Sequence[Pict
     """The answer's `info`. `prompt`: as the client gave it, with the names of LoRAs."""
     request, checkpoint = job.request, model.bundle.manifest.checkpoint
     loras = tuple(LoraFile(Path(name), "", weight) for name, weight in job.loras)
-    source = Source(checkpoint.name, checkpoint.sha256, loras, version("latentrt"), private=True)
+    refiner = None if model.refiner is None else model.refiner.bundle.manifest.checkpoint
+    source = Source(checkpoint.name, checkpoint.sha256, loras, version("latentrt"), private=True, refiner=refiner)
     texts = [png_text(request, picture.image, source)["parameters"] for picture in pictures]
     settings = settings_of_web_ui(texts[0]) if texts else {}
     negative = settings.get("Negative prompt", "")

@@ -62,18 +62,18 @@ class DrawingRoutes:
 
     async def txt2img(self, request: Request) -> Response:
         """Draw pictures from a text. Besides the web UI's fields, all options of latentrt are allowed."""
-        return await self._draw(request, None)
+        return await self._draw(request, begins=False)
 
     async def img2img(self, request: Request) -> Response:
         """Draw a picture anew, or the part of it where a mask is light."""
-        return await self._draw(request, self._pixels)
+        return await self._draw(request, begins=True)
 
-    async def _draw(self, request: Request, pixels: int | None) -> Response:
+    async def _draw(self, request: Request, *, begins: bool) -> Response:
         key = self._sender(request)
         find = partial(self._model, key.name)
 
         def read(body: dict[str, Any]) -> tuple[Asked, Job, Call]:
-            asked = translated(body, find, pictures=pixels)
+            asked = translated(body, find, pixels=self._pixels, begins=begins)
             manifest = asked.model.bundle.manifest
             cheap = manifest.model.latent_rgb is not None or "preview_decoder" in manifest.graphs
             wanted = asked.previews and (cheap or "preview_method" in asked.call)  # those by the VAE cost a lot
@@ -84,13 +84,12 @@ class DrawingRoutes:
             return asked, replace(job, output=replace(job.output, text=asked.text)), call
 
         asked, job, call = await self._reader.read(request, read)
-        first = job if call.second is None else first_job(job, call)
+        twice = call.second is not None and not call.refines
+        first = first_job(job, call) if twice else job
         ticket = await submitted(self._service, first, self._metrics)
         with self._tasks.following(ticket, asked.task) as task:
-            if call.second is None:
-                result = await unless_gone(request, task.drawn())
-            else:
-                result = await unless_gone(request, self._drawn_twice(task, job, call, asked.model))
+            drawing = self._drawn_twice(task, job, call, asked.model) if twice else task.drawn()
+            result = await unless_gone(request, drawing)
         return await self._reader.answered(lambda: _answer(asked, result))
 
     async def _drawn_twice(self, task: Task, job: Job, call: Call, model: ServedModel) -> Drawn:

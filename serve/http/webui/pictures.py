@@ -46,16 +46,18 @@ class PutBack:
     Attributes:
         read: the whole picture and its mask.
         box: where the part belongs.
+        whole: size of the whole picture.
     """
 
     read: "Callable[[], tuple[Image.Image, Image.Image]]"
     inpaint: Inpainting
     box: Box
+    whole: Size
 
     def __call__(self, files: Sequence[bytes], output: Output) -> list[bytes]:
         """The files of whole pictures, from those of drawn parts; the text of a PNG stays."""
         whole, mask = self.read()
-        whole, mask = _opaque(whole), _soft(_binary(mask, inverted=self.inpaint.inverted), self.inpaint.blur)
+        whole, mask = opaque(whole), _soft(_binary(mask, inverted=self.inpaint.inverted), self.inpaint.blur)
         return [self._whole(whole, mask, data, output) for data in files]
 
     def _whole(self, whole: "Image.Image", mask: "Image.Image", data: bytes, output: Output) -> bytes:
@@ -90,7 +92,7 @@ class Prepared:
 
 def prepared(image: "Image.Image", size: Size, fit: Fit) -> Prepared:
     """A picture as a call takes it; what stretching does is left to the call. `size`: (width, height) that is drawn."""
-    return Prepared(_fitted(_opaque(image), size, fit))
+    return Prepared(_fitted(opaque(image), size, fit))
 
 
 def prepared_with_mask(
@@ -109,7 +111,7 @@ def prepared_with_mask(
 
     Raises: InputError: the mask has another size than the picture, or is dark everywhere.
     """
-    image = _opaque(image)
+    image = opaque(image)
     if mask.size != image.size:
         raise InputError(f"the mask has {mask.size} pixels and the picture {image.size}: expected the same size")
     mask = _binary(mask, inverted=inpaint.inverted)
@@ -118,14 +120,14 @@ def prepared_with_mask(
     put_back = None
     if inpaint.part:
         box = _shaped(_padded(found, inpaint.padding, image.size), size, image.size)
-        put_back = PutBack(read, inpaint, box)
+        put_back = PutBack(read, inpaint, box, image.size)
         image, mask = image.crop(box), mask.crop(box)
     else:
         image, mask = _fitted(image, size, fit), _fitted(mask, size, fit)
     return Prepared(_filled(image, mask, size) if inpaint.fill else image, mask, put_back)
 
 
-def _opaque(image: "Image.Image") -> "Image.Image":
+def opaque(image: "Image.Image") -> "Image.Image":
     """A picture in RGB; what is transparent becomes white."""
     from PIL import Image
 
@@ -155,12 +157,16 @@ def _fitted(image: "Image.Image", size: Size, fit: Fit) -> "Image.Image":
     width, height = image.size
     if fit == 0 or width * size[1] == height * size[0]:
         return image
-    if fit == 1:
-        wide = min(width, max(1, round(height * size[0] / size[1])))
-        high = min(height, max(1, round(width * size[1] / size[0])))
-        left, top = (width - wide) // 2, (height - high) // 2
-        return image.crop((left, top, left + wide, top + high))
-    return _with_edges(image, size)
+    return cropped(image, size) if fit == 1 else _with_edges(image, size)
+
+
+def cropped(image: "Image.Image", shape: Size) -> "Image.Image":
+    """The middle of a picture that has this shape."""
+    width, height = image.size
+    wide = min(width, max(1, round(height * shape[0] / shape[1])))
+    high = min(height, max(1, round(width * shape[1] / shape[0])))
+    left, top = (width - wide) // 2, (height - high) // 2
+    return image.crop((left, top, left + wide, top + high))
 
 
 def _with_edges(image: "Image.Image", size: Size) -> "Image.Image":

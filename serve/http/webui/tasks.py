@@ -84,7 +84,7 @@ class Task:
     @property
     def steps(self) -> int:
         """UNet calls of each picture."""
-        return len(self.job.request.plan)
+        return self.job.calls
 
     @property
     def progress(self) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from latentrt.runtime.errors import InputError
+from latentrt.runtime.errors import InputError, shown
 from latentrt.runtime.request import OPTIONS, kinds
 from latentrt.serve.http.bodies import ALIASES
 from latentrt.serve.http.errors import ApiError
@@ -13,6 +13,7 @@ from latentrt.serve.http.given_files import bytes_of_base64, picture
 from latentrt.serve.served_model import ServedModel
 
 from .control import control_of
+from .control_maps import Frame
 from .fields import FIELDS, HIRES_FIELDS, PICTURE_FIELDS, SETTINGS, read_fields, read_settings
 from .names import guidance_of, scheduler_of, takes_eta
 from .pictures import Inpainting, Prepared, PutBack, prepared, prepared_with_mask
@@ -63,19 +64,20 @@ def model_name(given: str) -> str:
 
 
 def translated(
-    body: Mapping[str, Any], find: Callable[[str | None], ServedModel], *, pictures: int | None = None
+    body: Mapping[str, Any], find: Callable[[str | None], ServedModel], *, pixels: int, begins: bool = False
 ) -> Asked:
     """The fields of a body as those of a call. Raises `InputError`, `SchedulerError`, `ApiError`.
 
     Args:
         find: the model of a name; of None, the one that the client has chosen.
-        pictures: for img2img, pixels that a given picture may have.
+        pixels: that a given picture may have.
+        begins: whether the body is that of img2img, which begins from a picture.
     """
     override = body.get("override_settings") or {}
     named = override.get("sd_model_checkpoint") if isinstance(override, dict) else None
     model = find(body.get("model") or (model_name(named) if isinstance(named, str) else None))
     manifest = model.bundle.manifest
-    fields = read_fields(body, manifest, pictures=pictures is not None)
+    fields = read_fields(body, manifest, pictures=begins)
     settings = read_settings(fields.get("override_settings", {}), manifest, where="override_settings: ")
     parameters = _repeated(body, fields, settings, fields.get("include_init_images", False))
     read = FIELDS.keys() | PICTURE_FIELDS.keys() | HIRES_FIELDS.keys()
@@ -87,12 +89,12 @@ def translated(
     _set_numbers(call, words, own)
     _set_scheduler(call, words, own)
     _set_settings(call, words, own, settings, model)
-    if own.get("alwayson_scripts"):
-        first = next(iter(own.get("init_images") or ()), None)
-        call |= control_of(own["alwayson_scripts"], model, first)
+    _set_refiner(call, words, own, model)
     if own.get("enable_hr"):
         _set_hires(call, words, own, model)
-    given = _prepared(call, words, own, model, pictures)
+    given = _prepared(call, words, own, model, pixels) if begins else None
+    if own.get("alwayson_scripts"):
+        _set_control(call, own, model, None if given is None else given.put_back, pixels)
     return Asked(
         model,
         call,
@@ -172,27 +174,62 @@ def _set_settings(
             _set(call, words, row.option, name, settings[name])
 
 
+def _set_refiner(call: dict[str, Any], words: dict[str, str], own: Mapping[str, Any], model: ServedModel) -> None:
+    """As in the web UI, there is no refiner unless a call names it; ours by its own name counts, too."""
+    given = own.get("refiner_checkpoint") or "None"
+    if given == "None":
+        if model.refiner is not None:
+            call.setdefault("refiner_start", 1)
+        return
+    refiner = None if model.refiner is None else model.refiner.bundle.manifest.checkpoint.name
+    if model_name(given) != refiner:
+        which = "has no refiner" if refiner is None else f"has the refiner {refiner}"
+        text = f"refiner_checkpoint={shown(given)}: {model.name} {which} at this server; leave it out, or name that one"
+        raise ApiError(400, text, "unsupported_value", param="refiner_checkpoint")
+    if "refiner_switch_at" in own:
+        _set(call, words, "refiner_start", "refiner_switch_at", own["refiner_switch_at"])
+
+
 def _set_hires(call: dict[str, Any], words: dict[str, str], own: Mapping[str, Any], model: ServedModel) -> None:
     """The second pass, as large as it is asked for; limits are checked with the call."""
-    manifest = model.bundle.manifest
-    given = {ALIASES.get(name, name): value for name, value in call.items()}
-    numbers = {"num_inference_steps": manifest.defaults.num_inference_steps}
-    numbers |= dict(zip(("width", "height"), model.default_size, strict=True))
-    for name in numbers:
-        if name in given:
-            numbers[name] = OPTIONS[name].kind.check(name, given[name], manifest)
-    options = hires_options(own, numbers["num_inference_steps"], (numbers["width"], numbers["height"]))
+    steps = model.bundle.manifest.defaults.num_inference_steps
+    steps, width, height = _given_or(call, model, {"num_inference_steps": steps, **_sides(model.default_size)})
+    options = hires_options(own, steps, (width, height))
     theirs = ("hr_scale", "denoising_strength", "hr_second_pass_steps", "hr_upscaler")
     for (name, value), word in zip(options.items(), theirs, strict=True):
         _set(call, words, name, word, value)
 
 
+def _sides(size: tuple[int, int]) -> dict[str, int]:
+    return {"width": size[0], "height": size[1]}
+
+
+def _given_or(call: Mapping[str, Any], model: ServedModel, defaults: Mapping[str, int]) -> list[int]:
+    """Options of a call by any of their names, checked; those that are not given at these defaults."""
+    given = {ALIASES.get(name, name): value for name, value in call.items()}
+    manifest = model.bundle.manifest
+    return [
+        OPTIONS[name].kind.check(name, given[name], manifest) if name in given else default
+        for name, default in defaults.items()
+    ]
+
+
+def _set_control(
+    call: dict[str, Any], own: Mapping[str, Any], model: ServedModel, part: PutBack | None, pixels: int
+) -> None:
+    """Maps of the shape that is drawn: known by now, also where it is that of a given picture."""
+    width, height = _given_or(call, model, _sides(model.default_size))
+    frame = Frame((width, height), pixels)
+    if part is not None:
+        frame = Frame((width, height), pixels, part.whole, part.box)
+    first = next(iter(own.get("init_images") or ()), None)
+    call |= control_of(own["alwayson_scripts"], model, frame, first, own.get("resize_mode", 0))
+
+
 def _prepared(
-    call: dict[str, Any], words: dict[str, str], own: Mapping[str, Any], model: ServedModel, pixels: int | None
-) -> Prepared | None:
-    """The given picture and mask, None where a call has none; sets the size that is drawn."""
-    if pixels is None:
-        return None
+    call: dict[str, Any], words: dict[str, str], own: Mapping[str, Any], model: ServedModel, pixels: int
+) -> Prepared:
+    """The given picture and mask; sets the size that is drawn."""
     if "init_images" not in own:
         raise ApiError(400, "init_images: expected a list of one picture", "invalid_request", param="init_images")
     if "denoising_strength" in own:
@@ -214,15 +251,11 @@ def _prepared(
 
 def _size(call: dict[str, Any], model: ServedModel, of_picture: tuple[int, int]) -> tuple[int, int]:
     """Width and height that are drawn; those that are not given are of the model's size that is most like a picture."""
-    nearest = model.nearest_size(of_picture)
-    sides = {"width": nearest[0], "height": nearest[1]}
-    for name in sides:
-        if name in call:
-            sides[name] = OPTIONS[name].kind.check(name, call[name], model.bundle.manifest)
-    size = sides["width"], sides["height"]
+    width, height = _given_or(call, model, _sides(model.nearest_size(of_picture)))
+    size = width, height
     if size not in model.sizes:
         raise InputError(model.wrong_size(size))
-    call |= sides
+    call |= _sides(size)
     return size
 
 

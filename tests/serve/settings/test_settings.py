@@ -266,3 +266,12 @@ def test_the_docs_hold_the_table() -> None:
     file = ROOT / "docs" / "serving.md"
     command = "python -c \"from latentrt.serve.settings import settings_table; print(settings_table(), end='')\""
     assert settings_table() in file.read_text(encoding="utf-8"), command
+
+
+def test_a_model_may_have_a_refiner(tmp_path: Path) -> None:
+    file = settings_file(tmp_path, '[[model]]\nname = "xl"\npath = "xl"\nrefiner = "refiner"\n')
+    (model,) = resolved("--config", str(file)).settings.models
+    assert (model.path, model.refiner) == (tmp_path / "xl", tmp_path / "refiner")
+    file = settings_file(tmp_path, '[[model]]\nname = "xl"\npath = "xl"\nrefiner = 3\n')
+    with pytest.raises(InputError, match=r"refiner=3: expected"):
+        resolved("--config", str(file))

@@ -113,7 +113,7 @@ def test_a_drawn_part_is_put_back(blur: tuple[int, int]) -> None:
     chunks, file = PngInfo(), io.BytesIO()
     chunks.add_itxt("parameters", "Größe")
     Image.new("RGB", (64, 64), "white").save(file, "PNG", pnginfo=chunks)
-    put_back = PutBack(lambda: (image, mask), Inpainting(part=True, blur=blur), (40, 20, 60, 40))
+    put_back = PutBack(lambda: (image, mask), Inpainting(part=True, blur=blur), (40, 20, 60, 40), (100, 50))
     (data,) = put_back([file.getvalue()], Output())
     with Image.open(io.BytesIO(data)) as whole:
         assert whole.text == {"parameters": "Größe"}  # type: ignore[attr-defined]
