@@ -25,6 +25,13 @@ from .keys import Key
 from .openai_fields import Asked, body_schema, translated
 
 
+class ControlAnswer(BaseModel):
+    """A control bundle of a model."""
+
+    name: str
+    kind: str = Field(description="controlnet, controlnet-union, t2i-adapter, ip-adapter or image-encoder")
+
+
 class ModelAnswer(BaseModel):
     """A model of the server."""
 
@@ -34,6 +41,7 @@ class ModelAnswer(BaseModel):
     owned_by: str = "latentrt"
     sizes: list[str] = Field(description="the sizes that it draws, its own first")
     loras: list[str] = Field(description="the LoRAs that may be named")
+    controls: list[ControlAnswer] = Field(description="the ControlNets and adapters that may be used")
     schedulers: list[str] = Field(description="short names of schedulers; options may follow, as in euler:eta=0.5")
     defaults: dict[str, int | float] = Field(description="what calls get that leave these options out")
     limits: dict[str, int] = Field(description="what one call may ask for; `pixels` of a picture that is sent")
@@ -131,6 +139,7 @@ class OpenAIRoutes:
             id=model.name,
             sizes=sizes,
             loras=model.lora_names(),
+            controls=[ControlAnswer(name=name, kind=control.kind) for name, control in model.controls.items()],
             schedulers=model.scheduler_names(),
             defaults=model.defaults(),
             limits={**asdict(model.limits), "pixels": self._picture_pixels},

@@ -1,6 +1,7 @@
 // One drawing at a time: a native job from its call to its pictures. Goes on after a reload, and where a connection broke.
 
 import { ServerError, call, follow, inWords, json } from "./api.js";
+import { controlTexts } from "./controls.js";
 import { pause } from "./dom.js";
 import { textsOf } from "./picture.js";
 
@@ -27,10 +28,10 @@ export class Drawing {
     return this.#stop !== null;
   }
 
-  /** Draw a body; `files`: {image, mask}, or null. */
+  /** Draw a body; `files`: {image, mask, controls}, or null. */
   draw(body, files) {
     return this.#run(body, files, async (signal) => {
-      const texts = files ? await textsOf(files) : {};
+      const texts = { ...(files?.image && (await textsOf(files))), ...(await controlTexts(files?.controls)) };
       const job = await this.#submitted({ ...body, ...texts, previews: PREVIEWS }, signal);
       await this.#store.remember(ACTIVE, { id: job.id, body, files }).catch(() => {});
       return job;
@@ -135,7 +136,7 @@ export class Drawing {
       created: Date.now(), model: job.model, body: own, seed, width, height, blob,
       seconds: timings.total === undefined ? null : (timings.total - (timings.queue ?? 0)) / 1000,
       used: { num_inference_steps: request?.num_inference_steps, guidance_scale: request?.guidance_scale },
-      image: files?.image ?? null, mask: files?.mask ?? null,
+      image: files?.image ?? null, mask: files?.mask ?? null, controls: files?.controls ?? null,
     };
     const kept = await this.#store.add(entry).catch(() => entry);
     this.#view.picture(image, kept);

@@ -7,7 +7,7 @@ const SAVED = "latentrt.form";
 // Of the schema, these have controls of their own or are the page's business.
 const ELSEWHERE = new Set(["prompt", "negative_prompt", "model", "width", "height", "seed", "strength", "loras",
   "image", "mask_image", "latents", "previews",
-  // The page has no place for the pictures of ControlNets and adapters.
+  // The pictures of ControlNets and adapters have places of their own.
   "control_image", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end", "control_mode",
   "guess_mode", "ip_adapter_image", "ip_adapter_scale", "t2i_image", "adapter_conditioning_scale",
   "adapter_conditioning_factor"]);
@@ -44,10 +44,12 @@ export class Form {
   #fields = new Map();
   #loras = new Map();
   #picture;
+  #controls;
 
-  /** `schema`: of the body of a job; `models`: as /v1/models has them; `picture`: what drawing begins from. */
-  constructor(schema, models, picture) {
-    [this.#schema, this.#models, this.#picture] = [schema.properties, models, picture];
+  /** `schema`: of the body of a job; `models`: as /v1/models has them; `picture`: what drawing begins from; `controls`:
+   *  what steers it. */
+  constructor(schema, models, picture, controls) {
+    [this.#schema, this.#models, this.#picture, this.#controls] = [schema.properties, models, picture, controls];
     byId("model").append(...models.map((model) => el("option", { value: model.id, textContent: model.id })));
     byId("model-field").hidden = models.length < 2;
     byId("model").addEventListener("change", () => this.#showModel(this.values()));
@@ -89,7 +91,7 @@ export class Form {
     const loras = [...this.#loras].filter(([, { on }]) => on.checked);
     if (loras.length) body.loras = Object.fromEntries(loras.map(([name, { weight }]) => [name, Number(weight.value)]));
     if (!this.#picture.isGiven) delete body.strength;
-    return body;
+    return Object.assign(body, this.#controls.values());
   }
 
   /** Show the values of a body; what it does not say goes to its default. Returns what could not be shown. */
@@ -136,6 +138,7 @@ export class Form {
       range: [0.05, 1, 0.05], empty: String(this.#picture.hasMask ? model.defaults.inpaint_strength : model.defaults.strength),
     }, body));
     this.#showLoras(model, body.loras ?? {});
+    this.#controls.show(model, body);
     this.#changed();
   }
 

@@ -133,7 +133,7 @@ export class History {
   }
 }
 
-function facts({ body, used, model, seed, width, height, seconds, image, mask }) {
+function facts({ body, used, model, seed, width, height, seconds, image, mask, controls }) {
   const shown = { Negative: body.negative_prompt, Model: model, Seed: seed, Size: `${width} × ${height}` };
   const elsewhere = new Set(["prompt", "negative_prompt", "model", "seed", "width", "height", "loras"]);
   for (const [name, value] of Object.entries({ ...used, ...body })) {
@@ -141,6 +141,7 @@ function facts({ body, used, model, seed, width, height, seconds, image, mask })
   }
   for (const [name, weight] of Object.entries(body.loras ?? {})) shown[`LoRA ${name}`] = weight;
   if (image) shown["Began from"] = mask ? "a picture, with a mask" : "a picture";
+  if (controls) shown["Steered by"] = Object.keys(controls).map((key) => key.split("/")[1] ?? labelOf(key)).join(", ");
   if (seconds) shown.Took = shownSeconds(seconds);
   const pairs = Object.entries(shown).filter(([, value]) => value !== undefined && value !== "");
   return el("dl", { className: "facts" }, ...pairs.flatMap(([name, value]) =>

@@ -1,6 +1,7 @@
 // Puts the page together: asks the server what it can do, and passes what people do from part to part.
 
 import { ServerError, hasKey, json, setKey, whenKeyIsNeeded } from "./api.js";
+import { ControlPictures } from "./controls.js";
 import { ask, button, byId, el, pause, toast } from "./dom.js";
 import { Drawing } from "./drawing.js";
 import { Form } from "./form.js";
@@ -21,6 +22,7 @@ listen(); // first, so that nothing is lost that people do while the page begins
 const store = await Store.open();
 
 const picture = new StartPicture(() => form && pictureChanged(), (file) => taken(file));
+const controls = new ControlPictures((wrong) => (wrong ? toast(wrong) : form.write(form.values())));
 const stage = new Stage({
   open: (entry) => history.open(entry),
   cancel: () => drawing.cancel(),
@@ -39,7 +41,7 @@ const stage = new Stage({
 });
 drawing = new Drawing(store, stage);
 const history = new History(store, {
-  again: (entry) => draw(entry.body, entry.image && { image: entry.image, mask: entry.mask }),
+  again: (entry) => draw(entry.body, filesOf(entry)),
   use: (entry) => use(entry.body, entry),
   async begin(entry) {
     await begin(entry.blob);
@@ -70,7 +72,12 @@ async function drawForm() {
     form.mark(wrong.dataset.option ?? wrong.id);
     return;
   }
-  await draw(body, await picture.files());
+  await draw(body, filesOf({ ...(await picture.files()), controls: controls.files() }));
+}
+
+/** What goes to the server beside a body; null for nothing. */
+function filesOf({ image = null, mask = null, controls = null }) {
+  return image || controls ? { image, mask, controls } : null;
 }
 
 function problem(text) {
@@ -87,10 +94,11 @@ async function ended(error, entries) {
 }
 
 /** Show the settings of a body, and what it began from. */
-async function use(body, { image = null, mask = null } = {}) {
+async function use(body, { image = null, mask = null, controls: steering = null } = {}) {
   const { num_images_per_prompt: _, ...rest } = body;
   if (image) await picture.take(image, mask);
   else if (picture.isGiven) picture.remove();
+  controls.give(steering);
   const unknown = form.write(rest);
   if (unknown.length) toast(`This server does not have ${unknown.join(", ")}.`);
   byId("prompt").focus();
@@ -129,11 +137,11 @@ async function taken(file) {
 
 async function useRecorded(recorded) {
   const body = { ...recorded };
-  for (const name of ["image", "mask_image", "latents", "loras", "model", "model_sha256", "format", "version"]) delete body[name];
+  for (const name of ["image", "mask_image", "latents", "control_image", "ip_adapter_image", "t2i_image", "loras", "model", "model_sha256", "format", "version"]) delete body[name];
   body.loras = Object.fromEntries(recorded.loras.map(({ path, weight }) => [path.replace(/^.*[/\\]|\.[^.]*$/g, ""), weight]));
   body.model = recorded.model;
   await use(body);
-  if (recorded.image) toast("It was drawn from another picture, which the file does not hold. Choose that one, too.");
+  if (recorded.image || recorded.control_image || recorded.ip_adapter_image || recorded.t2i_image) toast("It was drawn from another picture, which the file does not hold. Choose that one, too.");
 }
 
 function askForKey(wrong) {
@@ -209,7 +217,7 @@ async function begun() {
     const [{ data }, document] = await Promise.all([json("v1/models"), json("openapi.json")]);
     const { schema } = document.paths["/v1/jobs"].post.requestBody.content["application/json"];
     picture.pixels = data[0].limits.pixels;
-    form = new Form(schema, data, picture);
+    form = new Form(schema, data, picture, controls);
     formIsThere();
     byId("key").hidden = !hasKey();
     byId("key").textContent = "Forget the API key";

@@ -19,8 +19,8 @@ function opened() {
 }
 
 /**
- * Entries: {id, created, model, body, used, seed, width, height, seconds, blob, image, mask}.
- * `body` draws the entry again, with `image` and `mask` as files; it holds no picture. `used`: the model's own values
+ * Entries: {id, created, model, body, used, seed, width, height, seconds, blob, image, mask, controls}.
+ * `body` draws the entry again, with `image`, `mask` and those of `controls` as files; it holds no picture. `used`: the model's own values
  * of what is always told.
  */
 export class Store {

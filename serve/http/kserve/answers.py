@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from .inference import parameter_schemas
-from .signature import OUTPUTS, inputs
+from .signature import BY_NET, OUTPUTS, inputs
 from .tensors import DATATYPES
 
 
@@ -92,7 +92,7 @@ def infer_schema() -> dict[str, Any]:
     tensor = {
         "type": "object",
         "properties": {
-            "name": {"enum": names},
+            "name": {"anyOf": [{"enum": names}, {"type": "string", "pattern": BY_NET}]},
             "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
             "datatype": {"enum": [*DATATYPES]},
             "data": {"type": "array", "description": "in row-major order, flat or nested"},

@@ -70,7 +70,9 @@ def checked(
 
 def _call(asked: Asked) -> dict[str, Any]:
     """The fields of a call, from inputs and parameters."""
-    call = {tensor.name: _value(tensor) for tensor in asked.inputs}
+    call: dict[str, Any] = {}
+    for tensor in asked.inputs:
+        _add(call, tensor)
     if PROMPT not in call:
         raise InputError(f"the input {PROMPT} is missing: expected BYTES of shape [n], a picture for each text")
     for name, value in asked.parameters.items():
@@ -84,10 +86,21 @@ def _call(asked: Asked) -> dict[str, Any]:
     return call
 
 
-def _value(tensor: Tensor) -> Any:
-    if (known := input_named(tensor.name)) is None:
+def _add(call: dict[str, Any], tensor: Tensor) -> None:
+    """Add what an input says; those of single ControlNets become an object by their names."""
+    known, net = input_named(tensor.name)
+    if known is None:
         raise ApiError(400, unknown("input", tensor.name, inputs()), "unknown_parameter", param=tensor.name[:80])
-    return known.value(tensor)
+    if not net:
+        call.setdefault(tensor.name, known.value(tensor))
+        if isinstance(call[tensor.name], dict) and known.by_net:
+            raise InputError(f"{tensor.name} is given for all ControlNets and for single ones: leave one of them out")
+        return
+    option = tensor.name.partition(".")[0]
+    by_net = call.setdefault(option, {})
+    if not isinstance(by_net, dict):
+        raise InputError(f"{option} is given for all ControlNets and for single ones: leave one of them out")
+    by_net[net] = known.value(tensor)
 
 
 def _milliseconds(microseconds: Any) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import JSONResponse
 
+from latentrt.runtime.request.control_options import NETS
 from latentrt.serve.http.bodies import CallReader
 from latentrt.serve.http.errors import EVERYWHERE, OF_WORK, OPEN_INFERENCE, ApiError, errors
 from latentrt.serve.http.following import Drawn, drawn, submitted, unless_gone
@@ -30,7 +31,7 @@ from .answers import (
 from .envelope import BINARY, HEADER, read_request, written
 from .inference import Inference, checked, tensors
 from .repository import repository_router
-from .signature import OUTPUTS, Input, Output, inputs
+from .signature import OUTPUTS, Input, Output, inputs_of
 
 VERSION = "1"  # of each model: a bundle has one
 EXTENSIONS = ("binary_tensor_data", "model_repository", "model_repository(unload_dependents)")
@@ -127,11 +128,13 @@ class _Routes:
 
     async def model(self, model: ModelName) -> ModelMetadata:
         """A model's inputs and outputs."""
+        served = self._reader.model(model)
+        nets = [name for name, control in served.controls.items() if control.kind in NETS]
         return ModelMetadata(
-            name=self._reader.model(model).name,
+            name=served.name,
             versions=[VERSION],
             platform="latentrt_bundle",
-            inputs=[_metadata(tensor) for tensor in inputs().values()],
+            inputs=[_metadata(tensor) for tensor in inputs_of(nets)],
             outputs=[_metadata(tensor) for tensor in OUTPUTS.values()],
         )
 

@@ -1,7 +1,7 @@
 """Which tensors a model takes and gives, made from the table of options. Knows no bytes and no routes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from .tensors import BYTES, FLOATS, INTEGERS, Tensor
 PROMPT = "prompt"
 IMAGE, PIXELS, SEED = "image", "pixels", "seed"
 ANY = -1  # a side of any length
+BY_NET = r"^control[a-z_]*\.[^.]"  # names of inputs for one ControlNet
 
 # What clients may send for a datatype, without loss.
 _TAKEN: Mapping[str, tuple[str, ...]] = {
@@ -35,6 +36,7 @@ class Input:
         listed: a single value is a list of one, too; otherwise it stands for itself.
         file: its elements are files.
         object: an element may be a JSON object.
+        by_net: it may be one for each ControlNet, as inputs such as `control_image.canny`.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Input:
     listed: bool = False
     file: bool = False
     object: bool = False
+    by_net: bool = False
 
     def value(self, tensor: Tensor) -> Any:
         """What a tensor says, as JSON of a call has it; files as bytes. Raises `InputError`."""
@@ -73,15 +76,28 @@ def inputs() -> Mapping[str, Input]:
     return {name: _input(name, schema) for name, schema in request_schema()["properties"].items()}
 
 
-def input_named(name: str) -> Input | None:
-    """An input by its name, or by the short name of its option; None for others."""
-    return inputs().get(ALIASES.get(name, name))
+def input_named(name: str) -> tuple[Input | None, str]:
+    """An input by its name or by the short name of its option, None for others; and the net whose it is, or ""."""
+    option, dot, net = name.partition(".")
+    found = inputs().get(ALIASES.get(option, option))
+    if dot and (found is None or not found.by_net or not net):
+        return None, ""
+    return found, net
+
+
+def inputs_of(nets: Iterable[str]) -> list[Input]:
+    """The inputs of a model with these ControlNets."""
+    by_net = [one for one in inputs().values() if one.by_net]
+    return [*inputs().values(), *(replace(one, name=f"{one.name}.{net}") for net in nets for one in by_net)]
 
 
 def _input(name: str, schema: Mapping[str, Any]) -> Input:
     file = name in BY_HASH
-    if "anyOf" in schema:  # one value, or a list of them
-        return Input(name, _datatype(schema["anyOf"][0]), (ANY,), file=file)
+    if "anyOf" in schema:  # one value, or a list of them, or one for each net
+        one, *_, last = schema["anyOf"]
+        by_net = last.get("type") == "object"
+        many = (ANY,) if not by_net or "anyOf" in one else (1,)
+        return Input(name, _datatype(one.get("anyOf", [one])[0]), many, file=file, by_net=by_net)
     if schema.get("type") == "array":
         count = schema["maxItems"] if schema.get("maxItems") == schema.get("minItems", ()) else ANY
         return Input(name, _datatype(schema["items"]), (count,), listed=True, file=file)

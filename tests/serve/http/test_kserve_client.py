@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 from PIL import Image
+from support.exports import Exported
 from support.kserve import tensor, wanted
 from support.real_server import SIZE, ServerProcess, real_server
 from tritonclient.utils import InferenceServerException
@@ -216,3 +217,56 @@ def test_a_model_that_is_not_configured(admin: Client) -> None:
         assert error.value.status() == "404"
     with pytest.raises(InferenceServerException, match="models are those that the operator named"):
         admin.load_model("shapes", config='{"backend": "python"}')
+
+
+def test_pictures_for_several_nets(exported: Callable[[str], Exported], tmp_path: Path) -> None:
+    """Each net has a picture and a strength of its own, as bytes and as base64; one of them alone draws another."""
+    bundle, nets = (
+        exported("sd1-ports-fp32").bundle,
+        {"edges": exported("sd1-net").bundle, "pose": exported("sd1-bgr").bundle},
+    )
+    controls = ", ".join(f"'{name}' = '{folder}'" for name, folder in nets.items())
+    config = tmp_path / "serve.toml"
+    config.write_text(f"[[model]]\nname = 'sd'\npath = '{bundle}'\nsizes = ['48x40']\ncontrols = {{ {controls} }}\n")
+    maps = {name: Image.effect_noise((48, 40), 40 + 20 * at).convert("RGB") for at, name in enumerate(nets)}
+    files = {}
+    for name, image in maps.items():
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        files[name] = file.getvalue()
+    prompt, seed = tensor("prompt", ["a cat"]), {"seed": 4, "num_inference_steps": 3}
+    inputs = [
+        prompt,
+        tensor("control_image.edges", np.array([files["edges"]], object)),
+        tensor("control_image.pose", [base64.b64encode(files["pose"]).decode()]),
+        tensor("controlnet_conditioning_scale.pose", np.array([0.5])),
+    ]
+    with real_server(f"--config={config}", "--lazy") as server:
+        client = triton.InferenceServerClient(server.address.removeprefix("http://"), network_timeout=100)
+        told = {one["name"]: one for one in client.get_model_metadata("sd")["inputs"]}
+        assert told["control_image.edges"] == {"name": "control_image.edges", "datatype": "BYTES", "shape": [-1]}
+        assert told["controlnet_conditioning_scale.pose"]["shape"] == [1]
+        assert "image.edges" not in told
+
+        def pixels(*inputs: triton.InferInput, **options: Any) -> Any:
+            return client.infer("sd", [*inputs], outputs=wanted("pixels"), parameters=options).as_numpy("pixels")
+
+        got = pixels(*inputs, **seed)
+        by_parameters = {name: base64.b64encode(file).decode() for name, file in files.items()}
+        same = pixels(prompt, control_image=by_parameters, controlnet_conditioning_scale={"pose": 0.5}, **seed)
+        for wrong, message in (
+            ([tensor("control_image.depth", ["AAAA"])], "unknown ControlNet 'depth'|control_image"),
+            ([tensor("image.edges", ["AAAA"])], "unknown input 'image.edges'"),
+            ([tensor("control_image.", ["AAAA"])], "unknown input"),
+            ([inputs[1], tensor("control_image", ["AAAA"])], "for all ControlNets and for single ones"),
+            ([tensor("control_image", ["AAAA"]), inputs[1]], "for all ControlNets and for single ones"),
+        ):
+            with pytest.raises(InferenceServerException, match=message):
+                pixels(prompt, *wrong)
+    with Pipeline.load(bundle, backend="onnxruntime", device="cpu", controls=nets) as pipe:
+        options: dict[str, Any] = {**seed, "width": 48, "height": 40, "output_type": "np"}
+        alone = pipe("a cat", control_image=maps, controlnet_conditioning_scale={"pose": 0.5}, **options).images
+        other = pipe("a cat", control_image={"edges": maps["edges"]}, **options).images
+    assert np.array_equal(got, alone)
+    assert np.array_equal(same, alone)
+    assert not np.array_equal(got, other)
