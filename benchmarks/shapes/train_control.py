@@ -3,7 +3,8 @@
     python -m benchmarks.shapes.train_control
 
 The checkpoint's networks stay as they are. The ControlNet starts as a copy of the UNet's first half, and learns from
-captions that mostly do not name the shapes, so that it has to take them from the edge map.
+captions that mostly do not name the shapes, so that it has to take them from the edge map. `--warm` starts from the
+ControlNet in `--out` instead, and may be repeated with other seeds.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ STATE = Path.home() / ".cache" / "latentrt" / "shapes-control.pt"
 POOL = 12_000
 RATE = 1e-3
 BATCH = 32
-TWO_OBJECTS = 0.5
+TWO_OBJECTS = 0.75  # share of pictures with two objects, whose colours are harder to tell apart without names
 NAMED = 0.25  # share of captions that name the shapes
-EXPONENT = 1.35  # shapes are decided in noisy calls
+EXPONENT = 1.7  # colours and shapes are decided in noisy calls
 HINT_CHANNELS = (16, 16, 32, 32)
 EMA_DECAY = 0.99
 
@@ -43,12 +44,16 @@ EMA_DECAY = 0.99
 class Controlled(nn.Module):
     """The checkpoint's text encoder and UNet, which stay, and a ControlNet `net`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, net: Path | None = None) -> None:
+        """Load the checkpoint in `folder`, and a ControlNet to start from."""
         super().__init__()
         self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         self.unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
         self.requires_grad_(False)
-        self.net = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=HINT_CHANNELS)
+        if net is None:
+            self.net = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=HINT_CHANNELS)
+        else:
+            self.net = ControlNetModel.from_pretrained(net, torch_dtype=torch.float32)
 
     def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor, hints: Tensor) -> Tensor:
         hidden = self.text_encoder(ids).last_hidden_state
@@ -76,6 +81,7 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=POOL, help=f"training pictures; default: {POOL}")
     parser.add_argument("--batch", type=int, default=BATCH, help=f"default: {BATCH}")
     parser.add_argument("--seed", type=int, default=17, help="of pictures and noise; default: 17")
+    parser.add_argument("--warm", action="store_true", help="start from the ControlNet in --out")
     parser.add_argument("--state", type=Path, default=STATE, help="default: ~/.cache/latentrt/shapes-control.pt")
     parser.add_argument("--checkpoint", type=Path, default=SHAPES_CHECKPOINT, help="default: tests/data/shapes")
     parser.add_argument("--out", type=Path, default=SHAPES_EDGES, help="default: tests/data/shapes-edges")
@@ -83,7 +89,7 @@ def main() -> None:
 
     torch.manual_seed(options.seed)
     run = Run(options.state, options.steps)
-    model = Controlled(options.checkpoint)
+    model = Controlled(options.checkpoint, options.out if options.warm else None)
     average = copy.deepcopy(model.net).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.net.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
     if "net" in run.state:
