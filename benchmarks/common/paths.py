@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 SHAPES_CHECKPOINT = ROOT / "tests" / "data" / "shapes"
+SHAPES_EDGES = SHAPES_CHECKPOINT.with_name("shapes-edges")  # its ControlNet
 SHAPES_BUNDLE = ROOT / "engines" / "shapes"
 CALIBRATION = ROOT / "benchmarks" / "quality" / "calibration.txt"  # other prompts of the model `shapes`
 PROMPTS = ROOT / "tests" / "data" / "prompts.json"  # held-out prompts of the model `shapes`

@@ -38,6 +38,7 @@ COLOURS = tuple(PALETTE)
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond")
 # Radii in pixels by number of objects. Two objects share the picture, so each is smaller.
 RADII = {1: {"small": (22.0, 26.0), "large": (40.0, 48.0)}, 2: {"small": (18.0, 20.5), "large": (26.5, 30.0)}}
+LINE = 1.5  # width in pixels of the lines of an edge map
 JITTER = 12.0  # largest distance in pixels of an object from the middle of its column, in x and in y
 
 Relation = Literal["and", "left of"]
@@ -89,6 +90,11 @@ def scene_from_caption(caption: str) -> Scene:
     if scene.caption() != caption:
         raise ValueError(f"not in the picture language: {caption!r}")
     return scene
+
+
+def without_shapes(caption: str) -> str:
+    """The caption with "shape" in place of what its objects are, such as "a large red shape on a blue background"."""
+    return " ".join("shape" if word in SHAPES else word for word in caption.split())
 
 
 def _with_article(words: str) -> str:
@@ -226,6 +232,16 @@ def render(pictures: Sequence[Sequence[Placed]], backgrounds: Sequence[str]) -> 
         colours = np.array([PALETTE[thing.colour] for _, thing in group], np.float32)[:, None, None, :]
         canvas[at] += coverage * (colours - canvas[at])
     return np.rint(canvas).astype(np.uint8)
+
+
+def outlines(things: Sequence[Placed]) -> NDArray[np.uint8]:
+    """An edge map (128, 128): lines of one or two pixels, 255 on 0, along the outlines of objects."""
+    lines = np.zeros((SIDE, SIDE), bool)
+    grid = np.arange(SIDE, dtype=np.float32) + np.float32(0.5)
+    for thing in things:
+        x, y = np.meshgrid((grid - thing.x) / thing.radius, (grid - thing.y) / thing.radius)
+        lines |= np.abs(signed_distance(thing.shape, x, y)) * thing.radius < LINE / 2
+    return np.where(lines, np.uint8(255), np.uint8(0))
 
 
 def main() -> None:

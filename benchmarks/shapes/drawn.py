@@ -25,7 +25,7 @@ from .train_vae import SCALING_FACTOR
 
 BATCH = 16
 STEPS = 20
-GUIDANCE = (1.5, 6.0)  # scales; the bundle's default is 4
+GUIDANCE = (1.0, 5.0)  # scales; the bundle's default is 2
 TWO_OBJECTS = 0.4
 SAVED_EVERY = 400
 SHAPES = (*drawings.SHAPES, "star", "square")  # the most detailed shape, and the one whose faults show most

@@ -11,7 +11,6 @@ shapes are still in place; and a quarter have noise of random strength. The enco
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from benchmarks.common.paths import SHAPES_CHECKPOINT
 from .drawn import drawn_pool
 from .networks import SCHEDULER, token_ids
 from .train_vae import SCALING_FACTOR, mean_absolute_error, pictures, rate_at, reconstruction_loss, save_half, to_tensor
+from .training import Run
 
 STATE = Path.home() / ".cache" / "latentrt" / "shapes-decoder.pt"
 RATE = 6e-4
@@ -78,43 +78,38 @@ def main() -> None:
     trained = [parameter.requires_grad_() for part in parts for parameter in part.parameters()]
     average = [parameter.detach().clone() for parameter in trained]
     optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=1e-4, betas=(0.9, 0.99))
-    state: dict[str, Any] = torch.load(options.state) if options.state.exists() else {"step": 0, "spent": 0.0}
-    step, spent, running = int(state["step"]), float(state["spent"]), 0.0
-    if step:
-        for parameter, saved in zip(trained, state["trained"], strict=True):
+    run = Run(options.state, options.steps)
+    if run.step:
+        for parameter, saved in zip(trained, run.state["trained"], strict=True):
             parameter.data.copy_(saved)
-        average = state["average"]
-        optimizer.load_state_dict(state["optimizer"])
-    options.state.parent.mkdir(parents=True, exist_ok=True)
+        average = run.state["average"]
+        optimizer.load_state_dict(run.state["optimizer"])
 
-    def save_state() -> None:
-        state.update(step=step, spent=spent, trained=[p.detach() for p in trained], average=average)
-        state.update(optimizer=optimizer.state_dict())
-        partial = options.state.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(options.state)
+    def networks() -> dict[str, Any]:
+        parameters = [parameter.detach() for parameter in trained]
+        return {"trained": parameters, "average": average, "optimizer": optimizer.state_dict()}
 
     pool, drafts = pictures(options.pool, seed=11 + options.seed), Drafts(options.out)
     drawn_file = options.state.with_name(f"{options.state.stem}-drawn.pt")
     drawn = drawn_pool(drawn_file, options.out, vae, options.drawn, seed=options.seed * 1_000_000)
-    noise = torch.Generator().manual_seed(options.seed * 1_000_000 + step)
-    rng, last = np.random.default_rng((options.seed, step)), time.monotonic()
+    noise = torch.Generator().manual_seed(options.seed * 1_000_000 + run.step)
+    rng = np.random.default_rng((options.seed, run.step))
 
     def batch() -> tuple[Tensor, Tensor]:
         """Latents, and the pictures that they should become."""
-        if step % 2 and len(drawn):
+        if run.step % 2 and len(drawn):
             chosen = rng.integers(len(drawn), size=BATCH)
             return drawn.latents[chosen], to_tensor(drawn.pictures[chosen])
         images = to_tensor(pool[rng.integers(len(pool), size=BATCH)])
         latents = vae.encode(images).latent_dist.mean * SCALING_FACTOR
-        if step % 4:
+        if run.step % 4:
             return drafts(latents, noise), images
         strength = NOISE[0] + (NOISE[1] - NOISE[0]) * torch.rand(BATCH, 1, 1, 1, generator=noise)
         return latents + strength * torch.randn(latents.shape, generator=noise), images
 
-    while step < options.steps:
+    for progress in run.each(networks):
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step / options.steps, peak=RATE, warm_up=0.02, fall=0.2)
+            group["lr"] = rate_at(progress, peak=RATE, warm_up=0.02, fall=0.2)
         with torch.no_grad():
             latents, images = batch()
         loss = reconstruction_loss(vae.decode(latents / SCALING_FACTOR).sample, images)
@@ -122,23 +117,15 @@ def main() -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        step += 1
-        torch._foreach_lerp_(average, [p.detach() for p in trained], 1 - min(EMA_DECAY, step / (step + 10)))
-        running += (loss.item() - running) * max(0.01, 1 / step)
-        now = time.monotonic()
-        spent, last = spent + now - last, now
-        if step % 100 == 0:
-            left = (options.steps - step) * spent / step / 60
-            print(f"{step:6d}  loss {running:.4f}  {step / spent:.2f} it/s  {left:.1f} min left", flush=True)
-        if step % 250 == 0:
-            save_state()
-    save_state()
+        decay = min(EMA_DECAY, (run.step + 1) / (run.step + 11))
+        torch._foreach_lerp_(average, [parameter.detach() for parameter in trained], 1 - decay)
+        run.note(loss.item())
     for parameter, value in zip(trained, average, strict=True):
         parameter.data.copy_(value)
     vae.eval()
     save_half(vae, options.out / "vae")
     error = mean_absolute_error(vae, pictures(200, seed=99))
-    print(f"{step} steps in {spent / 60:.0f} minutes, loss {running:.4f}, mean absolute error {error:.4f}")
+    print(f"{run}, mean absolute error {error:.4f}")
 
 
 if __name__ == "__main__":

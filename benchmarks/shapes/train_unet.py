@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from .drawn import drawn_pool
 from .muon import Muon
 from .networks import SCHEDULER, Captioned, token_ids, write_checkpoint
 from .train_vae import SCALING_FACTOR, rate_at, to_tensor
+from .training import Run
 from .vocabulary import write_tokenizer
 
 STATE = Path.home() / ".cache" / "latentrt" / "shapes-unet.pt"
@@ -66,7 +67,7 @@ def encoded_pool(vae: AutoencoderKL, count: int, *, seed: int) -> tuple[Tensor, 
 
 
 def velocity_loss(
-    model: Captioned,
+    model: Callable[[Tensor, Tensor, Tensor], Tensor],
     clean: Tensor,
     ids: Tensor,
     alphas: Tensor,
@@ -136,7 +137,8 @@ def main() -> None:
 
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.manual_seed(options.seed)
-    state: dict[str, Any] = torch.load(options.state, map_location="cpu") if options.state.exists() else {}
+    run = Run(options.state, options.steps)
+    state = run.state
     write_tokenizer(options.out / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(options.out / "tokenizer")
     words = " ".join((*drawings.COLOURS, *drawings.SHAPES, *drawings.RADII[1], "a an and left of on background"))
@@ -144,7 +146,7 @@ def main() -> None:
     if options.export:
         model.load_state_dict(state["average"])
         write_checkpoint(model, options.out)
-        print(f"step {state['step']} after {state['spent'] / 60:.0f} minutes written to {options.out}")
+        print(f"step {run.step} after {run.spent / 60:.0f} minutes written to {options.out}")
         return
 
     known = len(state.setdefault("captions", []))
@@ -172,31 +174,23 @@ def main() -> None:
     model.to(device)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizers = new_optimizers(model)
-    step, spent, running = state.get("step", 0), state.get("spent", 0.0), state.get("running", 1.0)
-    if step:
+    if run.step:
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(state[name])
-    options.state.parent.mkdir(parents=True, exist_ok=True)
 
-    def save_state() -> None:
-        state.update({name: on_cpu(optimizer.state_dict()) for name, optimizer in optimizers.items()})
-        state.update(model=on_cpu(model.state_dict()), average=on_cpu(average.state_dict()))
-        state.update(step=step, spent=spent, running=running)
-        partial = options.state.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(options.state)  # so that --export never reads a partial file
+    def networks() -> dict[str, Any]:
+        parts = {"model": model, "average": average, **optimizers}
+        return {name: on_cpu(part.state_dict()) for name, part in parts.items()}
 
-    save_state()
-    noise = torch.Generator().manual_seed(options.seed * 1_000_000 + step)
+    noise = torch.Generator().manual_seed(options.seed * 1_000_000 + run.step)
     peaks = {name: rate * (0.5 if options.warm else 1) for name, rate in RATES.items()}
-    last = time.monotonic()
-    while step < options.steps:
+    for progress in run.each(networks):
         for name, optimizer in optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = rate_at(step / options.steps, peak=peaks[name], warm_up=0.01, fall=0.3)
-        batch = options.batch or BATCHES[options.warm or step >= SMALL_BATCHES]
+                group["lr"] = rate_at(progress, peak=peaks[name], warm_up=0.01, fall=0.3)
+        batch = options.batch or BATCHES[options.warm or run.step >= SMALL_BATCHES]
         chosen = torch.randint(len(latents), (batch,), generator=noise)
         clean, captions, corrected = latents[chosen.to(device)], ids[chosen], None
         if drawn is not None:
@@ -211,20 +205,11 @@ def main() -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers.values():
             optimizer.step()
-        step += 1
-        decay = min(EMA_DECAY, step / (step + 10))
+        decay = min(EMA_DECAY, (run.step + 1) / (run.step + 11))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-        running += (loss.item() - running) * 0.01
-        now = time.monotonic()
-        spent, last = spent + now - last, now
-        if step % 100 == 0:
-            left = (options.steps - step) * spent / step / 60
-            print(f"{step:6d}  loss {running:.4f}  {step / spent:.2f} it/s  {left:.1f} min left", flush=True)
-        if step % 250 == 0:
-            save_state()
-    save_state()
+        run.note(loss.item())
     write_checkpoint(average.cpu(), options.out)
-    print(f"{step} steps in {spent / 60:.0f} minutes, loss {running:.4f}, checkpoint in {options.out}")
+    print(f"{run}, checkpoint in {options.out}")
 
 
 if __name__ == "__main__":

@@ -78,6 +78,27 @@ def test_every_stage_runs_and_resumes(tmp_path: Path) -> None:
     assert np.isfinite(picture).all()
 
 
+@pytest.mark.slow
+def test_a_control_net_is_trained_and_resumed(tmp_path: Path) -> None:
+    from diffusers import ControlNetModel
+
+    control = [
+        "train_control",
+        "--pool",
+        20,
+        "--batch",
+        4,
+        "--state",
+        tmp_path / "control.pt",
+        "--out",
+        tmp_path / "net",
+    ]
+    assert "2 steps in" in stage(*control, "--steps", 2)
+    assert "4 steps in" in stage(*control, "--steps", 4)
+    net = ControlNetModel.from_pretrained(tmp_path / "net", local_files_only=True)
+    assert any(parameter.abs().max() > 0 for parameter in net.controlnet_mid_block.parameters())
+
+
 def test_the_logs_are_those_of_what_ships() -> None:
     last = {file.stem: file.read_text().splitlines()[-1].partition(" in")[0] for file in LOGS.glob("*.log")}
     steps = {"unet": 5000, "decoder": 1800, "unet-2": 7000, "decoder-2": 1800, "unet-3": 5600, "decoder-3": 1500}
