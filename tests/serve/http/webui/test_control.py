@@ -218,7 +218,8 @@ def test_a_real_server_draws_by_edges(exported: Callable[[str], Exported], tmp_p
     )  # fmt: skip
     with real_server(f"--config={config}") as server:
         api = webuiapi.WebUIApi(baseurl=f"{server.address}/sdapi/v1", sampler="Euler", steps=3)
-        result = api.txt2img(prompt="a cat", seed=5, cfg_scale=4.0, width=48, height=40, controlnet_units=[unit])
+        more = {"controlnet_units": [unit], "alwayson_scripts": {}}  # a default that the client would keep units in
+        result = api.txt2img(prompt="a cat", seed=5, cfg_scale=4.0, width=48, height=40, **more)
     edges = Image.fromarray(found_by_opencv(photo, (256, 128), 100, 180))
     assert np.asarray(edges).any()
     with Pipeline.load(bundle, backend="onnxruntime", device="cpu", controls={"edges": net}) as pipe:
