@@ -24,7 +24,8 @@ from benchmarks.common.paths import PROMPTS, RESULTS, ROOT
 from benchmarks.shapes.drawings import SIDE, Placed, outlines, placed, render, scene_from_caption, without_shapes
 from latentrt.runtime import Pipeline
 
-from .judge import background_of, judge, regions_of
+from .judge import judge
+from .outlines import overlaps
 
 PAIRS = 0.4  # share of edge maps with two objects
 BATCH = 10
@@ -42,7 +43,7 @@ def draw(pipe: Pipeline, prompts: Sequence[str], maps: Pictures | None) -> Pictu
         control = (
             {} if maps is None else {"control_image": [Image.fromarray(one).convert("RGB") for one in maps[these]]}
         )
-        seeds = list(range(len(prompts)))[these]
+        seeds = list(range(len(prompts))[these])
         drawn.extend(np.asarray(pipe(list(prompts[these]), seed=seeds, output_type="np", **control).images))
     return drawn
 
@@ -104,9 +105,7 @@ def main() -> None:
         verdicts = [judge(picture, scene)["all"] for picture, scene in zip(pictures, scenes, strict=True)]
         covered = [overlap(p, t, s.background) for p, t, s in zip(pictures, things, scenes, strict=True)]
         figures[name] = {"right": round(float(np.mean(verdicts)), 4), "overlap": round(float(np.mean(covered)), 4)}
-    right = [one for one, scene in zip(drawn["with"], scenes, strict=True) if judge(one, scene)["all"]]
-    outline = [region.overlap for picture in right for region in regions_of(picture, background_of(picture))]
-    figures["outlines"] = round(float(np.mean(outline)), 4)
+    figures["outlines"] = overlaps(drawn["with"], scenes)["mean"]
     rows = {"edges": maps, "drawn": drawn["with"], "without\nedges": drawn["without"]}
     contact_sheet({name: p[:SHEET] for name, p in rows.items()}, prompts[:SHEET]).save(options.sheet, optimize=True)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -119,7 +118,7 @@ def main() -> None:
 def report(figures: dict[str, Any], backend: str) -> str:
     """The text of `shapes-control.md`."""
     names = {"with": "its own", "other": "that of another picture", "without": "none"}
-    wanted = {"with": "≥ 90%", "other": "≤ 40%", "without": ""}
+    wanted = {"with": f"≥ {WANTED['with']:.0%}", "other": f"≤ {WANTED['other']:.0%}", "without": ""}
     return "\n".join(
         [
             "# What the model `shapes` draws along outlines",

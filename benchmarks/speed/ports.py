@@ -25,20 +25,14 @@ from benchmarks.common.harness import (
     unet_parameters,
 )
 from latentrt.runtime import Pipeline
-from latentrt.runtime.bundle.manifest import PORTS
 from latentrt.runtime.goldens import relative_error
+from latentrt.runtime.loop.tables import ports_of
 from latentrt.runtime.protocols import Bucket, Slots
 
 from .resident import trajectories
 
 AT_MOST = {"ip-adapter": 1.03}  # for all other ports together 1.01
 DIFFERENCE = 1e-5  # of latents, where other operators are fused
-
-
-def ports_of(pipe: Pipeline) -> list[str]:
-    """The ports of a bundle's `denoise`."""
-    names = [spec.name for spec in pipe.bundle.graph("denoise").inputs]
-    return [port for port, prefix in PORTS.items() if any(name.startswith(prefix) for name in names)]
 
 
 def one_call(slots: Slots) -> Callable[[], object]:
@@ -67,7 +61,7 @@ def main() -> None:
         paths = (arguments.bundle, *arguments.with_ports)
         where = {"backend": arguments.backend, "device": arguments.device}
         pipes = [stack.enter_context(Pipeline.load(path, **where)) for path in paths]
-        names = ["without ports", *(", ".join(ports_of(pipe)) for pipe in pipes[1:])]
+        names = ["without ports", *(", ".join(ports_of(pipe.bundle.graph("denoise"))) for pipe in pipes[1:])]
         factor = pipes[0].bundle.manifest.model.vae_scale_factor
         facts = pipes[0].bundle.manifest.model.text_encoders[0]
         bucket = Bucket(2, arguments.height // factor, arguments.width // factor, facts.max_length)
