@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from support.controlnets import tiny_controlnet, tiny_t2i_adapter
 from support.exports import ROOT, Exported
@@ -17,7 +19,7 @@ from support.original_layout import unet_name
 from latentrt.export.control.kinds import config_of_file, kind_of_config, renamed_weights
 from latentrt.export.control.source import ControlCheckpoint, ControlSource
 from latentrt.export.control.write import ControlOptions, export_control
-from latentrt.runtime.bundle import ControlBundle
+from latentrt.runtime.bundle import ControlBundle, hashed_files
 from latentrt.runtime.bundle.control_checks import control_faults
 from latentrt.runtime.bundle.control_manifest import control_schema
 from latentrt.runtime.cli.main import main
@@ -146,22 +148,54 @@ def test_it_proves_itself(
     assert "(controlnet), fp32" in capsys.readouterr().out
     bundle = ControlBundle.open(folder)
     golden = bundle.file(bundle.manifest.golden.file)
-    from safetensors.numpy import load_file as load_arrays
-    from safetensors.numpy import save_file as save_arrays
-
     arrays = load_arrays(golden)
     arrays["out.residual_01"] = arrays["out.residual_01"] * np.float32(1.01)
     save_arrays(arrays, golden)
     assert main(["verify", str(folder), "--device", "cpu"]) == 1
     assert "altered: golden/golden.safetensors" in capsys.readouterr().out
-    manifest = json.loads((folder / "bundle.json").read_text())
-    from latentrt.runtime.bundle import hashed_files
+    _relisted(folder)
+    assert main(["verify", str(folder), "--device", "cpu"]) == 1
+    assert "FAIL residual_01: relative error 9.9" in capsys.readouterr().out
 
+
+def _relisted(folder: Path) -> None:
+    """Give the manifest the hash of a changed golden."""
+    manifest = json.loads((folder / "bundle.json").read_text())
     listed = hashed_files(folder)["golden/golden.safetensors"]
     manifest["files"]["golden/golden.safetensors"] = {"size": listed.size, "sha256": listed.sha256}
     (folder / "bundle.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("in.state", lambda array: array.reshape(-1)),
+        ("in.hint", lambda array: array[:, :-1]),
+        ("in.weights", lambda array: array.astype(np.float64)),
+        ("in.timesteps", None),
+        ("out.residual_01", lambda array: array[:, :-1]),
+        ("out.residual_02", lambda array: array * np.float32(np.nan)),
+        ("out.residual_03", lambda array: array.astype(np.int64)),
+    ],
+)
+def test_goldens_of_other_shapes_are_damage(
+    exported: Callable[[str], Exported],
+    tmp_path: Path,
+    name: str,
+    change: Callable[[np.ndarray], np.ndarray] | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "net"
+    shutil.copytree(exported("sd1-net").bundle, folder)
+    golden = folder / "golden" / "golden.safetensors"
+    arrays = load_arrays(golden)
+    array = arrays.pop(name)
+    save_arrays(arrays if change is None else arrays | {name: np.ascontiguousarray(change(array))}, golden)
+    _relisted(folder)
     assert main(["verify", str(folder), "--device", "cpu"]) == 1
-    assert "FAIL residual_01: relative error 9.9" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "golden.safetensors is damaged: " in said.err, said
+    assert name.partition(".")[2] in said.err or "out." in name, said
 
 
 def test_faults_of_manifests(exported: Callable[[str], Exported]) -> None:
