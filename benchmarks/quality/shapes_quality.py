@@ -35,12 +35,16 @@ Pictures = list[NDArray[np.uint8]]
 TARGETS = {"single/all": 0.98, "double/all": 0.85}
 
 
-def draw(pipe: Pipeline, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> Pictures:
-    """One picture (h, w, 3) for each prompt and its seed."""
+def draw(
+    pipe: Pipeline, prompts: Sequence[str], seeds: Sequence[int], *, maps: Pictures | None = None, **options: Any
+) -> Pictures:
+    """One picture (h, w, 3) for each prompt and its seed, steered by its edge map (h, w) where `maps` are given."""
     pictures: Pictures = []
+    steering = maps and [Image.fromarray(one).convert("RGB") for one in maps]
     for at in tqdm(range(0, len(prompts), BATCH), disable=None, leave=False):
         these = slice(at, at + BATCH)
-        result = pipe(list(prompts[these]), seed=list(seeds[these]), output_type="np", **options)
+        control = {"control_image": steering[these]} if steering else {}
+        result = pipe(list(prompts[these]), seed=list(seeds[these]), output_type="np", **control, **options)
         pictures.extend(np.asarray(result.images))
     return pictures
 
@@ -52,7 +56,7 @@ def difference_of_seeds(pipe: Pipeline, prompt: str) -> float:
 
 
 def guidance(pipe: Pipeline, prompts: Sequence[str]) -> dict[str, float]:
-    """Share of right pictures without guidance, with the default, and with strong guidance."""
+    """Share of right pictures without guidance, with some, and with much."""
     scales = (1.0, 4.0, 8.0)
     return {
         f"{scale:g}": accuracies(lambda p, s=scale: draw(pipe, p, range(len(p)), guidance_scale=s), prompts)[

@@ -93,8 +93,11 @@ def scene_from_caption(caption: str) -> Scene:
 
 
 def without_shapes(caption: str) -> str:
-    """The caption with "shape" in place of what its objects are, such as "a large red shape on a blue background"."""
-    return " ".join("shape" if word in SHAPES else word for word in caption.split())
+    """The caption without its objects' names, such as "a large red on a blue background".
+
+    Another word in their place, such as "shape", would be one that the text encoder has never seen.
+    """
+    return " ".join(word for word in caption.split() if word not in SHAPES)
 
 
 def _with_article(words: str) -> str:

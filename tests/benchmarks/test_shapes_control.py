@@ -1,7 +1,8 @@
-"""The ControlNet of the model `shapes`: its edge maps and its judge."""
+"""The ControlNet of the model `shapes`: its edge maps, its judge, and what the shipped one draws."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_edge_maps_follow_the_outlines_of_the_drawing() -> None:
 
 def test_prompts_do_not_name_what_is_drawn() -> None:
     caption = "a small heart left of an orange star on a black background"
-    assert drawings.without_shapes(caption) == "a small shape left of an orange shape on a black background"
+    assert drawings.without_shapes(caption) == "a small left of an orange on a black background"
 
 
 def test_overlap_is_that_of_areas() -> None:
@@ -42,3 +43,29 @@ def test_overlap_is_that_of_areas() -> None:
     moved = drawings.Placed("square", "red", 74, 64, 25 / 0.84)
     assert shapes_control.overlap(picture, [moved], "white") == pytest.approx(40 / 60, abs=1e-3)
     assert shapes_control.overlap(drawings.render([[]], ["white"])[0], [square], "white") == 0
+
+
+def test_a_caption_without_shapes_may_leave_open_which_outline_has_which_colour() -> None:
+    square = drawings.Placed("square", "red", 32, 60, 19)
+    heart = drawings.Placed("heart", "blue", 96, 66, 28)
+    swapped = [replace(square, colour="blue"), replace(heart, colour="red")]
+    picture, other = drawings.render([[square, heart], swapped], ["white", "white"])
+
+    def verdicts(caption: str) -> tuple[bool, bool]:
+        scene = drawings.scene_from_caption(caption)
+        return tuple(shapes_control.right(one, [square, heart], scene) for one in (picture, other))
+
+    assert verdicts("a red square and a blue heart on a white background") == (True, True)
+    assert verdicts("a red square left of a blue heart on a white background") == (True, False)
+    assert verdicts("a small red square and a blue heart on a white background") == (True, False)
+    assert verdicts("a red square and a large blue heart on a white background") == (True, False)
+    assert verdicts("a red square and a green heart on a white background") == (False, False)
+    assert verdicts("a red square and a blue heart on a yellow background") == (False, False)
+
+
+def test_shapes_are_those_of_the_edge_map_where_it_has_them() -> None:
+    square = drawings.Placed("square", "red", 32, 60, 19)
+    heart = drawings.Placed("heart", "blue", 96, 66, 28)
+    scene = drawings.scene_from_caption("a red square and a blue heart on a white background")
+    for wrong in ([replace(square, shape="circle"), heart], [heart], [replace(square, x=96), replace(heart, x=32)]):
+        assert not shapes_control.right(drawings.render([wrong], ["white"])[0], [square, heart], scene)
