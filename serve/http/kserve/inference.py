@@ -91,16 +91,13 @@ def _add(call: dict[str, Any], tensor: Tensor) -> None:
     known, net = input_named(tensor.name)
     if known is None:
         raise ApiError(400, unknown("input", tensor.name, inputs()), "unknown_parameter", param=tensor.name[:80])
-    if not net:
-        call.setdefault(tensor.name, known.value(tensor))
-        if isinstance(call[tensor.name], dict) and known.by_net:
-            raise InputError(f"{tensor.name} is given for all ControlNets and for single ones: leave one of them out")
-        return
     option = tensor.name.partition(".")[0]
-    by_net = call.setdefault(option, {})
-    if not isinstance(by_net, dict):
+    if known.by_net and option in call and isinstance(call[option], dict) != bool(net):
         raise InputError(f"{option} is given for all ControlNets and for single ones: leave one of them out")
-    by_net[net] = known.value(tensor)
+    if net:
+        call.setdefault(option, {})[net] = known.value(tensor)
+    else:
+        call[option] = known.value(tensor)
 
 
 def _milliseconds(microseconds: Any) -> int:
