@@ -28,7 +28,8 @@ from benchmarks.reports import report
 MADE = ROOT / "build" / "bench"
 
 ON_ALL_DEVICES = ("peers", "stages", "latency", "ideas", "cold_start")
-ALL = (*ON_ALL_DEVICES, "calls", "ort_options")
+ALL = (*ON_ALL_DEVICES, "calls", "ort_options", "ports")
+PORTS = ("control,t2i", "control,t2i,ip-adapter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ MODELS = {
             "latency": "--steps 1 4 --batches 1 4 --few-steps 1 --repetitions 3",
             "ort_options": MEMORY_OPTIONS,
         },
-        kinds=("peers", "calls", "stages", "latency", "ideas", "ort_options"),
+        kinds=("peers", "calls", "stages", "latency", "ideas", "ort_options", "ports"),
     ),
     # A picture takes minutes, so each peer draws only two, in one process.
     "sd15": Model(
@@ -105,10 +106,17 @@ def bundle_of(name: str, precision: str) -> Path:
         return SHAPES_BUNDLE
     folder = MADE / precision / name
     if not folder.exists():
-        latentrt = ("-m", "latentrt.runtime.cli")
-        _run(*latentrt, "export", checkpoint_of(name), folder, "--precision", precision)
+        _latentrt("export", checkpoint_of(name), folder, "--precision", precision)
         if precision == "fp32":
-            _run(*latentrt, "build", folder, "--backend", "onnxruntime", "--device", "cpu")
+            _latentrt("build", folder, "--backend", "onnxruntime", "--device", "cpu")
+    return folder
+
+
+def bundle_with_ports(name: str, precision: str, ports: str) -> Path:
+    """The same with ports."""
+    folder = MADE / precision / ports.replace(",", "-") / name
+    if not folder.exists():
+        _latentrt("export", checkpoint_of(name), folder, "--precision", precision, "--ports", ports)
     return folder
 
 
@@ -137,6 +145,9 @@ def commands(model: Model, device: str, backends: list[str]) -> Iterator[tuple[s
             case "ort_options":
                 command = ["-m", "benchmarks.speed.ort_options", bundle]
                 command += ["--size", model.pixels, "--steps", steps, *turns]
+            case "ports":
+                command = ["-m", "benchmarks.speed.ports", *common]
+                command += ["--with-ports", *(bundle_with_ports(model.name, "fp32", ports) for ports in PORTS)]
             case "cold_start":
                 command = ["-m", "benchmarks.speed.cold_start", "--bundle", bundle, "--device", device]
                 command += [] if gpu else ["--saved"]
@@ -169,6 +180,10 @@ def measure(command: list[Any], device: str) -> dict[str, Any]:
         raise RuntimeError(f"ended with status {process.returncode}")
     found: dict[str, Any] = json.loads(last)
     return found
+
+
+def _latentrt(*command: Any) -> None:
+    _run("-m", "latentrt.runtime.cli", *command)
 
 
 def _run(*command: Any) -> None:

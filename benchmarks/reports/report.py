@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import charts
 from .peers import calls_section, peers_section, sizes_section
-from .tables import Run, load, machine, measured, number, of_kind, table, title
+from .tables import Run, load, machines, measured, number, of_kind, table, title
 
 # --- sections ---------------------------------------------------------------------------------------------------------
 
@@ -70,6 +70,21 @@ def ideas_section(run: Run) -> Iterator[str]:
     yield table(("idea", "with", "without", "without / with"), rows)
 
 
+def ports_section(run: Run) -> Iterator[str]:
+    """What inputs for ControlNets and adapters cost a call that feeds none of them."""
+    results = run["results"]
+    size = f"{results['width']}x{results['height']}"
+    yield f"## Unfed ports: {results['model']}, {results['unet_parameters'] / 1e6:.0f} M parameters, {size}"
+    yield "One guided call of a bundle that was exported with `--ports`, all of them zeros, beside one without."
+    rows = []
+    for name, record in measured(run).items():
+        _, backend, ports = name.split(": ")
+        row = results["backends"][backend][ports]
+        milliseconds = number(1000 * record["p50"])
+        rows.append((backend, ports, f"{milliseconds} ms", f"{row['ratio']:.3f}", f"{row['difference']:.0e}"))
+    yield table(("", "ports", "a call", "ratio", "difference of latents"), rows)
+
+
 def cold_start_section(run: Run) -> Iterator[str]:
     """Time of imports, and of the first pictures of a process."""
     results = run["results"]
@@ -126,10 +141,10 @@ def targets_section(runs: Mapping[str, Run]) -> Iterator[str]:
 
 def report(runs: Mapping[str, Run], folder: Path) -> str:
     """The text of `report.md`; also writes the charts."""
-    latest = max(runs.values(), key=lambda run: run["date"])
     parts = [
         f"# {folder.name}",
-        f"{machine(latest)}. Made by `make bench`; every figure stands in a JSON file beside this one.",
+        "Made by `make bench`; every figure stands in a JSON file beside this one. Measured on:",
+        machines(runs),
     ]
     for run in of_kind(runs, "peers"):
         parts += peers_section(run, folder)
@@ -145,6 +160,8 @@ def report(runs: Mapping[str, Run], folder: Path) -> str:
         parts += ideas_section(run)
     for run in of_kind(runs, "cold_start"):
         parts += cold_start_section(run)
+    for run in of_kind(runs, "ports"):
+        parts += ports_section(run)
     if exports := of_kind(runs, "export_cost"):
         parts += export_section(exports)
     if builds := of_kind(runs, "engine_build"):

@@ -39,10 +39,27 @@ def number(value: float) -> str:
 
 def machine(run: Run) -> str:
     """The machine and the date, in one line."""
+    return f"{_hardware(run)}, {run['date']}"
+
+
+def machines(runs: Mapping[str, Run]) -> str:
+    """The machine of all runs; where there are several, each with its runs. Cloud machines differ from day to day."""
+    found: dict[str, list[str]] = {}
+    for stem, run in runs.items():
+        found.setdefault(_hardware(run), []).append(stem)
+    lines = []
+    for hardware, stems in found.items():
+        first, *_, last = sorted([runs[stem]["date"] for stem in stems] * 2)
+        days = first if first == last else f"{first} to {last}"
+        lines.append(f"{hardware}, {days}" + (f": {', '.join(stems)}" if len(found) > 1 else ""))
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _hardware(run: Run) -> str:
     card = run["environment"]
     name = ", ".join(gpu["name"] for gpu in card["gpus"]) or f"{card['cpu']}, {card['cores']} cores"
     extras = f" ({', '.join(card['instructions'])})" if not card["gpus"] and card.get("instructions") else ""
-    return f"{name}{extras}, {card['ram_gib']:g} GiB, {run['date']}"
+    return f"{name}{extras}, {card['ram_gib']:g} GiB"
 
 
 def title(run: Run) -> str:
