@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,18 @@ class Controlled(nn.Module):
         return predicted
 
 
+def placed_to_learn(scene: drawings.Scene, rng: np.random.Generator) -> list[drawings.Placed]:
+    """The objects of a scene, from left to right as in the caption where it leaves open which outline has which colour.
+
+    Learned from both orders, such a caption would give both objects the mean of their colours, or one of them.
+    """
+    things = drawings.placed(scene, rng)
+    sizes = [drawings.RADII[len(things)][thing.size] for thing in scene.objects if thing.size]
+    if all(low <= thing.radius <= high for thing in things for low, high in sizes):
+        things = drawings.placed(replace(scene, relation="left of"), rng)
+    return things
+
+
 def hints_of(scenes: list[list[drawings.Placed]]) -> Tensor:
     """Edge maps (n, 3, 128, 128) in [0, 1]."""
     maps: NDArray[np.uint8] = np.stack([drawings.outlines(things) for things in scenes])
@@ -99,7 +112,7 @@ def main() -> None:
 
     rng = np.random.default_rng(options.seed)
     scenes = list(islice(drawings.training_scenes(rng, two_objects=TWO_OBJECTS), options.pool))
-    things = [drawings.placed(scene, rng) for scene in scenes]
+    things = [placed_to_learn(scene, rng) for scene in scenes]
     if "latents" not in run.state:
         vae = AutoencoderKL.from_pretrained(options.checkpoint / "vae", torch_dtype=torch.float32).eval()
         grounds = [scene.background for scene in scenes]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.common.paths import RESULTS, SHAPES_CHECKPOINT, SHAPES_EDGES
 from benchmarks.quality import shapes_control
 from benchmarks.shapes import drawings
+from latentrt.runtime.cli.main import main
 
 
 def neighbours(mask: np.ndarray) -> np.ndarray:
@@ -69,3 +73,27 @@ def test_shapes_are_those_of_the_edge_map_where_it_has_them() -> None:
     scene = drawings.scene_from_caption("a red square and a blue heart on a white background")
     for wrong in ([replace(square, shape="circle"), heart], [heart], [replace(square, x=96), replace(heart, x=32)]):
         assert not shapes_control.right(drawings.render([wrong], ["white"])[0], [square, heart], scene)
+
+
+@pytest.mark.slow
+def test_what_ships_draws_along_the_edges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, control = tmp_path / "shapes", tmp_path / "edges"
+    same = ["--precision", "fp32"]
+    command = ["export", str(SHAPES_CHECKPOINT), str(bundle), "--ports", "control", "--no-plans", *same]
+    assert main([*command, "--steps", "20", "--guidance-scale", "2"]) == 0
+    assert main(["export-control", str(SHAPES_EDGES), str(control), *same]) == 0
+    options = ["--bundle", bundle, "--control", control, "--count", 30, "--seed", 77]
+    options += ["--out", tmp_path, "--sheet", tmp_path / "sheet.png"]
+    monkeypatch.setattr("sys.argv", ["shapes_control", *map(str, options)])
+    shapes_control.main()
+    figures = json.loads((tmp_path / "shapes-control.json").read_text())
+    assert figures["with"]["right"] >= 0.9, figures
+    assert figures["other"]["right"] <= 0.4, figures
+    assert figures["with"]["overlap"] > figures["other"]["overlap"] + 0.2
+
+
+def test_the_figures_are_those_that_were_asked_for() -> None:
+    figures = json.loads((RESULTS / "shapes-control.json").read_text())
+    assert figures["n"] == 100
+    assert figures["with"]["right"] >= shapes_control.WANTED["with"]
+    assert figures["other"]["right"] <= shapes_control.WANTED["other"]
