@@ -86,9 +86,7 @@ def _features(unet: Any, run: Callable[[], object]) -> tuple[list[torch.Tensor],
     def note_block(block: Any, _: Any, output: Any) -> None:
         sample, states = output
         skips.extend(states)
-        # Blocks with attention add it before they halve the size.
-        halves = getattr(block, "has_cross_attention", False) and block.downsamplers is not None
-        levels.append(states[-2] if halves else sample)
+        levels.append(states[-2] if _halves_after(block) else sample)
 
     hooks = [block.register_forward_hook(note_block) for block in unet.down_blocks]
     hooks.append(unet.conv_in.register_forward_hook(lambda _, __, output: skips.append(output)))
@@ -100,6 +98,25 @@ def _features(unet: Any, run: Callable[[], object]) -> tuple[list[torch.Tensor],
         for hook in hooks:
             hook.remove()
     return skips, levels, middle[0]
+
+
+def _halves_after(block: Any) -> bool:
+    """Whether a block adds an adapter's features before it halves the size: one with attention does."""
+    return getattr(block, "has_cross_attention", False) and block.downsamplers is not None
+
+
+def to_blocks(unet: Any, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The same features, as inputs of `down_intrablock_additional_residuals`.
+
+    Those that a block's output is added to, and with it the sums of the next blocks, pass a pooling of one pixel. ONNX
+    Runtime's CPU provider keeps its result in blocks of channels and fuses those sums with their convolutions, as it
+    does without the port. So zeros change no bit; other backends drop it. There is none for bfloat16 in old opsets.
+    """
+    joined = [*(not _halves_after(block) for block in unet.down_blocks), True]  # the last: in the middle
+    return [
+        torch.nn.functional.max_pool2d(feature, 1) if is_joined and feature.dtype == torch.float32 else feature
+        for feature, is_joined in zip(features, joined, strict=False)
+    ]
 
 
 def _part(symbol: str, whole: int, size: int) -> str:
