@@ -1,6 +1,6 @@
 """What quantization does to the pictures of the embedded model, judged by pixels beside those of its source.
 
-    python -m benchmarks.quality.quantized [--seeds 3] [--keep int8=15 --keep fp8=40] [--out benchmarks/results]
+    python -m benchmarks.quality.quantized [--seeds 3] [--keep int8=55 --keep fp8=55] [--out benchmarks/results]
 
 Quantizes the bundle with the prompts of `calibration.txt`, through the gate, and draws the 300 held-out prompts with
 three seeds each: with the source and with each quantized bundle, from the same noise. Passes if at most 2 points of
@@ -31,7 +31,7 @@ BUNDLE = ROOT / "engines" / "shapes"
 CALIBRATION = Path(__file__).with_name("calibration.txt")
 TARGETS = {"int8": "openvino", "fp8": "tensorrt", "int8-weights": "openvino"}
 BACKENDS = {"openvino": "openvino", "tensorrt": "onnxruntime"}  # ONNX Runtime computes fp8 as it is written
-KEPT = {"int8": 15, "fp8": 40}  # layers in float, which the gate asks for
+KEPT = {"int8": 55, "fp8": 55}  # layers in float, which the gate asks for
 ALLOWED = {"single": 2.0, "double": 4.0}  # points lost
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Judge quantized bundles of the embedded model.")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each prompt; default: 3")
-    parser.add_argument("--keep", action="append", metavar="KIND=N", help="layers in float; default: int8=15, fp8=40")
+    parser.add_argument("--keep", action="append", metavar="KIND=N", help="layers in float; default: int8=55, fp8=55")
     parser.add_argument("--out", type=Path, default=RESULTS, help="default: benchmarks/results")
     options = parser.parse_args()
     kept = {to: int(n) for to, _, n in (word.partition("=") for word in options.keep)} if options.keep else KEPT
