@@ -85,6 +85,8 @@ def main() -> None:
     with Pipeline.load(arguments.bundle, device=arguments.device, backend=arguments.backend[0]) as pipe:
         defaults = pipe.bundle.manifest.defaults
         parameters = unet_parameters(pipe.bundle)
+        if ports := ports_of(pipe.bundle.graph("denoise")):
+            parser.error(f"{arguments.bundle} has the ports {', '.join(ports)}: name the bundle without ports first")
     arguments.height, arguments.width = arguments.height or defaults.height, arguments.width or defaults.width
     print(f"{arguments.bundle.name}: UNet of {parameters / 1e6:,.1f} M parameters", flush=True)
     found: dict[str, Any] = {}
