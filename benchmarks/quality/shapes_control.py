@@ -23,10 +23,10 @@ from PIL import Image, ImageDraw
 
 from benchmarks.common.paths import PROMPTS, RESULTS, ROOT
 from benchmarks.shapes.drawings import (
-    RADII,
     SIDE,
     Placed,
     Scene,
+    has_size,
     outlines,
     placed,
     render,
@@ -74,11 +74,9 @@ def right(picture: NDArray[np.uint8], things: Sequence[Placed], scene: Scene) ->
     if background != scene.background or [one.shape for one in regions] != [one.shape for one in things]:
         return False
     orders = permutations(scene.objects) if scene.relation == "and" else [scene.objects]
-    radii = RADII[len(things)]
     return any(
         all(
-            (asked.size is None or radii[asked.size][0] <= thing.radius <= radii[asked.size][1])
-            and asked.colour in (None, region.colour)
+            has_size(thing, asked, len(things)) and asked.colour in (None, region.colour)
             for region, thing, asked in zip(regions, things, order, strict=True)
         )
         for order in orders

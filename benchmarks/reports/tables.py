@@ -49,8 +49,8 @@ def machines(runs: Mapping[str, Run]) -> str:
         found.setdefault(_hardware(run), []).append(stem)
     lines = []
     for hardware, stems in found.items():
-        first, *_, last = sorted([runs[stem]["date"] for stem in stems] * 2)
-        days = first if first == last else f"{first} to {last}"
+        dates = {runs[stem]["date"] for stem in stems}
+        days = " to ".join(sorted({min(dates), max(dates)}))
         lines.append(f"{hardware}, {days}" + (f": {', '.join(stems)}" if len(found) > 1 else ""))
     return "\n".join(f"- {line}" for line in lines)
 

@@ -212,6 +212,12 @@ def placed(scene: Scene, rng: np.random.Generator) -> list[Placed]:
     return found
 
 
+def has_size(thing: Placed, asked: Object, count: int) -> bool:
+    """Whether a placed object, one of `count`, has the size that a caption asks for."""
+    low, high = RADII[count][asked.size] if asked.size else (0.0, np.inf)
+    return low <= thing.radius <= high
+
+
 def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Antialiased pictures (n, 128, 128, 3) of `scenes`; `rng` chooses open attributes and positions."""
     return render([placed(scene, rng) for scene in scenes], [scene.background for scene in scenes])

@@ -75,8 +75,7 @@ def placed_to_learn(scene: drawings.Scene, rng: np.random.Generator) -> list[dra
     Learned from both orders, such a caption would give both objects the mean of their colours, or one of them.
     """
     things = drawings.placed(scene, rng)
-    sizes = [drawings.RADII[len(things)][thing.size] for thing in scene.objects if thing.size]
-    if all(low <= thing.radius <= high for thing in things for low, high in sizes):
+    if all(drawings.has_size(thing, asked, len(things)) for thing in things for asked in scene.objects):
         things = drawings.placed(replace(scene, relation="left of"), rng)
     return things
 

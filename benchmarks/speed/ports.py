@@ -28,6 +28,7 @@ from benchmarks.common.harness import (
     unet_parameters,
 )
 from latentrt.runtime import Pipeline
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.goldens import relative_error
 from latentrt.runtime.loop.tables import ports_of
 from latentrt.runtime.protocols import Bucket, Slots
@@ -82,11 +83,10 @@ def main() -> None:
     arguments = parser.parse_args()
     card = show_environment()
     paths = (arguments.bundle, *arguments.with_ports)
-    with Pipeline.load(arguments.bundle, device=arguments.device, backend=arguments.backend[0]) as pipe:
-        defaults = pipe.bundle.manifest.defaults
-        parameters = unet_parameters(pipe.bundle)
-        if ports := ports_of(pipe.bundle.graph("denoise")):
-            parser.error(f"{arguments.bundle} has the ports {', '.join(ports)}: name the bundle without ports first")
+    bundle = Bundle.open(arguments.bundle)
+    if ports := ports_of(bundle.graph("denoise")):
+        parser.error(f"{arguments.bundle} has the ports {', '.join(ports)}: name the bundle without ports first")
+    defaults, parameters = bundle.manifest.defaults, unet_parameters(bundle)
     arguments.height, arguments.width = arguments.height or defaults.height, arguments.width or defaults.width
     print(f"{arguments.bundle.name}: UNet of {parameters / 1e6:,.1f} M parameters", flush=True)
     found: dict[str, Any] = {}

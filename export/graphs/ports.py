@@ -105,12 +105,13 @@ def _halves_after(block: Any) -> bool:
     return getattr(block, "has_cross_attention", False) and block.downsamplers is not None
 
 
-def to_blocks(unet: Any, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The same features, as inputs of `down_intrablock_additional_residuals`.
+def fusable(unet: Any, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The same features, in a form in which zeros change no bit on ONNX Runtime's CPU provider.
 
-    Those that a block's output is added to, and with it the sums of the next blocks, pass a pooling of one pixel. ONNX
-    Runtime's CPU provider keeps its result in blocks of channels and fuses those sums with their convolutions, as it
-    does without the port. So zeros change no bit; other backends drop it. There is none for bfloat16 in old opsets.
+    It keeps what a convolution or a pooling gives in blocks of channels, and fuses a sum with a convolution only where
+    both sides have that form. A feature that is added to the output of a whole block would take the form from it, and
+    so from the sums of the next blocks. Such a feature passes a pooling of one pixel, which gives it the form. Only
+    float32 has it; bfloat16 has no pooling in old opsets.
     """
     joined = [*(not _halves_after(block) for block in unet.down_blocks), True]  # the last: in the middle
     return [

@@ -9,7 +9,7 @@ from latentrt.export.checkpoint.families import extra_channels, time_inputs
 
 from .image_attention import give_images
 from .onnx_export import TensorInput
-from .ports import to_blocks
+from .ports import fusable
 
 
 class UNetGraph(torch.nn.Module):
@@ -51,7 +51,7 @@ class UNetGraph(torch.nn.Module):
             added_cond_kwargs=None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids},
             down_block_additional_residuals=None if residuals is None else residuals[:-1],
             mid_block_additional_residual=None if residuals is None else residuals[-1],
-            down_intrablock_additional_residuals=None if features is None else to_blocks(self.unet, features),
+            down_intrablock_additional_residuals=None if features is None else fusable(self.unet, features),
             return_dict=False,
         )[0]
         return prediction.float()

@@ -43,9 +43,9 @@ def _golden_arrays(bundle: ControlBundle, file: Path) -> tuple[Arrays, Arrays]:
     specs = {spec.name: spec for graph in graphs for spec in graph.inputs if spec.name not in given}
     needed = {name: spec for name, spec in specs.items() if name in inputs or not name.startswith("previous_")}
     try:
-        sizes_of_inputs(
-            replace(next(iter(graphs)), inputs=tuple(needed.values())), {n: a.shape for n, a in inputs.items()}
-        )
+        # As if they were the inputs of one graph, so that sizes fit across graphs.
+        whole = replace(next(iter(graphs)), file=file.name, inputs=tuple(needed.values()))
+        sizes_of_inputs(whole, {name: array.shape for name, array in inputs.items()})
     except InputError as error:
         raise damaged(file, "bundle", error) from error
     wrong = [name for name, spec in needed.items() if inputs[name].dtype != DTYPES[spec.dtype].numpy]

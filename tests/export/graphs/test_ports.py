@@ -184,6 +184,13 @@ def test_other_precisions(exported: Callable[[str], Exported], name: str, precis
     assert dtypes["image_strength"] == "float32"
 
 
+def drawn(bundle: Path, backend: str) -> np.ndarray:
+    """Latents that nothing steers."""
+    with Pipeline.load(bundle, backend=backend, device="cpu") as pipe:
+        size: dict[str, int] = {"height": 136, "width": 72, "num_images_per_prompt": 2}
+        return pipe("a green star", seed=3, num_inference_steps=5, output_type="np", **size).latents
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -191,14 +198,13 @@ def test_a_bundle_with_ports_draws_as_one_without(
     exported: Callable[[str], Exported], family: str, backend: str
 ) -> None:
     """To the bit on ONNX Runtime; OpenVINO fuses otherwise."""
-    drawn = []
-    for name in (f"{family}-fp32", f"{family}-ports-fp32"):
-        with Pipeline.load(exported(name).bundle, backend=backend, device="cpu") as pipe:
-            size: dict[str, int] = {"height": 136, "width": 72, "num_images_per_prompt": 2}
-            drawn.append(pipe("a green star", seed=3, num_inference_steps=5, output_type="np", **size).latents)
+    without, bundle = exported(f"{family}-fp32").bundle, exported(f"{family}-ports-fp32").bundle
+    manifest = Bundle.open(bundle).manifest
+    assert (manifest.recipe.ports, manifest.format) == (ALL, "latentrt.bundle/2")
+    got, expected = drawn(bundle, backend), drawn(without, backend)
     if backend == "onnxruntime":
-        assert np.array_equal(*drawn)
-    assert relative_error(*drawn) < 1e-5
+        assert np.array_equal(got, expected)
+    assert relative_error(got, expected) < 1e-5
 
 
 @pytest.mark.slow
@@ -222,6 +228,7 @@ def test_each_port_alone_changes_nothing(sd1: Exported, tmp_path: Path) -> None:
         assert bundle.manifest.recipe.ports == (port,)
         assert bundle.manifest.format == "latentrt.bundle/2"
         assert np.array_equal(predicted(bundle), expected), port
+        assert relative_error(drawn(bundle.path, "openvino"), drawn(sd1.bundle, "openvino")) < 1e-5, port
 
 
 @pytest.mark.parametrize(
